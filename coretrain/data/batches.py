@@ -1,0 +1,228 @@
+"""Prepared data opened for training: splits, windows, global batches, validation batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coretrain.config import RunConfig
+from coretrain.data.files import write_atomically
+from coretrain.data.order import parts_at, rows_of_update
+from coretrain.data.prepare import SPLITS, prepared_folder, read_manifest, trained_tokenizer
+from coretrain.data.shards import AGAIN, Shard, read_shard
+from coretrain.data.sources import open_source
+from coretrain.data.tokenizer import Tokenizer, load_tokenizer, named_tokenizer
+from coretrain.errors import UserError
+
+Tokens = npt.NDArray[np.int32]
+ALWAYS_HASHED = 2**30
+VERIFIED = "verified.json"
+
+
+class Split:
+    """The tokens of one split, over all its shards one after another; cheap to send to another process."""
+
+    def __init__(self, name: str, shards: Sequence[Shard]) -> None:
+        self.name = name
+        self.shards = tuple(shards)
+        self.tokens = sum(shard.tokens for shard in shards)
+        self.documents = sum(shard.documents for shard in shards)
+        self.bytes = sum(shard.text_bytes for shard in shards)
+        self._starts = [0, *accumulate(shard.tokens for shard in shards)]
+        self._ids: list[npt.NDArray[Any] | None] = [None] * len(self.shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Split, (self.name, self.shards)  # a pickled memory map would carry its whole content
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text a token, `<|endoftext|>` counted as a token of no bytes."""
+        return self.bytes / self.tokens
+
+    def windows(self, context: int) -> int:
+        """How many windows of `context` inputs there are; 0 where the split is too short for one."""
+        return max(0, (self.tokens - 1) // context)
+
+    def read(self, window: int, context: int) -> Tokens:
+        """Window i: tokens[i x T : i x T + T + 1], int32 [T+1]; the first T are inputs, the last T labels."""
+        start = window * context
+        if not 0 <= start <= self.tokens - context - 1:
+            raise IndexError(f"window {window} of {self.windows(context)} in {self.name}")
+        row = np.empty(context + 1, np.int32)
+        filled, number = 0, bisect_right(self._starts, start) - 1
+        while filled <= context:
+            offset = start + filled - self._starts[number]
+            piece = self._map(number)[offset:offset + context + 1 - filled]
+            row[filled:filled + len(piece)] = piece
+            filled, number = filled + len(piece), number + 1
+        return row
+
+    def _map(self, number: int) -> npt.NDArray[Any]:
+        ids = self._ids[number]
+        if ids is None:
+            ids = self._ids[number] = self.shards[number].ids()
+        return ids
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of the data, prepared: its share of the rows and its splits."""
+
+    source: str
+    weight: float
+    folder: Path
+    fingerprint: str
+    train: Split
+    validation: Split
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that training reads. One part, or several with weights (a mixture)."""
+
+    tokenizer: Tokenizer
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex hash of tokenizer and shards; of the parts' hashes and weights for a mixture."""
+        if len(self.parts) == 1:
+            return self.parts[0].fingerprint
+        lines = [f"{part.fingerprint} {part.weight!r}" for part in self.parts]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def train(self) -> Split:
+        """The training tokens, all parts one after another."""
+        return Split("train", [shard for part in self.parts for shard in part.train.shards])
+
+    @cached_property
+    def validation(self) -> Split:
+        """The validation tokens, all parts one after another."""
+        return Split("validation", [shard for part in self.parts for shard in part.validation.shards])
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The parts' shares of the rows."""
+        return tuple(part.weight for part in self.parts)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Lines to show: (label, value)."""
+        total = sum(self.weights)
+        names = [part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}" for part in self.parts]
+        return [
+            ("source", ", ".join(names)),
+            ("tokenizer", f"{self.tokenizer.name}, {self.tokenizer.vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
+            *((split.name, f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes a "
+               f"token") for split in (self.train, self.validation)),
+            ("fingerprint", self.fingerprint[:16]),
+            ("cache", ", ".join(str(part.folder) for part in self.parts)),
+        ]
+
+
+def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
+    """Open the data of a run, prepared first where the cache lacks it; `say` gets a line for each slow step.
+
+    Raises `UserError` for a source that is missing or too small, a damaged shard, a context longer than the data.
+    """
+    chosen = config.data.mixture or None
+    names = [(part.source, part.weight) for part in chosen] if chosen else [(config.data.source, 1.0)]
+    sources = [open_source(name, config.data.text_field) for name, _ in names]
+    if config.data.tokenizer == "trained":
+        tokenizer = trained_tokenizer(sources, config.data, say)
+    else:
+        tokenizer = named_tokenizer(config.data.tokenizer)
+    parts = [_open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
+             for source, (_, weight) in zip(sources, names, strict=True)]
+    for part in parts:
+        for split in (part.train, part.validation):
+            if not split.windows(config.model.context):
+                way_out = "" if split.name == "train" else " or raise data.validation_fraction"
+                raise UserError(f"model.context = {config.model.context} is longer than the {split.tokens} {split.name} "
+                                f"tokens of {part.source}: lower it, give more text{way_out}")
+    return Data(tokenizer, tuple(parts))
+
+
+def open_folder(folder: Path) -> Data:
+    """Open one prepared folder by its path, without its source."""
+    manifest = read_manifest(folder)
+    return Data(load_tokenizer(folder), (_open_part(folder, manifest["source"], 1.0),))
+
+
+def _open_part(folder: Path, source: str, weight: float) -> Part:
+    manifest = read_manifest(folder)
+    splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    for entry in manifest["shards"]:
+        shard = read_shard(folder / entry["file"], manifest["tokenizer_fingerprint"], manifest["vocab"])
+        if (shard.tokens, shard.documents, shard.text_bytes) != (entry["tokens"], entry["documents"], entry["bytes"]):
+            raise UserError(f"{shard.path} is not the shard that its manifest lists: {AGAIN}")
+        splits[entry["split"]].append(shard)
+    _verify(folder, [shard for split in SPLITS for shard in splits[split]],
+            {entry["file"]: entry["sha256"] for entry in manifest["shards"]})
+    train, validation = (Split(split, splits[split]) for split in SPLITS)
+    return Part(source, weight, folder, manifest["fingerprint"], train, validation)
+
+
+def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
+    """Check every shard's SHA-256; above a gibibyte, those unchanged (size, time) since the last check are taken on trust."""
+    trusted: dict[str, list[int]] = {}
+    big = sum(shard.file_size for shard in shards) > ALWAYS_HASHED
+    if big and (folder / VERIFIED).is_file():
+        try:
+            trusted = json.loads((folder / VERIFIED).read_text())
+        except ValueError:
+            trusted = {}
+    seen = {}
+    for shard in shards:
+        stat = shard.path.stat()
+        seen[shard.path.name] = [stat.st_size, stat.st_mtime_ns]
+        if trusted.get(shard.path.name) != seen[shard.path.name]:
+            shard.check(sha256[shard.path.name])
+    if big and trusted != seen:
+        write_atomically(folder / VERIFIED, json.dumps(seen).encode())
+
+
+def global_batch(data: Data, config: RunConfig, update: int) -> Tokens:
+    """The global batch of an update, int32 [B, T+1]: inputs [:, :-1], labels [:, 1:]."""
+    return rows_of_batch(data, config, update, 0, config.train.batch_size)
+
+
+def rows_of_batch(data: Data, config: RunConfig, update: int, start: int, stop: int) -> Tokens:
+    """Rows [start, stop) of the update's global batch, int32 [stop-start, T+1]; only they are read."""
+    context = config.model.context
+    windows = [part.train.windows(context) for part in data.parts]
+    rows = rows_of_update(windows, data.weights, data.fingerprint, config.train.seed, update, config.train.batch_size)
+    return np.stack([data.parts[part].train.read(int(window), context) for part, window in rows[start:stop]])
+
+
+def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
+    """The validation set: the first windows, int32 [b, T+1] each, the same every time; a mixture's in its proportions.
+
+    At most `train.eval_batches` batches of `train.batch_size` rows; fewer where the split has fewer.
+    """
+    context, batch_size = config.model.context, config.train.batch_size
+    windows = [part.validation.windows(context) for part in data.parts]
+    parts, counts = parts_at(np.arange(config.train.eval_batches * batch_size), data.weights)
+    rows = [data.parts[part].validation.read(int(count), context)
+            for part, count in zip(parts, counts, strict=True) if count < windows[part]]
+    if not rows:
+        raise UserError(f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
+                        "tokens: lower it, or raise data.validation_fraction")
+    return [np.stack(rows[first:first + batch_size]) for first in range(0, len(rows), batch_size)]
+
+
+def validation_bytes_per_token(data: Data, config: RunConfig) -> float:
+    """Bytes of text a label of `validation_batches` stands for, exactly; bits per byte = loss / ln 2 / this."""
+    lengths = data.tokenizer.byte_lengths()
+    labels = np.concatenate([batch[:, 1:].ravel() for batch in validation_batches(data, config)])
+    return float(lengths[labels].sum(dtype=np.int64) / len(labels))

@@ -1,0 +1,202 @@
+"""Where text comes from: Python's own library, local files, a dataset of the Hub. A source yields documents in order."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coretrain.errors import UserError
+
+PLAIN = (".txt", ".md", ".py")
+SUFFIXES = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+PIECE = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus: `documents()` starts a fresh pass, in the same order every time."""
+
+    name: str
+    listing: tuple[Any, ...]
+    """What the documents depend on (files with size and time, versions): the cache is keyed by it."""
+    documents: Callable[[], Iterator[str]]
+    size: int | None = None
+    """Bytes of text, where that is known beforehand."""
+
+
+def open_source(name: str, text_field: str = "text") -> Source:
+    """The source that `data.source` names. Raises `UserError` when it is missing or of no known kind."""
+    if name == "stdlib":
+        return _stdlib()
+    if name.startswith("hf:"):
+        return _hub(name, text_field)
+    return _local(name, Path(name).expanduser(), text_field)
+
+
+def _stdlib() -> Source:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    topics = root / "pydoc_data" / "topics.py"
+    files = [path for path in _walk(root, (".py",), SKIPPED_FOLDERS)
+             if path != topics and not path.name.startswith("_sysconfigdata")]  # the latter holds this machine's paths
+    if not files:
+        raise UserError("data.source = stdlib: this Python comes without its .py files: give a file or a folder of text")
+
+    def documents() -> Iterator[str]:
+        for path in files:
+            yield _text(path)
+        texts: dict[str, str] = importlib.import_module("pydoc_data.topics").topics if topics.is_file() else {}
+        yield from (texts[key] for key in sorted(texts))
+
+    return Source("stdlib", ("stdlib", sys.version, *_stats(files, root)), documents, _total(files))
+
+
+def _local(name: str, path: Path, text_field: str) -> Source:
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"data.source = {name}: unknown kind of file: use one of {' '.join(SUFFIXES)}")
+        files, root = [path], path.parent
+    elif path.is_dir():
+        files, root = _walk(path, SUFFIXES, set()), path
+        if not files:
+            raise UserError(f"data.source = {name}: no {' '.join(SUFFIXES)} file in that folder")
+    else:
+        raise UserError(f"data.source = {name}: no such file or folder: give a path that exists, stdlib, or hf:NAME")
+
+    def documents() -> Iterator[str]:
+        for file in files:
+            if not file.name.endswith(PLAIN):
+                yield from _rows(file, text_field)
+            elif file == path:  # one text is a corpus: it needs documents to split
+                yield from pieces(_text(file))
+            else:
+                yield _text(file)
+
+    packed = any(file.suffix in (".gz", ".zst", ".parquet") for file in files)
+    return Source(name, (text_field, *_stats(files, root)), documents, None if packed else _total(files))
+
+
+def _hub(name: str, text_field: str) -> Source:
+    parts = name.split(":")[1:]
+    if len(parts) > 3 or not parts[0]:
+        raise UserError(f"data.source = {name}: write hf:NAME, hf:NAME:SUBSET or hf:NAME:SUBSET:SPLIT")
+    dataset, subset, split = (*parts, *[""] * (3 - len(parts)))
+    folder = Path(dataset).expanduser()
+    listing = _stats(_walk(folder, ("",), set()), folder) if folder.is_dir() else []
+
+    def documents() -> Iterator[str]:
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(f"data.source = {name} needs the package datasets: "
+                            "pip install 'twintrain[datasets]'") from None
+        try:
+            rows = datasets.load_dataset(dataset, subset or None, split=split or "train", streaming=True)
+            columns = rows.column_names
+            for row in rows:
+                if text_field not in row:
+                    raise UserError(_no_field(name, text_field, columns or row))
+                if isinstance(row[text_field], str):
+                    yield row[text_field]
+                elif row[text_field] is not None:
+                    raise UserError(f"{name}: field {text_field} is no text: set data.text_field")
+        except (ValueError, OSError) as error:  # unknown subset or split; no connection, no such dataset
+            raise UserError(f"data.source = {name} can't be read: {str(error).splitlines()[0]}") from None
+
+    return Source(name, ("hf", dataset, subset, split, text_field, *listing), documents)
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """Cut a long text at blank lines (or at line ends where none is near) into documents of `size` characters or more."""
+    start = 0
+    while start < len(text):
+        stop = text.find("\n\n", start + size)
+        if stop < 0 or stop > start + 2 * size:
+            stop = text.find("\n", start + size)
+        while 0 <= stop < len(text) and text[stop] == "\n":
+            stop += 1
+        stop = len(text) if stop < 0 else stop
+        yield text[start:stop]
+        start = stop
+
+
+def _walk(root: Path, suffixes: tuple[str, ...], skipped: set[str]) -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
+        found += [Path(folder, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _stats(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
+    stats = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _total(files: list[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it or leave it out") from None
+
+
+def _no_field(where: str, text_field: str, columns: Any) -> str:
+    return f"{where} has no field {text_field}, only {', '.join(map(str, columns)) or 'none'}: set data.text_field"
+
+
+def _rows(path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow as pa
+
+    try:
+        yield from _parquet(path, text_field) if path.suffix == ".parquet" else _jsonl(path, text_field)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} can't be read ({str(error).splitlines()[0]}): "
+                        "it is damaged or of another kind than its name says") from None
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        if text_field not in columns:
+            raise UserError(_no_field(str(path), text_field, columns))
+        kind = file.schema_arrow.field(text_field).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{path}: field {text_field} is {kind}, no text: set data.text_field")
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+
+
+def _jsonl(path: Path, text_field: str) -> Iterator[str]:
+    import io
+
+    import pyarrow as pa
+
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    with pa.input_stream(str(path), compression=kind) as stream:
+        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out") from None
+            if not isinstance(row, dict) or text_field not in row:
+                raise UserError(_no_field(f"{path}, line {number}", text_field, row if isinstance(row, dict) else ()))
+            if isinstance(row[text_field], str):
+                yield row[text_field]
+            elif row[text_field] is not None:
+                raise UserError(f"{path}, line {number}: field {text_field} is no text: set data.text_field")

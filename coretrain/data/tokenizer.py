@@ -1,0 +1,222 @@
+"""Text to token ids and back: GPT-2's, OpenAI's later ones, plain bytes, a file of ranks, or one trained on the corpus.
+
+Every tokenizer is a byte-level BPE that tiktoken runs: merge ranks, a split pattern, and one special, `<|endoftext|>`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+
+from coretrain.data.files import read_json, write_atomically
+from coretrain.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+GPT2_FILE = Path(__file__).resolve().parent / "r50k_base.tiktoken"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+SAVED_RANKS, SAVED_FACTS = "tokenizer.tiktoken", "tokenizer_facts.json"
+LONG_SPACE = re.compile(r"\s{8192}")  # the pattern engine backtracks over white space, and panics near a million
+
+Ids = npt.NDArray[np.uint32]
+
+
+class Tokenizer:
+    """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` counts every id up to the largest, eot included."""
+
+    def __init__(self, name: str, ranks: dict[bytes, int], pattern: str | None, eot: int) -> None:
+        """`pattern` None means that every byte is its own token (no merges, no splitting)."""
+        self.name = name
+        self.ranks = ranks
+        self.pattern = pattern
+        self.eot = eot
+        self.vocab: int = max(max(ranks.values()), eot) + 1
+        self._bytes: dict[int, bytes] = {rank: token for token, rank in ranks.items()}
+        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        if missing:
+            raise UserError(f"tokenizer {name} has no token for byte {missing[0]}, so it can't encode every text: "
+                            "use a byte-level tokenizer")
+        if len(self._bytes) != len(ranks) or eot in self._bytes:
+            raise UserError(f"tokenizer {name} gives one id to two tokens: its file is damaged, make it again")
+        self._encoding = None if pattern is None else tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot})
+        self.fingerprint: str = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.pattern, END_OF_TEXT, self.eot]).encode())
+        for rank, token in sorted(self._bytes.items()):
+            digest.update(rank.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.name, self.ranks, self.pattern, self.eot)
+
+    def encode(self, text: str) -> Ids:
+        """Token ids, uint32 [T]. `<|endoftext|>` inside the text is text like any other, never the special."""
+        if self._encoding is None:
+            return np.frombuffer(to_utf8(text), np.uint8).astype(np.uint32)
+        if len(text) < 8192 or not LONG_SPACE.search(text):
+            return self._piece(text)
+        cuts = [0, *(match.end() for match in LONG_SPACE.finditer(text)), len(text)]
+        return np.concatenate([self._piece(text[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)])
+
+    def _piece(self, text: str) -> Ids:
+        assert self._encoding is not None
+        try:
+            ids: Ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+        except UnicodeEncodeError:
+            ids = np.array(self._encoding.encode_ordinary(to_utf8(text).decode()), np.uint32)
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id; an id without a token (a gap, padding of the vocabulary) reads as U+FFFD."""
+        if token == self.eot:
+            return END_OF_TEXT.encode()
+        return self._bytes.get(int(token), b"\xef\xbf\xbd")
+
+    def decode(self, ids: Iterable[int] | npt.NDArray[Any]) -> str:
+        """Text of `ids`; bytes that are no UTF-8 (half a character) become U+FFFD."""
+        return b"".join(self.token_bytes(int(token)) for token in ids).decode("utf-8", errors="replace")
+
+    def stream(self) -> StreamDecoder:
+        """A decoder that takes ids one at a time and holds back unfinished characters."""
+        return StreamDecoder(self)
+
+    def byte_lengths(self) -> npt.NDArray[np.int32]:
+        """Bytes of text behind each id, int32 [V]; 0 for `<|endoftext|>`, which is no text."""
+        lengths = np.zeros(self.vocab, np.int32)
+        for rank, token in self._bytes.items():
+            lengths[rank] = len(token)
+        return lengths
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into `folder` (two small files), so that the folder can decode and generate alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in sorted(self._bytes.items())]
+        write_atomically(folder / SAVED_RANKS, b"".join(lines))
+        facts = {"version": 1, "name": self.name, "pattern": self.pattern, "eot": self.eot, "vocab": self.vocab,
+                 "specials": {END_OF_TEXT: self.eot}, "fingerprint": self.fingerprint}
+        write_atomically(folder / SAVED_FACTS, json.dumps(facts, indent=1).encode())
+
+
+class StreamDecoder:
+    """Ids in, text out, never half a character; `finish` gives what is left."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Text that `token` completes; may be empty."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What an unfinished character leaves: U+FFFD or nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def to_utf8(text: str) -> bytes:
+    """UTF-8 of `text`; a lone surrogate (JSON can hold one) becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """256 bytes and `<|endoftext|>` = 256."""
+    return Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)}, None, 256)
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's 50257 tokens, from the file that ships with twintrain; its SHA-256 is checked."""
+    return Tokenizer("gpt2", read_ranks(GPT2_FILE, GPT2_SHA256), GPT2_PATTERN, 50256)
+
+
+def openai_tokenizer(name: str) -> Tokenizer:
+    """`cl100k_base` or `o200k_base` through tiktoken, which downloads it once and keeps it."""
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except OSError as error:  # requests' errors are OSErrors
+        raise UserError(f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
+                        "use gpt2, trained or bytes, which need no download") from None
+    return Tokenizer(name, dict(encoding._mergeable_ranks), encoding._pat_str, encoding.eot_token)
+
+
+def file_tokenizer(path: Path) -> Tokenizer:
+    """A `.tiktoken` file; one that `Tokenizer.save` wrote brings its own pattern, others are taken with GPT-2's."""
+    if not path.is_file():
+        raise UserError(f"data.tokenizer: no file {path}: give the path of a .tiktoken file, or trained, gpt2, "
+                        "cl100k_base, o200k_base or bytes")
+    if path.name == SAVED_RANKS and (path.parent / SAVED_FACTS).is_file():
+        return load_tokenizer(path.parent)
+    ranks = read_ranks(path)
+    return Tokenizer(path.stem, ranks, GPT2_PATTERN, max(ranks.values()) + 1)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
+    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")
+    if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
+        raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
+    if facts["version"] > 1:
+        raise UserError(f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 1: "
+                        "upgrade twintrain")
+    tokenizer = Tokenizer(facts["name"], read_ranks(folder / SAVED_RANKS), facts["pattern"], facts["eot"])
+    if tokenizer.fingerprint != facts["fingerprint"]:
+        raise UserError(f"{folder / SAVED_RANKS} does not match the fingerprint in {SAVED_FACTS}: "
+                        "one of the two was changed; restore them, or make the tokenizer again")
+    return tokenizer
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `bpe.py`)."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if name == "bytes":
+        return bytes_tokenizer()
+    if name in ("cl100k_base", "o200k_base"):
+        return openai_tokenizer(name)
+    if name.endswith(".tiktoken"):
+        return file_tokenizer(Path(name).expanduser())
+    raise UserError(f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
+                    "or the path of a .tiktoken file")
+
+
+def read_ranks(path: Path, sha256: str | None = None) -> dict[bytes, int]:
+    """Token bytes to rank, from lines of `base64 rank`. Raises `UserError` that names the file when it is damaged."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from None
+    if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged (its SHA-256 is wrong): install twintrain again")
+    try:
+        pairs = [line.split() for line in raw.splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except (ValueError, binascii.Error):
+        raise UserError(f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it again") from None
+    if len(ranks) != len(pairs) or not ranks or min(ranks.values()) < 0:
+        raise UserError(f"{path} is damaged (repeated or no tokens): make it again")
+    return ranks
+
+
+def check_ids(ids: Sequence[int] | npt.NDArray[Any], vocab: int, where: str) -> None:
+    """Raise `UserError` naming `where` unless every id is in [0, vocab)."""
+    array = np.asarray(ids)
+    if array.size and (int(array.max()) >= vocab or int(array.min()) < 0):
+        bad = int(array.max()) if int(array.max()) >= vocab else int(array.min())
+        raise UserError(f"{where} has token id {bad}, outside of the vocabulary of {vocab}: prepare the data again "
+                        "with this tokenizer")

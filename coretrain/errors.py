@@ -1,0 +1,38 @@
+"""The one exception that a user's mistake raises; command lines turn it into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake in what the user gave (config, file, data): its text names the thing and the way out."""
+
+
+def exits_cleanly(main: Callable[[], int | None]) -> Callable[[], None]:
+    """Wrap a command line's `main`: a `UserError` or a full disk becomes one sentence and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            code = main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+        except OSError as error:
+            if error.errno not in (13, 28, 122):  # EACCES, ENOSPC, EDQUOT: the user's to mend, no traceback
+                raise
+            place = f" at {error.filename}" if error.filename else ""
+            print(
+                f"error: {error.strerror}{place}: free or change the place (--output, data.cache) and go on with "
+                "--resume; checkpoints already written are whole",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_USER_ERROR)
+        sys.exit(code or 0)
+
+    return wrapped

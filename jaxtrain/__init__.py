@@ -1,0 +1,1 @@
+"""The contract carried out in JAX."""

@@ -1,0 +1,143 @@
+"""Causal grouped-query attention, and the ordered table of kernels that can compute it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A thing chosen automatically, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
+    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    forced = config.execution.attention
+    if forced != "auto":
+        if forced not in KERNELS:
+            raise UserError(f"execution.attention = {forced} is not a JAX kernel: choose auto, {', '.join(KERNELS)}")
+        if obstacle := KERNELS[forced].obstacle(config, device):
+            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
+        return Choice(forced, "asked for by execution.attention")
+    passed = []
+    for name, kernel in KERNELS.items():
+        obstacle = kernel.obstacle(config, device)
+        if obstacle is None:
+            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
+        passed.append(f"{name}: {obstacle}")
+    raise AssertionError("plain attention runs anywhere")
+
+
+def attention(kernel: str, q: Array, k: Array, v: Array) -> Array:
+    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t."""
+    return KERNELS[kernel].compute(q, k, v)
+
+
+def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+    B, T, H, C = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, H // K, C)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("btkgc,bskc->bkgts", q, k, preferred_element_type=wide) * (1 / math.sqrt(C))
+    seen = mask[:, None, None]
+    scores = jnp.where(seen, scores, -jnp.inf)
+    peak = jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(wide).min)  # keeps a fully masked row finite
+    weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
+    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(wide).tiny)
+    return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(B, T, H, C)
+
+
+def _plain(q: Array, k: Array, v: Array) -> Array:
+    T, S = q.shape[1], k.shape[1]
+    mask = jnp.tril(jnp.ones((T, S), bool), S - T)
+    return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], T, S)))
+
+
+def _dot_product(implementation: str) -> Callable[[Array, Array, Array], Array]:
+    def compute(q: Array, k: Array, v: Array) -> Array:
+        T, S = q.shape[1], k.shape[1]
+        scale = 1 / math.sqrt(q.shape[-1])
+        if T == S:
+            return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation=implementation)
+        # is_causal aligns top-left; with a longer key side the contract's alignment is bottom-right
+        mask = jnp.tril(jnp.ones((T, S), bool), S - T)[None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=implementation)
+
+    return compute
+
+
+def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
+    """The TPU's splash kernel on q [B, T, H, C]; `interpret` runs it on any machine, slowly."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    T, S, H = q.shape[1], k.shape[1], q.shape[2]
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * H)
+    make = splash_attention_kernel.make_splash_mha if k.shape[2] == H else splash_attention_kernel.make_splash_mqa
+    scaled = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)  # the kernel itself applies no scale
+    if k.shape[2] == H:
+        kernel = make(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+        out = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)))
+        return out.swapaxes(1, 2)
+    K = k.shape[2]
+    group = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * (H // K))
+    kernel = make(group, head_shards=1, q_seq_shards=1, interpret=interpret)
+    grouped = scaled.reshape(*q.shape[:2], K, H // K, q.shape[3]).transpose(0, 2, 3, 1, 4)
+    out = jax.vmap(jax.vmap(kernel))(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
+    if device.platform != "tpu":
+        return f"it needs a TPU, the device is {device.platform}"
+    if config.model.head % 128 and config.model.head != 64:
+        return f"head width {config.model.head} is neither 64 nor a multiple of 128"
+    if config.model.context % 128:
+        return f"context {config.model.context} is not a multiple of 128"
+    return None
+
+
+def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
+    if device.platform not in ("gpu", "cuda"):
+        return f"it needs CUDA, the device is {device.platform}"
+    if config.precision.compute not in ("bfloat16", "float16"):
+        return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
+    if config.model.head > 128:
+        return f"head width {config.model.head} is above 128"
+    return None
+
+
+def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
+    if config.precision.compute == "float64":
+        return "its softmax is float32, precision.compute is float64"
+    return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute attention: the function, and why it can't run here (None where it can)."""
+
+    compute: Callable[[Array, Array, Array], Array]
+    obstacle: Callable[[RunConfig, jax.Device], str | None]
+
+
+KERNELS: dict[str, Kernel] = {
+    "splash": Kernel(functools.partial(splash_attention, interpret=False), _splash_obstacle),
+    "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
+    "xla": Kernel(_dot_product("xla"), _xla_obstacle),
+    "plain": Kernel(_plain, lambda config, device: None),
+}
+"""In order of preference."""

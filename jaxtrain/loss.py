@@ -1,0 +1,80 @@
+"""Output head and cross-entropy in one, chunk by chunk over tokens, so that no [B, T, V] tensor is ever kept."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+IGNORED = -100
+"""Label of a position that is no target."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def cross_entropy(hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array) -> Array:
+    """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
+
+    hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
+    scalar, usually 1 / (targets in the global batch). The gradients are made in the forward pass, where the chunk's
+    softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of logits in memory.
+    """
+    return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained=False)[0]
+
+
+def count_targets(labels: Array) -> Array:
+    """Number of labels that aren't ignored."""
+    return (labels != IGNORED).sum()
+
+
+def _over_chunks(
+    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, trained: bool
+) -> tuple[Array, Array, Array]:
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    weight = head.astype(hidden.dtype)
+    width = hidden.shape[-1]
+    chunk = min(chunk, labels.size)
+    extra = -labels.size % chunk
+    rows = jnp.pad(hidden.reshape(-1, width), ((0, extra), (0, 0))).reshape(-1, chunk, width)
+    labels = jnp.pad(labels.reshape(-1), (0, extra), constant_values=IGNORED).reshape(-1, chunk)
+    padding = jnp.arange(head.shape[0]) >= vocab
+    scale = jnp.asarray(scale, wide)
+
+    def one(carry: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        loss, d_weight = carry
+        h, label = item
+        logits = jnp.where(padding, -jnp.inf, (h @ weight.T).astype(wide))
+        valid = label != IGNORED
+        label = jnp.where(valid, label, 0)
+        target = jnp.take_along_axis(logits, label[:, None], 1)
+        peak = logits.max(1, keepdims=True)
+        weights = jnp.exp(logits - peak)
+        total = weights.sum(1, keepdims=True)
+        loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
+        if not trained:
+            return (loss, d_weight), jnp.zeros((), h.dtype)
+        factor = valid[:, None] * scale
+        hit = jnp.arange(head.shape[0]) == label[:, None]
+        d_logits = (weights * (factor / total) - jnp.where(hit, factor, 0)).astype(h.dtype)
+        return (loss, d_weight + (d_logits.T @ h).astype(head.dtype)), d_logits @ weight
+
+    start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
+    (loss, d_head), d_rows = jax.lax.scan(one, start, (rows, labels))
+    d_hidden = d_rows.reshape(-1, width)[: hidden.size // width].reshape(hidden.shape) if trained else d_rows
+    return loss * scale, d_hidden, d_head
+
+
+def _forward(
+    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    loss, d_hidden, d_head = _over_chunks(hidden, head, labels, vocab, chunk, scale, trained=True)
+    return loss, (d_hidden, d_head)
+
+
+def _backward(vocab: int, chunk: int, saved: tuple[Array, Array], upstream: Array) -> tuple[Array | None, ...]:
+    d_hidden, d_head = saved
+    return d_hidden * upstream.astype(d_hidden.dtype), d_head * upstream.astype(d_head.dtype), None, None
+
+
+cross_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,275 @@
+"""The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.parameters import check_tensors, from_jax_tree, padded_vocab, to_jax_tree
+from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
+from coretrain.tables import rotary_tables
+from jaxtrain.attention import attention, masked_attention
+
+DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
+
+
+def compute_dtype(config: RunConfig) -> jnp.dtype:
+    """Dtype of matmuls and activations."""
+    return DTYPES[config.precision.compute]
+
+
+def master_dtype(config: RunConfig) -> jnp.dtype:
+    """Dtype of weights, gradients' sum and moments: float64 in float64, else float32."""
+    return jnp.promote_types(compute_dtype(config), jnp.float32)
+
+
+class Dropout(NamedTuple):
+    """What a forward pass needs to draw its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+
+    keys: Array
+    rows: Array
+
+
+class Cache(NamedTuple):
+    """Keys and values already computed: [L, B, S, K, C] each."""
+
+    keys: Array
+    values: Array
+
+
+def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> Array:
+    """Counter-based dropout of x [B, T, D]: the mask of `coretrain.randomness.dropout_mask`, kept values / (1 - rate)."""
+    if rate == 0 or dropout is None:
+        return x
+    _, T, D = x.shape
+    token = dropout.rows.astype(jnp.uint32)[:, None] * T + jnp.arange(T, dtype=jnp.uint32)
+    token_hash = _hash32(token ^ dropout.keys[site].astype(jnp.uint32))
+    steps = jnp.arange(D, dtype=jnp.uint32) * jnp.uint32(FEATURE_STEP)
+    kept = (_hash32(token_hash[..., None] + steps) >> 8) >= dropout_threshold(rate)
+    return jnp.where(kept, x * (1 / (1 - rate)), 0)
+
+
+def _hash32(x: Array) -> Array:
+    first, second = (jnp.uint32(m) for m in HASH_MULTIPLIERS)
+    x = (x ^ (x >> 16)) * first
+    x = (x ^ (x >> 15)) * second
+    return x ^ (x >> 16)
+
+
+class Linear(nnx.Module):
+    """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x."""
+
+    def __init__(self, into: int, out: int, bias: bool, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
+        self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """LayerNorm (two-pass variance) or RMSNorm over the last axis, computed in at least float32."""
+
+    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        self.kind, self.eps = m.norm, m.norm_eps
+        self.scale = nnx.Param(jnp.empty((*stack, m.width), dtype))
+        self.bias = nnx.Param(jnp.empty((*stack, m.width), dtype)) if m.norm == "layernorm" and m.bias else None
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.kind == "layernorm":
+            wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        return (wide if self.bias is None else wide + self.bias[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention over x [B, T, D]."""
+
+    def __init__(self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        self.head, self.kernel = m.head, kernel
+        self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype)
+        self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
+        self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
+        self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
+
+    def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
+        q, k, v = self.heads(x, rotary)
+        return self.out(attention(self.kernel, q, k, v).reshape(*x.shape[:2], -1))
+
+    def heads(self, x: Array, rotary: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+        """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
+        q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
+        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+    first, second = jnp.split(x.astype(cos.dtype), 2, -1)
+    cos, sin = jnp.expand_dims(cos, -2), jnp.expand_dims(sin, -2)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """GELU (tanh) or SwiGLU, hidden width F."""
+
+    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype) if m.mlp == "swiglu" else None
+        self.up = Linear(m.width, m.hidden, m.bias, stack, dtype)
+        self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
+
+    def __call__(self, x: Array) -> Array:
+        if self.gate is None:
+            return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x)). All layers' weights lie stacked."""
+
+    def __init__(self, m: ModelConfig, kernel: str, dtype: jnp.dtype) -> None:
+        # Torch has a list of blocks; here one block holds [L, ...], so that a scan compiles it once.
+        self.rate = m.residual_dropout
+        self.norm1 = Norm(m, (m.layers,), dtype)
+        self.attention = Attention(m, kernel, (m.layers,), dtype)
+        self.norm2 = Norm(m, (m.layers,), dtype)
+        self.mlp = MLP(m, (m.layers,), dtype)
+
+    def __call__(self, x: Array, rotary: tuple[Array, Array] | None, dropout: Dropout | None, layer: Array) -> Array:
+        site = 1 + 2 * layer
+        x = x + drop(self.attention(self.norm1(x), rotary), self.rate, dropout, site)
+        return x + drop(self.mlp(self.norm2(x)), self.rate, dropout, site + 1)
+
+    def step(
+        self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
+    ) -> tuple[Array, Array, Array]:
+        """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
+        q, k, v = self.attention.heads(self.norm1(x), rotary)
+        keys, values = (jax.lax.dynamic_update_slice_in_dim(old, new, at, 1) for old, new in ((keys, k), (values, v)))
+        x = x + self.attention.out(masked_attention(q, keys, values, mask).reshape(*x.shape[:2], -1))
+        return x + self.mlp(self.norm2(x)), keys, values
+
+
+class Embed(nnx.Module):
+    """Token embedding [V, D] (rows padded), and learned positions [T, D]."""
+
+    def __init__(self, m: ModelConfig, rows: int, dtype: jnp.dtype) -> None:
+        self.token = nnx.Param(jnp.empty((rows, m.width), dtype))
+        self.position = nnx.Param(jnp.empty((m.context, m.width), dtype)) if m.position == "learned" else None
+
+
+class Head(nnx.Module):
+    """An untied output head [V, D] (rows padded)."""
+
+    def __init__(self, m: ModelConfig, rows: int, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.empty((rows, m.width), dtype))
+
+
+class GPT(nnx.Module):
+    """The decoder. Its parameters' paths are the table's `jax_path`s."""
+
+    def __init__(self, config: RunConfig, kernel: str) -> None:
+        m, dtype = config.model, master_dtype(config)
+        self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
+        self.scan = config.execution.scan_layers
+        rows = padded_vocab(m, config.execution.vocab_multiple)
+        self.embed = Embed(m, rows, dtype)
+        self.blocks = Block(m, kernel, dtype)
+        self.norm = Norm(m, (), dtype)
+        self.head = None if m.tied else Head(m, rows, dtype)
+
+    @property
+    def head_weight(self) -> Array:
+        """The output head [V, D], padded; the token embedding where the head is tied."""
+        return (self.embed.token if self.head is None else self.head.weight)[...]
+
+    def __call__(self, tokens: Array, dropout: Dropout | None = None) -> Array:
+        """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
+        T = tokens.shape[1]
+        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
+        x = drop(x, self.config.embedding_dropout, dropout, 0)
+        rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
+        block, stacked = nnx.split(self.blocks)
+
+        def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
+            weights, index = item
+            return nnx.merge(block, weights)(x, rotary, dropout, index), None
+
+        x = self._over_layers(checkpointed(layer, self.policy), x, stacked)[0]
+        return self.norm(x)
+
+    def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
+        """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
+        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
+        rotary = tuple(table[positions] for table in self._rotary()) if self.config.position == "rope" else None
+        block, stacked = nnx.split(self.blocks)
+
+        def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            x, keys, values = nnx.merge(block, item[0]).step(x, rotary, mask, item[1], item[2], at)
+            return x, (keys, values)
+
+        x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
+        return self.norm(x), Cache(keys, values)
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits [..., V] in at least float32, padding cut off."""
+        logits = hidden @ self.head_weight[: self.config.vocabulary].astype(hidden.dtype).T
+        return logits.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+
+    def _embed(self, tokens: Array, position: Array | None) -> Array:
+        x = self.embed.token[...][tokens]
+        return (x if position is None else x + position).astype(self.dtype)
+
+    def _rotary(self) -> tuple[Array, Array]:
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        cos, sin = rotary_tables(self.config, self.config.context)
+        return jnp.asarray(cos, wide), jnp.asarray(sin, wide)
+
+    def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any) -> tuple[Array, None]:
+        layers = jnp.arange(self.config.layers)
+        if self.scan:
+            return jax.lax.scan(layer, x, (stacked, layers))
+        for i in range(self.config.layers):
+            x, _ = layer(x, (jax.tree.map(lambda leaf, i=i: leaf[i], stacked), layers[i]))
+        return x, None
+
+
+def checkpointed(block: Callable[..., Any], policy: str) -> Any:
+    """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
+    if policy == "none":
+        return block
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "matmuls" else None
+    return functools.partial(jax.checkpoint, policy=saved, prevent_cse=False)(block)
+
+
+def build_model(config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: jax.Device) -> GPT:
+    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype."""
+    check_tensors(config.model, tensors, "the parameters")
+    abstract = nnx.eval_shape(lambda: GPT(config, kernel))
+    tree = to_jax_tree(config.model, tensors, config.execution.vocab_multiple)
+    graph, state = nnx.split(abstract)
+    flat = dict(nnx.to_flat_state(state))
+    for path, leaf in flat.items():
+        value = jnp.asarray(tree[".".join(map(str, path))], leaf.dtype)
+        flat[path] = leaf.replace(jax.device_put(value, device))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
+    """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
+    flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return from_jax_tree(config.model, flat)
+
+
+def dotted(path: Any) -> str:
+    """The table's `jax_path` of a leaf, from its path in a tree of the parameters' form."""
+    return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))

@@ -1,0 +1,164 @@
+"""AdamW, Adam and Muon as the contract has them; the learning rate and the count of applied updates come from outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from coretrain.config import RunConfig
+from coretrain.parameters import from_jax_tree, parameter_table, to_jax_tree
+from jaxtrain.model import dotted
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
+
+
+def global_norm(gradients: Iterable[Array]) -> Array:
+    """2-norm of all gradients together, in at least float32."""
+    return optax.global_norm([g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in gradients])
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """min(1, limit / (norm + 1e-6)), torch's clip_grad_norm_; 1 where limit is 0."""
+    # optax.clip_by_global_norm has no 1e-6 and would not be torch's rule
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+
+
+def orthogonalize(matrix: Array) -> Array:
+    """Muon's five Newton-Schulz steps on [..., rows, columns], in the matrix' own dtype: near U V^T of its SVD."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / jnp.maximum(jnp.linalg.matrix_norm(x, keepdims=True), 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.mT if tall else x
+
+
+class Moments(NamedTuple):
+    """Both moments of Adam, trees like the parameters (optax.MaskedNode where Muon holds the parameter)."""
+
+    first: Any
+    second: Any
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """Adam's direction; `corrections` = (1 - b1^t, 1 - b2^t) are handed to `update`.
+
+    optax.scale_by_adam computes them in float32 from a counter of its own: up to 1e-4 off at b2 near 1, and blind to
+    skipped updates. Here they come in float64 from the count of applied updates.
+    """
+
+    def init(params: Any) -> Moments:
+        return Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(
+        updates: Any, state: Moments, params: Any = None, *, corrections: tuple[Array, Array], **_: Any
+    ) -> tuple[Any, Moments]:
+        first = optax.tree.update_moment(updates, state.first, b1, 1)
+        second = optax.tree.update_moment_per_elem_norm(updates, state.second, b2, 2)
+        one, two = corrections
+        direction = jax.tree.map(lambda m, v: (m / one) / (jnp.sqrt(v / two) + eps), first, second)
+        return direction, Moments(first, second)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_muon(beta: float) -> optax.GradientTransformationExtraArgs:
+    """Muon's direction with Nesterov momentum, scaled by 0.2 sqrt(max(rows, columns)) as match_rms_adamw."""
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        state = jax.tree.map(lambda buffer, g: buffer * beta + g * (1 - beta), state, updates)
+
+        def direction(g: Array, buffer: Array) -> Array:
+            return orthogonalize((1 - beta) * g + beta * buffer) * (0.2 * math.sqrt(max(g.shape[-2:])))
+
+        return jax.tree.map(direction, updates, state), state
+
+    return optax.GradientTransformationExtraArgs(optax.tree.zeros_like, update)
+
+
+class Optimizer:
+    """The update rule over a model's parameters, and its moments by canonical name.
+
+    AdamW decays the parameter first, p (1 - lr x decay), then takes lr x m / (sqrt(v) + eps) with both moments
+    bias-corrected (Loshchilov and Hutter 2019). Muon (match_rms_adamw scaling) takes the blocks' matrices.
+    """
+
+    # In torch this object holds the moments; here they are a value, `init`ed, passed through `step` and donated.
+
+    def __init__(self, config: RunConfig, params: nnx.State) -> None:
+        o = config.optimizer
+        self.config = config
+        table = {row.jax_path: row for row in parameter_table(config.model)}
+        paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
+        decays = jax.tree.map(lambda path: table[path].decay, paths)
+        kinds = jax.tree.map(
+            lambda path: (
+                "muon" if o.name == "muon" and table[path].layer is not None and len(table[path].shape) == 2 else "adam"
+            ),
+            paths,
+        )
+        self.decay = 0.0 if o.name == "adam" else o.weight_decay
+        self.rule = optax.chain(
+            optax.partition(
+                {"adam": scale_by_adam(o.beta1, o.beta2, o.eps), "muon": scale_by_muon(o.muon_momentum)}, kinds
+            ),
+            optax.add_decayed_weights(self.decay, mask=decays),
+        )
+
+    def init(self, params: nnx.State) -> Any:
+        """Zero moments."""
+        return self.rule.init(params)
+
+    def step(
+        self, params: nnx.State, state: Any, gradients: nnx.State, lr: Array, factor: Array, corrections: Any
+    ) -> tuple[nnx.State, Any]:
+        """One update with `gradients`, first multiplied by `factor` (clip and loss scale together)."""
+        gradients = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
+        direction, state = self.rule.update(gradients, state, params, corrections=corrections)
+        return jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction), state
+
+    def corrections(self, applied: int) -> tuple[float, float]:
+        """Bias corrections of the update that follows `applied` ones, in float64."""
+        o = self.config.optimizer
+        return 1 - o.beta1 ** (applied + 1), 1 - o.beta2 ** (applied + 1)
+
+    def moments(self, state: Any) -> dict[str, dict[str, np.ndarray]]:
+        """Moments by group and canonical name, as the interchange checkpoint has them."""
+        trees: dict[str, dict[str, np.ndarray]] = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            trees.setdefault(_group(path), {})[_parameter(path)] = np.asarray(leaf)
+        return {group: from_jax_tree(self.config.model, tree) for group, tree in trees.items()}
+
+    def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+        """`state` with moments as `moments` gives them."""
+        table = parameter_table(self.config.model)
+        filled = {}
+        for group, tensors in moments.items():
+            shapes = {row.name: row.shape for row in table}
+            whole = {name: tensors.get(name, np.zeros(shape)) for name, shape in shapes.items()}
+            filled[group] = to_jax_tree(self.config.model, whole, self.config.execution.vocab_multiple)
+
+        def place(path: Any, leaf: Array) -> Array:
+            return jax.device_put(jnp.asarray(filled[_group(path)][_parameter(path)], leaf.dtype), leaf.sharding)
+
+        return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _group(path: Any) -> str:
+    names = [getattr(part, "name", None) for part in path]
+    return "first_moment" if "first" in names else "second_moment" if "second" in names else "momentum"
+
+
+def _parameter(path: Any) -> str:
+    return dotted(path).removeprefix("adam.").removeprefix("muon.")  # optax.partition's own level

@@ -1,0 +1,148 @@
+"""Causal grouped-query attention, and the ordered table of kernels that can compute it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A thing chosen automatically, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
+    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    forced = config.execution.attention
+    if forced != "auto":
+        if forced not in KERNELS:
+            raise UserError(f"execution.attention = {forced} is not a torch kernel: choose auto, {', '.join(KERNELS)}")
+        if obstacle := KERNELS[forced].obstacle(config, device):
+            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
+        return Choice(forced, "asked for by execution.attention")
+    passed = []
+    for name, kernel in KERNELS.items():
+        obstacle = kernel.obstacle(config, device)
+        if obstacle is None:
+            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
+        passed.append(f"{name}: {obstacle}")
+    raise AssertionError("plain attention runs anywhere")
+
+
+def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t."""
+    return KERNELS[kernel].compute(q, k, v)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+    B, T, H, C = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, H // K, C)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.einsum("btkgc,bskc->bkgts", q, k).to(wide) * (1 / math.sqrt(C))
+    seen = mask[:, None, None]
+    scores = scores.masked_fill(~seen, -torch.inf)
+    peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(wide).min)  # keeps a fully masked row finite
+    weights = torch.exp(scores - peak.detach())
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+    return torch.einsum("bkgts,bskc->btkgc", weights.to(v.dtype), v).reshape(B, T, H, C)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T, S = q.shape[1], k.shape[1]
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return masked_attention(q, k, v, mask.expand(q.shape[0], T, S))
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T, S = q.shape[1], k.shape[1]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+    # is_causal aligns top-left; with a longer key side the contract's alignment is bottom-right
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa).transpose(1, 2)
+
+
+def _sdpa_implementation(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention import activate_flash_attention_impl
+
+        activate_flash_attention_impl(name)
+        return _sdpa(q, k, v)
+
+    return compute
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func  # causal is bottom-right aligned, fewer key heads mean GQA
+
+    return flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=1 / math.sqrt(q.shape[-1]), causal=True)
+
+
+def _flash_obstacle(config: RunConfig, device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"it needs CUDA, the device is {device.type}"
+    if config.precision.compute not in ("bfloat16", "float16"):
+        return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
+    if config.model.head > 256:
+        return f"head width {config.model.head} is above 256"
+    return None
+
+
+def _flash_attn_obstacle(config: RunConfig, device: torch.device) -> str | None:
+    if obstacle := _flash_obstacle(config, device):
+        return obstacle
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed (pip install 'twintrain[flash]')"
+    return None
+
+
+def _sdpa_impl_obstacle(name: str) -> Callable[[RunConfig, torch.device], str | None]:
+    def obstacle(config: RunConfig, device: torch.device) -> str | None:
+        if reason := _flash_obstacle(config, device):
+            return reason
+        from torch.nn.attention import list_flash_attention_impls
+
+        package = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}[name]
+        try:
+            present = importlib.util.find_spec(package) is not None
+        except ModuleNotFoundError:
+            present = False
+        if name not in list_flash_attention_impls() or not present:
+            return f"{name} is not installed (package {package})"
+        return None
+
+    return obstacle
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute attention: the function, and why it can't run here (None where it can)."""
+
+    compute: Callable[[Tensor, Tensor, Tensor], Tensor]
+    obstacle: Callable[[RunConfig, torch.device], str | None]
+
+
+KERNELS: dict[str, Kernel] = {
+    "sdpa_fa4": Kernel(_sdpa_implementation("FA4"), _sdpa_impl_obstacle("FA4")),
+    "sdpa_fa3": Kernel(_sdpa_implementation("FA3"), _sdpa_impl_obstacle("FA3")),
+    "flash_attn": Kernel(_flash_attn, _flash_attn_obstacle),
+    "sdpa": Kernel(_sdpa, lambda config, device: None),
+    "plain": Kernel(_plain, lambda config, device: None),
+}
+"""In order of preference."""

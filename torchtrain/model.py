@@ -1,0 +1,279 @@
+"""The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.parameters import check_tensors, pad_vocab, padded_vocab, parameter_table
+from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
+from coretrain.tables import rotary_tables
+from torchtrain.attention import attention, masked_attention
+
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """Dtype of matmuls and activations."""
+    return DTYPES[config.precision.compute]
+
+
+def master_dtype(config: RunConfig) -> torch.dtype:
+    """Dtype of weights, gradients' sum and moments: float64 in float64, else float32."""
+    return torch.promote_types(compute_dtype(config), torch.float32)
+
+
+@dataclass
+class Dropout:
+    """What a forward pass needs to draw its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+
+    keys: Tensor
+    rows: Tensor
+
+
+@dataclass
+class Cache:
+    """Keys and values already computed: [L, B, S, K, C] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
+    """Counter-based dropout of x [B, T, D]: the mask of `coretrain.randomness.dropout_mask`, kept values / (1 - rate)."""
+    if rate == 0 or dropout is None:
+        return x
+    _, T, D = x.shape
+    token = dropout.rows[:, None] * T + torch.arange(T, dtype=torch.int32, device=x.device)
+    token_hash = _hash32(token ^ dropout.keys[site])
+    steps = torch.arange(D, dtype=torch.int32, device=x.device) * _signed(FEATURE_STEP)
+    kept = _shift_right(_hash32(token_hash[..., None] + steps), 8) >= dropout_threshold(rate)
+    return torch.where(kept, x * (1 / (1 - rate)), 0)
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    # torch has no uint32 arithmetic: int32 wraps alike, and the mask makes its arithmetic shift a logical one
+    return (x >> bits) & ((1 << (32 - bits)) - 1)
+
+
+def _hash32(x: Tensor) -> Tensor:
+    first, second = (_signed(m) for m in HASH_MULTIPLIERS)
+    x = (x ^ _shift_right(x, 16)) * first
+    x = (x ^ _shift_right(x, 15)) * second
+    return x ^ _shift_right(x, 16)
+
+
+class Linear(nn.Module):
+    """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x."""
+
+    def __init__(self, into: int, out: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, into))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """LayerNorm (two-pass variance) or RMSNorm over the last axis, computed in at least float32."""
+
+    def __init__(self, m: ModelConfig) -> None:
+        super().__init__()
+        self.kind, self.eps = m.norm, m.norm_eps
+        self.weight = nn.Parameter(torch.empty(m.width))
+        self.bias = nn.Parameter(torch.empty(m.width)) if m.norm == "layernorm" and m.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.kind == "layernorm":
+            return F.layer_norm(wide, wide.shape[-1:], self.weight, self.bias, self.eps).to(x.dtype)
+        return F.rms_norm(wide, wide.shape[-1:], self.weight, self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention over x [B, T, D]."""
+
+    def __init__(self, m: ModelConfig, kernel: str) -> None:
+        super().__init__()
+        self.head, self.kernel = m.head, kernel
+        self.q = Linear(m.width, m.heads * m.head, m.bias)
+        self.k = Linear(m.width, m.kv * m.head, m.bias)
+        self.v = Linear(m.width, m.kv * m.head, m.bias)
+        self.out = Linear(m.heads * m.head, m.width, m.bias)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = self.heads(x, rotary)
+        return self.out(attention(self.kernel, q, k, v).flatten(2))
+
+    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
+        q, k, v = (part(x).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
+        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+    first, second = x.to(cos.dtype).chunk(2, -1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+class MLP(nn.Module):
+    """GELU (tanh) or SwiGLU, hidden width F."""
+
+    def __init__(self, m: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Linear(m.width, m.hidden, m.bias) if m.mlp == "swiglu" else None
+        self.up = Linear(m.width, m.hidden, m.bias)
+        self.down = Linear(m.hidden, m.width, m.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, m: ModelConfig, layer: int, kernel: str) -> None:
+        super().__init__()
+        self.site, self.rate = 1 + 2 * layer, m.residual_dropout
+        self.norm1 = Norm(m)
+        self.attention = Attention(m, kernel)
+        self.norm2 = Norm(m)
+        self.mlp = MLP(m)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, dropout: Dropout | None) -> Tensor:
+        x = x + drop(self.attention(self.norm1(x), rotary), self.rate, dropout, self.site)
+        return x + drop(self.mlp(self.norm2(x)), self.rate, dropout, self.site + 1)
+
+    def step(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
+        q, k, v = self.attention.heads(self.norm1(x), rotary)
+        keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
+        x = x + self.attention.out(masked_attention(q, keys, values, mask).flatten(2))
+        return x + self.mlp(self.norm2(x)), keys, values
+
+
+class Embed(nn.Module):
+    """Token embedding [V, D] (rows padded), and learned positions [T, D]."""
+
+    def __init__(self, m: ModelConfig, rows: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(rows, m.width))
+        self.position = nn.Parameter(torch.empty(m.context, m.width)) if m.position == "learned" else None
+
+
+class Head(nn.Module):
+    """An untied output head [V, D] (rows padded)."""
+
+    def __init__(self, m: ModelConfig, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, m.width))
+
+
+class GPT(nn.Module):
+    """The decoder. Its parameters' names are the table's canonical names."""
+
+    def __init__(self, config: RunConfig, kernel: str) -> None:
+        super().__init__()
+        m = config.model
+        self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
+        rows = padded_vocab(m, config.execution.vocab_multiple)
+        self.embed = Embed(m, rows)
+        self.blocks = nn.ModuleList(Block(m, i, kernel) for i in range(m.layers))
+        self.norm = Norm(m)
+        self.head = None if m.tied else Head(m, rows)
+        if m.position == "rope":
+            wide = torch.promote_types(self.dtype, torch.float32)
+            for name, table in zip(("cos", "sin"), rotary_tables(m, m.context), strict=True):
+                self.register_buffer(name, torch.from_numpy(table).to(wide), persistent=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head [V, D], padded; the token embedding where the head is tied."""
+        return self.embed.token if self.head is None else self.head.weight
+
+    def forward(self, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
+        T = tokens.shape[1]
+        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
+        x = drop(x, self.config.embedding_dropout, dropout, 0)
+        rotary = (self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None
+        for block in self.blocks:
+            x = checkpointed(block, self.policy)(x, rotary, dropout)
+        return self.norm(x)
+
+    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+        """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
+        x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
+        rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
+        for i, block in enumerate(self.blocks):
+            x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
+        return self.norm(x), cache
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] in at least float32, padding cut off."""
+        logits = F.linear(hidden, self.head_weight[: self.config.vocabulary].to(hidden.dtype))
+        return logits.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+        x = F.embedding(tokens, self.embed.token)
+        return (x if position is None else x + position).to(self.dtype)
+
+
+def checkpointed(block: Block, policy: str) -> Any:
+    """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
+    if policy == "none" or not torch.is_grad_enabled():
+        return block
+    context = functools.partial(create_selective_checkpoint_contexts, _save_matmuls) if policy == "matmuls" else None
+    options = {} if context is None else {"context_fn": context}
+    return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def _save_matmuls(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    saved = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def build_model(config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
+    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype."""
+    check_tensors(config.model, tensors, "the parameters")
+    with torch.device("meta"):
+        model = GPT(config, kernel)
+    model = model.to(master_dtype(config)).to_empty(device=device)
+    if config.model.position == "rope":
+        for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
+            getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for row in parameter_table(config.model):
+            value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
+            parameters[row.name].copy_(torch.from_numpy(np.array(value)))
+    return model
+
+
+def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
+    return {
+        row.name: tree[row.name].detach()[: row.shape[0]].cpu().contiguous().numpy().copy()
+        for row in parameter_table(config.model)
+        if row.name in tree
+    }

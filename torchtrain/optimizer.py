@@ -1,0 +1,116 @@
+"""AdamW, Adam and Muon as the contract has them; the learning rate and the count of applied updates come from outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coretrain.config import RunConfig
+from coretrain.parameters import pad_vocab, parameter_table
+from torchtrain.model import canonical_tensors
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
+
+
+def global_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """2-norm of all gradients together, in at least float32."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """min(1, limit / (norm + 1e-6)), torch's clip_grad_norm_; 1 where limit is 0."""
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Muon's five Newton-Schulz steps on [..., rows, columns], in the matrix' own dtype: near U V^T of its SVD."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.mT if tall else x
+
+
+class Optimizer:
+    """The update rule over a model's parameters, and its moments by canonical name.
+
+    AdamW decays the parameter first, p (1 - lr x decay), then takes lr x m / (sqrt(v) + eps) with both moments
+    bias-corrected (Loshchilov and Hutter 2019). Muon (match_rms_adamw scaling) takes the blocks' matrices.
+    """
+
+    def __init__(self, config: RunConfig, model: nn.Module) -> None:
+        o = config.optimizer
+        self.config, self.parameters = config, dict(model.named_parameters())
+        table = parameter_table(config.model)
+        self.muon = [r.name for r in table if o.name == "muon" and r.layer is not None and len(r.shape) == 2]
+        self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
+        self.decay = 0.0 if o.name == "adam" else o.weight_decay
+        rest = [r for r in table if r.name not in self.momentum]
+        groups = [
+            {"params": [self.parameters[r.name] for r in rest if r.decay], "weight_decay": self.decay},
+            {"params": [self.parameters[r.name] for r in rest if not r.decay], "weight_decay": 0.0},
+        ]
+        device = next(iter(self.parameters.values())).device.type
+        self.adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=o.lr,
+            betas=(o.beta1, o.beta2),
+            eps=o.eps,
+            fused=device in ("cpu", "cuda", "mps"),
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float, factor: float) -> None:
+        """One update with the gradients in `.grad`, first multiplied by `factor` (clip and loss scale together)."""
+        if factor != 1.0:
+            torch._foreach_mul_([p.grad for p in self.parameters.values()], factor)
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        beta = self.config.optimizer.muon_momentum
+        for name in self.muon:
+            parameter, buffer = self.parameters[name], self.momentum[name]
+            gradient = parameter.grad
+            buffer.mul_(beta).add_(gradient, alpha=1 - beta)
+            direction = orthogonalize((1 - beta) * gradient + beta * buffer)
+            parameter.mul_(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
+
+    def moments(self) -> dict[str, dict[str, np.ndarray]]:
+        """Moments by group and canonical name, as the interchange checkpoint has them."""
+        trees: dict[str, dict[str, Tensor]] = {"first_moment": {}, "second_moment": {}}
+        for name, parameter in self.parameters.items():
+            if name not in self.momentum:
+                state = self.adam.state.get(parameter) or {"exp_avg": torch.zeros_like(parameter)}
+                trees["first_moment"][name] = state["exp_avg"]
+                trees["second_moment"][name] = state.get("exp_avg_sq", torch.zeros_like(parameter))
+        if self.momentum:
+            trees["momentum"] = self.momentum
+        return {group: canonical_tensors(self.config, tree) for group, tree in trees.items()}
+
+    @torch.no_grad()
+    def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
+        """Take moments as `moments` gives them, after `applied` updates."""
+        for row in parameter_table(self.config.model):
+            parameter = self.parameters[row.name]
+
+            def padded(group: str, row=row, parameter=parameter) -> Tensor:
+                value = pad_vocab(row, moments[group][row.name], self.config.execution.vocab_multiple)
+                return torch.from_numpy(np.array(value)).to(parameter)
+
+            if row.name in self.momentum:
+                self.momentum[row.name].copy_(padded("momentum"))
+            else:
+                self.adam.state[parameter] = {
+                    "step": torch.tensor(float(applied), device=parameter.device),
+                    "exp_avg": padded("first_moment"),
+                    "exp_avg_sq": padded("second_moment"),
+                }
