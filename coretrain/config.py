@@ -340,6 +340,11 @@ class RunConfig(Section):
         return build_config(json.loads(text), "the run's config")
 
 
+def until(config: RunConfig, updates: int) -> RunConfig:
+    """The same run, ended after so many updates."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})
+
+
 def presets() -> list[str]:
     """Names of the configs that ship with twintrain."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))

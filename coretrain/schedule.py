@@ -28,3 +28,11 @@ def learning_rate(config: RunConfig, update: int) -> float:
     progress = max(0, update - start) / (horizon - start)
     share = 0.5 * (1.0 + math.cos(math.pi * progress)) if s.kind == "cosine" else 1.0 - progress
     return s.min_lr + (peak - s.min_lr) * share
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """What gradients of global norm `norm` are multiplied by: min(1, limit / (norm + 1e-6)), or 1 where limit is 0.
+
+    The 1e-6 is that of torch's `clip_grad_norm_`; `optax.clip_by_global_norm` has none.
+    """
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0

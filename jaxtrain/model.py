@@ -32,7 +32,7 @@ def master_dtype(config: RunConfig) -> jnp.dtype:
 
 
 class Dropout(NamedTuple):
-    """What a forward pass needs to draw its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
 
     keys: Array
     rows: Array
@@ -46,7 +46,7 @@ class Cache(NamedTuple):
 
 
 def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> Array:
-    """Counter-based dropout of x [B, T, D]: the mask of `coretrain.randomness.dropout_mask`, kept values / (1 - rate)."""
+    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is divided by 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     _, T, D = x.shape

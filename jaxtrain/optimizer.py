@@ -1,4 +1,4 @@
-"""AdamW, Adam and Muon as the contract has them; the learning rate and the count of applied updates come from outside."""
+"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside."""
 
 from __future__ import annotations
 
@@ -24,12 +24,6 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def global_norm(gradients: Iterable[Array]) -> Array:
     """2-norm of all gradients together, in at least float32."""
     return optax.global_norm([g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in gradients])
-
-
-def clip_factor(norm: float, limit: float) -> float:
-    """min(1, limit / (norm + 1e-6)), torch's clip_grad_norm_; 1 where limit is 0."""
-    # optax.clip_by_global_norm has no 1e-6 and would not be torch's rule
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
 
 
 def orthogonalize(matrix: Array) -> Array:

@@ -34,7 +34,7 @@ def master_dtype(config: RunConfig) -> torch.dtype:
 
 @dataclass
 class Dropout:
-    """What a forward pass needs to draw its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
 
     keys: Tensor
     rows: Tensor
@@ -49,7 +49,7 @@ class Cache:
 
 
 def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
-    """Counter-based dropout of x [B, T, D]: the mask of `coretrain.randomness.dropout_mask`, kept values / (1 - rate)."""
+    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is divided by 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     _, T, D = x.shape

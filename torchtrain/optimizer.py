@@ -1,4 +1,4 @@
-"""AdamW, Adam and Muon as the contract has them; the learning rate and the count of applied updates come from outside."""
+"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
     """2-norm of all gradients together, in at least float32."""
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def clip_factor(norm: float, limit: float) -> float:
-    """min(1, limit / (norm + 1e-6)), torch's clip_grad_norm_; 1 where limit is 0."""
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""Text in, batches out: sources, tokenizers, memory-mapped shards with a fingerprint, and the global order of windows."""
+"""Text in, batches out: sources, tokenizers, shards with a fingerprint, and the global order of windows."""
 
 from coretrain.data.batches import (
     Data,
     Part,
     Split,
+    Updates,
     global_batch,
     open_data,
     open_folder,
-    rows_of_batch,
+    updates_of,
     validation_batches,
     validation_bytes_per_token,
 )
@@ -21,14 +22,15 @@ __all__ = [
     "Split",
     "StreamDecoder",
     "Tokenizer",
+    "Updates",
     "batch_hash",
     "global_batch",
     "load_tokenizer",
     "named_tokenizer",
     "open_data",
     "open_folder",
-    "rows_of_batch",
     "rows_of_update",
+    "updates_of",
     "validation_batches",
     "validation_bytes_per_token",
 ]

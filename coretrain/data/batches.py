@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -119,12 +120,14 @@ class Data:
     def summary(self) -> list[tuple[str, str]]:
         """Lines to show: (label, value)."""
         total = sum(self.weights)
-        names = [part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}" for part in self.parts]
+        names = [part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}"
+                 for part in self.parts]
+        name, vocab = self.tokenizer.name, self.tokenizer.vocab
         return [
             ("source", ", ".join(names)),
-            ("tokenizer", f"{self.tokenizer.name}, {self.tokenizer.vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
-            *((split.name, f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes a "
-               f"token") for split in (self.train, self.validation)),
+            ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
+            *((split.name, f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes "
+               "a token") for split in (self.train, self.validation)),
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
@@ -148,8 +151,8 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
         for split in (part.train, part.validation):
             if not split.windows(config.model.context):
                 way_out = "" if split.name == "train" else " or raise data.validation_fraction"
-                raise UserError(f"model.context = {config.model.context} is longer than the {split.tokens} {split.name} "
-                                f"tokens of {part.source}: lower it, give more text{way_out}")
+                raise UserError(f"model.context = {config.model.context} is longer than the {split.tokens} "
+                                f"{split.name} tokens of {part.source}: lower it, give more text{way_out}")
     return Data(tokenizer, tuple(parts))
 
 
@@ -174,7 +177,7 @@ def _open_part(folder: Path, source: str, weight: float) -> Part:
 
 
 def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
-    """Check every shard's SHA-256; above a gibibyte, those unchanged (size, time) since the last check are taken on trust."""
+    """Check every shard's SHA-256; above a gibibyte in all, not again while its size and time stay as they were."""
     trusted: dict[str, list[int]] = {}
     big = sum(shard.file_size for shard in shards) > ALWAYS_HASHED
     if big and (folder / VERIFIED).is_file():
@@ -192,17 +195,60 @@ def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
         write_atomically(folder / VERIFIED, json.dumps(seen).encode())
 
 
+@dataclass(frozen=True)
+class Updates:
+    """A run's training batches by update: item n is rows [start, stop) of update n's global batch, int32 [b, T+1].
+
+    Random access, so that grain and torch's DataLoader can carry it; made by `updates_of`, cheap to send to a worker.
+    """
+
+    splits: tuple[Split, ...]
+    weights: tuple[float, ...]
+    fingerprint: str
+    seed: int
+    context: int
+    batch_size: int
+    start: int
+    stop: int
+    updates: int
+
+    def __len__(self) -> int:
+        return self.updates
+
+    def __getitem__(self, update: SupportsIndex) -> Tokens:
+        number = operator.index(update)
+        if not 0 <= number < self.updates:
+            raise IndexError(f"update {number} of {self.updates}")
+        return self.batch(number)
+
+    def batch(self, update: int) -> Tokens:
+        """Item `update`, also beyond the run's last; only these rows are read."""
+        windows = [split.windows(self.context) for split in self.splits]
+        rows = rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
+        return np.stack([self.splits[part].read(int(window), self.context)
+                         for part, window in rows[self.start:self.stop]])
+
+
+def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_count: int = 1) -> Updates:
+    """The batches of process p of n: rows [p x B/n, (p+1) x B/n) of each global batch, for `train.updates` updates.
+
+    Raises `UserError` when n does not divide B.
+    """
+    batch_size = config.train.batch_size
+    if batch_size % process_count:
+        raise UserError(f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
+                        f"make it a multiple of {process_count}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} of {process_count}")
+    share = batch_size // process_count
+    return Updates(tuple(part.train for part in data.parts), data.weights, data.fingerprint, config.train.seed,
+                   config.model.context, batch_size, process_index * share, (process_index + 1) * share,
+                   config.train.updates)
+
+
 def global_batch(data: Data, config: RunConfig, update: int) -> Tokens:
-    """The global batch of an update, int32 [B, T+1]: inputs [:, :-1], labels [:, 1:]."""
-    return rows_of_batch(data, config, update, 0, config.train.batch_size)
-
-
-def rows_of_batch(data: Data, config: RunConfig, update: int, start: int, stop: int) -> Tokens:
-    """Rows [start, stop) of the update's global batch, int32 [stop-start, T+1]; only they are read."""
-    context = config.model.context
-    windows = [part.train.windows(context) for part in data.parts]
-    rows = rows_of_update(windows, data.weights, data.fingerprint, config.train.seed, update, config.train.batch_size)
-    return np.stack([data.parts[part].train.read(int(window), context) for part, window in rows[start:stop]])
+    """The global batch of an update, int32 [B, T+1]: inputs [:, :-1], labels [:, 1:]. A pure function."""
+    return updates_of(data, config).batch(update)
 
 
 def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:

@@ -37,7 +37,8 @@ D = TypeVar("D", bound=HasText)
 Encoded = tuple[D, npt.NDArray[Any]]
 
 
-def encode_in_order(documents: Iterable[D], tokenizer: Tokenizer, processes: int, size: int | None) -> Iterator[Encoded[D]]:
+def encode_in_order(documents: Iterable[D], tokenizer: Tokenizer, processes: int,
+                    size: int | None) -> Iterator[Encoded[D]]:
     """Pairs (document, ids [n], `<|endoftext|>` last), in the documents' order, the same for any number of processes.
 
     `processes` 0 takes one for each core, but no more than `size` bytes of text are worth starting.
@@ -96,14 +97,19 @@ _worker_tokenizer: list[Tokenizer] = []
 def _start(tokenizer: Tokenizer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_tokenizer[:] = [tokenizer]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Make this worker process exit as soon as the one that started it is gone, also when that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)  # a killed parent can't shut the pool down
+        threading.Thread(target=_wait_and_exit, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_and_exit(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _encode_all(texts: list[str]) -> list[npt.NDArray[Any]]:

@@ -91,10 +91,10 @@ class Writer:
             return
         name = f"{self.split}-{len(self.finished):05d}.bin"
         documents_hash = self.hasher.hexdigest()
-        sha256 = write_shard(self.folder / name, self.tokenizer.fingerprint, self.tokenizer.vocab, np.concatenate(self.ids),
-                             np.array(self.ends, np.uint64), self.text_bytes, documents_hash)
-        entry = {"split": self.split, "file": name, "sha256": sha256, "tokens": self.tokens, "documents": len(self.ends),
-                 "bytes": self.text_bytes, "documents_hash": documents_hash}
+        sha256 = write_shard(self.folder / name, self.tokenizer.fingerprint, self.tokenizer.vocab,
+                             np.concatenate(self.ids), np.array(self.ends, np.uint64), self.text_bytes, documents_hash)
+        entry = {"split": self.split, "file": name, "sha256": sha256, "tokens": self.tokens,
+                 "documents": len(self.ends), "bytes": self.text_bytes, "documents_hash": documents_hash}
         with open(self.folder / PROGRESS, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -131,8 +131,8 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
     if not splits:
         raise UserError(f"data.source = {source.name} has no text: give another source")
     if lowest == highest:
-        raise UserError(f"data.source = {source.name} has a single document, but training and validation need one each: "
-                        "give more text, or cut it into several documents")
+        raise UserError(f"data.source = {source.name} has a single document, but training and validation need one "
+                        "each: give more text, or cut it into several documents")
     return {lowest: "validation"} if splits == {"train"} else {highest: "train"}
 
 
@@ -145,6 +145,8 @@ def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[st
     key = short_hash("tokenizer", 1, [source.listing for source in sources], data.tokenizer_vocab,
                      data.validation_fraction, data.max_documents)
     folder = _cache_folder(data) / f"tokenizer-{key[:16]}"
+    if (folder / SAVED_FACTS).is_file():
+        return load_tokenizer(folder)
     with locked(folder.with_suffix(".lock")):
         if (folder / SAVED_FACTS).is_file():
             return load_tokenizer(folder)
@@ -165,6 +167,8 @@ def prepared_folder(source: Source, tokenizer: Tokenizer, data: DataConfig,
                      data.max_documents, data.shard_tokens)
     label = "".join(c if c.isalnum() else "-" for c in Path(source.name).name)[:40].strip("-")
     folder = _cache_folder(data) / f"{label}-{key[:16]}"
+    if (folder / MANIFEST).is_file():
+        return folder
     with locked(folder.with_suffix(".lock")):
         if not (folder / MANIFEST).is_file():
             folder.mkdir(parents=True, exist_ok=True)

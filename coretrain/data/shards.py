@@ -72,11 +72,12 @@ def write_shard(path: Path, tokenizer: str, vocab: int, ids: npt.NDArray[Any], e
     """Write a shard to `path`: ids [tokens], ends [documents]; hashes are hex. Returns the file's SHA-256."""
     dtype = id_dtype(vocab)
     check_ids(ids, vocab, str(path))
-    header = HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab, bytes.fromhex(tokenizer), len(ids), len(ends), text_bytes,
-                         bytes.fromhex(documents_hash))
+    header = HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab, bytes.fromhex(tokenizer), len(ids), len(ends),
+                         text_bytes, bytes.fromhex(documents_hash))
     body = np.ascontiguousarray(ids, dtype)
     padding = bytes(-body.nbytes % 8)
-    return write_atomically(path, header, body.data.cast("B"), padding, np.ascontiguousarray(ends, "<u8").data.cast("B"))
+    tail = np.ascontiguousarray(ends, "<u8")
+    return write_atomically(path, header, body.data.cast("B"), padding, tail.data.cast("B"))
 
 
 def read_shard(path: Path, tokenizer: str, vocab: int) -> Shard:
@@ -90,8 +91,8 @@ def read_shard(path: Path, tokenizer: str, vocab: int) -> Shard:
         raise UserError(f"{path} is no shard, or its header is damaged: {AGAIN}")
     _, version, width, size, owner, tokens, documents, text_bytes, documents_hash = HEADER.unpack(raw)
     if version > VERSION:
-        raise UserError(f"{path} has format version {version}, newer than this twintrain's {VERSION}: upgrade twintrain, "
-                        f"or {AGAIN}")
+        raise UserError(f"{path} has format version {version}, newer than this twintrain's {VERSION}: upgrade "
+                        f"twintrain, or {AGAIN}")
     if owner.hex() != tokenizer or size != vocab:
         raise UserError(f"{path} was made with another tokenizer ({owner.hex()[:12]}, vocabulary {size}; wanted "
                         f"{tokenizer[:12]}, {vocab}): {AGAIN}")

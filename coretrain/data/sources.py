@@ -1,4 +1,4 @@
-"""Where text comes from: Python's own library, local files, a dataset of the Hub. A source yields documents in order."""
+"""Where text comes from: Python's own library, local files, a dataset of the Hub. Documents come in a fixed order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def _stdlib() -> Source:
     files = [path for path in _walk(root, (".py",), SKIPPED_FOLDERS)
              if path != topics and not path.name.startswith("_sysconfigdata")]  # the latter holds this machine's paths
     if not files:
-        raise UserError("data.source = stdlib: this Python comes without its .py files: give a file or a folder of text")
+        raise UserError("data.source = stdlib: this Python comes without its .py files: give a file or a "
+                        "folder of text")
 
     def documents() -> Iterator[str]:
         for path in files:
@@ -114,7 +115,7 @@ def _hub(name: str, text_field: str) -> Source:
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """Cut a long text at blank lines (or at line ends where none is near) into documents of `size` characters or more."""
+    """Cut a text at blank lines (at line ends where none is near) into documents of `size` characters or more."""
     start = 0
     while start < len(text):
         stop = text.find("\n\n", start + size)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer:
-    """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` counts every id up to the largest, eot included."""
+    """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` is the largest id + 1, eot included."""
 
     def __init__(self, name: str, ranks: dict[bytes, int], pattern: str | None, eot: int) -> None:
         """`pattern` None means that every byte is its own token (no merges, no splitting)."""
@@ -70,7 +71,7 @@ class Tokenizer:
         if len(text) < 8192 or not LONG_SPACE.search(text):
             return self._piece(text)
         cuts = [0, *(match.end() for match in LONG_SPACE.finditer(text)), len(text)]
-        return np.concatenate([self._piece(text[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)])
+        return np.concatenate([self._piece(text[start:stop]) for start, stop in pairwise(cuts)])
 
     def _piece(self, text: str) -> Ids:
         assert self._encoding is not None
@@ -207,7 +208,8 @@ def read_ranks(path: Path, sha256: str | None = None) -> dict[bytes, int]:
         pairs = [line.split() for line in raw.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
-        raise UserError(f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it again") from None
+        raise UserError(f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it "
+                        "again") from None
     if len(ranks) != len(pairs) or not ranks or min(ranks.values()) < 0:
         raise UserError(f"{path} is damaged (repeated or no tokens): make it again")
     return ranks

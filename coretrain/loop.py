@@ -1,0 +1,282 @@
+"""The training loop, written once for both stacks, so that what isn't a framework's business can't differ between them.
+
+A stack brings gradients, the update, evaluation and its own checkpoints (`Stack`); the loop owns the order of events:
+batch, gradients, health check, clip, learning rate, update, journal, evaluate, save.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.checkpoint import CheckpointFolder, Progress, seal
+from coretrain.config import RunConfig
+from coretrain.data import Data, batch_hash, validation_batches, validation_bytes_per_token
+from coretrain.health import HealthMonitor
+from coretrain.journal import Journal
+from coretrain.sampling import Sampling
+from coretrain.schedule import clip_factor, learning_rate
+
+Tokens = NDArray[np.int32]
+Tensors = Mapping[str, NDArray[np.generic]]
+SCALE_GROWS_AFTER = 2000
+
+
+class Stack(Protocol):
+    """What a framework brings to the loop. The model, the moments and the last gradients live inside it."""
+
+    name: str
+    device_name: str
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """Device, dtypes, attention kernel and compilation, each with its reason."""
+
+    def batches(self, data: Data, start: int, stop: int) -> Iterator[Tokens]:
+        """Global batches [B, T + 1] of the indices [start, stop) of the data order."""
+
+    def gradients(self, batch: Tokens, update: int, loss_scale: float) -> tuple[float, float]:
+        """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
+
+    def apply(self, lr: float, factor: float, applied: int) -> None:
+        """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
+
+    def evaluate(self, batch: Tokens) -> float:
+        """Sum of the losses of the batch's targets, without dropout."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
+    ) -> list[list[int]]:
+        """Up to `tokens` new ids after each prompt, ended early by a `stop` id."""
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and moments into `folder`; may go on in the background until `saved` or `wait`."""
+
+    def saved(self) -> bool:
+        """Whether the last `save` has ended."""
+
+    def wait(self) -> None:
+        """Block until the last `save` has ended; raises what it raised."""
+
+    def load(self, folder: Path, applied: int) -> None:
+        """Take parameters and moments from what `save` wrote."""
+
+    def export(self) -> Mapping[str, Tensors]:
+        """Parameters and moments in the interchange form."""
+
+    def adopt(self, groups: Mapping[str, Tensors], applied: int) -> None:
+        """Take parameters and moments from the interchange form."""
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale of float16 (Micikevicius et al. 2018): halved on overflow, doubled after many good updates."""
+
+    scale: float
+    good: int = 0
+
+    def overflowed(self) -> None:
+        """Halve, after a non-finite gradient norm."""
+        self.scale, self.good = max(self.scale / 2, 1.0), 0
+
+    def went_well(self) -> None:
+        """Count a good update; double after `SCALE_GROWS_AFTER` in a row."""
+        self.good += 1
+        if self.good >= SCALE_GROWS_AFTER:
+            self.scale, self.good = self.scale * 2, 0
+
+
+class Preemption:
+    """SIGTERM and SIGINT ask the loop to save and leave; a second SIGINT leaves at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> Preemption:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
+
+
+class Loop:
+    """One run of one stack in one folder."""
+
+    def __init__(
+        self, config: RunConfig, stack: Stack, data: Data, folder: Path, journal: Journal, progress: Progress
+    ) -> None:
+        self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
+        self.progress = progress
+        self.health = HealthMonitor(config.health)
+        if progress.health:
+            self.health.load(progress.health)
+        scaled = config.precision.compute == "float16"
+        self.scale = LossScale(**(progress.loss_scale or {"scale": config.precision.loss_scale})) if scaled else None
+        self.checkpoints = CheckpointFolder(folder / "checkpoints")
+        self.pending: tuple[Path, Progress] | None = None
+
+    def train(self) -> str:
+        """Run to the last update, or to a preemption; returns how it ended: finished, preempted or stopped."""
+        config, stack = self.config, self.stack
+        batches = self.batches()
+        if "rollback" in (config.health.nonfinite, config.health.spike) and self.progress.update == 0:
+            self.save()  # something to roll back to
+        with Preemption() as preemption:
+            while self.progress.update < config.train.updates:
+                started = time.perf_counter()
+                update = self.progress.update
+
+                batch = next(batches)
+                loss, norm = stack.gradients(batch, update, self.scale.scale if self.scale else 1.0)
+
+                if self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
+                    self.scale.overflowed()
+                    action, reason = "skip", f"float16 overflow: loss scale halved to {self.scale.scale:g}"
+                else:
+                    verdict = self.health.decide(update, loss, norm)
+                    action, reason = verdict.action, verdict.reason
+                if action in ("stop", "rollback"):
+                    self.journal.event(update, action, reason)
+                    if action == "stop":
+                        self.save(wait=True)
+                        return "stopped"
+                    batches = self.roll_back()
+                    continue
+
+                lr = learning_rate(config, update)
+                if action == "apply":
+                    scale = self.scale.scale if self.scale else 1.0
+                    stack.apply(lr, clip_factor(norm, config.optimizer.clip) / scale, self.progress.applied)
+                    if self.scale:
+                        self.scale.went_well()
+                else:
+                    self.journal.event(update, action, reason)
+
+                self.advance(applied=action == "apply")
+                self.journal.update(
+                    update=update,
+                    loss=loss,
+                    grad_norm=norm,
+                    lr=lr,
+                    tokens=self.progress.tokens,
+                    batch_hash=batch_hash(batch),
+                    seconds=time.perf_counter() - started,
+                )
+                done = self.progress.update
+                last = done == config.train.updates
+                value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
+                if last or preemption.requested or done % config.checkpoint.interval == 0:
+                    self.save(value, wait=last or bool(preemption.requested))
+                self.commit_save(wait=False)
+                if preemption.requested and not last:
+                    self.journal.event(done, "preempted", f"{preemption.requested}: saved after update {done}")
+                    return "preempted"
+        return "finished"
+
+    def batches(self) -> Iterator[Tokens]:
+        """The batches that are left, from the data cursor on."""
+        start, left = self.progress.data_index, self.config.train.updates - self.progress.update
+        return self.stack.batches(self.data, start, start + left)
+
+    def advance(self, applied: bool) -> None:
+        """Count one update, applied or skipped: either way its data is used up."""
+        p = self.progress
+        self.progress = replace(
+            p,
+            update=p.update + 1,
+            applied=p.applied + int(applied),
+            data_index=p.data_index + 1,
+            tokens=p.tokens + self.config.tokens_per_update,
+        )
+
+    def evaluate(self) -> float:
+        """Validation loss in nats a token, journalled with bits per byte."""
+        total, targets = 0.0, 0
+        for batch in validation_batches(self.data, self.config):
+            total += self.stack.evaluate(batch)
+            targets += batch[:, 1:].size
+        loss = total / targets
+        bits = loss / math.log(2) / validation_bytes_per_token(self.data, self.config)
+        self.journal.evaluation(self.progress.update, loss, bits)
+        return loss
+
+    def save(self, validation: float | None = None, wait: bool = False) -> None:
+        """Start a checkpoint of the present state; with `wait`, finish it too."""
+        self.commit_save()
+        best = self.progress.best
+        if validation is not None and math.isfinite(validation) and (not best or validation < best["val_loss"]):
+            self.progress = replace(self.progress, best={"update": self.progress.update, "val_loss": validation})
+        self.progress = replace(
+            self.progress, health=self.health.state(), loss_scale=dict(vars(self.scale)) if self.scale else {}
+        )
+        folder = self.checkpoints.begin(self.progress.update)
+        self.pending = folder, self.progress
+        self.stack.save(folder)
+        if wait:
+            self.commit_save()
+
+    def commit_save(self, wait: bool = True) -> None:
+        """Make the checkpoint under way count, once all of it is on disk; without `wait` only if it already is."""
+        if self.pending is None or not (wait or self.stack.saved()):
+            return
+        folder, progress = self.pending
+        self.stack.wait()
+        seal(folder, progress, self.config, self.stack.name)
+        path = self.checkpoints.commit(folder, progress.update)
+        self.pending = None
+        if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
+            self.checkpoints.note_best(progress.update, progress.best["val_loss"])
+        self.checkpoints.prune(self.config.checkpoint.keep)
+        self.journal.event(progress.update, "checkpoint", str(path))
+
+    def roll_back(self) -> Iterator[Tokens]:
+        """Return to the newest checkpoint and skip past the data that did the damage."""
+        self.commit_save()
+        bad = self.progress.data_index
+        health = self.health.state()
+        folder, progress = self.checkpoints.first_that_loads(self._load, self._warn)
+        self.health.load(health)  # it remembers the rollback, so that one without an end is stopped
+        self.progress = replace(progress, data_index=bad + 1)
+        self.journal.rewind(progress.update)
+        self.journal.event(progress.update, "rollback", f"back to {folder.name}, data goes on at index {bad + 1}")
+        return self.batches()
+
+    def _load(self, folder: Path, progress: Progress) -> Progress:
+        self.stack.load(folder, progress.applied)
+        return progress
+
+    def _warn(self, text: str) -> None:
+        self.journal.event(self.progress.update, "warning", text)
+
+    def sample(self) -> None:
+        """Show a sample of generated text."""
+        train = self.config.train
+        if train.sample_tokens == 0:
+            return
+        tokenizer = self.data.tokenizer
+        prompt = [int(token) for token in tokenizer.encode(train.sample_prompt)] or [tokenizer.eot]
+        budget = min(train.sample_tokens, self.config.model.context - len(prompt))
+        ids = self.stack.generate([prompt], budget, Sampling(seed=self.config.train.seed), (tokenizer.eot,))[0]
+        self.journal.sample(train.sample_prompt, tokenizer.decode(ids))

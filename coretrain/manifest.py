@@ -1,0 +1,164 @@
+"""Where a run stands, and the manifest that makes a checkpoint's folder count.
+
+`manifest.json` is written last: format version, config, `Progress`, and the size and SHA-256 of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from coretrain.config import RunConfig, build_config
+from coretrain.data.files import sha256_of, sync_folder, write_atomically
+from coretrain.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that isn't what was written: its text names the file. An older one may still be whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: with the config, all that goes on besides the tensors."""
+
+    update: int = 0
+    """Updates done, skipped ones included; the next one's index."""
+    applied: int = 0
+    """Updates that the optimizer really took: what its bias correction counts."""
+    tokens: int = 0
+    """Tokens seen."""
+    data_index: int = 0
+    """Next index in the data order; ahead of `update` after a rollback that skipped data."""
+    data_fingerprint: str = ""
+    batch_size: int = 0
+    """Rows of a global batch, which the data order depends on."""
+    seed: int = 0
+    health: dict[str, Any] = field(default_factory=dict)
+    """State of the spike policy's window."""
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    """State of float16's scaler."""
+    best: dict[str, Any] | None = None
+    """The lowest validation loss so far: {"update", "val_loss"}."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; floats keep every bit."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Progress:
+        """The inverse of `to_json`. Raises `DamagedCheckpoint` unless it has exactly these fields."""
+        names = {f.name for f in fields(Progress)}
+        if odd := sorted(names ^ set(raw)):
+            raise DamagedCheckpoint(f"progress has fields other than this version's: {', '.join(odd)}")
+        return Progress(**raw)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says."""
+
+    config: RunConfig
+    progress: Progress
+    stack: str
+    """Who wrote it: torch, jax, or import."""
+    tensors: dict[str, dict[str, dict[str, Any]]]
+    """{group: {canonical name: {"file", "dtype", "shape"}}} of an interchange checkpoint; empty in a native one."""
+
+
+def seal(
+    folder: Path,
+    progress: Progress,
+    config: RunConfig,
+    stack: str,
+    tensors: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Flush every file in `folder` to disk and write its manifest, which makes the checkpoint count.
+
+    Raises OSError (a full disk): then there is no manifest, and the folder doesn't count.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.name != MANIFEST or path.parent != folder:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    content = {
+        "version": FORMAT_VERSION,
+        "stack": stack,
+        "config": json.loads(config.to_json()),
+        "progress": progress.to_json(),
+        "files": files,
+        "tensors": tensors or {},
+    }
+    write_atomically(folder / MANIFEST, json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode())
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_sealed(folder: Path) -> Manifest:
+    """A sealed checkpoint's manifest, checked by itself; `verify` checks the files too.
+
+    Raises `DamagedCheckpoint` naming the manifest, and `UserError` for a format newer than this twintrain's.
+    """
+    return _manifest(folder, _read(folder / MANIFEST))
+
+
+def verify(folder: Path) -> Manifest:
+    """Read a sealed checkpoint's manifest and check every file against it.
+
+    Raises `DamagedCheckpoint` naming the file that is missing, truncated or altered, else as `read_sealed` does.
+    """
+    raw = _read(folder / MANIFEST)
+    for name, facts in raw["files"].items():
+        _check_file(folder / name, facts["bytes"], facts["sha256"])
+    return _manifest(folder, raw)
+
+
+def _manifest(folder: Path, raw: Mapping[str, Any]) -> Manifest:
+    config = build_config(raw["config"], str(folder / MANIFEST))
+    return Manifest(config, Progress.from_json(raw["progress"]), raw["stack"], raw["tensors"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_bytes())
+        checksum, version = raw.pop("checksum"), raw["version"]
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path.parent} is no complete checkpoint: it has no {path.name}") from None
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedCheckpoint(f"{path} is damaged: it is no manifest of a checkpoint") from None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}, newer than this twintrain's {FORMAT_VERSION}: upgrade twintrain"
+        )
+    if _checksum(raw) != checksum:
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum is wrong")
+    return raw
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DamagedCheckpoint(f"{path} is damaged: it has {found} bytes, {size} were written")
+        if sha256_of(path) != sha256:
+            raise DamagedCheckpoint(f"{path} is damaged: its SHA-256 is not that of what was written")
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is missing from the checkpoint") from None
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} can't be read: {error.strerror}") from None

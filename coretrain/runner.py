@@ -1,0 +1,174 @@
+"""From a command line to a finished run: folder, data, model, journal, resume, the loop, and the last words."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.budget import batch_sentence, summary
+from coretrain.checkpoint import (
+    CheckpointFolder,
+    Progress,
+    load_interchange,
+    newest_interchange,
+    save_interchange,
+    verify,
+)
+from coretrain.command import open_run, parse, run_folder
+from coretrain.config import RunConfig
+from coretrain.data import Data, load_tokenizer, open_data
+from coretrain.data.files import write_atomically
+from coretrain.data.tokenizer import Tokenizer
+from coretrain.errors import UserError
+from coretrain.journal import Journal
+from coretrain.loop import Loop, Stack
+from coretrain.sampling import Sampling
+
+Tensors = Mapping[str, NDArray[np.generic]]
+MakeStack = Callable[[RunConfig, Tensors | None], Stack]
+MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
+
+
+def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
+    """The whole of `python -m torchtrain.run` or its twin; the exit code."""
+    module = MODULES[stack_name]
+    command = parse(argv, f"python -m {module}.run", "Train a GPT.")
+    data = open_data(command.config)
+    config = command.config.with_vocab(data.tokenizer.vocab)
+    resumed = command.resume is not None
+    folder = run_folder(command)
+    progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
+    stack = make_stack(config, None)
+    if resumed:
+        progress = restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr))
+        check_resumable(config, data, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", config.to_json().encode())
+    data.tokenizer.save(folder)
+    with Journal(folder, config, stack_name, start_update=progress.update) as journal:
+        journal.header(
+            {
+                "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
+                "machine": list(stack.describe()),
+                "model": summary(config),
+                "data": data.summary(),
+                "batch": batch_sentence(config, data.train.tokens),
+            }
+        )
+        loop = Loop(config, stack, data, folder, journal, progress)
+        status = loop.train()
+        if status == "finished":
+            export(stack, config, loop.progress, folder)
+            loop.sample()
+        journal.close(status, best=loop.progress.best)
+    if status != "finished":
+        print(f"{status} after update {loop.progress.update}; go on with: python -m {module}.run --resume {folder}")
+    return 1 if status == "stopped" else 0
+
+
+def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
+    """Raise `UserError` where going on would be another training than the one that was saved."""
+    if progress.data_fingerprint != data.fingerprint:
+        raise UserError(
+            f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
+            "restore the same files and tokenizer, or start a new run"
+        )
+    for field, saved, now in (
+        ("train.batch_size", progress.batch_size, config.train.batch_size),
+        ("train.seed", progress.seed, config.train.seed),
+    ):
+        if saved != now:
+            raise UserError(f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run")
+
+
+def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path) -> Path:
+    """Write the present state as the run's interchange checkpoint, from which either stack and the converter start."""
+    target = folder / "interchange" / f"update-{progress.update:08d}"
+    if not target.exists():
+        save_interchange(target, config, stack.export(), progress, stack.name)
+    return target
+
+
+def restore(stack: Stack, folder: Path, warn: Callable[[str], None], best: bool = False) -> Progress:
+    """Load a run's newest (or best) whole checkpoint into `stack`, whichever stack wrote it."""
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+
+    def load(path: Path, progress: Progress) -> Progress:
+        sealed = verify(path)
+        if sealed.stack == stack.name:
+            stack.load(path, progress.applied)
+            return progress
+        translated = folder / "interchange" / path.name
+        if not translated.exists():
+            translate(sealed.stack, folder, path.name)
+        return adopt(stack, translated)
+
+    if not checkpoints.complete():
+        return adopt(stack, newest_interchange(folder))
+    if best and (path := checkpoints.best()):
+        return load(path, verify(path).progress)
+    return checkpoints.first_that_loads(load, warn)[1]
+
+
+def adopt(stack: Stack, path: Path) -> Progress:
+    """Load an interchange checkpoint into `stack`."""
+    interchange = load_interchange(path)
+    stack.adopt(interchange.groups, interchange.progress.applied)
+    return interchange.progress
+
+
+def translate(stack_name: str, folder: Path, name: str) -> None:
+    """Have the stack that wrote a native checkpoint turn it into the interchange form, in a process of its own."""
+    command = [sys.executable, "-m", f"{MODULES[stack_name]}.checkpoint", str(folder), name]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
+
+
+def open_for_generation(folder: Path, make_stack: MakeStack) -> tuple[Stack, Tokenizer]:
+    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer."""
+    config = open_run(folder)
+    stack = make_stack(config, None)
+    restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
+    return stack, load_tokenizer(folder)
+
+
+def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> None:
+    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULES[stack_name]}.generate", description="Text from a trained run, by either stack."
+    )
+    parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
+    parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
+    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    given = parser.parse_args(argv)
+    sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
+    stack, tokenizer = open_for_generation(given.run, make_stack)
+    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
+    room = open_run(given.run).model.context - max(map(len, prompts))
+    tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
+    if len(prompts) > 1:
+        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, (tokenizer.eot,)), strict=True):
+            print(f"{text}{tokenizer.decode(ids)}\n{'-' * 40}")
+        return
+    decoder = tokenizer.stream()
+    print(given.prompts[0], end="", flush=True)
+
+    def show(ids: NDArray[np.int64]) -> None:
+        print(decoder.push(int(ids[0])), end="", flush=True)
+
+    stack.generate(prompts, tokens, sampling, (tokenizer.eot,), show)
+    print(decoder.finish())

@@ -1,0 +1,66 @@
+"""jaxtrain's own checkpoints: Orbax, written in the background, sharded as the arrays are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from coretrain.checkpoint import save_interchange, verify
+from coretrain.errors import exits_cleanly
+
+STATE = "state"
+
+
+def save_native(folder: Path, state: Mapping[str, Any]) -> ocp.AsyncResponse[None]:
+    """Start writing trees of arrays into `folder`; `.result()` of what comes back waits, and raises what went wrong."""
+    return ocp.save_async(folder.absolute() / STATE, _flat(state))
+
+
+def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `save_native` wrote, in the form, dtypes and shardings of `state`."""
+    # Torch needs no such template: its state holds plain tensors by name.
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
+    loaded = ocp.load(folder.absolute() / STATE, template)
+    return {
+        group: jax.tree_util.tree_map_with_path(lambda path, _, group=group: loaded[group][_key(path)], tree)
+        for group, tree in state.items()
+    }
+
+
+def export_interchange(run: Path, name: str) -> Path:
+    """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads."""
+    from jaxtrain.trainer import Trainer  # it imports this module
+
+    folder = run / "checkpoints" / name
+    sealed = verify(folder)
+    trainer = Trainer(sealed.config)
+    trainer.load(folder, sealed.progress.applied)
+    target = run / "interchange" / name
+    save_interchange(target, sealed.config, trainer.export(), sealed.progress, "jax")
+    return target
+
+
+@exits_cleanly
+def main() -> None:
+    """`python -m jaxtrain.checkpoint RUN NAME`: how the other stack has a checkpoint of this one translated."""
+    print(export_interchange(Path(sys.argv[1]), sys.argv[2]))
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
+    return {
+        group: {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for group, tree in state.items()
+    }
+
+
+def _key(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+if __name__ == "__main__":
+    main()

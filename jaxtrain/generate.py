@@ -1,0 +1,75 @@
+"""Text from a trained model: prefill, then one token at a time out of a key/value cache."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from coretrain.errors import exits_cleanly
+from coretrain.runner import generate_text
+from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from jaxtrain.model import GPT, Cache
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+    on_tokens: Callable[[np.ndarray], None] | None = None,
+) -> list[list[int]]:
+    """Up to `tokens` new ids after each of the prompts (of any lengths), which end early at a `stop` id (left out).
+
+    `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
+    the model's context.
+    """
+    m = model.config
+    padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
+    B = len(prompts)
+    slots = m.context  # not T + tokens: one compiled step serves every length
+    graph, state = nnx.split(model)
+    empty = jnp.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
+    cache = Cache(empty, empty)
+    inputs, positions, at = padded.tokens, padded.positions, 0
+    results: list[list[int]] = [[] for _ in prompts]
+    ended = np.zeros(B, bool)
+    for index in range(tokens):
+        mask = padded.mask(at, at + inputs.shape[1], slots)
+        logits, cache = _step(graph, state, inputs, positions, mask, cache, at)
+        chosen = choose_tokens(np.asarray(logits), sampling, index)
+        ended |= np.isin(chosen, list(stop))
+        for row in np.flatnonzero(~ended):
+            results[row].append(int(chosen[row]))
+        if ended.all():
+            break
+        if on_tokens:
+            on_tokens(chosen)
+        at += inputs.shape[1]
+        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+    return results
+
+
+@exits_cleanly
+def main() -> None:
+    """`python -m jaxtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
+    from jaxtrain.trainer import Trainer  # it imports this module
+
+    generate_text(sys.argv[1:], "jax", Trainer)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
+def _step(graph, state, tokens, positions, mask, cache, at):
+    model = nnx.merge(graph, state)
+    hidden, cache = model.step(tokens, positions, mask, cache, at)
+    return model.logits(hidden[:, -1]), cache
+
+
+if __name__ == "__main__":
+    main()

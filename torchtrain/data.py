@@ -1,0 +1,45 @@
+"""Training batches in PyTorch: a DataLoader carries the contract's order (twin: jaxtrain/data.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader, Dataset
+
+from coretrain.config import RunConfig
+from coretrain.data import Data, updates_of
+
+PREFETCH = 2
+
+
+def train_batches(
+    data: Data, config: RunConfig, start_update: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[npt.NDArray[np.int32]]:
+    """This process's rows of each global batch, int32 [B/process_count, T+1], from `start_update` to the run's end.
+
+    Row for row the twin's, for any number of workers and processes; a later `start_update` replays nothing. With
+    `data.workers` 0 it reads in this process and thread; otherwise so many workers keep PREFETCH batches each ahead,
+    and end when the iterator is closed or dropped. Raises `UserError` when process_count does not divide B.
+    """
+    updates = updates_of(data, config, process_index, process_count)
+
+    def batches() -> Iterator[npt.NDArray[np.int32]]:
+        workers = min(config.data.workers, max(0, len(updates) - start_update))
+        # The sampler is the order itself; batch_size None because an item already is a batch.
+        yield from DataLoader(
+            cast("Dataset[Any]", updates),
+            batch_size=None,
+            sampler=range(start_update, len(updates)),
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            collate_fn=_as_it_is,
+        )
+
+    return batches()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # by default torch would turn it into a tensor

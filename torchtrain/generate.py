@@ -1,0 +1,70 @@
+"""Text from a trained model: prefill, then one token at a time out of a key/value cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import torch
+
+from coretrain.errors import exits_cleanly
+from coretrain.runner import generate_text
+from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from torchtrain.model import GPT, Cache
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+    on_tokens: Callable[[np.ndarray], None] | None = None,
+) -> list[list[int]]:
+    """Up to `tokens` new ids after each of the prompts (of any lengths), which end early at a `stop` id (left out).
+
+    `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
+    the model's context.
+    """
+    m, device = model.config, model.embed.token.device
+    padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
+    B, T = padded.tokens.shape
+    slots = T + tokens
+    empty = torch.zeros(m.layers, B, slots, m.kv, m.head, dtype=model.dtype, device=device)
+    cache = Cache(empty, empty.clone())
+    inputs, positions, at = padded.tokens, padded.positions, 0
+    results: list[list[int]] = [[] for _ in prompts]
+    ended = np.zeros(B, bool)
+    for index in range(tokens):
+        hidden, cache = model.step(
+            torch.from_numpy(inputs).to(device),
+            torch.from_numpy(positions).to(device),
+            torch.from_numpy(padded.mask(at, at + inputs.shape[1], slots)).to(device),
+            cache,
+            at,
+        )
+        chosen = choose_tokens(model.logits(hidden[:, -1]).cpu().numpy(), sampling, index)
+        ended |= np.isin(chosen, list(stop))
+        for row in np.flatnonzero(~ended):
+            results[row].append(int(chosen[row]))
+        if ended.all():
+            break
+        if on_tokens:
+            on_tokens(chosen)
+        at += inputs.shape[1]
+        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+    return results
+
+
+@exits_cleanly
+def main() -> None:
+    """`python -m torchtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
+    from torchtrain.trainer import Trainer  # it imports this module
+
+    generate_text(sys.argv[1:], "torch", Trainer)
+
+
+if __name__ == "__main__":
+    main()

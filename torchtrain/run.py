@@ -1,0 +1,19 @@
+"""`python -m torchtrain.run [CONFIG] [--section.field value ...]`: train in PyTorch."""
+
+from __future__ import annotations
+
+import sys
+
+from coretrain.errors import exits_cleanly
+from coretrain.runner import run
+from torchtrain.trainer import Trainer
+
+
+@exits_cleanly
+def main() -> int:
+    """Train, or go on with `--resume RUN`; see `--help`."""
+    return run(sys.argv[1:], "torch", Trainer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The stack that the training loop drives: gradients, updates, evaluation and state of one model, in PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coretrain.budget import run_flops
+from coretrain.config import RunConfig, until
+from coretrain.data import Data
+from coretrain.errors import UserError
+from coretrain.parameters import initial_parameters
+from coretrain.sampling import Sampling
+from coretrain.tables import dropout_keys, uses_dropout
+from torchtrain.attention import Choice, choose_kernel
+from torchtrain.checkpoint import load_native, save_native
+from torchtrain.data import train_batches
+from torchtrain.generate import generate
+from torchtrain.loss import count_targets, cross_entropy
+from torchtrain.model import Dropout, build_model, canonical_tensors, master_dtype
+from torchtrain.optimizer import Optimizer, global_norm
+
+COMPILE_PAYS_AFTER = 5e13
+"""FLOPs of a CPU run, some 5 minutes on 2 cores, above which compiling (half a minute) is repaid."""
+
+
+def choose_device(config: RunConfig) -> Choice:
+    """The device to train on; `UserError` where the one asked for isn't there."""
+    wanted = {"gpu": "cuda"}.get(config.execution.device, config.execution.device)
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    double = config.precision.compute == "float64"
+    if wanted == "auto":
+        usable = [name for name, here in present.items() if here and not (name == "mps" and double)]
+        missing = ", ".join(f"no {name}" for name in ("cuda", "mps") if name not in usable)
+        return Choice(usable[0], missing or "the fastest present")
+    if wanted not in present:
+        raise UserError(f"execution.device = {wanted} is not a torch device: choose auto, cpu, mps or cuda")
+    if not present[wanted]:
+        raise UserError(
+            f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py"
+        )
+    if wanted == "mps" and double:
+        raise UserError("execution.device = mps has no float64: use cpu for precision.compute = float64")
+    return Choice(wanted, "asked for by execution.device")
+
+
+def choose_compile(config: RunConfig, device: torch.device) -> Choice:
+    """Whether to use torch.compile, and why: on or off."""
+    wanted = config.execution.compile
+    obstacle = None
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        obstacle = "no C++ compiler is installed"
+    if device.type == "mps":
+        obstacle = "compiled LayerNorm gradients are wrong on MPS in torch 2.13"
+    if wanted == "on" and obstacle:
+        raise UserError(f"execution.compile = on can't be done here: {obstacle}; use auto")
+    if wanted != "auto":
+        return Choice(wanted, "asked for by execution.compile")
+    if obstacle:
+        return Choice("off", obstacle)
+    if device.type == "cpu" and run_flops(config) < COMPILE_PAYS_AFTER:
+        return Choice("off", f"the run's {run_flops(config):.1e} FLOPs are too few to repay half a minute of compiling")
+    return Choice("on", "the run is long enough to repay it")
+
+
+class Trainer:
+    """One model with its optimizer on one device. The public methods are those of `coretrain.loop.Stack`."""
+
+    name = "torch"
+
+    def __init__(self, config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
+        self.config = config
+        self.device_choice = choose_device(config)
+        self.device = torch.device(self.device_choice.name)
+        self.kernel = choose_kernel(config, self.device)
+        self.compiled = choose_compile(config, self.device)
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
+        if tensors is None:
+            tensors = initial_parameters(config.model, config.train.seed)
+        self.model = build_model(config, self.kernel.name, tensors, self.device)
+        self.optimizer = Optimizer(config, self.model)
+        self.micro_loss = functools.partial(_loss, self.model, config)
+        if self.compiled.name == "on":
+            self.micro_loss = torch.compile(self.micro_loss, dynamic=False)
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """Device, dtypes, attention kernel and compilation, each with its reason."""
+        p = self.config.precision
+        master = str(master_dtype(self.config)).removeprefix("torch.")
+        matmul = "TF32 allowed" if p.fast_matmul else "full float32"
+        return [
+            ("framework", f"PyTorch {torch.__version__}"),
+            ("device", f"{self.device_name} ({self.device_choice.reason})"),
+            ("dtypes", f"compute {p.compute}; weights, moments, norms, softmax and loss {master}; {matmul} matmuls"),
+            ("attention", f"{self.kernel.name} ({self.kernel.reason})"),
+            ("compile", f"{self.compiled.name} ({self.compiled.reason})"),
+        ]
+
+    def batches(self, data: Data, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Global batches [B, T + 1] of the indices [start, stop) of the data order."""
+        return train_batches(data, until(self.config, stop), start)
+
+    def gradients(self, batch: np.ndarray, update: int, loss_scale: float) -> tuple[float, float]:
+        """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
+        c = self.config
+        ids = torch.from_numpy(batch).to(self.device, torch.long)
+        tokens, labels = ids[:, :-1], ids[:, 1:]
+        scale = loss_scale / count_targets(labels).to(master_dtype(c))
+        dropout = self._dropout(update, len(batch))
+        self.model.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=master_dtype(c), device=self.device)
+        for start in range(0, len(batch), c.micro_batch):
+            rows = slice(start, start + c.micro_batch)
+            part = dropout and Dropout(dropout.keys, dropout.rows[rows])
+            micro = self.micro_loss(tokens[rows].contiguous(), labels[rows].contiguous(), scale, part)
+            micro.backward()
+            loss += micro.detach()
+        norm = global_norm(p.grad for p in self.model.parameters())
+        return loss.item() / loss_scale, norm.item() / loss_scale
+
+    def apply(self, lr: float, factor: float, applied: int) -> None:
+        """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
+        self.optimizer.step(lr, factor)
+
+    @torch.no_grad()
+    def evaluate(self, batch: np.ndarray) -> float:
+        """Sum of the losses of the batch's targets, without dropout."""
+        ids = torch.from_numpy(batch).to(self.device, torch.long)
+        one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
+        size = self.config.micro_batch
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        return sum(_loss(self.model, self.config, part[:, :-1], part[:, 1:], one, None).item() for part in parts)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        on_tokens: Callable[[np.ndarray], None] | None = None,
+    ) -> list[list[int]]:
+        """Up to `tokens` new ids after each prompt; see `generate.generate`."""
+        return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and moments into `folder`."""
+        save_native(folder, self.export())
+
+    def saved(self) -> bool:
+        """Whether the last `save` has ended: in torch it is synchronous."""
+        return True
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def load(self, folder: Path, applied: int) -> None:
+        """Take parameters and moments from what `save` wrote."""
+        self.adopt(load_native(folder), applied)
+
+    def export(self) -> dict[str, dict[str, np.ndarray]]:
+        """Parameters and moments in the interchange form."""
+        parameters = canonical_tensors(self.config, dict(self.model.named_parameters()))
+        return {"parameters": parameters} | self.optimizer.moments()
+
+    def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
+        """Take parameters and moments from the interchange form."""
+        fresh = build_model(self.config, self.kernel.name, groups["parameters"], self.device)
+        self.model.load_state_dict(fresh.state_dict())
+        moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
+        if moments:
+            self.optimizer.load(moments, applied)
+
+    def _dropout(self, update: int, rows: int) -> Dropout | None:
+        if not uses_dropout(self.config.model):
+            return None
+        keys = dropout_keys(self.config.model, self.config.train.seed, update).view(np.int32)
+        indices = torch.arange(rows, dtype=torch.int32, device=self.device)
+        return Dropout(torch.from_numpy(keys).to(self.device), indices)
+
+
+def _loss(model, config: RunConfig, tokens: Tensor, labels: Tensor, scale: Tensor, dropout: Dropout | None) -> Tensor:
+    hidden = model(tokens, dropout)
+    m, chunk = config.model, config.execution.loss_chunk
+    return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale)
