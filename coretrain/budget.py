@@ -1,0 +1,105 @@
+"""What a run costs, from its config alone: parameters, FLOPs, memory, tokens, hours, money.
+
+FLOPs convention: 6 x the parameters of the matmuls (the output head once, embedding look-ups none) for each token, plus
+12 L H C T for attention scores and their weighted sum, causal masking not halved (Narayanan et al. 2021).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.parameters import parameter_table
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+PEAK_TFLOPS = {
+    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "L4": 121, "T4": 65,
+    "v4": 275, "v5e": 197, "v5 lite": 197, "v5p": 459, "v6e": 918, "v6 lite": 918,
+}  # fmt: skip
+"""Dense bfloat16 peaks (float16 for the T4) by part of the device's name, from the makers' data sheets."""
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """All parameters, a tied head counted once."""
+    return sum(row.size for row in parameter_table(model))
+
+
+def matmul_parameters(model: ModelConfig) -> int:
+    """Parameters that each token is multiplied by: the blocks' matrices and the output head."""
+    blocks = sum(row.size for row in parameter_table(model) if row.layer is not None and len(row.shape) == 2)
+    return blocks + model.vocabulary * model.width
+
+
+def flops_per_token(model: ModelConfig, context: int | None = None) -> float:
+    """Training FLOPs (forward and backward) of one token in a row of `context` tokens (default: the model's)."""
+    attention = 12 * model.layers * model.heads * model.head * (context or model.context)
+    return 6.0 * matmul_parameters(model) + attention
+
+
+def run_flops(config: RunConfig) -> float:
+    """Training FLOPs of the whole run, evaluation not counted."""
+    return flops_per_token(config.model) * config.tokens_per_update * config.train.updates
+
+
+def hours(config: RunConfig, flops_per_second: float) -> float:
+    """Hours of the run at a sustained speed."""
+    return run_flops(config) / flops_per_second / 3600
+
+
+def device_memory(config: RunConfig, zero: Literal[0, 1, 2, 3] = 0, devices: int = 1) -> dict[str, float]:
+    """Bytes on one device by kind, for ZeRO stage `zero` over `devices`: an analytic estimate.
+
+    Activations follow Korthikanti et al. (2022) without tensor parallelism, attention computed blockwise.
+    """
+    m, count = config.model, parameter_count(config.model)
+    compute = BYTES[config.precision.compute]
+    master = max(4, compute)
+    copies = compute if compute < master else 0
+    token = config.micro_batch * m.context * compute
+    inner = 2 * m.width + 2 * (m.heads + m.kv) * m.head + m.width + (3 if m.mlp == "swiglu" else 2) * m.hidden
+    per_layer = {"none": inner + 3 * m.width, "matmuls": inner, "full": m.width}[config.execution.checkpoint_activations]
+    chunk = min(config.execution.loss_chunk, config.micro_batch * m.context)
+    share = [1 / devices if zero >= stage else 1.0 for stage in (1, 2, 3)]
+    return {
+        "weights": count * (master + copies) * share[2],
+        "gradients": count * master * share[1],
+        "moments": 2.0 * count * master * share[0],
+        "activations": float(token * (m.layers * per_layer + (inner if per_layer == m.width else 0) + 2 * m.width)),
+        "logits": 2.0 * chunk * m.vocabulary * master,
+    }
+
+
+def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
+    """The batch arithmetic, in words."""
+    t = config.train
+    micro = "1 micro-batch" if t.accumulation == 1 else f"{t.accumulation} micro-batches"
+    total = config.tokens_per_update * t.updates
+    epochs = f", {total / train_tokens:.2f} epochs of {train_tokens:,}" if train_tokens else ""
+    return (
+        f"{t.batch_size} rows x {config.model.context} tokens = {config.tokens_per_update:,} tokens an update "
+        f"({micro} of {config.micro_batch} rows); {t.updates:,} updates = {total:,} tokens{epochs}"
+    )
+
+
+def summary(config: RunConfig) -> list[tuple[str, str]]:
+    """Parameters and FLOPs, to show."""
+    table = parameter_table(config.model)
+    total, embedding = parameter_count(config.model), sum(row.size for row in table if row.name.startswith("embed."))
+    decayed = sum(row.size for row in table if row.decay)
+    memory = sum(device_memory(config).values())
+    return [
+        ("parameters", f"{total:,} in {len(table)} tensors, {total - embedding:,} outside the embeddings"),
+        ("weight decay", f"on {decayed:,} of them (matrices and embeddings)"),
+        ("FLOPs", f"{flops_per_token(config.model):.3g} a token (6N + attention), {run_flops(config):.3g} for the run"),
+        ("memory", f"about {memory / 2**30:.2f} GiB for weights, gradients, moments and activations"),
+    ]
+
+
+def stated_peak(device_name: str, config: RunConfig) -> tuple[float | None, str]:
+    """FLOP/s that MFU is stated against, and where the figure comes from; None where no peak is known."""
+    if config.execution.peak_tflops:
+        return config.execution.peak_tflops * 1e12, "execution.peak_tflops"
+    for part, tflops in PEAK_TFLOPS.items():
+        if part.lower() in device_name.lower() and BYTES[config.precision.compute] == 2:
+            return tflops * 1e12, f"dense bfloat16 peak of {part}"
+    return None, "no peak is stated for this device and dtype (set execution.peak_tflops)"

@@ -1,0 +1,61 @@
+"""Read a safetensors file tensor by tensor, bfloat16 included, which numpy has no dtype for.
+
+Format: 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, the data.
+Source: the format's description at github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from coretrain.errors import UserError
+from coretrain.parameters import Array
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+LARGEST_HEADER = 100_000_000
+
+
+class TensorFile:
+    """One safetensors file of floating-point weights."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. Raises `UserError` naming the file when it is missing or damaged."""
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length)) if length <= LARGEST_HEADER else None
+            size = path.stat().st_size - 8 - length
+        except OSError as error:
+            raise UserError(f"can't read {path}: {error.strerror}") from None
+        except ValueError:
+            header = None
+        if not isinstance(header, dict):
+            raise UserError(f"{path} is damaged: it has no safetensors header")
+        header.pop("__metadata__", None)
+        if max((facts["data_offsets"][1] for facts in header.values()), default=0) != size:
+            raise UserError(f"{path} is damaged: its length is not what its header says")
+        self.start, self.header = 8 + length, header
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self.header)
+
+    def read(self, name: str) -> Array:
+        """One tensor: float64 and float32 as they are, float16 and bfloat16 widened to float32."""
+        facts = self.header[name]
+        shape, offset = tuple(facts["shape"]), facts["data_offsets"][0]
+        if facts["dtype"] not in DTYPES:
+            raise UserError(f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read")
+        raw = np.fromfile(self.path, DTYPES[facts["dtype"]], math.prod(shape), offset=self.start + offset)
+        if facts["dtype"] == "BF16":
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        elif facts["dtype"] == "F16":
+            raw = raw.astype(np.float32)
+        value: Array = raw.reshape(shape)
+        return value

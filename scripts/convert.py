@@ -1,0 +1,41 @@
+"""Convert checkpoints: out of a run into a Hugging Face folder or an interchange checkpoint, and from Hugging Face in.
+
+Usage: python scripts/convert.py export RUN_OR_CHECKPOINT FOLDER [--format huggingface|interchange]
+       python scripts/convert.py import HUGGINGFACE_FOLDER RUN_FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run from a checkout that isn't installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from coretrain.convert import export_run, import_run
+from coretrain.errors import exits_cleanly
+
+
+def main() -> int:
+    """Convert, then say what was written and how to use it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("export", help="a run's newest interchange checkpoint, in another form")
+    out.add_argument("source", type=Path, help="folder of a run, or of an interchange checkpoint")
+    out.add_argument("folder", type=Path, help="folder to write; must not exist, or be empty")
+    out.add_argument("--format", choices=("huggingface", "interchange"), default="huggingface")
+    into = commands.add_parser("import", help="a GPT-2 or Llama folder of Hugging Face, as a run to go on training")
+    into.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
+    into.add_argument("folder", type=Path, help="folder of the new run; must not exist, or be empty")
+    given = parser.parse_args()
+    if given.command == "export":
+        lines = export_run(given.source, given.folder, given.format)
+    else:
+        lines = import_run(given.source, given.folder)
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    exits_cleanly(main)()
