@@ -57,7 +57,9 @@ def device_memory(config: RunConfig, zero: Literal[0, 1, 2, 3] = 0, devices: int
     copies = compute if compute < master else 0
     token = config.micro_batch * m.context * compute
     inner = 2 * m.width + 2 * (m.heads + m.kv) * m.head + m.width + (3 if m.mlp == "swiglu" else 2) * m.hidden
-    per_layer = {"none": inner + 3 * m.width, "matmuls": inner, "full": m.width}[config.execution.checkpoint_activations]
+    per_layer = {"none": inner + 3 * m.width, "matmuls": inner, "full": m.width}[
+        config.execution.checkpoint_activations
+    ]
     chunk = min(config.execution.loss_chunk, config.micro_batch * m.context)
     share = [1 / devices if zero >= stage else 1.0 for stage in (1, 2, 3)]
     return {

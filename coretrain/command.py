@@ -58,7 +58,9 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
     if resume is None:
         return Command(load_config(name, overrides), output, None, overrides)
     if name is not None:
-        raise UserError(f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out")
+        raise UserError(
+            f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out"
+        )
     if output is not None:
         raise UserError("--output and --resume are given: a resumed run goes on in its own folder; leave one out")
     resume = run_of(resume)
@@ -114,7 +116,9 @@ def run_folder(command: Command) -> Path:
 def print_help(program: str, summary: str) -> None:
     """Print usage and every field: meaning, type and limits, default."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN]\n\n{summary}\n")
+    console.print(
+        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN]\n\n{summary}\n"
+    )
     console.print(f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny")
     console.print("--output  folder of the run; default runs/NAME-TIME")
     console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top\n")

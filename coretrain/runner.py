@@ -51,7 +51,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
-    with Journal(folder, config, stack_name, start_update=progress.update) as journal:
+    with Journal(folder, config, stack_name, progress.update, stack.device_name) as journal:
         journal.header(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
