@@ -105,7 +105,7 @@ def run_folder(command: Command) -> Path:
     if command.output:
         if (command.output / "config.json").exists():
             raise UserError(
-                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another --output"
+                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another"
             )
         return command.output
     stem = Path("runs") / f"{command.config.name}-{time.strftime('%Y%m%d-%H%M%S')}"

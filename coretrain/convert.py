@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.checkpoint import (
@@ -12,7 +14,7 @@ from coretrain.checkpoint import (
     save_interchange,
     write_atomically,
 )
-from coretrain.config import RunConfig, build_config
+from coretrain.config import RunConfig, apply_overrides, build_config
 from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import read_tokenizer
@@ -47,33 +49,39 @@ def export_run(source: Path, folder: Path, form: str) -> list[str]:
     ]
 
 
-def import_run(source: Path, folder: Path) -> list[str]:
+def import_run(
+    source: Path, folder: Path, base: RunConfig | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> list[str]:
     """Make `folder` a run at update 0 that starts from the weights of a Hugging Face folder; lines to print.
 
-    It holds config.json, an interchange checkpoint without moments (an optimizer starts afresh) and, where the folder's
-    tokenizer is a byte-level BPE that ranks describe exactly, the tokenizer, which `data.tokenizer` then names.
+    Its config is `base`, with the imported model, then `overrides`. The run holds config.json, an interchange
+    checkpoint without moments (the optimizer starts afresh) whose Progress names no data yet, and the source's
+    tokenizer where that is a byte-level BPE that ranks describe exactly; `data.tokenizer` then names it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
     model, tensors = import_huggingface(source)
-    lines = []
+    raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
+    raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
+    raw |= {"model": model.model_dump(mode="json", exclude_none=True)}
     try:
         tokenizer = read_tokenizer(source)
+        say = "its tokenizer is the run's"
+        raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
     except UserError as obstacle:
         tokenizer = None
-        lines.append(f"without a tokenizer: {obstacle}")
-    if tokenizer and tokenizer.vocab > model.vocabulary:
-        raise UserError(f"{source} has more tokens ({tokenizer.vocab}) than the model has rows ({model.vocabulary})")
-    raw = {"name": folder.name, "model": model.model_dump()}
+        say = f"without a tokenizer ({obstacle}): data.tokenizer = {raw['data']['tokenizer']}"
+    config = build_config(apply_overrides(raw, overrides), str(source))
+    if tokenizer:
+        config.with_vocab(tokenizer.vocab)
+    # config.json comes last: without it the folder is no run
+    target = interchange_of(folder, "update-00000000")
+    save_interchange(target, config, {"parameters": tensors}, Progress(), "import")
     if tokenizer:
         tokenizer.save(folder)
-        raw["data"] = {"tokenizer": str((folder / SAVED_RANKS).absolute())}
-    config: RunConfig = build_config(raw, str(source))
-    target = interchange_of(folder, "update-00000000")
-    save_interchange(target, config, {"parameters": tensors}, Progress(seed=config.train.seed), "import")
     write_atomically(folder / "config.json", config.to_json())
     return [
         f"wrote {folder}: {source} as a run at update 0, {sum(value.size for value in tensors.values()):,} parameters",
-        *lines,
-        f"train it on with --resume {folder} --data.source YOUR_TEXT (and the learning rate you want)",
+        say,
+        f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
     ]

@@ -45,6 +45,8 @@ class Journal:
         self.last: dict[str, Any] = {}
         self.final: tuple[float, float] | None = None
         self.metrics = rewound(folder, start_update)
+        for row in read_metrics(folder)[0]:
+            self._smooth(row["loss"])
         self.boards = self._boards()
 
     def __enter__(self) -> Journal:
@@ -73,13 +75,11 @@ class Journal:
     def update(
         self, update: int, loss: float, grad_norm: float, lr: float, tokens: int, batch_hash: str, seconds: float
     ) -> None:
-        """Journal update `update` (from 0): loss in nats a token, norm before the clip, tokens seen, seconds it took."""
-        row = {"update": update, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+        """Journal update `update` (from 0): nats a token, norm before the clip, tokens seen, seconds taken."""
+        row: dict[str, Any] = {"update": update, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
         row |= {"batch_hash": batch_hash, "seconds": seconds}
         self._write(row)
-        if math.isfinite(loss):
-            self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
-            self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+        self._smooth(loss)
         self.recent = [*self.recent[-19:], seconds]
         speed = self.config.tokens_per_update / (sum(self.recent) / len(self.recent))
         smooth = self.smoothed / self.weight if self.weight else math.nan
@@ -143,6 +143,11 @@ class Journal:
         rows.append(("report", str(report)))
         rows.append(("metrics", str(self.folder / METRICS)))
         self.header({"result": rows})
+
+    def _smooth(self, loss: float | None) -> None:
+        if loss is not None and math.isfinite(loss):
+            self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+            self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
 
     def _write(self, row: Mapping[str, Any]) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

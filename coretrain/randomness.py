@@ -83,8 +83,9 @@ def hash32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 def dropout_mask(key: int, rows: NDArray[np.integer], length: int, width: int, rate: float) -> NDArray[np.bool_]:
     """The reference mask [B, T, D], True where kept; `rows` [B] are the rows' indices in the update's global batch."""
-    token: NDArray[np.uint32] = rows.astype(np.uint32)[:, None] * np.uint32(length) + np.arange(length, dtype=np.uint32)
-    token_hash: NDArray[np.uint32] = hash32(token ^ np.uint32(key))
+    first = rows.astype(np.uint32)[:, None] * np.uint32(length)
+    token = np.asarray(first + np.arange(length, dtype=np.uint32), np.uint32)
+    token_hash = hash32(np.asarray(token ^ np.uint32(key), np.uint32))
     element: NDArray[np.uint32] = token_hash[..., None] + np.arange(width, dtype=np.uint32) * np.uint32(FEATURE_STEP)
     kept: NDArray[np.bool_] = (hash32(element) >> np.uint32(8)) >= dropout_threshold(rate)
     return kept

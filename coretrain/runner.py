@@ -92,6 +92,7 @@ def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path) ->
     target = folder / "interchange" / f"update-{progress.update:08d}"
     if not target.exists():
         save_interchange(target, config, stack.export(), progress, stack.name)
+        CheckpointFolder(target.parent).prune(keep=1)
     return target
 
 

@@ -38,7 +38,7 @@ def choose_tokens(logits: NDArray[np.floating], sampling: Sampling, position: in
     """
     logits = np.asarray(logits, np.float64)
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return np.asarray(logits.argmax(-1), np.int64)
     order = np.argsort(-logits, axis=-1, kind="stable")
     ranked = np.take_along_axis(logits, order, -1) / sampling.temperature
     if sampling.top_k:
@@ -50,7 +50,8 @@ def choose_tokens(logits: NDArray[np.floating], sampling: Sampling, position: in
     cumulative = np.cumsum(weights, -1)
     draws = uniforms(sampling.seed, "sampling", position, len(logits))[:, None] * cumulative[:, -1:]
     chosen = (cumulative <= draws).sum(-1)
-    return np.take_along_axis(order, np.minimum(chosen, logits.shape[1] - 1)[:, None], -1)[:, 0]
+    picked = np.take_along_axis(order, np.minimum(chosen, logits.shape[1] - 1)[:, None], -1)
+    return np.asarray(picked[:, 0], np.int64)
 
 
 @dataclass(frozen=True)

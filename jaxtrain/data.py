@@ -38,7 +38,7 @@ def train_batches(
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only absl's own app.run parses
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH)
-            # Batches go through a pipe: grain's shared memory is small in containers, and a killed run leaves it behind.
+            # Through a pipe: grain's shared memory is small in containers, and a killed run leaves it behind.
             pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, pipe).mp_prefetch(options, _worker)
         iterator = iter(dataset)

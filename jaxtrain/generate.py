@@ -36,7 +36,7 @@ def generate(
     slots = m.context  # not T + tokens: one compiled step serves every length
     graph, state = nnx.split(model)
     empty = jnp.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
-    cache = Cache(empty, empty)
+    cache = Cache(empty, empty.copy())
     inputs, positions, at = padded.tokens, padded.positions, 0
     results: list[list[int]] = [[] for _ in prompts]
     ended = np.zeros(B, bool)

@@ -1,7 +1,7 @@
 """Convert checkpoints: out of a run into a Hugging Face folder or an interchange checkpoint, and from Hugging Face in.
 
 Usage: python scripts/convert.py export RUN_OR_CHECKPOINT FOLDER [--format huggingface|interchange]
-       python scripts/convert.py import HUGGINGFACE_FOLDER RUN_FOLDER
+       python scripts/convert.py import HUGGINGFACE_FOLDER RUN_FOLDER [CONFIG] [--section.field VALUE ...]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run from a checkout that isn't installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from coretrain.command import parse
 from coretrain.convert import export_run, import_run
 from coretrain.errors import exits_cleanly
 
@@ -28,11 +29,15 @@ def main() -> int:
     into = commands.add_parser("import", help="a GPT-2 or Llama folder of Hugging Face, as a run to go on training")
     into.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
     into.add_argument("folder", type=Path, help="folder of the new run; must not exist, or be empty")
-    given = parser.parse_args()
+    into.epilog = "CONFIG and --section.field VALUE as the trainers take them: the data, the learning rate, the length"
+    given, rest = parser.parse_known_args()
     if given.command == "export":
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
         lines = export_run(given.source, given.folder, given.format)
     else:
-        lines = import_run(given.source, given.folder)
+        command = parse(rest, "scripts/convert.py import", "")
+        lines = import_run(given.source, given.folder, command.config, command.overrides)
     print("\n".join(lines))
     return 0
 

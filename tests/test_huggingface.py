@@ -300,7 +300,7 @@ def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     assert "after update 7, written by jax), with its tokenizer" in out.stdout
     assert convert("export", run, tmp_path / "copy", "--format", "interchange").returncode == 0
     assert load_interchange(tmp_path / "copy").progress.update == 7
-    out = convert("import", tmp_path / "hf", tmp_path / "new")
+    out = convert("import", tmp_path / "hf", tmp_path / "new", "--train.updates", 50, "--model.context", 24)
     assert out.returncode == 0, out.stderr
     imported = load_interchange(interchange_of(tmp_path / "new", "update-00000000"))
     assert (imported.progress.update, imported.progress.data_fingerprint, imported.stack) == (0, "", "import")
@@ -309,6 +309,7 @@ def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     assert load_tokenizer(tmp_path / "new").ranks == trained.ranks
     written = RunConfig.from_json((tmp_path / "new" / "config.json").read_text())
     assert written == imported.config
+    assert (written.train.updates, written.model.context, written.model.norm) == (50, 24, "rmsnorm")
     assert written.data.tokenizer == str(tmp_path / "new" / "tokenizer.tiktoken")
 
     again = convert("export", run, tmp_path / "hf")

@@ -49,7 +49,7 @@ class Cache:
 
 
 def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
-    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is divided by 1 - rate."""
+    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     _, T, D = x.shape
