@@ -233,7 +233,11 @@ class Loop:
         )
         folder = self.checkpoints.begin(self.progress.update)
         self.pending = folder, self.progress
-        self.stack.save(folder)
+        try:
+            self.stack.save(folder)
+        except BaseException:
+            self.abandon_save()
+            raise
         if wait:
             self.commit_save()
 
@@ -242,14 +246,24 @@ class Loop:
         if self.pending is None or not (wait or self.stack.saved()):
             return
         folder, progress = self.pending
-        self.stack.wait()
-        seal(folder, progress, self.config, self.stack.name)
-        path = self.checkpoints.commit(folder, progress.update)
+        try:
+            self.stack.wait()
+            seal(folder, progress, self.config, self.stack.name)
+            path = self.checkpoints.commit(folder, progress.update)
+        except BaseException:
+            self.abandon_save()
+            raise
         self.pending = None
         if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
             self.checkpoints.note_best(progress.update, progress.best["val_loss"])
         self.checkpoints.prune(self.config.checkpoint.keep)
         self.journal.event(progress.update, "checkpoint", str(path))
+
+    def abandon_save(self) -> None:
+        """Remove what a failed save has written; earlier checkpoints stay as they are."""
+        if self.pending:
+            self.checkpoints.abandon(self.pending[0])
+            self.pending = None
 
     def roll_back(self) -> Iterator[Tokens]:
         """Return to the newest checkpoint and skip past the data that did the damage."""

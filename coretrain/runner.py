@@ -17,8 +17,8 @@ from coretrain.checkpoint import (
     Progress,
     load_interchange,
     newest_interchange,
+    read_sealed,
     save_interchange,
-    verify,
 )
 from coretrain.command import open_run, parse, run_folder
 from coretrain.config import RunConfig
@@ -46,8 +46,11 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     stack = make_stack(config, None)
     if resumed:
-        progress = restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr))
-        check_resumable(config, data, progress)
+        restored = restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr))
+        if restored.data_fingerprint:
+            check_resumable(config, data, restored)
+            progress = restored
+        # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
@@ -90,9 +93,8 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
 def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path) -> Path:
     """Write the present state as the run's interchange checkpoint, from which either stack and the converter start."""
     target = folder / "interchange" / f"update-{progress.update:08d}"
-    if not target.exists():
-        save_interchange(target, config, stack.export(), progress, stack.name)
-        CheckpointFolder(target.parent).prune(keep=1)
+    save_interchange(target, config, stack.export(), progress, stack.name)
+    CheckpointFolder(target.parent).prune(keep=1)
     return target
 
 
@@ -101,19 +103,19 @@ def restore(stack: Stack, folder: Path, warn: Callable[[str], None], best: bool 
     checkpoints = CheckpointFolder(folder / "checkpoints")
 
     def load(path: Path, progress: Progress) -> Progress:
-        sealed = verify(path)
+        sealed = read_sealed(path)
         if sealed.stack == stack.name:
             stack.load(path, progress.applied)
             return progress
         translated = folder / "interchange" / path.name
-        if not translated.exists():
+        if not translated.exists() or read_sealed(translated).progress != progress:
             translate(sealed.stack, folder, path.name)
         return adopt(stack, translated)
 
     if not checkpoints.complete():
         return adopt(stack, newest_interchange(folder))
     if best and (path := checkpoints.best()):
-        return load(path, verify(path).progress)
+        return load(path, read_sealed(path).progress)
     return checkpoints.first_that_loads(load, warn)[1]
 
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from coretrain.checkpoint import save_interchange, verify
+from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
 
 STATE = "state"
 
 
-def save_native(folder: Path, state: Mapping[str, Any]) -> ocp.AsyncResponse[None]:
-    """Start writing trees of arrays into `folder`; `.result()` of what comes back waits, and raises what went wrong."""
-    return ocp.save_async(folder.absolute() / STATE, _flat(state))
+def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
+    """Start writing trees of arrays into `folder`; the future ends with the writing, and raises what went wrong."""
+    response = ocp.save_async(folder.absolute() / STATE, _flat(state))
+    future: Future[None] = Future()
+
+    def wait() -> None:
+        try:
+            future.set_result(response.result())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=wait, daemon=True).start()  # Orbax's own response can't be asked whether it has ended
+    return future
 
 
 def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def export_interchange(run: Path, name: str) -> Path:
     from jaxtrain.trainer import Trainer  # it imports this module
 
     folder = run / "checkpoints" / name
-    sealed = verify(folder)
+    sealed = read_sealed(folder)
     trainer = Trainer(sealed.config)
     trainer.load(folder, sealed.progress.applied)
     target = run / "interchange" / name

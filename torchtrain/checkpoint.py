@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coretrain.checkpoint import save_interchange, verify
+from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
 
 STATE = "state.pt"
@@ -34,7 +34,7 @@ def load_native(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 def export_interchange(run: Path, name: str) -> Path:
     """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads."""
     folder = run / "checkpoints" / name
-    sealed = verify(folder)
+    sealed = read_sealed(folder)
     target = run / "interchange" / name
     save_interchange(target, sealed.config, load_native(folder), sealed.progress, "torch")
     return target
