@@ -24,7 +24,7 @@ def exits_cleanly(main: Callable[[], int | None]) -> Callable[[], None]:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER_ERROR)
         except OSError as error:
-            if error.errno not in (13, 28, 122):  # EACCES, ENOSPC, EDQUOT: the user's to mend, no traceback
+            if error.errno not in (13, 27, 28, 122):  # EACCES, EFBIG, ENOSPC, EDQUOT: for the user to mend
                 raise
             place = f" at {error.filename}" if error.filename else ""
             print(

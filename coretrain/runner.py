@@ -45,7 +45,9 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
     folder = run_folder(command)
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     stack = make_stack(config, None)
-    if resumed:
+    if resumed and not holds_state(folder):
+        print(f"warning: {folder} was stopped before its first checkpoint: it starts at update 0", file=sys.stderr)
+    elif resumed:
         restored = restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr))
         if restored.data_fingerprint:
             check_resumable(config, data, restored)
@@ -117,6 +119,11 @@ def restore(stack: Stack, folder: Path, warn: Callable[[str], None], best: bool 
     if best and (path := checkpoints.best()):
         return load(path, read_sealed(path).progress)
     return checkpoints.first_that_loads(load, warn)[1]
+
+
+def holds_state(folder: Path) -> bool:
+    """Whether a run's folder has any checkpoint, of its own or imported."""
+    return any(CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
 
 
 def adopt(stack: Stack, path: Path) -> Progress:

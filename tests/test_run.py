@@ -16,6 +16,7 @@ from coretrain.checkpoint import CheckpointFolder, load_interchange, newest_inte
 from coretrain.journal import read_metrics
 
 STACKS = ("torch", "jax")
+LONG = ("--train.updates", "60")
 WORDS = ["def", "return", "class", "import", "for", "while", "if", "else", "self", "value", "index", "print", "None"]
 
 
@@ -81,7 +82,7 @@ def state(folder: Path) -> dict[str, np.ndarray]:
 def whole(request, corpus, tmp_path_factory) -> tuple[str, Path]:
     """An undisturbed run of each stack."""
     folder = tmp_path_factory.mktemp(request.param) / "whole"
-    run(request.param, *arguments(corpus, "--output", str(folder)))
+    run(request.param, *arguments(corpus, "--output", str(folder), *LONG))
     return request.param, folder
 
 
@@ -96,8 +97,10 @@ def wait_for_updates(folder: Path, count: int, process: subprocess.Popen) -> Non
 def test_a_killed_and_resumed_run_ends_bit_equal(whole, corpus, tmp_path):
     stack, reference = whole
     folder = tmp_path / "killed"
-    process = start(stack, *arguments(corpus, "--output", str(folder)))
+    process = start(stack, *arguments(corpus, "--output", str(folder), *LONG))
     wait_for_updates(folder, 7, process)
+    while process.poll() is None and not CheckpointFolder(folder / "checkpoints").complete():
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
@@ -106,6 +109,16 @@ def test_a_killed_and_resumed_run_ends_bit_equal(whole, corpus, tmp_path):
     wanted, got = state(reference), state(folder)
     assert wanted.keys() == got.keys()
     assert [name for name in wanted if not np.array_equal(wanted[name], got[name])] == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(corpus, tmp_path):
+    folder = tmp_path / "early"
+    process = start("torch", *arguments(corpus, "--output", str(folder), "--checkpoint.interval", "100000", *LONG))
+    wait_for_updates(folder, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run("torch", "--resume", folder)
+    assert [row["update"] for row in read_metrics(folder)[0]] == list(range(60))
 
 
 @pytest.mark.parametrize("stack", STACKS)
