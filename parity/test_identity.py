@@ -40,8 +40,11 @@ def test_fifty_updates(variant):
     assert last < first - 0.5, "it must have learned something, or equality proves nothing"
     ours, theirs = pair.states()
     hold(TRAJECTORY, *displacement(ours["parameters"], theirs["parameters"], pair.start))
-    # trained weights, afresh
-    hold(LOGITS, nrel(*pair.logits(batches(pair.config, 1)[0][:, :-1], 0)) / 100, "trained weights, after 50 updates")
+    trained = make_pair(pair.config, ours["parameters"])
+    batch = batches(pair.config, 1)[0]
+    hold(LOGITS, nrel(*trained.logits(batch[:, :-1], 0)), "trained weights")
+    trained.gradients(batch, 0)
+    hold(GRADIENTS, *worst_tensor(*trained.gradient_tensors()))
 
 
 def test_a_key_bias_has_no_gradient_but_rounding():
