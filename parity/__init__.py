@@ -1,0 +1,1 @@
+"""The judge: both stacks against each other, in float64 wherever that proves more (`pytest parity`)."""

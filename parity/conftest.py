@@ -1,39 +1,62 @@
-"""The ladder that `pytest parity` prints at its end."""
+"""Session set-up of the judge, and its ladder: every gate with its worst figure, its cap and what did not run."""
 
-from parity.compare import GATES, worst
+import importlib.util
 
-NOT_RUN = {
-    "CUDA": "kernels flash_attn, sdpa_fa3, sdpa_fa4 and cudnn, bf16 and fp16 speed",
-    "MPS": "torch on a Mac's GPU",
-    "TPU": "kernel splash, compiled",
-}
+import jax
+import pytest
+import torch
+
+from parity import compare, pair
 
 
-def present() -> set[str]:
-    """Which of the devices are here."""
-    import jax
-    import torch
+@pytest.fixture(scope="session", autouse=True)
+def float64_is_really_on(tmp_path_factory):
+    """float64 in JAX can be off without a word; and nothing that is compiled here may outlast the session."""
+    assert jax.numpy.zeros(1).dtype == "float64", "jax_enable_x64 came too late: an array was made before it"
+    before = pair.SMALL.get("data.cache")
+    pair.SMALL["data.cache"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del pair.SMALL["data.cache"]
 
-    found = {"CUDA"} if torch.cuda.is_available() else set()
-    found |= {"MPS"} if torch.backends.mps.is_available() else set()
-    return found | ({"TPU"} if jax.default_backend() == "tpu" else set())
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """The models are so small that threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def not_run() -> list[tuple[str, str]]:
+    """What this machine or this suite can't judge, with the reason."""
+    cuda = "no CUDA device here" if not torch.cuda.is_available() else "a device is here, but this suite judges on CPU"
+    mps = "no MPS device here" if not torch.backends.mps.is_available() else "no float64 on MPS; this suite is on CPU"
+    tpu = f"needs a TPU, JAX has {jax.default_backend()} here; interpreted above"
+    flash = "flash-attn is not installed" if importlib.util.find_spec("flash_attn") is None else cuda
+    return [
+        ("CUDA: sdpa, cudnn, float32 and bfloat16", cuda),
+        ("CUDA: flash_attn, sdpa_fa3, sdpa_fa4 kernels", f"{flash}; only the call is checked"),
+        ("MPS: float32", mps),
+        ("TPU: compiled splash kernel", tpu),
+    ]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Each gate with its worst figure of this session; what couldn't be run, as not run."""
-    if not worst:
+    """The ladder."""
+    if not compare.worst:
         return
-    write = terminalreporter.write_line
-    write("")
-    write(f"{'gate':<34} {'worst':>8} {'floor':>8} {'cap':>8}  where")
-    for gate in GATES:
-        if gate.name in worst:
-            error, where = worst[gate.name]
-            write(f"{gate.name:<34} {error:>8.1e} {gate.floor:>8.0e} {gate.cap:>8.0e}  {where}")
+    lines = terminalreporter
+    lines.section("parity: worst figure and cap of every gate (float64 unless stated)")
+    for gate in compare.GATES:
+        if gate.name in compare.worst:
+            error, where = compare.worst[gate.name]
+            mark = "ok  " if error <= gate.cap else "FAIL"
+            lines.write_line(f"{mark} {gate.name:<46} {error:8.1e}  cap {gate.cap:7.0e}  {where}")
         else:
-            write(f"{gate.name:<34}  not run")
-    here = present()
-    for device, what in NOT_RUN.items():
-        write(
-            f"{device:<34}  {'present, but not covered yet' if device in here else 'not run: no such device'} ({what})"
-        )
+            lines.write_line(f"not run  {gate.name} (its test was not selected)")
+    for name, killer in compare.killed.items():
+        lines.write_line(f"{'kill' if killer else 'LIVES'} planted bug: {name:<58} {killer or ''}")
+    for name, reason in not_run():
+        lines.write_line(f"not run  {name} ({reason})")

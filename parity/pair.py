@@ -1,7 +1,8 @@
-"""Both stacks built from one config, in float64 on the CPU, with the same weights and batches."""
+"""Both stacks built from one config, on the CPU, with the same weights and batches."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -32,7 +33,7 @@ SMALL = {
     "train.batch_size": 4,
     "train.updates": 50,
     "schedule.warmup_updates": 10,
-    "optimizer.clip": 0.5,
+    "optimizer.clip": 0.2,
 }
 GPT2 = {
     "model.residual_dropout": 0.1,
@@ -60,29 +61,65 @@ VARIANTS = {
 
 
 def make_config(variant: dict[str, object], **more: object) -> RunConfig:
-    """The small config with a variant's switches."""
+    """The small config with a variant's switches; `section__field=value` on top."""
     fields = SMALL | variant | {key.replace("__", "."): value for key, value in more.items()}
     return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
 
 
 def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
-    """Initial weights with every bias and gain moved away from 0 and 1: at the start a dropped bias changes nothing."""
+    """Weights that hide nothing: every bias and gain away from 0 and 1, every matrix larger than at the start.
+
+    At the start a dropped bias changes nothing, and attention is so even that its scale hardly counts.
+    """
     weights = initial_parameters(config.model, config.train.seed)
     for row in parameter_table(config.model):
-        if row.init != "normal":
-            noise = normal_rows(1, f"scramble/{row.name}", (*row.shape, 1), 0.3)[..., 0]
-            weights[row.name] = weights[row.name] + noise
+        if row.init == "normal":
+            weights[row.name] = weights[row.name] * np.float32(4)
+        else:
+            weights[row.name] = weights[row.name] + normal_rows(1, f"scramble/{row.name}", (*row.shape, 1), 0.3)[..., 0]
     return weights
 
 
+@functools.cache
+def trained(config: RunConfig, updates: int = 30) -> dict[str, np.ndarray]:
+    """Weights after a few updates from the initial ones, in torch."""
+    trainer = TorchTrainer(config)
+    for update, batch in enumerate(batches(config, 2) * (updates // 2)):
+        _, norm = trainer.gradients(batch, update, 1.0)
+        trainer.apply(3 * config.optimizer.lr, clip_factor(norm, config.optimizer.clip), update)
+    return trainer.export()["parameters"]
+
+
+WEIGHTS = {
+    "initial": lambda config: initial_parameters(config.model, config.train.seed),
+    "scrambled": scrambled,
+    "trained": trained,
+}
+"""The three states in which the stacks are compared."""
+
+
 def batches(config: RunConfig, count: int) -> list[np.ndarray]:
-    """Random token rows [B, T + 1] over the whole vocabulary, both its ends among them."""
+    """Random token rows [B, T + 1] over the whole vocabulary, both its ends among them, with ignored labels.
+
+    The last column is only a label: -100 there is ignored. The first rows have them and the last have not, so that
+    micro-batches have unequal numbers of targets.
+    """
     rng = np.random.default_rng(0)
     shape = (config.train.batch_size, config.model.context + 1)
     made = [rng.integers(0, config.model.vocabulary, shape, dtype=np.int32) for _ in range(count)]
     for batch in made:
         batch[0, :2] = 0, config.model.vocabulary - 1
+        batch[:2, -1] = -100
     return made
+
+
+def noise_only(config: RunConfig) -> frozenset[str]:
+    """Key biases, where positions are learned: softmax cancels what is the same for all keys, so that their gradient
+    is zero, what floating point leaves is noise, and Adam makes whole steps of it. (Rotary positions turn the bias
+    with the key: there it counts.)
+    """
+    names = (row.name for row in parameter_table(config.model) if row.name.endswith("attention.k.bias"))
+    return frozenset(names if config.model.position == "learned" else ())
 
 
 @dataclass
@@ -99,16 +136,21 @@ class Pair:
         """Torch first."""
         return self.torch, self.jax
 
+    @property
+    def apart(self) -> frozenset[str]:
+        """Tensors that are compared apart."""
+        return noise_only(self.config)
+
+    def reset(self, weights: dict[str, np.ndarray]) -> None:
+        """Both stacks at `weights` with zero moments, as before the first update."""
+        self.start = weights
+        for stack in self.stacks:
+            groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
+            stack.adopt(groups | {"parameters": weights}, 0)
+
     def logits(self, tokens: np.ndarray, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] of both, with the dropout of `update`."""
-        dropout = self.torch._dropout(update, len(tokens))
-        with torch.no_grad():
-            hidden = self.torch.model(torch.from_numpy(tokens).long(), dropout)
-            ours = self.torch.model.logits(hidden).numpy()
-        model = nnx.merge(self.jax.graph, self.jax.params)
-        masks = self.jax._dropout(update, len(tokens))
-        theirs = jax.jit(lambda t, d: model.logits(model(t, d)))(tokens, masks)
-        return ours, np.asarray(theirs)
+        return torch_logits(self.torch, tokens, update), jax_logits(self.jax, tokens, update)
 
     def gradients(self, batch: np.ndarray, update: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """(loss, norm) of torch and of JAX; the gradients stay in the trainers."""
@@ -117,9 +159,7 @@ class Pair:
 
     def gradient_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The last gradients of both by canonical name."""
-        named = {name: p.grad for name, p in self.torch.model.named_parameters()}
-        ours = torchtrain.model.canonical_tensors(self.config, named)
-        return ours, jaxtrain.model.canonical_tensors(self.config, self.jax.grads)
+        return torch_gradients(self.torch), jax_gradients(self.jax)
 
     def apply(self, update: int, norms: tuple[float, float]) -> None:
         """One clipped update of each with its own norm."""
@@ -129,6 +169,35 @@ class Pair:
     def states(self) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
         """Parameters and moments of both."""
         return self.torch.export(), self.jax.export()
+
+
+def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
+    """Logits [B, T, V] with the dropout of `update`."""
+    with torch.no_grad():
+        hidden = stack.model(torch.from_numpy(tokens).long(), stack._dropout(update, len(tokens)))
+        return stack.model.logits(hidden).numpy()
+
+
+def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
+    """Logits [B, T, V] with the dropout of `update`."""
+    return np.asarray(_logits(stack.graph, stack.params, tokens, stack._dropout(update, len(tokens))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, params, tokens, dropout):
+    model = nnx.merge(graph, params)
+    return model.logits(model(tokens, dropout))
+
+
+def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
+    """The last gradients by canonical name."""
+    named = {name: p.grad for name, p in stack.model.named_parameters()}
+    return torchtrain.model.canonical_tensors(stack.config, named)
+
+
+def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
+    """The last gradients by canonical name."""
+    return jaxtrain.model.canonical_tensors(stack.config, stack.grads)
 
 
 def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:
