@@ -1,68 +1,135 @@
-"""Greedy and sampled tokens: with cache and without, alone and in a batch, in both stacks."""
+"""Generation: with the cache as without it, alone as in a batch, in JAX as in torch."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
-from coretrain.errors import UserError
-from coretrain.sampling import Sampling
-from parity.pair import VARIANTS, make_config, make_pair
+import jaxtrain.generate
+import jaxtrain.model
+import torchtrain.model
+from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from parity.compare import CACHE, SAMPLES, hold, nrel
+from parity.pair import VARIANTS, jax_logits, make_config, make_pair, torch_logits
 
-PROMPTS = [[5, 9, 2], [17], [1, 2, 3, 4, 5, 6, 7, 8]]
 GREEDY = Sampling(temperature=0)
+PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]
+NEW = 12
 
 
 @pytest.fixture(scope="module", params=["gpt2-like", "llama-like"])
 def pair(request):
-    """Both stacks with scrambled weights."""
+    """Both stacks, dropout among the config's switches: generation must not apply it."""
     return make_pair(make_config(VARIANTS[request.param]))
 
 
-def without_cache(pair, prompt: list[int], tokens: int) -> list[int]:
-    """Greedy decoding by whole forward passes."""
+def without_cache(stack, logits, prompt, tokens):
+    """Greedy tokens by a whole forward pass for each."""
     ids = list(prompt)
+    T = stack.config.model.context
     for _ in range(tokens):
-        with torch.no_grad():
-            hidden = pair.torch.model(torch.tensor([ids]))
-            ids.append(int(pair.torch.model.logits(hidden[:, -1]).argmax()))
+        padded = np.array([ids + [0] * (T - len(ids))], np.int32)  # causal: what comes later changes nothing
+        ids.append(int(logits(stack, padded)[0, len(ids) - 1].argmax()))
     return ids[len(prompt) :]
 
 
-def test_greedy_tokens_are_those_without_a_cache(pair):
-    expected = [without_cache(pair, prompt, 12) for prompt in PROMPTS]
+def plain_torch(stack, tokens):
+    """Logits without dropout."""
+    with torch.no_grad():
+        return stack.model.logits(stack.model(torch.from_numpy(tokens).long())).numpy()
+
+
+def plain_jax(stack, tokens):
+    """Logits without dropout."""
+    return np.asarray(_plain(stack.graph, stack.params, tokens))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain(graph, params, tokens):
+    model = nnx.merge(graph, params)
+    return model.logits(model(tokens))
+
+
+def test_greedy_tokens(pair):
+    """In a batch of unequal prompts, with the cache; alone, without it; in both stacks."""
+    expected = [without_cache(pair.torch, plain_torch, prompt, NEW) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in expected}) > 1, "all alike would prove little"
+    for stack, logits in ((pair.torch, plain_torch), (pair.jax, plain_jax)):
+        batched = stack.generate(PROMPTS, NEW, GREEDY, ())
+        alone = [stack.generate([prompt], NEW, GREEDY, ())[0] for prompt in PROMPTS]
+        whole = [without_cache(stack, logits, prompt, NEW) for prompt in PROMPTS]
+        for how, found in (("batched", batched), ("alone", alone), ("without cache", whole)):
+            different = sum(
+                a != b for ours, own in zip(expected, found, strict=True) for a, b in zip(ours, own, strict=True)
+            )
+            hold(SAMPLES, different, f"{stack.name}, {how}")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 0, 1.0, 3), Sampling(0.7, 5, 1.0, 4), Sampling(1.3, 50, 0.6, 5)])
+def test_sampled_tokens(pair, sampling):
+    ours, theirs = (stack.generate(PROMPTS, NEW, sampling, ()) for stack in pair.stacks)
+    hold(SAMPLES, int((np.array(ours) != np.array(theirs)).sum()), f"{sampling}")
+    again = pair.torch.generate(PROMPTS, NEW, Sampling(1.0, 0, 1.0, 99), ())
+    assert again != ours, "another seed must give other tokens"
+
+
+def test_stop_tokens_end_a_row_and_are_left_out(pair):
+    free = pair.torch.generate(PROMPTS, NEW, GREEDY, ())
+    stop = free[0][4]
     for stack in pair.stacks:
-        assert stack.generate(PROMPTS, 12, GREEDY, ()) == expected
-        assert [stack.generate([prompt], 12, GREEDY, ())[0] for prompt in PROMPTS] == expected
+        seen = []
+        stopped = stack.generate(PROMPTS, NEW, GREEDY, (stop,), seen.append)
+        for row, tokens in zip(free, stopped, strict=True):
+            assert tokens == (row[: row.index(stop)] if stop in row else row)
+        assert all(step.shape == (3,) for step in seen)
 
 
-def test_sampled_tokens_are_the_same_for_the_same_numbers(pair):
-    settings = [Sampling(1.0, 0, 1.0, 3), Sampling(0.8, 5, 1.0, 4), Sampling(1.3, 0, 0.7, 5)]
-    for sampling in settings:
-        ours, theirs = (stack.generate(PROMPTS, 16, sampling, ()) for stack in pair.stacks)
-        assert ours == theirs
-    drawn = [pair.torch.generate(PROMPTS, 16, sampling, ()) for sampling in settings]
-    assert drawn[0] != drawn[1] != drawn[2]
+def test_logits_out_of_the_cache(pair):
+    """Prefill and two single steps of unequal prompts against whole forward passes of each alone."""
+    m = pair.config.model
+    padded = pad_prompts(PROMPTS, m.vocabulary, m.context, 2)
+    slots, T = padded.tokens.shape[1] + 2, padded.tokens.shape[1]
+    ids = [list(prompt) for prompt in PROMPTS]
+    empty = np.zeros((m.layers, 3, slots, m.kv, m.head))
+    torch_cache = torchtrain.model.Cache(torch.from_numpy(empty), torch.from_numpy(empty.copy()))
+    jax_cache = jaxtrain.model.Cache(jnp.array(empty), jnp.array(empty))
+    inputs, positions, at = padded.tokens, padded.positions, 0
+    for _ in range(3):
+        mask = padded.mask(at, at + inputs.shape[1], slots)
+        with torch.no_grad():
+            parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
+            hidden, torch_cache = pair.torch.model.step(*parts, torch_cache, at)
+            ours = pair.torch.model.logits(hidden[:, -1]).numpy()
+        theirs, jax_cache = jaxtrain.generate._step(
+            pair.jax.graph, pair.jax.params, inputs, positions, mask, jax_cache, at
+        )
+        theirs = np.asarray(theirs)
+        for row, known in enumerate(ids):
+            whole = plain_torch(pair.torch, np.array([known], np.int32))[0, -1]
+            hold(CACHE, nrel(ours[row], whole), f"torch, row {row}, slot {at}")
+            hold(CACHE, nrel(theirs[row], whole), f"jax, row {row}, slot {at}")
+        chosen = choose_tokens(ours, GREEDY, 0)
+        for known, token in zip(ids, chosen, strict=True):
+            known.append(int(token))
+        at = at + inputs.shape[1]
+        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+    assert at == T + 2
 
 
-def test_a_stop_token_ends_its_own_row_alone(pair):
-    whole = pair.torch.generate(PROMPTS, 12, GREEDY, ())
-    stop = whole[0][4]
-    for stack in pair.stacks:
-        for got, full in zip(stack.generate(PROMPTS, 12, GREEDY, (stop,)), whole, strict=True):
-            assert got == full[: full.index(stop) if stop in full else 12]
-
-
-def test_streamed_tokens_are_the_returned_ones(pair):
-    for stack in pair.stacks:
-        seen: list[np.ndarray] = []
-        result = stack.generate([PROMPTS[0]], 8, GREEDY, (), seen.append)
-        assert [int(ids[0]) for ids in seen] == result[0]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "tokens", "named"), [([], 1, "empty"), ([301], 1, "vocabulary"), ([1], 40, "context")]
-)
-def test_bad_prompts_are_refused(pair, prompt, tokens, named):
-    for stack in pair.stacks:
-        with pytest.raises(UserError, match=named):
-            stack.generate([prompt], tokens, GREEDY, ())
+def test_dropout_is_for_training_only(pair):
+    tokens = np.array([[1, 2, 3]], np.int32)
+    if pair.config.model.residual_dropout:
+        assert nrel(torch_logits(pair.torch, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
+        assert nrel(jax_logits(pair.jax, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
+    batch = np.arange(4 * 41, dtype=np.int32).reshape(4, 41)
+    ours, theirs = (stack.evaluate(batch) for stack in pair.stacks)
+    logits = plain_torch(pair.torch, batch[:, :-1])
+    shifted = logits - logits.max(-1, keepdims=True)
+    own = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, batch[:, 1:, None].astype(int), -1)[..., 0]
+    # a sum over 160 targets, some 6 nats each
+    for total in (ours, theirs):
+        assert abs(total - own.sum()) < 1e-12 * own.sum()

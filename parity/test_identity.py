@@ -1,5 +1,7 @@
 """Float64 on the CPU: logits, loss, every gradient, the norm, one clipped update, 50 updates and their moments."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from coretrain.randomness import normal_rows
 from parity.compare import (
     ALONE,
     ALONE_32,
+    DECAY_32,
     GRADIENTS,
     KEY_BIAS,
     LOGITS,
@@ -83,25 +86,45 @@ def test_a_key_bias_has_no_gradient_but_rounding():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_alone(name, dtype, gate):
     """The same gradients into both, 200 times: ordinary ones, ones as small as epsilon, and pure noise."""
-    config = make_config(VARIANTS["gpt2-like"], optimizer__name=name, precision__compute=dtype, optimizer__clip=0)
-    pair = make_pair(config)
-    rows = parameter_table(config.model)
-    sizes = {row.name: 10.0 ** -(number % 5 * 2 + 1) for number, row in enumerate(rows)}  # 1e-1 to 1e-9
-    for update in range(200):
-        drawn = {
-            row.name: normal_rows(update % 7, f"gradient/{row.name}", (*row.shape, 1), sizes[row.name])[..., 0]
-            for row in rows
-        }
-        tree = to_jax_tree(config.model, drawn, config.execution.vocab_multiple)
-        pair.jax.grads = _like(pair.jax.params, tree, dtype)
-        for row_name, parameter in pair.torch.model.named_parameters():
-            parameter.grad = torch.zeros_like(parameter)
-            parameter.grad[: len(drawn[row_name])] = torch.from_numpy(drawn[row_name])
-        for stack in pair.stacks:
-            stack.apply(1e-3, 0.75, update)
+    pair = _fed(name, dtype, decay=0.1 if dtype == "float64" else 0.0)
     ours, theirs = pair.states()
     error, where = displacement(ours["parameters"], theirs["parameters"], pair.start)
     hold(gate, error, f"{name}, {where}")
+
+
+def test_decay_in_float32():
+    """What of the decay of a matrix is lost: the error along the matrix itself, where other roundings average out."""
+    name = "blocks.0.attention.q.weight"
+    start = _fed("adamw", "float64", 0.1).start[name].astype(np.float64)
+    exact = _fed("adamw", "float64", 0.1).states()[1]["parameters"][name]
+    for stack, state in zip(("torch", "jax"), _fed("adamw", "float32", 0.1).states(), strict=True):
+        lost = np.vdot(state["parameters"][name] - exact, start) / np.vdot(start, start)
+        hold(DECAY_32, float(abs(lost)) / (200 * 1e-3 * 0.1), f"{stack}, {name}")
+
+
+@functools.cache
+def _fed(name, dtype, decay):
+    config = make_config(
+        VARIANTS["gpt2-like"], optimizer__name=name, precision__compute=dtype, optimizer__weight_decay=decay
+    )
+    pair = make_pair(config)
+    rows = parameter_table(config.model)
+    sizes = {row.name: 10.0 ** -(number % 5 * 2 + 1) for number, row in enumerate(rows)}  # 1e-1 to 1e-9
+    kinds = [
+        {row.name: normal_rows(k, f"gradient/{row.name}", (*row.shape, 1), sizes[row.name])[..., 0] for row in rows}
+        for k in range(7)
+    ]
+    trees = [
+        _like(pair.jax.params, to_jax_tree(config.model, d, config.execution.vocab_multiple), dtype) for d in kinds
+    ]
+    for update in range(200):
+        pair.jax.grads = trees[update % 7]
+        for row_name, parameter in pair.torch.model.named_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[: len(kinds[update % 7][row_name])] = torch.from_numpy(kinds[update % 7][row_name])
+        for stack in pair.stacks:
+            stack.apply(1e-3, 0.75, update)
+    return pair
 
 
 def _like(params, tree, dtype):

@@ -46,7 +46,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def make_texts(count: int, seed: int = 0, size: int = 400) -> list[str]:
     words = ["def", "return", "self", "caf\u00e9", "value", "x", "\n", "\u4f60\u597d", "import", "0.5"]
     generator = random.Random(seed)
-    return [f"{n} " + " ".join(generator.choices(words, k=generator.randint(size // 8, size // 4))) for n in range(count)]
+    return [
+        f"{n} " + " ".join(generator.choices(words, k=generator.randint(size // 8, size // 4))) for n in range(count)
+    ]
 
 
 def write_corpus(folder: Path, texts: list[str]) -> Path:
@@ -57,9 +59,18 @@ def write_corpus(folder: Path, texts: list[str]) -> Path:
 
 
 def configure(tmp: Path, source: Path | str, **extra: Any) -> RunConfig:
-    values = {"data.source": source, "data.tokenizer": "bytes", "data.cache": tmp / "cache", "data.shard_tokens": 2048,
-              "data.validation_fraction": 0.1, "model.context": 32, "train.batch_size": 8, "train.updates": 50,
-              "schedule.warmup_updates": 1, "data.prepare_processes": 1} | extra
+    values = {
+        "data.source": source,
+        "data.tokenizer": "bytes",
+        "data.cache": tmp / "cache",
+        "data.shard_tokens": 2048,
+        "data.validation_fraction": 0.1,
+        "model.context": 32,
+        "train.batch_size": 8,
+        "train.updates": 50,
+        "schedule.warmup_updates": 1,
+        "data.prepare_processes": 1,
+    } | extra
     return load_config(None, [(key, str(value)) for key, value in values.items()])
 
 
@@ -88,7 +99,7 @@ def test_the_shards_hold_the_corpus(tmp_path: Path, corpus: Path) -> None:
             ids, start = shard.ids(), 0
             for end in shard.ends():
                 assert ids[int(end) - 1] == data.tokenizer.eot
-                found.append(data.tokenizer.decode(ids[start:int(end) - 1]))
+                found.append(data.tokenizer.decode(ids[start : int(end) - 1]))
                 start = int(end)
             assert start == shard.tokens
     texts = [path.read_text(encoding="utf-8") for path in sorted(corpus.iterdir())]
@@ -107,7 +118,7 @@ def test_windows_cross_shards(tmp_path: Path, corpus: Path) -> None:
         for window in range(min(count, 300)):
             row = data.train.read(window, context)
             assert row.dtype == np.int32
-            assert np.array_equal(row, everything[window * context:window * context + context + 1])
+            assert np.array_equal(row, everything[window * context : window * context + context + 1])
         with pytest.raises(IndexError):
             data.train.read(count, context)
     again = pickle.loads(pickle.dumps(data.train))
@@ -119,8 +130,10 @@ def test_the_second_opening_prepares_nothing(tmp_path: Path, corpus: Path) -> No
     lines: list[str] = []
     config = configure(tmp_path, corpus)
     first = open_data(config, lines.append)
-    assert len(lines) == 1 and "preparing" in lines[0]
-    assert open_data(config, lines.append).fingerprint == first.fingerprint and len(lines) == 1
+    assert len(lines) == 1
+    assert "preparing" in lines[0]
+    assert open_data(config, lines.append).fingerprint == first.fingerprint
+    assert len(lines) == 1
     assert open_folder(first.parts[0].folder).fingerprint == first.fingerprint
     assert {label for label, _ in first.summary()} >= {"source", "tokenizer", "train", "validation", "fingerprint"}
 
@@ -133,14 +146,16 @@ def test_changed_files_or_settings_prepare_again(tmp_path: Path, corpus: Path) -
     assert len(folders) == 4
     (corpus / "0000.txt").write_text("changed " * 50)
     changed = quiet(configure(tmp_path, corpus))
-    assert changed.parts[0].folder not in folders and changed.fingerprint != first.fingerprint
+    assert changed.parts[0].folder not in folders
+    assert changed.fingerprint != first.fingerprint
 
 
 def test_the_fingerprint_is_of_content(tmp_path: Path, corpus: Path) -> None:
     first = quiet(configure(tmp_path, corpus))
     copy = write_corpus(tmp_path / "elsewhere" / "copy", [path.read_text() for path in sorted(corpus.iterdir())])
     second = quiet(configure(tmp_path / "elsewhere", copy))
-    assert second.fingerprint == first.fingerprint and second.parts[0].folder != first.parts[0].folder
+    assert second.fingerprint == first.fingerprint
+    assert second.parts[0].folder != first.parts[0].folder
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "trained"])
@@ -149,8 +164,12 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, tokenizer: str)
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
     assert sum(map(len, lines)) > 2 * 2**20  # more than one chunk, so that processes could get out of order
     extra = {"data.tokenizer": tokenizer, "data.tokenizer_vocab": 300, "data.shard_tokens": 100_000}
-    found = {quiet(configure(tmp_path / str(count), tmp_path / "corpus.jsonl", **extra,
-                             **{"data.prepare_processes": count})).fingerprint for count in (1, 2, 3)}
+    found = {
+        quiet(
+            configure(tmp_path / str(count), tmp_path / "corpus.jsonl", **extra, **{"data.prepare_processes": count})
+        ).fingerprint
+        for count in (1, 2, 3)
+    }
     assert len(found) == 1
 
 
@@ -221,8 +240,12 @@ def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, corpus: Path) ->
     good = path.read_text()
     manifest = json.loads(good)
     manifest["shards"].pop()
-    for bad, words in ((json.dumps(manifest), "damaged"), (good[:50], "damaged"), ("[]", "damaged"),
-                       (json.dumps(json.loads(good) | {"version": 2}), "newer")):
+    for bad, words in (
+        (json.dumps(manifest), "damaged"),
+        (good[:50], "damaged"),
+        ("[]", "damaged"),
+        (json.dumps(json.loads(good) | {"version": 2}), "newer"),
+    ):
         path.write_text(bad)
         with pytest.raises(UserError, match=rf"manifest\.json.* {words}"):
             quiet(config)
@@ -231,18 +254,21 @@ def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, corpus: Path) ->
 def test_ids_out_of_the_vocabulary_are_refused(tmp_path: Path, corpus: Path) -> None:
     data = quiet(configure(tmp_path, corpus))
     with pytest.raises(UserError, match=r"x\.bin has token id 257"):
-        write_shard(tmp_path / "x.bin", data.tokenizer.fingerprint, 257, np.array([1, 257]), np.array([2]), 1, "00" * 32)
+        write_shard(
+            tmp_path / "x.bin", data.tokenizer.fingerprint, 257, np.array([1, 257]), np.array([2]), 1, "00" * 32
+        )
     assert not (tmp_path / "x.bin").exists()
     path = shard_path(data)
     raw = bytearray(path.read_bytes())
-    raw[HEADER.size:HEADER.size + 2] = (999).to_bytes(2, "little")
+    raw[HEADER.size : HEADER.size + 2] = (999).to_bytes(2, "little")
     path.write_bytes(raw)
     with pytest.raises(UserError, match=f"{path.name} has token id 999"):
         read_shard(path, data.tokenizer.fingerprint, 257).check(hashlib.sha256(raw).hexdigest())
 
 
 def test_a_large_corpus_is_hashed_again_only_when_changed(
-        tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from coretrain.data import batches, shards
 
     monkeypatch.setattr(batches, "ALWAYS_HASHED", 0)
@@ -276,8 +302,13 @@ def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, p
     program = tmp_path / "program.py"
     program.write_text(PREPARE)
     config = configure(tmp_path, tmp_path / "corpus.jsonl", **{"data.prepare_processes": processes})
-    child = subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE, cwd=ROOT,
-                             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdin=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
     assert child.stdin is not None
     child.stdin.write(config.to_json().encode())
     child.stdin.close()
@@ -289,15 +320,18 @@ def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, p
     child.wait()
     assert child.returncode == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in cache.glob("*/train-*.bin")}
-    assert len(finished) >= 5 and not list(cache.glob("*/manifest.json"))
+    assert len(finished) >= 5
+    assert not list(cache.glob("*/manifest.json"))
     noted = len(next(cache.glob("*/progress.jsonl")).read_text().splitlines())
     spoiled = sorted(finished)[3]
     flip(spoiled, HEADER.size + 9)  # a finished shard that was damaged meanwhile is made again
     data = quiet(config)
     kept = [path for path, stamp in finished.items() if path.stat().st_mtime_ns == stamp]
-    assert kept == sorted(finished)[:3] and noted >= 4
+    assert kept == sorted(finished)[:3]
+    assert noted >= 4
     folder = data.parts[0].folder
-    assert not list(folder.glob(".tmp-*")) and not (folder / "progress.jsonl").exists()
+    assert not list(folder.glob(".tmp-*"))
+    assert not (folder / "progress.jsonl").exists()
     whole = quiet(configure(tmp_path / "whole", tmp_path / "corpus.jsonl"))
     assert data.fingerprint == whole.fingerprint
 
@@ -315,8 +349,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], None]
     return lambda: monkeypatch.setattr(prepare_module, "write_shard", plain)
 
 
-def test_resuming_keeps_every_finished_shard(
-        tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_keeps_every_finished_shard(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(tmp_path, corpus)
     undo = interrupt(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
@@ -330,7 +363,8 @@ def test_resuming_keeps_every_finished_shard(
 
 
 def test_resuming_on_other_documents_starts_again(
-        tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configure(tmp_path, corpus)
     undo = interrupt(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
@@ -342,7 +376,8 @@ def test_resuming_on_other_documents_starts_again(
     os.utime(first, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     data = quiet(config)
     shown = data.tokenizer.decode(tokens_of(data.train)) + data.tokenizer.decode(tokens_of(data.validation))
-    assert text[::-1] in shown and text not in shown
+    assert text[::-1] in shown
+    assert text not in shown
     assert data.train.documents + data.validation.documents == 120
 
 
@@ -372,7 +407,8 @@ def test_a_tiny_corpus_still_has_both_splits(tmp_path: Path, order: tuple[int, .
     texts = ["one document", "two document", "three document"]
     splits = splits_of(write_corpus(tmp_path / "a", [texts[n] for n in order]), 0.0001)
     reference = splits_of(write_corpus(tmp_path / "b", texts), 0.0001)
-    assert splits == reference and sorted(splits.values()) == ["train", "train", "validation"]
+    assert splits == reference
+    assert sorted(splits.values()) == ["train", "train", "validation"]
 
 
 @pytest.mark.parametrize(("texts", "words"), [(["same", "same"], "a single document"), (["", " \n"], "has no text")])
@@ -418,7 +454,9 @@ def test_one_text_file_is_cut_into_documents(tmp_path: Path) -> None:
     text = "\n\n".join(f"paragraph {n} " * 20 for n in range(400))
     (tmp_path / "book.txt").write_text(text)
     cut = texts_from(tmp_path / "book.txt")
-    assert "".join(cut) == text and len(cut) > 10 and all(len(piece) >= 4096 for piece in cut[:-1])
+    assert "".join(cut) == text
+    assert len(cut) > 10
+    assert all(len(piece) >= 4096 for piece in cut[:-1])
     for odd in ("", "x" * 20_000, "a\n" * 20_000, "\n" * 20_000, ("y" * 9000 + "\n") * 3):
         assert "".join(pieces(odd)) == odd
     assert len(list(pieces("a\n" * 20_000))) > 5
@@ -426,26 +464,30 @@ def test_one_text_file_is_cut_into_documents(tmp_path: Path) -> None:
 
 def test_the_standard_library(tmp_path: Path) -> None:
     texts = texts_from("stdlib")
-    assert sum(map(len, texts)) > 5e6 and any("class JSONDecoder" in text for text in texts)
+    assert sum(map(len, texts)) > 5e6
+    assert any("class JSONDecoder" in text for text in texts)
     assert texts == texts_from("stdlib")
     from pydoc_data.topics import topics
 
-    assert texts[-len(topics):] == [topics[key] for key in sorted(topics)]
+    assert texts[-len(topics) :] == [topics[key] for key in sorted(topics)]
     assert not any("class TestCase_" in text[:2000] for text in texts)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("a.txt", b"caf\xe9 " * 10, r"a\.txt is not UTF-8 text \(byte 3\)"),
-    ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: no JSON"),
-    ("a.jsonl", b'{"text": "caf\xe9"}\n', r"a\.jsonl, line 1: no JSON in UTF-8"),
-    ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no field text, only body: set data\.text_field"),
-    ("a.jsonl", b"[1]\n", r"line 1 has no field text"),
-    ("a.jsonl", b'{"text": 5}\n', r"line 1: field text is no text"),
-    ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz can't be read"),
-    ("a.jsonl.zst", b"no zstd", r"a\.jsonl\.zst can't be read"),
-    ("a.parquet", b"no parquet", r"a\.parquet can't be read"),
-    ("a.doc", b"x", "unknown kind of file"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"caf\xe9 " * 10, r"a\.txt is not UTF-8 text \(byte 3\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: no JSON"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', r"a\.jsonl, line 1: no JSON in UTF-8"),
+        ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no field text, only body: set data\.text_field"),
+        ("a.jsonl", b"[1]\n", r"line 1 has no field text"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: field text is no text"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz can't be read"),
+        ("a.jsonl.zst", b"no zstd", r"a\.jsonl\.zst can't be read"),
+        ("a.parquet", b"no parquet", r"a\.parquet can't be read"),
+        ("a.doc", b"x", "unknown kind of file"),
+    ],
+)
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -509,7 +551,8 @@ def test_the_permutation_looks_random() -> None:
     neighbours = np.diff(everything.astype(np.int64), axis=1)
     assert (neighbours == 1).mean() == pytest.approx(1 / size, rel=0.4)
     correlation = [np.corrcoef(np.arange(size), row)[0, 1] for row in everything]
-    assert abs(np.mean(correlation)) < 0.01 and np.std(correlation) == pytest.approx(size**-0.5, rel=0.25)
+    assert abs(np.mean(correlation)) < 0.01
+    assert np.std(correlation) == pytest.approx(size**-0.5, rel=0.25)
 
 
 def test_a_small_permutation_reaches_every_order() -> None:
@@ -520,12 +563,14 @@ def test_a_small_permutation_reaches_every_order() -> None:
 def test_large_permutations_need_no_memory() -> None:
     size = 10**12 + 39
     found = permute(np.arange(size - 1000, size), size, "key")
-    assert len(set(found.tolist())) == 1000 and 0 <= found.min() and found.max() < size
+    assert len(set(found.tolist())) == 1000
+    assert found.min() >= 0
+    assert found.max() < size
 
 
 def test_each_epoch_has_every_window_once_in_another_order() -> None:
     rows = [window for update in range(30) for _, window in rows_of_update([50], [1.0], "f", 1, update, 5)]
-    epochs = [rows[n:n + 50] for n in range(0, 150, 50)]
+    epochs = [rows[n : n + 50] for n in range(0, 150, 50)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     for other in (rows_of_update([50], [1.0], "g", 1, 0, 50), rows_of_update([50], [1.0], "f", 2, 0, 50)):
@@ -533,7 +578,9 @@ def test_each_epoch_has_every_window_once_in_another_order() -> None:
     assert rows_of_update([50], [1.0], "f", 1, 0, 150)[:, 1].tolist() == rows  # batch size doesn't move positions
 
 
-@pytest.mark.parametrize("weights", [[95, 5], [0.95, 0.05], [0.7, 0.2, 0.1], [1, 1, 1, 1], [3], [5, 1e-3], [1, 2, 4, 8]])
+@pytest.mark.parametrize(
+    "weights", [[95, 5], [0.95, 0.05], [0.7, 0.2, 0.1], [1, 1, 1, 1], [3], [5, 1e-3], [1, 2, 4, 8]]
+)
 def test_mixture_shares_are_exact(weights: list[float]) -> None:
     whole = whole_weights(weights)
     period = sum(whole) // np.gcd.reduce(whole)
@@ -545,7 +592,8 @@ def test_mixture_shares_are_exact(weights: list[float]) -> None:
         assert counts[parts == part].tolist() == list(range(shares[part]))
     some = np.random.default_rng(0).integers(0, count, 100)  # each position on its own says the same
     alone = parts_at(some, weights)
-    assert np.array_equal(alone[0], parts[some]) and np.array_equal(alone[1], counts[some])
+    assert np.array_equal(alone[0], parts[some])
+    assert np.array_equal(alone[1], counts[some])
     running = np.cumsum(parts[:, None] == np.arange(len(weights)), 0)
     ideal = np.arange(1, count + 1)[:, None] * np.array(whole) / sum(whole)
     assert abs(running - ideal).max() < len(weights)
@@ -559,15 +607,19 @@ def test_95_to_5_in_every_hundred_rows() -> None:
 def test_shares_stay_exact_far_out() -> None:
     far = 2**40 + np.arange(1000)
     parts, counts = parts_at(far, [0.123456789, 0.876543211])
-    assert set(parts) == {0, 1} and (np.diff(counts[parts == 1]) == 1).all()
+    assert set(parts) == {0, 1}
+    assert (np.diff(counts[parts == 1]) == 1).all()
     assert int(counts[parts == 0][0]) == pytest.approx(2**40 * 0.123456789, abs=2)
 
 
 def test_a_mixture_repeats_its_small_part(tmp_path: Path, corpus: Path) -> None:
     small = write_corpus(tmp_path / "small", make_texts(12, seed=9))
     mixture = f'[{{source = "{corpus}", weight = 95}}, {{source = "{small}", weight = 5}}]'
-    config = configure(tmp_path, "unused", **{"data.mixture": mixture, "data.tokenizer": "trained",
-                                              "data.tokenizer_vocab": 300, "model.context": 16})
+    config = configure(
+        tmp_path,
+        "unused",
+        **{"data.mixture": mixture, "data.tokenizer": "trained", "data.tokenizer_vocab": 300, "model.context": 16},
+    )
     data = quiet(config)
     windows = [part.train.windows(16) for part in data.parts]
     rows = rows_at(np.arange(100 * windows[1]), windows, data.weights, data.fingerprint, 1337)
@@ -578,8 +630,10 @@ def test_a_mixture_repeats_its_small_part(tmp_path: Path, corpus: Path) -> None:
     again = validation_batches(data, config)
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in again]
     batch = global_batch(data, config, 3)
-    wanted = [data.parts[part].train.read(int(window), 16)
-              for part, window in rows_of_update(windows, [95, 5], data.fingerprint, config.train.seed, 3, 8)]
+    wanted = [
+        data.parts[part].train.read(int(window), 16)
+        for part, window in rows_of_update(windows, [95, 5], data.fingerprint, config.train.seed, 3, 8)
+    ]
     assert np.array_equal(batch, wanted)
 
 
@@ -587,11 +641,15 @@ def test_global_batches_and_their_hash(tmp_path: Path, corpus: Path) -> None:
     config = configure(tmp_path, corpus)
     data = quiet(config)
     batch = global_batch(data, config, 7)
-    assert batch.shape == (8, 33) and batch.dtype == np.int32
+    assert batch.shape == (8, 33)
+    assert batch.dtype == np.int32
     assert batch_hash(batch) == batch_hash(batch.astype(np.int64)) == batch_hash(np.asfortranarray(batch))
-    assert len(batch_hash(batch)) == 16 and batch_hash(batch) != batch_hash(batch[::-1])
+    assert len(batch_hash(batch)) == 16
+    assert batch_hash(batch) != batch_hash(batch[::-1])
     assert batch_hash(batch) != batch_hash(global_batch(data, config, 8))
-    epoch = [row.tobytes() for update in range(data.train.windows(32) // 8) for row in global_batch(data, config, update)]
+    epoch = [
+        row.tobytes() for update in range(data.train.windows(32) // 8) for row in global_batch(data, config, update)
+    ]
     assert len(set(epoch)) == len(epoch)
 
 
@@ -621,12 +679,29 @@ def test_validation_is_the_same_first_windows(tmp_path: Path, corpus: Path) -> N
 
 
 def test_the_command_line(tmp_path: Path, corpus: Path) -> None:
-    run = subprocess.run([sys.executable, "scripts/prepare.py", "--data.source", str(corpus), "--data.tokenizer=bytes",
-                          "--data.cache", str(tmp_path / "cache"), "--model.context", "32"],
-                         cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "scripts/prepare.py",
+            "--data.source",
+            str(corpus),
+            "--data.tokenizer=bytes",
+            "--data.cache",
+            str(tmp_path / "cache"),
+            "--model.context",
+            "32",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == 0 and "fingerprint" in run.stdout and "manifest.json" in run.stdout, run.stderr
     assert run.stderr == ""
     for arguments in (["--data.sauce", "x"], ["stray", "x"], ["--data.source"], ["--data.source", "/nowhere"]):
-        run = subprocess.run([sys.executable, "scripts/prepare.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-                             timeout=60)
-        assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+        run = subprocess.run(
+            [sys.executable, "scripts/prepare.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert run.returncode == 2
+        assert run.stderr.startswith("error: ")
+        assert run.stderr.count("\n") == 1

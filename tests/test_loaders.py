@@ -22,15 +22,25 @@ from coretrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 STACKS = pytest.mark.parametrize("stack", ["jaxtrain", "torchtrain"])
-pytestmark = [pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-              pytest.mark.filterwarnings("ignore:os.fork")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:os.fork"),
+]
 
 
 def settings(folder: Path, **extra: Any) -> list[tuple[str, str]]:
     parts = ", ".join(f'{{source = "{folder / name}", weight = {weight}}}' for name, weight in (("a", 95), ("b", 5)))
-    values = {"data.mixture": f"[{parts}]", "data.tokenizer": "bytes", "data.cache": str(folder / "cache"),
-              "data.shard_tokens": 1024, "data.validation_fraction": 0.1, "model.context": 32, "train.batch_size": 8,
-              "train.updates": 24, "schedule.warmup_updates": 1} | extra
+    values = {
+        "data.mixture": f"[{parts}]",
+        "data.tokenizer": "bytes",
+        "data.cache": str(folder / "cache"),
+        "data.shard_tokens": 1024,
+        "data.validation_fraction": 0.1,
+        "model.context": 32,
+        "train.batch_size": 8,
+        "train.updates": 24,
+        "schedule.warmup_updates": 1,
+    } | extra
     return [(key, str(value)) for key, value in values.items()]
 
 
@@ -90,7 +100,8 @@ def test_no_workers_starts_nothing(stack: str, folder: Path) -> None:
     threads = set(threading.enumerate())
     batches = batches_of(stack)(data, config)
     next(batches)
-    assert not multiprocessing.active_children() and set(threading.enumerate()) == threads
+    assert not multiprocessing.active_children()
+    assert set(threading.enumerate()) == threads
     start = time.perf_counter()
     count = len(list(batches))
     assert (time.perf_counter() - start) / count < 0.02
@@ -112,12 +123,14 @@ def test_dropping_the_iterator_ends_its_workers(stack: str, folder: Path) -> Non
 @STACKS
 def test_workers_end_with_a_killed_trainer(stack: str, folder: Path) -> None:
     arguments = settings(folder, **{"data.workers": 2, "train.updates": 100_000})
-    program = (f"import multiprocessing, os\nfrom {stack}.data import train_batches\n"
-               "from coretrain.config import load_config\nfrom coretrain.data import open_data\n"
-               f"config = load_config(None, {arguments!r})\n"
-               "batches = train_batches(open_data(config), config)\nnext(batches)\n"
-               "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-               "os.kill(os.getpid(), 9)\n")
+    program = (
+        f"import multiprocessing, os\nfrom {stack}.data import train_batches\n"
+        "from coretrain.config import load_config\nfrom coretrain.data import open_data\n"
+        f"config = load_config(None, {arguments!r})\n"
+        "batches = train_batches(open_data(config), config)\nnext(batches)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
     # stdout goes to a file: workers hold it open, so a pipe would be waited for
     path = folder / f"{stack}.pids"
     with open(path, "w") as file:
@@ -153,7 +166,13 @@ def test_a_start_past_the_end_gives_nothing(stack: str, folder: Path) -> None:
 
 
 def test_the_twins_have_the_same_names() -> None:
-    names = [[name for name in vars(importlib.import_module(f"{stack}.data"))
-              if getattr(vars(importlib.import_module(f"{stack}.data"))[name], "__module__", "") == f"{stack}.data"
-              and not name.startswith("_")] for stack in ("jaxtrain", "torchtrain")]
+    names = [
+        [
+            name
+            for name in vars(importlib.import_module(f"{stack}.data"))
+            if getattr(vars(importlib.import_module(f"{stack}.data"))[name], "__module__", "") == f"{stack}.data"
+            and not name.startswith("_")
+        ]
+        for stack in ("jaxtrain", "torchtrain")
+    ]
     assert names[0] == names[1] == ["train_batches"]

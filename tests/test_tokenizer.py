@@ -16,7 +16,9 @@ from coretrain.data import tokenizer as module
 from coretrain.data.bpe import byte_characters, capped, train_tokenizer
 from coretrain.errors import UserError
 
-CORPUS = [f"def name_{n}(self, value):\n    return self.value_{n} + {n * 37}  # caf\u00e9 \u4f60\u597d\n" for n in range(300)]
+CORPUS = [
+    f"def name_{n}(self, value):\n    return self.value_{n} + {n * 37}  # caf\u00e9 \u4f60\u597d\n" for n in range(300)
+]
 TRAINED = train_tokenizer(CORPUS, 400)
 GPT2 = named_tokenizer("gpt2")
 BYTES = named_tokenizer("bytes")
@@ -46,7 +48,8 @@ def test_all_bytes_have_a_token(tokenizer: Tokenizer) -> None:
 def test_end_of_text_in_a_text_is_text(tokenizer: Tokenizer) -> None:
     text = f"a{END_OF_TEXT}b"
     ids = tokenizer.encode(text)
-    assert tokenizer.eot not in ids and tokenizer.decode(ids) == text
+    assert tokenizer.eot not in ids
+    assert tokenizer.decode(ids) == text
     assert tokenizer.decode([tokenizer.eot]) == END_OF_TEXT
 
 
@@ -79,8 +82,10 @@ def test_a_changed_gpt2_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_trained_bpe_is_deterministic_and_its_ranks_are_in_merge_order() -> None:
     again = train_tokenizer(iter(CORPUS), 400)
-    assert again.fingerprint == TRAINED.fingerprint and again.ranks == TRAINED.ranks
-    assert TRAINED.vocab == 400 and TRAINED.eot == 399
+    assert again.fingerprint == TRAINED.fingerprint
+    assert again.ranks == TRAINED.ranks
+    assert TRAINED.vocab == 400
+    assert TRAINED.eot == 399
     assert [TRAINED.ranks[bytes([byte])] for byte in range(256)] == list(range(256))
     known = {bytes([byte]) for byte in range(256)}
     for token, _ in sorted(TRAINED.ranks.items(), key=lambda item: item[1])[256:]:
@@ -97,7 +102,7 @@ def test_tiktoken_and_tokenizers_agree_on_the_trained_bpe() -> None:
     merges, known = [], {bytes([byte]): byte for byte in range(256)}
     for token, rank in sorted(TRAINED.ranks.items(), key=lambda item: item[1])[256:]:
         cuts = [cut for cut in range(1, len(token)) if token[:cut] in known and token[cut:] in known]
-        pieces = [known[token[:cuts[0]]], known[token[cuts[0]:]]]
+        pieces = [known[token[: cuts[0]]], known[token[cuts[0] :]]]
         if len(cuts) > 1:  # the pair that was merged is what the earlier merges leave of the token
             earlier = tiktoken.Encoding("earlier", pat_str=r"[\s\S]+", mergeable_ranks=dict(known), special_tokens={})
             pieces = earlier._encode_single_piece(token)
@@ -107,16 +112,20 @@ def test_tiktoken_and_tokenizers_agree_on_the_trained_bpe() -> None:
         known[token] = rank
     vocab = {"".join(characters[byte] for byte in token): rank for token, rank in TRAINED.ranks.items()}
     other = Other(models.BPE(vocab=vocab, merges=merges))
-    other.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(TRAINED.pattern or ""), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    other.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(TRAINED.pattern or ""), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     for text in CORPUS[::30]:
         assert other.encode(text).ids == TRAINED.encode(text).tolist()
 
 
 def test_a_tiny_corpus_gives_a_smaller_vocabulary() -> None:
     tiny = train_tokenizer(["ab ab"], 4096)
-    assert 257 <= tiny.vocab < 300 and tiny.eot == tiny.vocab - 1
+    assert 257 <= tiny.vocab < 300
+    assert tiny.eot == tiny.vocab - 1
 
 
 def test_capped_stops_near_its_limit() -> None:
@@ -128,7 +137,8 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "run")
     loaded = load_tokenizer(tmp_path / "run")
     text = "def f():\n    return 'caf\u00e9 \U0001f600'"
-    assert loaded.fingerprint == tokenizer.fingerprint and loaded.name == tokenizer.name
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.name == tokenizer.name
     assert np.array_equal(loaded.encode(text), tokenizer.encode(text))
     assert named_tokenizer(str(tmp_path / "run" / "tokenizer.tiktoken")).fingerprint == tokenizer.fingerprint
     assert pickle.loads(pickle.dumps(tokenizer)).fingerprint == tokenizer.fingerprint
@@ -138,7 +148,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     TRAINED.save(tmp_path)
     ranks = tmp_path / "tokenizer.tiktoken"
     lines = ranks.read_bytes().splitlines(keepends=True)
-    ranks.write_bytes(b"".join(lines[:-2] + [lines[-1].split()[0] + b" 397\n", lines[-2].split()[0] + b" 398\n"]))
+    ranks.write_bytes(b"".join([*lines[:-2], lines[-1].split()[0] + b" 397\n", lines[-2].split()[0] + b" 398\n"]))
     with pytest.raises(UserError, match=r"tokenizer\.tiktoken does not match"):
         load_tokenizer(tmp_path)
     ranks.write_bytes(b"no ranks here at all\n")
@@ -152,16 +162,20 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_partial_characters_wait() -> None:
     stream = BYTES.stream()
     assert [stream.push(token) for token in "\u00e9".encode()] == ["", "\u00e9"]
-    assert stream.push(0xE4) == "" and stream.finish() == "\ufffd"
+    assert stream.push(0xE4) == ""
+    assert stream.finish() == "\ufffd"
 
 
 def test_ids_without_a_token_read_as_replacement() -> None:
     assert TRAINED.decode([TRAINED.vocab + 5]) == "\ufffd"
-    assert TRAINED.byte_lengths()[TRAINED.eot] == 0 and len(TRAINED.byte_lengths()) == TRAINED.vocab
+    assert TRAINED.byte_lengths()[TRAINED.eot] == 0
+    assert len(TRAINED.byte_lengths()) == TRAINED.vocab
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("gpt3", "data.tokenizer = gpt3 is unknown"), ("/nowhere/x.tiktoken", "no file /nowhere/x.tiktoken")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gpt3", "data.tokenizer = gpt3 is unknown"), ("/nowhere/x.tiktoken", "no file /nowhere/x.tiktoken")],
+)
 def test_unknown_names(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         named_tokenizer(name)

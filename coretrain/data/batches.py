@@ -63,8 +63,8 @@ class Split:
         filled, number = 0, bisect_right(self._starts, start) - 1
         while filled <= context:
             offset = start + filled - self._starts[number]
-            piece = self._map(number)[offset:offset + context + 1 - filled]
-            row[filled:filled + len(piece)] = piece
+            piece = self._map(number)[offset : offset + context + 1 - filled]
+            row[filled : filled + len(piece)] = piece
             filled, number = filled + len(piece), number + 1
         return row
 
@@ -120,14 +120,21 @@ class Data:
     def summary(self) -> list[tuple[str, str]]:
         """Lines to show: (label, value)."""
         total = sum(self.weights)
-        names = [part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}"
-                 for part in self.parts]
+        names = [
+            part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}" for part in self.parts
+        ]
         name, vocab = self.tokenizer.name, self.tokenizer.vocab
         return [
             ("source", ", ".join(names)),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
-            *((split.name, f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes "
-               "a token") for split in (self.train, self.validation)),
+            *(
+                (
+                    split.name,
+                    f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes "
+                    "a token",
+                )
+                for split in (self.train, self.validation)
+            ),
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
@@ -145,14 +152,18 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
         tokenizer = trained_tokenizer(sources, config.data, say)
     else:
         tokenizer = named_tokenizer(config.data.tokenizer)
-    parts = [_open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
-             for source, (_, weight) in zip(sources, names, strict=True)]
+    parts = [
+        _open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
+        for source, (_, weight) in zip(sources, names, strict=True)
+    ]
     for part in parts:
         for split in (part.train, part.validation):
             if not split.windows(config.model.context):
                 way_out = "" if split.name == "train" else " or raise data.validation_fraction"
-                raise UserError(f"model.context = {config.model.context} is longer than the {split.tokens} "
-                                f"{split.name} tokens of {part.source}: lower it, give more text{way_out}")
+                raise UserError(
+                    f"model.context = {config.model.context} is longer than the {split.tokens} "
+                    f"{split.name} tokens of {part.source}: lower it, give more text{way_out}"
+                )
     return Data(tokenizer, tuple(parts))
 
 
@@ -170,8 +181,11 @@ def _open_part(folder: Path, source: str, weight: float) -> Part:
         if (shard.tokens, shard.documents, shard.text_bytes) != (entry["tokens"], entry["documents"], entry["bytes"]):
             raise UserError(f"{shard.path} is not the shard that its manifest lists: {AGAIN}")
         splits[entry["split"]].append(shard)
-    _verify(folder, [shard for split in SPLITS for shard in splits[split]],
-            {entry["file"]: entry["sha256"] for entry in manifest["shards"]})
+    _verify(
+        folder,
+        [shard for split in SPLITS for shard in splits[split]],
+        {entry["file"]: entry["sha256"] for entry in manifest["shards"]},
+    )
     train, validation = (Split(split, splits[split]) for split in SPLITS)
     return Part(source, weight, folder, manifest["fingerprint"], train, validation)
 
@@ -225,8 +239,9 @@ class Updates:
         """Item `update`, also beyond the run's last; only these rows are read."""
         windows = [split.windows(self.context) for split in self.splits]
         rows = rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
-        return np.stack([self.splits[part].read(int(window), self.context)
-                         for part, window in rows[self.start:self.stop]])
+        return np.stack(
+            [self.splits[part].read(int(window), self.context) for part, window in rows[self.start : self.stop]]
+        )
 
 
 def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_count: int = 1) -> Updates:
@@ -236,14 +251,24 @@ def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_co
     """
     batch_size = config.train.batch_size
     if batch_size % process_count:
-        raise UserError(f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
-                        f"make it a multiple of {process_count}")
+        raise UserError(
+            f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
+            f"make it a multiple of {process_count}"
+        )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")
     share = batch_size // process_count
-    return Updates(tuple(part.train for part in data.parts), data.weights, data.fingerprint, config.train.seed,
-                   config.model.context, batch_size, process_index * share, (process_index + 1) * share,
-                   config.train.updates)
+    return Updates(
+        tuple(part.train for part in data.parts),
+        data.weights,
+        data.fingerprint,
+        config.train.seed,
+        config.model.context,
+        batch_size,
+        process_index * share,
+        (process_index + 1) * share,
+        config.train.updates,
+    )
 
 
 def global_batch(data: Data, config: RunConfig, update: int) -> Tokens:
@@ -259,12 +284,17 @@ def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
     context, batch_size = config.model.context, config.train.batch_size
     windows = [part.validation.windows(context) for part in data.parts]
     parts, counts = parts_at(np.arange(config.train.eval_batches * batch_size), data.weights)
-    rows = [data.parts[part].validation.read(int(count), context)
-            for part, count in zip(parts, counts, strict=True) if count < windows[part]]
+    rows = [
+        data.parts[part].validation.read(int(count), context)
+        for part, count in zip(parts, counts, strict=True)
+        if count < windows[part]
+    ]
     if not rows:
-        raise UserError(f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
-                        "tokens: lower it, or raise data.validation_fraction")
-    return [np.stack(rows[first:first + batch_size]) for first in range(0, len(rows), batch_size)]
+        raise UserError(
+            f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
+            "tokens: lower it, or raise data.validation_fraction"
+        )
+    return [np.stack(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 
 
 def validation_bytes_per_token(data: Data, config: RunConfig) -> float:

@@ -13,8 +13,10 @@ from coretrain.errors import UserError
 # cl100k's shape without its possessive quantifiers: a word may take one leading sign (".read", "_name", " def"),
 # digits go in threes, and white space up to the last blank is one piece, so that a line's indentation is one token.
 # Measured on Python's library at 4096 tokens: 3.54 bytes a token, GPT-2's pattern 3.48.
-TRAINED_PATTERN = (r"""'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
-                   r"""|\s+(?!\S)|\s+""")
+TRAINED_PATTERN = (
+    r"""'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s+(?!\S)|\s+"""
+)
 TRAINING_BYTES = 64 * 2**20
 
 
@@ -28,14 +30,20 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
         from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trainable
     except ImportError:
-        raise UserError("data.tokenizer = trained needs the package tokenizers: pip install tokenizers, "
-                        "or use gpt2 or bytes") from None
+        raise UserError(
+            "data.tokenizer = trained needs the package tokenizers: pip install tokenizers, or use gpt2 or bytes"
+        ) from None
     split = pre_tokenizers.Split(Regex(TRAINED_PATTERN), "isolated")
     trainable = Trainable(models.BPE())
     trainable.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, show_progress=False, special_tokens=[],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - 1,
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     trainable.train_from_iterator(documents, trainer)
     back = {character: byte for byte, character in enumerate(byte_characters())}
     learnt = sorted(trainable.get_vocab().items(), key=lambda item: item[1])

@@ -37,8 +37,9 @@ D = TypeVar("D", bound=HasText)
 Encoded = tuple[D, npt.NDArray[Any]]
 
 
-def encode_in_order(documents: Iterable[D], tokenizer: Tokenizer, processes: int,
-                    size: int | None) -> Iterator[Encoded[D]]:
+def encode_in_order(
+    documents: Iterable[D], tokenizer: Tokenizer, processes: int, size: int | None
+) -> Iterator[Encoded[D]]:
     """Pairs (document, ids [n], `<|endoftext|>` last), in the documents' order, the same for any number of processes.
 
     `processes` 0 takes one for each core, but no more than `size` bytes of text are worth starting.
@@ -59,8 +60,10 @@ def encode_in_order(documents: Iterable[D], tokenizer: Tokenizer, processes: int
         while waiting:
             yield from _first(waiting)
     except BrokenProcessPool:
-        raise UserError("a process that tokenizes died (out of memory?): lower data.prepare_processes, then run again; "
-                        "finished shards are kept") from None
+        raise UserError(
+            "a process that tokenizes died (out of memory?): lower data.prepare_processes, then run again; "
+            "finished shards are kept"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -132,8 +135,15 @@ def progress_bar(what: str, total: int | None) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                  TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(items: Iterable[Any], amount: Callable[[Any], int] = len) -> Iterator[Any]:

@@ -22,8 +22,9 @@ UInt64s = npt.NDArray[np.uint64]
 ROUNDS = 8
 
 
-def rows_of_update(windows: Sequence[int], weights: Sequence[float], fingerprint: str, seed: int, update: int,
-                   batch_size: int) -> Int64s:
+def rows_of_update(
+    windows: Sequence[int], weights: Sequence[float], fingerprint: str, seed: int, update: int, batch_size: int
+) -> Int64s:
     """The rows of one update's global batch as pairs (part, window), int64 [B, 2], in order.
 
     `windows` has the number of windows of every part (each at least 1), `weights` the parts' shares.

@@ -91,10 +91,24 @@ class Writer:
             return
         name = f"{self.split}-{len(self.finished):05d}.bin"
         documents_hash = self.hasher.hexdigest()
-        sha256 = write_shard(self.folder / name, self.tokenizer.fingerprint, self.tokenizer.vocab,
-                             np.concatenate(self.ids), np.array(self.ends, np.uint64), self.text_bytes, documents_hash)
-        entry = {"split": self.split, "file": name, "sha256": sha256, "tokens": self.tokens,
-                 "documents": len(self.ends), "bytes": self.text_bytes, "documents_hash": documents_hash}
+        sha256 = write_shard(
+            self.folder / name,
+            self.tokenizer.fingerprint,
+            self.tokenizer.vocab,
+            np.concatenate(self.ids),
+            np.array(self.ends, np.uint64),
+            self.text_bytes,
+            documents_hash,
+        )
+        entry = {
+            "split": self.split,
+            "file": name,
+            "sha256": sha256,
+            "tokens": self.tokens,
+            "documents": len(self.ends),
+            "bytes": self.text_bytes,
+            "documents_hash": documents_hash,
+        }
         with open(self.folder / PROGRESS, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -131,8 +145,10 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
     if not splits:
         raise UserError(f"data.source = {source.name} has no text: give another source")
     if lowest == highest:
-        raise UserError(f"data.source = {source.name} has a single document, but training and validation need one "
-                        "each: give more text, or cut it into several documents")
+        raise UserError(
+            f"data.source = {source.name} has a single document, but training and validation need one "
+            "each: give more text, or cut it into several documents"
+        )
     return {lowest: "validation"} if splits == {"train"} else {highest: "train"}
 
 
@@ -142,8 +158,14 @@ def _by_share(digest: bytes) -> int:
 
 def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[str], None] = print) -> Tokenizer:
     """The BPE of these sources' training splits, trained once and kept in the cache."""
-    key = short_hash("tokenizer", 1, [source.listing for source in sources], data.tokenizer_vocab,
-                     data.validation_fraction, data.max_documents)
+    key = short_hash(
+        "tokenizer",
+        1,
+        [source.listing for source in sources],
+        data.tokenizer_vocab,
+        data.validation_fraction,
+        data.max_documents,
+    )
     folder = _cache_folder(data) / f"tokenizer-{key[:16]}"
     if (folder / SAVED_FACTS).is_file():
         return load_tokenizer(folder)
@@ -151,20 +173,32 @@ def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[st
         if (folder / SAVED_FACTS).is_file():
             return load_tokenizer(folder)
         say(f"training a tokenizer of {data.tokenizer_vocab} tokens on {', '.join(source.name for source in sources)}")
-        texts = (text for source in sources for text in capped(
-            document.text for document in documents_of(source, data, survey(source, data))
-            if document.split == "train"))
+        texts = (
+            text
+            for source in sources
+            for text in capped(
+                document.text
+                for document in documents_of(source, data, survey(source, data))
+                if document.split == "train"
+            )
+        )
         with progress_bar("training the tokenizer", None) as advance:
             tokenizer = train_tokenizer(advance(texts), data.tokenizer_vocab)
         tokenizer.save(folder)
         return tokenizer
 
 
-def prepared_folder(source: Source, tokenizer: Tokenizer, data: DataConfig,
-                    say: Callable[[str], None] = print) -> Path:
+def prepared_folder(source: Source, tokenizer: Tokenizer, data: DataConfig, say: Callable[[str], None] = print) -> Path:
     """The folder of this source's shards, prepared now unless it is there already; its manifest is written last."""
-    key = short_hash("shards", VERSION, source.listing, tokenizer.fingerprint, data.validation_fraction,
-                     data.max_documents, data.shard_tokens)
+    key = short_hash(
+        "shards",
+        VERSION,
+        source.listing,
+        tokenizer.fingerprint,
+        data.validation_fraction,
+        data.max_documents,
+        data.shard_tokens,
+    )
     label = "".join(c if c.isalnum() else "-" for c in Path(source.name).name)[:40].strip("-")
     folder = _cache_folder(data) / f"{label}-{key[:16]}"
     if (folder / MANIFEST).is_file():
@@ -180,8 +214,9 @@ def prepared_folder(source: Source, tokenizer: Tokenizer, data: DataConfig,
                 try:
                     _prepare(source, tokenizer, data, folder)
                 except SourceChanged:
-                    raise UserError(f"data.source = {source.name} changes while it is read: wait until it stays "
-                                    "the same") from None
+                    raise UserError(
+                        f"data.source = {source.name} changes while it is read: wait until it stays the same"
+                    ) from None
     return folder
 
 
@@ -201,8 +236,12 @@ def _prepare(source: Source, tokenizer: Tokenizer, data: DataConfig, folder: Pat
     lines = "".join(json.dumps(entry) + "\n" for entry in finished)
     write_atomically(folder / PROGRESS, lines.encode())
     tokenizer.save(folder)
-    writers = {split: Writer(split, folder, tokenizer, data.shard_tokens,
-                             [entry for entry in finished if entry["split"] == split]) for split in SPLITS}
+    writers = {
+        split: Writer(
+            split, folder, tokenizer, data.shard_tokens, [entry for entry in finished if entry["split"] == split]
+        )
+        for split in SPLITS
+    }
     forced = survey(source, data)
 
     def todo() -> Iterator[Document]:
@@ -246,11 +285,20 @@ def _finished(folder: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 def _manifest(source: Source, tokenizer: Tokenizer, writers: dict[str, Writer]) -> dict[str, Any]:
     shards = [entry for writer in writers.values() for entry in writer.finished]
-    totals = {split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}
-              for split, writer in writers.items()}
-    return {"version": VERSION, "source": source.name, "tokenizer": tokenizer.name, "vocab": tokenizer.vocab,
-            "tokenizer_fingerprint": tokenizer.fingerprint, "splits": totals, "shards": shards,
-            "fingerprint": manifest_fingerprint(tokenizer.fingerprint, shards)}
+    totals = {
+        split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}
+        for split, writer in writers.items()
+    }
+    return {
+        "version": VERSION,
+        "source": source.name,
+        "tokenizer": tokenizer.name,
+        "vocab": tokenizer.vocab,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "splits": totals,
+        "shards": shards,
+        "fingerprint": manifest_fingerprint(tokenizer.fingerprint, shards),
+    }
 
 
 def manifest_fingerprint(tokenizer: str, shards: list[dict[str, Any]]) -> str:
@@ -264,8 +312,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     manifest = read_json(path, "the manifest of prepared data")
     if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
-        raise UserError(f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
-                        "upgrade twintrain, or give another data.cache")
+        raise UserError(
+            f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
+            "upgrade twintrain, or give another data.cache"
+        )
     try:
         right = manifest["fingerprint"] == manifest_fingerprint(manifest["tokenizer_fingerprint"], manifest["shards"])
     except (KeyError, TypeError):

@@ -67,13 +67,29 @@ def id_dtype(vocab: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab <= 2**16 else np.dtype("<u4")
 
 
-def write_shard(path: Path, tokenizer: str, vocab: int, ids: npt.NDArray[Any], ends: npt.NDArray[Any],
-                text_bytes: int, documents_hash: str) -> str:
+def write_shard(
+    path: Path,
+    tokenizer: str,
+    vocab: int,
+    ids: npt.NDArray[Any],
+    ends: npt.NDArray[Any],
+    text_bytes: int,
+    documents_hash: str,
+) -> str:
     """Write a shard to `path`: ids [tokens], ends [documents]; hashes are hex. Returns the file's SHA-256."""
     dtype = id_dtype(vocab)
     check_ids(ids, vocab, str(path))
-    header = HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab, bytes.fromhex(tokenizer), len(ids), len(ends),
-                         text_bytes, bytes.fromhex(documents_hash))
+    header = HEADER.pack(
+        MAGIC,
+        VERSION,
+        dtype.itemsize,
+        vocab,
+        bytes.fromhex(tokenizer),
+        len(ids),
+        len(ends),
+        text_bytes,
+        bytes.fromhex(documents_hash),
+    )
     body = np.ascontiguousarray(ids, dtype)
     padding = bytes(-body.nbytes % 8)
     tail = np.ascontiguousarray(ends, "<u8")
@@ -91,11 +107,14 @@ def read_shard(path: Path, tokenizer: str, vocab: int) -> Shard:
         raise UserError(f"{path} is no shard, or its header is damaged: {AGAIN}")
     _, version, width, size, owner, tokens, documents, text_bytes, documents_hash = HEADER.unpack(raw)
     if version > VERSION:
-        raise UserError(f"{path} has format version {version}, newer than this twintrain's {VERSION}: upgrade "
-                        f"twintrain, or {AGAIN}")
+        raise UserError(
+            f"{path} has format version {version}, newer than this twintrain's {VERSION}: upgrade twintrain, or {AGAIN}"
+        )
     if owner.hex() != tokenizer or size != vocab:
-        raise UserError(f"{path} was made with another tokenizer ({owner.hex()[:12]}, vocabulary {size}; wanted "
-                        f"{tokenizer[:12]}, {vocab}): {AGAIN}")
+        raise UserError(
+            f"{path} was made with another tokenizer ({owner.hex()[:12]}, vocabulary {size}; wanted "
+            f"{tokenizer[:12]}, {vocab}): {AGAIN}"
+        )
     if version < 1 or width != id_dtype(vocab).itemsize:
         raise UserError(f"{path} has a damaged header: {AGAIN}")
     shard = Shard(path, id_dtype(vocab), vocab, tokenizer, tokens, documents, text_bytes, documents_hash.hex())

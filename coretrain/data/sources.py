@@ -45,11 +45,15 @@ def open_source(name: str, text_field: str = "text") -> Source:
 def _stdlib() -> Source:
     root = Path(sysconfig.get_paths()["stdlib"])
     topics = root / "pydoc_data" / "topics.py"
-    files = [path for path in _walk(root, (".py",), SKIPPED_FOLDERS)
-             if path != topics and not path.name.startswith("_sysconfigdata")]  # the latter holds this machine's paths
+    files = [
+        path
+        for path in _walk(root, (".py",), SKIPPED_FOLDERS)
+        if path != topics and not path.name.startswith("_sysconfigdata")
+    ]  # the latter holds this machine's paths
     if not files:
-        raise UserError("data.source = stdlib: this Python comes without its .py files: give a file or a "
-                        "folder of text")
+        raise UserError(
+            "data.source = stdlib: this Python comes without its .py files: give a file or a folder of text"
+        )
 
     def documents() -> Iterator[str]:
         for path in files:
@@ -97,8 +101,9 @@ def _hub(name: str, text_field: str) -> Source:
         try:
             import datasets
         except ImportError:
-            raise UserError(f"data.source = {name} needs the package datasets: "
-                            "pip install 'twintrain[datasets]'") from None
+            raise UserError(
+                f"data.source = {name} needs the package datasets: pip install 'twintrain[datasets]'"
+            ) from None
         try:
             rows = datasets.load_dataset(dataset, subset or None, split=split or "train", streaming=True)
             columns = rows.column_names
@@ -163,8 +168,9 @@ def _rows(path: Path, text_field: str) -> Iterator[str]:
     try:
         yield from _parquet(path, text_field) if path.suffix == ".parquet" else _jsonl(path, text_field)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} can't be read ({str(error).splitlines()[0]}): "
-                        "it is damaged or of another kind than its name says") from None
+        raise UserError(
+            f"{path} can't be read ({str(error).splitlines()[0]}): it is damaged or of another kind than its name says"
+        ) from None
 
 
 def _parquet(path: Path, text_field: str) -> Iterator[str]:

@@ -46,12 +46,17 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {rank: token for token, rank in ranks.items()}
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         if missing:
-            raise UserError(f"tokenizer {name} has no token for byte {missing[0]}, so it can't encode every text: "
-                            "use a byte-level tokenizer")
+            raise UserError(
+                f"tokenizer {name} has no token for byte {missing[0]}, so it can't encode every text: "
+                "use a byte-level tokenizer"
+            )
         if len(self._bytes) != len(ranks) or eot in self._bytes:
             raise UserError(f"tokenizer {name} gives one id to two tokens: its file is damaged, make it again")
-        self._encoding = None if pattern is None else tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot})
+        self._encoding = (
+            None
+            if pattern is None
+            else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot})
+        )
         self.fingerprint: str = self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -107,8 +112,15 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in sorted(self._bytes.items())]
         write_atomically(folder / SAVED_RANKS, b"".join(lines))
-        facts = {"version": 1, "name": self.name, "pattern": self.pattern, "eot": self.eot, "vocab": self.vocab,
-                 "specials": {END_OF_TEXT: self.eot}, "fingerprint": self.fingerprint}
+        facts = {
+            "version": 1,
+            "name": self.name,
+            "pattern": self.pattern,
+            "eot": self.eot,
+            "vocab": self.vocab,
+            "specials": {END_OF_TEXT: self.eot},
+            "fingerprint": self.fingerprint,
+        }
         write_atomically(folder / SAVED_FACTS, json.dumps(facts, indent=1).encode())
 
 
@@ -151,16 +163,20 @@ def openai_tokenizer(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except OSError as error:  # requests' errors are OSErrors
-        raise UserError(f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
-                        "use gpt2, trained or bytes, which need no download") from None
+        raise UserError(
+            f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
+            "use gpt2, trained or bytes, which need no download"
+        ) from None
     return Tokenizer(name, dict(encoding._mergeable_ranks), encoding._pat_str, encoding.eot_token)
 
 
 def file_tokenizer(path: Path) -> Tokenizer:
     """A `.tiktoken` file; one that `Tokenizer.save` wrote brings its own pattern, others are taken with GPT-2's."""
     if not path.is_file():
-        raise UserError(f"data.tokenizer: no file {path}: give the path of a .tiktoken file, or trained, gpt2, "
-                        "cl100k_base, o200k_base or bytes")
+        raise UserError(
+            f"data.tokenizer: no file {path}: give the path of a .tiktoken file, or trained, gpt2, "
+            "cl100k_base, o200k_base or bytes"
+        )
     if path.name == SAVED_RANKS and (path.parent / SAVED_FACTS).is_file():
         return load_tokenizer(path.parent)
     ranks = read_ranks(path)
@@ -173,12 +189,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
     if facts["version"] > 1:
-        raise UserError(f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 1: "
-                        "upgrade twintrain")
+        raise UserError(
+            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 1: upgrade twintrain"
+        )
     tokenizer = Tokenizer(facts["name"], read_ranks(folder / SAVED_RANKS), facts["pattern"], facts["eot"])
     if tokenizer.fingerprint != facts["fingerprint"]:
-        raise UserError(f"{folder / SAVED_RANKS} does not match the fingerprint in {SAVED_FACTS}: "
-                        "one of the two was changed; restore them, or make the tokenizer again")
+        raise UserError(
+            f"{folder / SAVED_RANKS} does not match the fingerprint in {SAVED_FACTS}: "
+            "one of the two was changed; restore them, or make the tokenizer again"
+        )
     return tokenizer
 
 
@@ -192,8 +211,10 @@ def named_tokenizer(name: str) -> Tokenizer:
         return openai_tokenizer(name)
     if name.endswith(".tiktoken"):
         return file_tokenizer(Path(name).expanduser())
-    raise UserError(f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
-                    "or the path of a .tiktoken file")
+    raise UserError(
+        f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
+        "or the path of a .tiktoken file"
+    )
 
 
 def read_ranks(path: Path, sha256: str | None = None) -> dict[bytes, int]:
@@ -208,8 +229,9 @@ def read_ranks(path: Path, sha256: str | None = None) -> dict[bytes, int]:
         pairs = [line.split() for line in raw.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
-        raise UserError(f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it "
-                        "again") from None
+        raise UserError(
+            f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it again"
+        ) from None
     if len(ranks) != len(pairs) or not ranks or min(ranks.values()) < 0:
         raise UserError(f"{path} is damaged (repeated or no tokens): make it again")
     return ranks
@@ -220,5 +242,7 @@ def check_ids(ids: Sequence[int] | npt.NDArray[Any], vocab: int, where: str) -> 
     array = np.asarray(ids)
     if array.size and (int(array.max()) >= vocab or int(array.min()) < 0):
         bad = int(array.max()) if int(array.max()) >= vocab else int(array.min())
-        raise UserError(f"{where} has token id {bad}, outside of the vocabulary of {vocab}: prepare the data again "
-                        "with this tokenizer")
+        raise UserError(
+            f"{where} has token id {bad}, outside of the vocabulary of {vocab}: prepare the data again "
+            "with this tokenizer"
+        )
