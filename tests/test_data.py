@@ -1,4 +1,4 @@
-"""Sources, splits, shards, preparing, and the order of batches: what they promise, and how each of it is caught broken."""
+"""Sources, splits, shards, preparing, and the order of batches: what they promise, and how it is caught broken."""
 
 from __future__ import annotations
 
@@ -696,7 +696,9 @@ def test_the_command_line(tmp_path: Path, corpus: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert run.returncode == 0 and "fingerprint" in run.stdout and "manifest.json" in run.stdout, run.stderr
+    assert run.returncode == 0, run.stderr
+    assert "fingerprint" in run.stdout
+    assert "manifest.json" in run.stdout
     assert run.stderr == ""
     for arguments in (["--data.sauce", "x"], ["stray", "x"], ["--data.source"], ["--data.source", "/nowhere"]):
         run = subprocess.run(
