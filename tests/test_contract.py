@@ -82,8 +82,8 @@ def test_a_wrong_config_names_its_field(pair, named):
 
 
 def test_command_lines():
-    command = parse(["tiny", "--train.updates", "7", "--optimizer.lr=3e-4", "--output", "x"], "p", "s")
-    assert (command.config.train.updates, command.config.optimizer.lr, command.output.name) == (7, 3e-4, "x")
+    command = parse(["tiny", "--train.updates", "70", "--optimizer.lr=3e-4", "--output", "x"], "p", "s")
+    assert (command.config.train.updates, command.config.optimizer.lr, command.output.name) == (70, 3e-4, "x")
     for argv, named in (
         (["tiny", "tiny"], "two configs"),
         (["--train.updates"], "train.updates"),
@@ -95,9 +95,9 @@ def test_command_lines():
 
 
 def test_a_resumed_run_can_be_longer_but_not_another(tmp_path):
-    (tmp_path / "config.json").write_text(config("train.updates=9").with_vocab(300).to_json())
-    resumed = parse(["--resume", str(tmp_path), "--train.updates", "20"], "p", "s").config
-    assert (resumed.train.updates, resumed.model.vocab) == (20, 300)
+    (tmp_path / "config.json").write_text(config("train.updates=90").with_vocab(300).to_json())
+    resumed = parse(["--resume", str(tmp_path), "--train.updates", "200"], "p", "s").config
+    assert (resumed.train.updates, resumed.model.vocab) == (200, 300)
     for field in ("--model.layers", "--data.source"):
         with pytest.raises(UserError, match=field[2:]):
             parse(["--resume", str(tmp_path), field, "2"], "p", "s")

@@ -327,7 +327,7 @@ def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, p
     flip(spoiled, HEADER.size + 9)  # a finished shard that was damaged meanwhile is made again
     data = quiet(config)
     kept = [path for path, stamp in finished.items() if path.stat().st_mtime_ns == stamp]
-    assert kept == sorted(finished)[:3]
+    assert sorted(kept) == sorted(finished)[:3]
     assert noted >= 4
     folder = data.parts[0].folder
     assert not list(folder.glob(".tmp-*"))
@@ -659,8 +659,8 @@ def test_the_order_is_pinned() -> None:
     assert batch_hash(np.arange(6).reshape(2, 3)) == PINNED_HASH
 
 
-PINNED_ROWS: list[list[int]] = []
-PINNED_HASH = ""
+PINNED_ROWS = [[0, 792], [0, 396], [0, 531], [0, 281], [0, 232], [0, 443], [0, 126], [0, 501]]
+PINNED_HASH = "8c6c7938349a7427"
 
 
 def test_validation_is_the_same_first_windows(tmp_path: Path, corpus: Path) -> None:
