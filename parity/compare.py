@@ -48,8 +48,9 @@ CACHE = Gate("logits out of the cache", 1e-13, 4e-15, "a slot or a position off 
 SAMPLES = Gate("generated tokens that differ", 0, 0, "a tie broken otherwise, a random number used twice")
 SPLIT = Gate("gradients however computed", 1e-13, 2e-14, "a mean of means, padding or a chunk that counts")
 LOGITS_32 = Gate("logits, float32 against float64", 3e-6, 5e-7, "bfloat16 or TF32 passes inside float32")
-GRADIENTS_32 = Gate("worst gradient, float32 against float64", 1e-5, 1e-6, "a softmax or a norm below float32")
-NORMS_32 = Gate("norms of mean >> std, float32", 1e-4, 1e-5, "variance as E[x^2] - E[x]^2")
+# 1e-6 at initial weights; scrambled ones leave more cancellation in the query bias. TF32 would be 1e-3.
+GRADIENTS_32 = Gate("worst gradient, float32 against float64", 3e-5, 8.1e-6, "a softmax or a norm below float32")
+NORMS_32 = Gate("norms of mean >> std, float32", 5e-4, 7.9e-5, "variance as E[x^2] - E[x]^2")
 SPLASH = Gate("splash kernel (interpreted), float32", 1e-5, 1e-6, "a key head that serves the wrong query heads")
 COMPILED = Gate("torch.compile, gradients, float32", 1e-5, 1e-6, "a miscompiled kernel")
 GATES = (

@@ -13,11 +13,9 @@ from parity import compare, pair
 def float64_is_really_on(tmp_path_factory):
     """float64 in JAX can be off without a word; and nothing that is compiled here may outlast the session."""
     assert jax.numpy.zeros(1).dtype == "float64", "jax_enable_x64 came too late: an array was made before it"
-    before = pair.SMALL.get("data.cache")
-    pair.SMALL["data.cache"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del pair.SMALL["data.cache"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pair.SMALL, "data.cache", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="package", autouse=True)

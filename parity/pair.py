@@ -81,7 +81,7 @@ def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def trained(config: RunConfig, updates: int = 30) -> dict[str, np.ndarray]:
+def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
     """Weights after a few updates from the initial ones, in torch."""
     trainer = TorchTrainer(config)
     for update, batch in enumerate(batches(config, 2) * (updates // 2)):

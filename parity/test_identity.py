@@ -29,6 +29,8 @@ from parity.compare import (
 )
 from parity.pair import VARIANTS, WEIGHTS, batches, make_config, make_pair
 
+LONG = ("gpt2-like", "llama-like", "llama-like with biases, tied, muon", "gpt2-like without biases, adam")
+
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request):
@@ -52,6 +54,8 @@ def test_one_update(pair, state):
     hold(UPDATE, error, f"{name}, {state} weights")
 
 
+# recomputing and unrolling end with the gradients, which every variant compares above
+@pytest.mark.parametrize("pair", LONG, indirect=True)
 def test_fifty_updates(pair):
     pair.reset(WEIGHTS["scrambled"](pair.config))
     losses = []

@@ -106,12 +106,17 @@ def test_float32_kernels_against_float64(variant):
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
 def test_norms_where_the_mean_is_large(kind):
-    """Mean 1000 and std 1: in float32 E[x^2] - E[x]^2 has no digit left; float64 can't see the fault."""
+    """Mean 1000 and std 1: in float32 E[x^2] - E[x]^2 is left with a digit or two; float64 can't see the fault."""
     config = make_config(VARIANTS["gpt2-like"], model__norm=kind, model__bias=False)
     x = np.random.default_rng(0).standard_normal((8, 48)).astype(np.float32) + np.float32(1000)
     wide = x.astype(np.float64)
     wide = wide - wide.mean(-1, keepdims=True) if kind == "layernorm" else wide
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + config.model.norm_eps)
+    if kind == "layernorm":  # the fault itself, so that the cap is known to be below it
+        fast = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            (x**2).mean(-1, keepdims=True) - x.mean(-1, keepdims=True) ** 2
+        )
+        assert nrel(fast, expected) > 10 * NORMS_32.cap
     ours = torchtrain.model.Norm(config.model)
     torch.nn.init.ones_(ours.weight)
     theirs = jaxtrain.model.Norm(config.model, (), jnp.dtype("float32"))
@@ -138,7 +143,7 @@ def test_compiled_torch():
         precision__compute="float32",
         execution__attention="sdpa",
         model__width=32,
-        train__updates=2,
+        model__vocab=101,
     )
     loss, _, expected = gradients_of("torch", config)
     compiled = config.model_copy(update={"execution": config.execution.model_copy(update={"compile": "on"})})
@@ -147,24 +152,19 @@ def test_compiled_torch():
     hold(COMPILED, *worst_tensor(found, expected, noise_only(config)))
 
 
-@pytest.mark.parametrize(("heads", "kv"), [(2, 2), (4, 2), (2, 1)])
+@pytest.mark.parametrize(("heads", "kv"), [(2, 2), (4, 2)])
 def test_splash_kernel_interpreted(heads, kv):
     rng = np.random.default_rng(0)
-    q, k, v, w = (jnp.asarray(rng.standard_normal((2, 128, n, 64)), jnp.float32) for n in (heads, kv, kv, heads))
+    q, k, v, w = (jnp.asarray(rng.standard_normal((1, 128, n, 64)), jnp.float32) for n in (heads, kv, kv, heads))
 
-    def weighted(compute):
-        return jax.value_and_grad(lambda *x: (compute(*x) * w).sum(), (0, 1, 2))
+    def out_and_gradients(compute):
+        out, back = jax.vjp(compute, q, k, v)
+        return out, *back(w)
 
-    def interpreted(*x):
-        return jaxtrain.attention.splash_attention(*x, interpret=True)
-
-    plain = jaxtrain.attention.KERNELS["plain"].compute
-    where = f"{heads} heads over {kv}"
-    hold(SPLASH, nrel(interpreted(q, k, v), plain(q, k, v)), f"forward, {where}")
-    for name, found, expected in zip(
-        "qkv", weighted(interpreted)(q, k, v)[1], weighted(plain)(q, k, v)[1], strict=True
-    ):
-        hold(SPLASH, nrel(found, expected), f"d{name}, {where}")
+    found = out_and_gradients(lambda *x: jaxtrain.attention.splash_attention(*x, interpret=True))
+    expected = out_and_gradients(jax.jit(jaxtrain.attention.KERNELS["plain"].compute))
+    for name, a, b in zip(("output", "dq", "dk", "dv"), found, expected, strict=True):
+        hold(SPLASH, nrel(a, b), f"{name}, {heads} heads over {kv}")
 
 
 def flash_attn_func(
@@ -235,7 +235,8 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient():
     ours = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
     out = torchtrain.attention.masked_attention(*ours, torch.from_numpy(mask))
     out.sum().backward()
-    theirs, back = jax.vjp(lambda *x: jaxtrain.attention.masked_attention(*x, jnp.asarray(mask)), q, k, v)
+    compute = jax.jit(lambda *x: jaxtrain.attention.masked_attention(*x, jnp.asarray(mask)))
+    theirs, back = jax.vjp(compute, q, k, v)
     for output, gradients in (
         (out.detach().numpy(), [x.grad.numpy() for x in ours]),
         (np.asarray(theirs), back(jnp.ones_like(theirs))),

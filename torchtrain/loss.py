@@ -37,20 +37,22 @@ class _CrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_rows = torch.empty_like(rows) if trained else None
         d_weight = torch.zeros_like(head) if trained else None
+        # one buffer for all chunks: fresh ones would cost more in page faults than in arithmetic
+        buffer = rows.new_empty(min(chunk, len(rows)), len(head))
         for start in range(0, len(rows), chunk):
             part = slice(start, start + chunk)
-            logits = (rows[part] @ weight.T).to(wide)
+            logits = torch.mm(rows[part], weight.T, out=buffer[: len(rows[part])]).to(wide)
             logits[:, vocab:] = -torch.inf
             valid = labels[part] != IGNORED
             label = labels[part].where(valid, 0).unsqueeze(1)
             target = logits.gather(1, label)
-            peak = logits.amax(1, keepdim=True)
-            weights = logits.sub_(peak).exp_()
-            total = weights.sum(1, keepdim=True)
-            loss += torch.where(valid, (total.log() + peak - target).squeeze(1), 0).sum()
+            peak, at = logits.max(1, keepdim=True)
+            weights = torch.softmax(logits, 1, out=logits)  # in place, and row by row in cache
+            # the largest weight is exp(0) / total, which can't underflow
+            loss += torch.where(valid, (peak - weights.gather(1, at).log() - target).squeeze(1), 0).sum()
             if trained:
                 factor = valid.unsqueeze(1) * scale.to(wide)
-                d_logits = weights.mul_(factor / total).scatter_add_(1, label, -factor).to(rows.dtype)
+                d_logits = weights.mul_(factor).scatter_add_(1, label, -factor).to(rows.dtype)
                 torch.mm(d_logits, weight, out=d_rows[part])
                 if wide == rows.dtype:
                     d_weight.addmm_(d_logits.T, rows[part])
