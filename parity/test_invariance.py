@@ -63,8 +63,11 @@ def test_micro_batches_chunks_and_padding_change_nothing(stack):
     base = GPT2 | {"train.accumulation": 1}
     loss, norm, expected = gradients_of(stack, make_config(base))
     others = {
-        "2 micro-batches, chunks of 7": {"train.accumulation": 2, "execution.loss_chunk": 7},
-        "4 micro-batches, 384 rows": {"train.accumulation": 4, "execution.vocab_multiple": 128},
+        "4 micro-batches, chunks of 7, 384 rows": {
+            "train.accumulation": 4,
+            "execution.loss_chunk": 7,
+            "execution.vocab_multiple": 128,
+        },
         "one chunk, no padding": {"execution.loss_chunk": 10_000, "execution.vocab_multiple": 1},
     }
     for name, more in others.items():
@@ -100,8 +103,8 @@ def test_float32_kernels_against_float64(variant):
             errors[stack, kernel] = np.array([first, second])
     least = np.minimum.reduce(list(errors.values()))
     for kernel, both in errors.items():
-        # 3 x and a floor of a few float32 roundings: the spread between two correct frameworks was 1.6 x
-        assert (both <= 3 * least + np.array([3e-7, 6e-7])).all(), (kernel, errors)
+        # logits spread by 1.04 x; gradients by 1.07 x, but 2.9 x (5e-6) where the query bias' terms cancel (gpt2-like)
+        assert (both <= 3 * least + np.array([3e-7, 6e-6])).all(), (kernel, errors)
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
@@ -144,6 +147,7 @@ def test_compiled_torch():
         execution__attention="sdpa",
         model__width=32,
         model__vocab=101,
+        execution__loss_chunk=1000,
     )
     loss, _, expected = gradients_of("torch", config)
     compiled = config.model_copy(update={"execution": config.execution.model_copy(update={"compile": "on"})})
@@ -205,7 +209,7 @@ def test_flash_attn_is_called_as_it_wants_to_be(monkeypatch):
         q, k, v = (torch.from_numpy(rng.standard_normal((2, n, h, 8))) for n, h in ((T, heads), (S, kv), (S, kv)))
         expected = torchtrain.attention.attention("plain", q, k, v)
         found = torchtrain.attention.attention("flash_attn", q, k, v)
-        assert nrel(found.numpy(), expected.numpy()) < 1e-14  # floor 2e-16
+        assert nrel(found.numpy(), expected.numpy()) < 1e-14  # floor 6e-17
         assert calls[-1].arguments["causal"] is True
         assert calls[-1].arguments["softmax_scale"] == 1 / math.sqrt(8)
     assert len(calls) == 2

@@ -124,7 +124,7 @@ def norm_epsilon(patch):
 
 def norm_in_bfloat16(patch):
     original = torchtrain.model.Norm.forward
-    patch.setattr(torchtrain.model.Norm, "forward", lambda self, x: original(self, x.bfloat16()).to(x.dtype))
+    patch.setattr(torchtrain.model.Norm, "forward", lambda self, x: original(self, x.bfloat16().to(x.dtype)))
 
 
 def bias_dropped(patch):
@@ -352,7 +352,7 @@ def test_a_planted_bug_is_caught(bug, variant, gate, monkeypatch):
     name = bug.__name__.replace("_", " ")
     killed[name] = ""
     gates = caught(variant, **(bug(monkeypatch) or {}))
-    killed[name] = ", ".join(sorted(gates))
+    killed[name] = f"{gate.name}; {len(gates)} gates in all" if gate.name in gates else ""
     assert gate.name in gates
 
 
