@@ -6,17 +6,26 @@ FLOPs convention: 6 x the parameters of the matmuls (the output head once, embed
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from coretrain.config import ModelConfig, RunConfig
+from coretrain.errors import UserError
 from coretrain.parameters import parameter_table
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 PEAK_TFLOPS = {
-    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "L4": 121, "T4": 65,
-    "v4": 275, "v5e": 197, "v5 lite": 197, "v5p": 459, "v6e": 918, "v6 lite": 918,
+    "GH200": 989, "H200": 989, "H100": 989, "H100 NVL": 835, "H100 PCIe": 756, "A100": 312,
+    "L40S": 362, "L40": 181, "L4": 121, "4090": 165, "T4": 65,
+    "TPU v4": 275, "TPU v5e": 197, "TPU v5 lite": 197, "TPU v5p": 459, "TPU v5": 459,
+    "TPU v6e": 918, "TPU v6 lite": 918,
 }  # fmt: skip
-"""Dense bfloat16 peaks (float16 for the T4) by part of the device's name, from the makers' data sheets."""
+"""Dense 16-bit peaks by words of the device's name, from the makers' data sheets; the longest that fits counts.
+
+`TPU v5` is what JAX calls a v5p, `TPU v5 lite` a v5e. The GeForce's figure is the one with float32 accumulation.
+"""
+FLOAT16_ONLY = ("T4",)
+"""Devices without bfloat16 units."""
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -30,10 +39,31 @@ def matmul_parameters(model: ModelConfig) -> int:
     return blocks + model.vocabulary * model.width
 
 
-def flops_per_token(model: ModelConfig, context: int | None = None) -> float:
-    """Training FLOPs (forward and backward) of one token in a row of `context` tokens (default: the model's)."""
-    attention = 12 * model.layers * model.heads * model.head * (context or model.context)
-    return 6.0 * matmul_parameters(model) + attention
+def parameter_kinds(model: ModelConfig) -> dict[str, int]:
+    """Parameters by kind; their sum is `parameter_count`. A tied head has none of its own."""
+    kinds = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "head": 0}
+    for row in parameter_table(model):
+        part = row.name.split(".")[2 if row.layer is not None else 0]
+        kind = "norms" if part.startswith("norm") else part
+        kinds[f"{row.name.split('.')[1]} embedding" if part == "embed" else kind] += row.size
+    return kinds
+
+
+def flops_per_token(model: ModelConfig, context: int | None = None, halve_causal: bool = False) -> float:
+    """Training FLOPs (forward and backward) of one token in a row of `context` tokens (default: the model's).
+
+    The backward pass costs twice the forward one; recomputed activations are not counted (they are no progress).
+    """
+    return 3.0 * forward_flops_per_token(model, context, halve_causal)
+
+
+def forward_flops_per_token(model: ModelConfig, context: int | None = None, halve_causal: bool = False) -> float:
+    """FLOPs of one token's forward pass, a third of the training's.
+
+    `halve_causal` counts only the scores that the causal mask leaves, half of them; the convention above doesn't.
+    """
+    attention = 4 * model.layers * model.heads * model.head * (context or model.context)
+    return 2.0 * matmul_parameters(model) + (attention / 2 if halve_causal else attention)
 
 
 def run_flops(config: RunConfig) -> float:
@@ -46,11 +76,20 @@ def hours(config: RunConfig, flops_per_second: float) -> float:
     return run_flops(config) / flops_per_second / 3600
 
 
+def money(config: RunConfig, flops_per_second: float, price_per_hour: float) -> float:
+    """Price of the run, in the currency of `price_per_hour`: that of the machine which sustains `flops_per_second`."""
+    return hours(config, flops_per_second) * price_per_hour
+
+
 def device_memory(config: RunConfig, zero: Literal[0, 1, 2, 3] = 0, devices: int = 1) -> dict[str, float]:
     """Bytes on one device by kind, for ZeRO stage `zero` over `devices`: an analytic estimate.
 
-    Activations follow Korthikanti et al. (2022) without tensor parallelism, attention computed blockwise.
+    ZeRO (Rajbhandari et al. 2020): stage 1 shards the optimizer's state, which are the moments and, where the compute
+    dtype is narrower, the master weights; 2 the gradients too; 3 the weights too. Activations follow Korthikanti et al.
+    (2022) without tensor parallelism, attention computed blockwise.
     """
+    if devices < 1:
+        raise UserError(f"devices = {devices}: the budget needs at least one")
     m, count = config.model, parameter_count(config.model)
     compute = BYTES[config.precision.compute]
     master = max(4, compute)
@@ -63,7 +102,7 @@ def device_memory(config: RunConfig, zero: Literal[0, 1, 2, 3] = 0, devices: int
     chunk = min(config.execution.loss_chunk, config.micro_batch * m.context)
     share = [1 / devices if zero >= stage else 1.0 for stage in (1, 2, 3)]
     return {
-        "weights": count * (master + copies) * share[2],
+        "weights": count * (master * share[0] + copies * share[2] if copies else master * share[2]),
         "gradients": count * master * share[1],
         "moments": 2.0 * count * master * share[0],
         "activations": float(token * (m.layers * per_layer + (inner if per_layer == m.width else 0) + 2 * m.width)),
@@ -75,11 +114,12 @@ def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
     """The batch arithmetic, in words."""
     t = config.train
     micro = "1 micro-batch" if t.accumulation == 1 else f"{t.accumulation} micro-batches"
+    rows = "1 row" if config.micro_batch == 1 else f"{config.micro_batch} rows"
     total = config.tokens_per_update * t.updates
     epochs = f", {total / train_tokens:.2f} epochs of {train_tokens:,}" if train_tokens else ""
     return (
         f"{t.batch_size} rows x {config.model.context} tokens = {config.tokens_per_update:,} tokens an update "
-        f"({micro} of {config.micro_batch} rows); {t.updates:,} updates = {total:,} tokens{epochs}"
+        f"({micro} of {rows}); {t.updates:,} updates = {total:,} tokens{epochs}"
     )
 
 
@@ -101,7 +141,11 @@ def stated_peak(device_name: str, config: RunConfig) -> tuple[float | None, str]
     """FLOP/s that MFU is stated against, and where the figure comes from; None where no peak is known."""
     if config.execution.peak_tflops:
         return config.execution.peak_tflops * 1e12, "execution.peak_tflops"
-    for part, tflops in PEAK_TFLOPS.items():
-        if part.lower() in device_name.lower() and BYTES[config.precision.compute] == 2:
-            return tflops * 1e12, f"dense bfloat16 peak of {part}"
-    return None, "no peak is stated for this device and dtype (set execution.peak_tflops)"
+    compute = config.precision.compute
+    fits = [part for part in PEAK_TFLOPS if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", device_name, re.IGNORECASE)]
+    part = max(fits, key=len, default="")
+    # A laptop's chip and a slice of a chip have the name of a faster one.
+    other = re.search(r"\b(laptop|max-q|mig)\b", device_name, re.IGNORECASE)
+    if not part or other or BYTES[compute] != 2 or (compute == "bfloat16" and part in FLOAT16_ONLY):
+        return None, "no peak is stated for this device and dtype (set execution.peak_tflops)"
+    return PEAK_TFLOPS[part] * 1e12, f"dense {compute} peak of {part}"

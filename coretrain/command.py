@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,9 +13,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from coretrain.config import RunConfig, apply_overrides, build_config, describe_type, fields, load_config, presets
+from coretrain.checkpoint import CheckpointFolder
+from coretrain.config import (
+    RunConfig,
+    apply_overrides,
+    build_config,
+    describe_type,
+    fields,
+    known_key,
+    load_config,
+    presets,
+)
 from coretrain.errors import UserError
 
+PLACES = ("output", "resume")
+
+EXAMPLES = """\
+  {program}                                               the default run
+  {program} gpt2-124m --data.source stdlib                a preset on this Python's own library: no download
+  {program} my.toml --optimizer.lr=3e-4 --output runs/my  a file of yours, one field changed, its folder named
+  {program} --resume runs/my --train.updates 2000         goes on, for longer"""
 FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache")
 """Fields of data that change nothing of what is trained."""
 
@@ -42,18 +61,27 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
+            if not word:
+                raise UserError("the name of the config is empty: give a preset or a .toml file, or leave it out")
             if name is not None:
                 raise UserError(f"two configs are given, {name} and {word}: give one")
             name = word
             continue
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not words or (words[0].startswith("--") and "." in words[0]):
-                raise UserError(f"--{key} has no value: give one after it, as in --train.updates 200")
+            _known_option(key)
+            if not words or words[0].startswith("--"):
+                raise UserError(
+                    f"--{key} has no value: give one after it, as in --train.updates 200 "
+                    f"(or --{key}=VALUE where the value starts with --)"
+                )
             value = words.pop(0)
+        _known_option(key)
+        if key in PLACES and (not value or any(key == other for other, _ in given)):
+            raise UserError(f"--{key} is {'given twice' if value else 'empty'}: give one folder")
         given.append((key, value))
-    places = {key: Path(value) for key, value in given if key in ("output", "resume")}
-    overrides = tuple((key, value) for key, value in given if key not in places)
+    places = {key: Path(value) for key, value in given if key in PLACES}
+    overrides = tuple((key, value) for key, value in given if key not in PLACES)
     output, resume = places.get("output"), places.get("resume")
     if resume is None:
         return Command(load_config(name, overrides), output, None, overrides)
@@ -63,22 +91,49 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         )
     if output is not None:
         raise UserError("--output and --resume are given: a resumed run goes on in its own folder; leave one out")
-    resume = run_of(resume)
-    return Command(resumed_config(resume, overrides), None, resume, overrides)
+    folder = run_of(resume)
+    _check_newest(resume, folder)
+    return Command(resumed_config(folder, overrides), None, folder, overrides)
+
+
+def _known_option(key: str) -> None:
+    if key in PLACES:
+        return
+    if near := difflib.get_close_matches(key, (*PLACES, "help"), 1, 0.7):
+        raise UserError(f"unknown option --{key}: did you mean --{near[0]}?")
+    known_key(key)
 
 
 def run_of(path: Path) -> Path:
-    """The run's folder, for a run or for one of its checkpoints."""
-    for folder in (path, path.parent.parent):
-        if (folder / "config.json").is_file():
-            return folder
-    what = "holds no run (no config.json)" if path.exists() else "does not exist"
-    raise UserError(f"{path} {what}: give the folder of a run, as in --resume runs/NAME")
+    """The run's folder, for a run or for one of its checkpoints. Raises `UserError` where there is no run."""
+    hint = "give the folder of a run, as in --resume runs/NAME"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {hint}")
+    if (path / "config.json").is_file():
+        return path
+    folder = path.resolve().parent.parent
+    if path.resolve().parent.name not in ("checkpoints", "interchange") or not (folder / "config.json").is_file():
+        raise UserError(f"{path} holds no run (no config.json): {hint}")
+    return folder
+
+
+def _check_newest(path: Path, folder: Path) -> None:
+    kept = (CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
+    newest = next((whole[0] for whole in kept if whole), None)
+    if newest and path.resolve() != folder.resolve() and path.resolve().name != newest.name:
+        raise UserError(
+            f"{path} is not its run's newest checkpoint, {newest.name}, from which --resume goes on: "
+            "to start from an older one, copy the run's folder without the newer ones and resume the copy"
+        )
 
 
 def open_run(folder: Path) -> RunConfig:
-    """The config of the run in `folder`."""
-    return RunConfig.from_json((run_of(folder) / "config.json").read_text(encoding="utf-8"))
+    """The config of the run in `folder`. Raises `UserError` where there is none, or a damaged or newer one."""
+    path = run_of(folder) / "config.json"
+    try:
+        return RunConfig.from_json(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or start a new run") from None
 
 
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
@@ -103,6 +158,8 @@ def run_folder(command: Command) -> Path:
     if command.resume:
         return command.resume
     if command.output:
+        if command.output.exists() and not command.output.is_dir():
+            raise UserError(f"{command.output} is a file: --output takes a folder, which need not exist")
         if (command.output / "config.json").exists():
             raise UserError(
                 f"{command.output} already holds a run: go on with --resume {command.output}, or choose another"
@@ -137,3 +194,4 @@ def print_help(program: str, summary: str) -> None:
         default = "" if info.default is None else str(info.default)
         table.add_row(f"--{name}", describe_type(owner, leaf), default or "unset", info.description or "")
     console.print(table)
+    console.print(f"\nexamples\n{EXAMPLES.format(program=program)}", markup=False)

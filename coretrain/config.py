@@ -5,6 +5,7 @@ Sources, later ones win: the defaults below, a TOML file (`configs/NAME.toml` or
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -31,7 +32,7 @@ AttentionKernel = Literal["auto", "flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", 
 class Section(BaseModel):
     """A frozen group of fields; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -272,7 +273,7 @@ class JournalConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    version: int = Field(CONFIG_VERSION, description="Version of this format.")
+    version: int = Field(CONFIG_VERSION, ge=1, le=CONFIG_VERSION, description="Version of this format.")
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run and of its folder.")
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
@@ -371,13 +372,15 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """A copy of `raw` with each ("section.field", "text") set; the text is read as TOML, or else kept as a string."""
-    result: dict[str, Any] = json.loads(json.dumps(raw))
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
     for key, text in overrides:
         known_key(key)
         *parents, leaf = key.split(".")
         place = result
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{parent} = {place!r} is not a section: write [{parent}] with its fields below it")
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
             continue
@@ -385,6 +388,9 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             place[leaf] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             place[leaf] = {"True": True, "False": False}.get(text, text)
+        section, field = fields()[key]
+        if section.model_fields[field].annotation is str and not isinstance(place[leaf], str):
+            place[leaf] = text  # a folder named 2026 is a name, not a number
     return result
 
 
