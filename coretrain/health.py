@@ -1,10 +1,15 @@
-"""What to do about an update before it is applied: non-finite values, spikes of loss or gradient norm."""
+"""What to do about an update before it is applied: non-finite values, spikes of loss or gradient norm.
+
+On a rollback the trainer goes back to its newest checkpoint and past the data up to the bad batch. `roll_back_to` then
+gives the windows of that checkpoint back, but not the memory of rollbacks, which is what ends a run that can't get on.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,11 +38,19 @@ class HealthMonitor:
         self.consecutive = 0
         self.counts = {"nonfinite": 0, "spike": 0}
         self.rolled_back_at: int | None = None
+        self.furthest = -1
+        self.rollbacks = 0
 
     def decide(self, update: int, loss: float, grad_norm: float) -> Verdict:
-        """Judge update `update` (from 0) by its loss and pre-clip gradient norm, before it is applied."""
+        """Judge update `update` (from 0) by its loss and pre-clip gradient norm, before it is applied.
+
+        A run stops at the second rollback from the same update, or after `max_consecutive` rollbacks with no update
+        applied beyond the furthest one that was rolled back.
+        """
         fault, reason = self._fault(loss, grad_norm)
         if fault is None:
+            if update > self.furthest:
+                self.rollbacks = 0
             self.losses.append(loss)
             self.norms.append(grad_norm)
             self.consecutive = 0
@@ -47,7 +60,10 @@ class HealthMonitor:
         if action == "rollback":
             if self.rolled_back_at == update:
                 return Verdict("stop", f"{reason}, again at update {update} after a rollback: the data isn't the cause")
-            self.rolled_back_at = update
+            if self.rollbacks >= self.config.max_consecutive:
+                return Verdict("stop", f"{reason}; {self.rollbacks} rollbacks did not get past update {self.furthest}")
+            self.rolled_back_at, self.furthest = update, max(update, self.furthest)
+            self.rollbacks += 1
         if action == "skip":
             self.consecutive += 1
             if self.consecutive >= self.config.max_consecutive:
@@ -75,6 +91,8 @@ class HealthMonitor:
             "consecutive": self.consecutive,
             "counts": dict(self.counts),
             "rolled_back_at": self.rolled_back_at,
+            "furthest": self.furthest,
+            "rollbacks": self.rollbacks,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -83,3 +101,10 @@ class HealthMonitor:
         self.norms = deque(state["norms"], self.config.window)
         self.consecutive, self.rolled_back_at = state["consecutive"], state["rolled_back_at"]
         self.counts = dict(state["counts"])
+        self.furthest, self.rollbacks = state.get("furthest", -1), state.get("rollbacks", 0)  # not in older checkpoints
+
+    def roll_back_to(self, state: Mapping[str, Any]) -> None:
+        """Take the windows of a checkpoint's state: updates that were undone are no measure of what is usual."""
+        self.losses = deque(state.get("losses", ()), self.config.window)
+        self.norms = deque(state.get("norms", ()), self.config.window)
+        self.consecutive = state.get("consecutive", 0)

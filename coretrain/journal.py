@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,9 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
+from coretrain.boards import Boards, require_wandb
 from coretrain.budget import flops_per_token, stated_peak
 from coretrain.config import RunConfig
 from coretrain.data.files import write_atomically
@@ -25,28 +28,41 @@ from coretrain.report import write_report
 
 METRICS, SAMPLE = "metrics.jsonl", "sample.txt"
 SMOOTHING = 0.95
+PYTHON = re.compile(r"\s*(async |await |class |def |for |from |if |import |return |try:|while |with |@\w)")
 Rows = Sequence[tuple[str, str]]
 
 
 class Journal:
-    """One run's voice. Every update is one line of metrics.jsonl, flushed; non-finite numbers stand there as null."""
+    """One run's voice. Every update is one line of metrics.jsonl, flushed; non-finite numbers stand there as null.
+
+    A run that goes on at `start_update` first loses what was journalled beyond it. Raises `UserError` where Weights &
+    Biases is asked for and missing, or where metrics.jsonl is damaged before its last line.
+    """
 
     def __init__(
-        self, folder: Path, config: RunConfig, stack: str, start_update: int = 0, device_name: str = ""
+        self,
+        folder: Path,
+        config: RunConfig,
+        stack: str,
+        start_update: int = 0,
+        device_name: str = "",
+        console: Console | None = None,
     ) -> None:
-        self.folder, self.config, self.stack = folder, config, stack
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.folder, self.config, self.stack, self.device_name = folder, config, stack, device_name
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.peak, self.peak_source = stated_peak(device_name, config)
         self.flops = flops_per_token(config.model)
         self.started, self.first = time.perf_counter(), start_update
         self.smoothed, self.weight = 0.0, 0.0
         self.recent: list[float] = []
         self.live: Live | None = None
+        if config.journal.wandb:
+            require_wandb()  # before anything is written
+        # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
+        self.metrics = rewound(folder, start_update, ("skip", "rollback"))
         self.last: dict[str, Any] = {}
-        self.final: tuple[float, float] | None = None
-        self.metrics = rewound(folder, start_update)
-        for row in read_metrics(folder)[0]:
-            self._smooth(row["loss"])
+        self.final: tuple[float | None, float | None] | None = None
+        self._remember()
         self.boards = self._boards()
 
     def __enter__(self) -> Journal:
@@ -64,28 +80,40 @@ class Journal:
             if self.console.is_terminal:
                 grid = Table.grid(padding=(0, 2))
                 rows = [("", block)] if isinstance(block, str) else block
-                for label, value in rows:
-                    grid.add_row(*([f"[dim]{label}", value] if label else [value]))
+                for label, value in rows:  # as Text: a reason may name an extra in brackets, which isn't markup
+                    grid.add_row(*([Text(label, "dim"), Text(value)] if label else [Text(value)]))
                 self.console.print(Panel(grid, title=title, title_align="left", border_style="cyan"))
             else:
-                self.console.print(f"{title}:" + (f" {block}" if isinstance(block, str) else ""))
+                self._say(f"{title}:" + (f" {block}" if isinstance(block, str) else ""))
                 for label, value in () if isinstance(block, str) else block:
-                    self.console.print(f"  {label:<14} {value}")
+                    self._say(f"  {label:<14} {value}")
 
     def update(
-        self, update: int, loss: float, grad_norm: float, lr: float, tokens: int, batch_hash: str, seconds: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        lr: float,
+        tokens: int,
+        batch_hash: str,
+        seconds: float,
+        **extra: float | int | str | None,
     ) -> None:
-        """Journal update `update` (from 0): nats a token, norm before the clip, tokens seen, seconds taken."""
-        row: dict[str, Any] = {"update": update, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-        row |= {"batch_hash": batch_hash, "seconds": seconds}
-        self._write(row)
+        """Journal update `update` (from 0): nats a token, norm before the clip, tokens seen, seconds taken, and more.
+
+        The row also has `smoothed_loss`. Tokens a second and MFU follow from `seconds`, the only field of a row that
+        differs between two runs of the same thing, and are shown but not written.
+        """
         self._smooth(loss)
-        self.recent = [*self.recent[-19:], seconds]
-        speed = self.config.tokens_per_update / (sum(self.recent) / len(self.recent))
         smooth = self.smoothed / self.weight if self.weight else math.nan
-        self.last = {"loss": loss, "smoothed": smooth, "grad_norm": grad_norm, "lr": lr, "tokens/s": speed}
+        row: dict[str, Any] = {"update": update, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+        row |= {"batch_hash": batch_hash, "smoothed_loss": smooth, "seconds": seconds}
+        self._write(row | extra)
+        self.last = row
+        self.recent = [*self.recent[-19:], max(seconds, 1e-9)]
+        speed = self.config.tokens_per_update / (sum(self.recent) / len(self.recent))
         self._board(update, {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr})
-        self._board(update, {"train/tokens_per_second": self.config.tokens_per_update / seconds})
+        self._board(update, {"train/tokens_per_second": self.config.tokens_per_update / max(seconds, 1e-9)})
         done, total = update + 1, self.config.train.updates
         left = (total - done) * self.config.tokens_per_update / speed
         mfu = f"  MFU {speed * self.flops / self.peak:.1%}" if self.peak else ""
@@ -95,8 +123,8 @@ class Journal:
         )
         if self.console.is_terminal:
             self._show_live(line, done / total)
-        elif done == 1 or done == total or done % self.config.train.log_interval == 0:
-            self.console.print(line)
+        elif update == self.first or done == total or done % self.config.train.log_interval == 0:
+            self._say(line)
 
     def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
         """Journal an evaluation after `update` updates: nats a token, and bits a byte of text."""
@@ -110,39 +138,63 @@ class Journal:
     def event(self, update: int, kind: str, text: str) -> None:
         """Journal something that happened after `update` updates: checkpoint, skip, rollback, warning."""
         self._write({"update": update, "event": kind, "text": text})
-        style = {"checkpoint": "dim"}.get(kind, "yellow")
-        self.console.print(f"[{style}]{kind} at {update}: {text}[/]")
+        self._say(f"{kind} at {update}: {text}", {"checkpoint": "dim", "stop": "bold red"}.get(kind, "yellow"))
 
     def sample(self, prompt: str, text: str) -> None:
         """Show generated text, and keep it for the report."""
         write_atomically(self.folder / SAMPLE, (prompt + text).encode())
         self._end_live()
         if self.console.is_terminal:
-            code = Syntax(prompt + text, "python", theme="ansi_dark", word_wrap=True)
-            self.console.print(Panel(code, title="sample", title_align="left", border_style="green"))
+            whole = printable(prompt + text)
+            python = Syntax(whole, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+            content = python if PYTHON.match(prompt) else Text.assemble((prompt, "bold"), whole[len(prompt) :])
+            self.console.print(Panel(content, title="sample", title_align="left", border_style="green"))
         else:
-            self.console.print("sample:")
-            self.console.print(prompt + text, markup=False)
+            self._say("sample:")
+            self._say(printable(prompt + text))
 
     def rewind(self, start_update: int) -> None:
-        """Forget what was journalled from update `start_update` on, before a rollback's second try."""
+        """Forget what was journalled from update `start_update` on, but the rollbacks, before a second try."""
         self.metrics.close()
-        self.metrics = rewound(self.folder, start_update)
+        self.metrics = rewound(self.folder, start_update, ("skip",), keep=("rollback",))
+        self._remember()
+        if self.boards:
+            self.boards.restart(start_update, self.evaluations)
 
     def close(self, status: str, best: Mapping[str, Any] | None = None) -> None:
         """Print the last words and write report.html."""
         self._end_live()
         self.metrics.flush()
-        report = write_report(self.folder, self.stack, status)
+        report = write_report(self.folder, self.stack, status, self.device_name)
         rows = [("status", f"{status} in {clock(time.perf_counter() - self.started)}")]
+        if self.last:
+            smooth = self.last.get("smoothed_loss")
+            rows.append(("training", f"loss {number(self.last['loss'])}, smoothed {number(smooth)}"))
         if self.final:
-            rows.append(("validation", f"loss {self.final[0]:.4f}, {self.final[1]:.4f} bits per byte"))
+            rows.append(("validation", f"loss {number(self.final[0])}, {number(self.final[1])} bits per byte"))
         if best:
             path = self.folder / "checkpoints" / f"update-{best['update']:08d}"
-            rows.append(("best", f"{path} (validation loss {best['val_loss']:.4f})"))
+            where = str(path) if path.exists() else f"after {best['update']} updates, not kept"
+            rows.append(("best", f"{where} (validation loss {number(best['val_loss'])})"))
         rows.append(("report", str(report)))
         rows.append(("metrics", str(self.folder / METRICS)))
+        if self.config.journal.tensorboard:
+            rows.append(("curves", f"tensorboard --logdir {self.folder / 'tensorboard'}"))
         self.header({"result": rows})
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style), soft_wrap=not self.console.is_terminal)
+
+    def _remember(self) -> None:
+        """Take up the smoothed loss and the last figures where metrics.jsonl ends."""
+        updates, self.evaluations, _ = read_metrics(self.folder)
+        self.smoothed, self.weight = 0.0, 0.0
+        for row in updates:
+            self._smooth(row["loss"])
+        self.last = updates[-1] if updates else {}
+        self.final = None
+        if self.evaluations:
+            self.final = self.evaluations[-1]["val_loss"], self.evaluations[-1]["bits_per_byte"]
 
     def _smooth(self, loss: float | None) -> None:
         if loss is not None and math.isfinite(loss):
@@ -169,7 +221,7 @@ class Journal:
 
     def _boards(self) -> Boards | None:
         if self.config.journal.tensorboard or self.config.journal.wandb:
-            return Boards(self.folder, self.config, self.first)
+            return Boards(self.folder, self.config, self.first, self.evaluations)
         return None
 
     def _board(self, update: int, values: Mapping[str, float]) -> None:
@@ -177,56 +229,12 @@ class Journal:
             self.boards.add(update, values)
 
 
-class Boards:
-    """TensorBoard's event file, and Weights & Biases where asked for."""
-
-    def __init__(self, folder: Path, config: RunConfig, start_update: int) -> None:
-        self.writer: Any = None
-        self.wandb: Any = None
-        if config.journal.tensorboard:
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self.writer = EventFileWriter(str(folder / "tensorboard"))
-            if start_update:  # tells TensorBoard to drop what an interrupted run wrote beyond its checkpoint
-                start = Event(wall_time=time.time(), step=start_update, session_log=SessionLog(status=SessionLog.START))
-                self.writer.add_event(start)
-        if config.journal.wandb:
-            try:
-                import wandb
-            except ImportError:
-                raise UserError(
-                    "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false"
-                ) from None
-            self.wandb = wandb.init(project="twintrain", name=folder.name, dir=folder, config=config.model_dump())
-
-    def add(self, update: int, values: Mapping[str, float]) -> None:
-        """Write scalars of one update."""
-        if self.writer:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-            self.writer.add_event(Event(wall_time=time.time(), step=update, summary=summary))
-        if self.wandb:
-            self.wandb.log(dict(values), step=update)
-
-    def close(self) -> None:
-        """Flush and end."""
-        if self.writer:
-            self.writer.close()
-        if self.wandb:
-            self.wandb.finish()
-
-
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Updates, evaluations and events of a run, in order. A torn last line, as a kill leaves it, is passed over."""
-    rows = []
-    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    """Updates, evaluations and events of a run, in order. A torn last line, as a kill leaves it, is passed over.
+
+    Raises `UserError` on a damaged line before the last: a run with a hole in it isn't to be compared with anything.
+    """
+    rows = [row for _, row in _lines(folder / METRICS)]
     return (
         [row for row in rows if "loss" in row],
         [row for row in rows if "val_loss" in row],
@@ -234,17 +242,46 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     )
 
 
-def rewound(folder: Path, start_update: int) -> Any:
-    """metrics.jsonl opened to append, without what was journalled after `start_update` updates were done."""
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for index, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            yield line, row
+        elif index + 1 < len(lines):
+            raise UserError(f"{path}, line {index + 1}, is damaged: delete that line to go on without it")
+
+
+def rewound(folder: Path, start_update: int, redone: Collection[str] = (), keep: Collection[str] = ()) -> Any:
+    """metrics.jsonl opened to append, without what was journalled after `start_update` updates were done.
+
+    Events of the kinds `redone` are about an update not yet done, so those at `start_update` go too; those of the kinds
+    `keep` all stay.
+    """
     path = folder / METRICS
+
+    def stays(row: Mapping[str, Any]) -> bool:
+        kind = row.get("event")
+        before = "loss" in row or kind in redone
+        return kind in keep or bool(row["update"] < start_update if before else row["update"] <= start_update)
+
     if path.exists():
-        updates, evaluations, events = read_metrics(folder)
-        kept = [row for row in updates if row["update"] < start_update]
-        kept += [row for row in (*evaluations, *events) if row["update"] <= start_update]
-        kept.sort(key=lambda row: row["update"] + ("loss" in row))
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_atomically(path, "".join(line + "\n" for line, row in _lines(path) if stays(row)).encode())
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, "a", encoding="utf-8")
+
+
+def number(value: float | None) -> str:
+    """A loss in four decimals; what isn't finite by its name."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def printable(text: str) -> str:
+    """Generated text without the control characters that could upset a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def clock(seconds: float) -> str:

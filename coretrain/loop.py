@@ -269,9 +269,8 @@ class Loop:
         """Return to the newest checkpoint and skip past the data that did the damage."""
         self.commit_save()
         bad = self.progress.data_index
-        health = self.health.state()
         folder, progress = self.checkpoints.first_that_loads(self._load, self._warn)
-        self.health.load(health)  # it remembers the rollback, so that one without an end is stopped
+        self.health.roll_back_to(progress.health)
         self.progress = replace(progress, data_index=bad + 1)
         self.journal.rewind(progress.update)
         self.journal.event(progress.update, "rollback", f"back to {folder.name}, data goes on at index {bad + 1}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -12,9 +13,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coretrain.config import load_config
 from coretrain.errors import UserError
@@ -50,26 +53,44 @@ def versions() -> Rows:
 
 def optional() -> Rows:
     """Optional packages, with the install line of those that are missing."""
-    return [(name, version(name) or f"not installed: pip install -e '.[{extra}]'") for name, extra in OPTIONAL.items()]
+    return [
+        (name, version(name) or f"not installed: pip install 'twintrain[{extra}]'") for name, extra in OPTIONAL.items()
+    ]
+
+
+def framework(name: str) -> tuple[Any, str]:
+    """The imported package, or None and why not: a broken installation is what a doctor is asked about."""
+    try:
+        return importlib.import_module(name), ""
+    except Exception as error:  # a missing driver's library is an OSError, a wrong version a RuntimeError, ...
+        return None, f"{name} can't be imported: {error}"
 
 
 def devices() -> Rows:
-    """CPU, MPS, CUDA and TPU, as torch and JAX see them."""
+    """CPU, MPS, CUDA and TPU, as torch and JAX see them, or why they don't."""
     compiler = shutil.which("g++") or shutil.which("clang++") or "no C++ compiler: torch.compile is off on the CPU"
     rows = [("CPU", f"{os.cpu_count()} cores, {compiler}")]
-    if importlib.util.find_spec("torch"):
-        import torch
-
+    torch, fault = framework("torch")
+    if torch:
         rows.append(("instructions", f"{torch.backends.cpu.get_cpu_capability()} (torch)"))
-        rows.append(("MPS", "present" if torch.backends.mps.is_available() else "not present"))
-        cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "not present, or torch built without it"
-        rows.append(("CUDA (torch)", cuda))
-    if importlib.util.find_spec("jax"):
-        import jax
-
-        found = jax.devices()
-        rows.append(("JAX", f"{len(found)} x {found[0].device_kind} ({jax.default_backend()})"))
-        rows.append(("TPU", "present" if jax.default_backend() == "tpu" else "not present to JAX"))
+        built = "no Apple GPU here" if torch.backends.mps.is_built() else "this torch is built without it"
+        rows.append(("MPS", "present" if torch.backends.mps.is_available() else f"not present: {built}"))
+        built = "no NVIDIA GPU or driver here" if torch.version.cuda else "this torch is built without it"
+        here = torch.cuda.is_available()
+        rows.append(("CUDA (torch)", torch.cuda.get_device_name() if here else f"not present: {built}"))
+    else:
+        rows += [("MPS", fault), ("CUDA (torch)", fault)]
+    jax, fault = framework("jax")
+    try:
+        found = jax.devices() if jax else []
+    except RuntimeError as error:  # a TPU held by another process, a plugin without its driver
+        found, fault = [], f"jax finds no device: {error}"
+    if not found:
+        return [*rows, ("CUDA (jax)", fault), ("TPU", fault)]
+    rows.append(("JAX", f"{len(found)} x {found[0].device_kind} ({found[0].platform})"))
+    for label, platform_name, package in (("CUDA (jax)", "gpu", "jax-cuda13-plugin"), ("TPU", "tpu", "libtpu")):
+        why = "none found" if version(package) else f"{package} is not installed"
+        rows.append((label, "present" if found[0].platform == platform_name else f"not present: {why}"))
     return rows
 
 
@@ -81,7 +102,7 @@ def choices() -> Rows:
         try:
             trainer = importlib.import_module(f"{module}.trainer").Trainer(config)
             rows += [(f"{module} {label}", value) for label, value in trainer.describe()]
-        except (ImportError, UserError) as error:
+        except (ImportError, OSError, RuntimeError, UserError) as error:
             rows.append((module, f"can't run here: {error}"))
     return rows
 
@@ -104,26 +125,35 @@ def peaks() -> Rows:
 
 
 def show(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """One titled block."""
+    """One titled block: a table on a terminal, plain aligned lines in a pipe."""
+    if not console.is_terminal:
+        width = max(len(label) for label, _ in rows)
+        lines = [title, *(f"  {label:<{width}}  {value}" for label, value in rows), ""]
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+        return
     table = Table(title=title, title_justify="left", title_style="bold cyan", show_header=False, box=None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # an extra's brackets are no markup
     console.print(table)
     console.print()
 
 
 def main() -> None:
     """Print every block."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    parser = argparse.ArgumentParser(description="What this machine has, what the trainers would choose, and why.")
+    parser.add_argument("--no-peaks", action="store_true", help="leave the measurements out (some 20 seconds)")
+    given = parser.parse_args()
+    console = Console(highlight=False)
     blocks: dict[str, Callable[[], Rows]] = {
         "Versions": versions,
         "Devices": devices,
         "Optional packages": optional,
         "What the trainers would choose here (default config)": choices,
-        "Measured matmul peak": peaks,
     }
+    if not given.no_peaks:
+        blocks["Measured matmul peak"] = peaks
     for title, block in blocks.items():
         show(console, title, block())
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from coretrain.config import RunConfig
 from coretrain.data import Data, updates_of
+from coretrain.data.encode import end_with_parent
 
 PREFETCH = 2
 
@@ -36,9 +37,14 @@ def train_batches(
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_worker,
         )
 
     return batches()
+
+
+def _worker(index: int) -> None:
+    end_with_parent()  # torch's workers with batches in their pipe outlive a killed trainer otherwise
 
 
 def _as_it_is(batch: Any) -> Any:
