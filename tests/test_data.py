@@ -301,7 +301,8 @@ def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, p
     (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_texts(6000, size=900)))
     program = tmp_path / "program.py"
     program.write_text(PREPARE)
-    config = configure(tmp_path, tmp_path / "corpus.jsonl", **{"data.prepare_processes": processes})
+    extra = {"data.shard_tokens": 16_384}
+    config = configure(tmp_path, tmp_path / "corpus.jsonl", **extra, **{"data.prepare_processes": processes})
     child = subprocess.Popen(
         [sys.executable, str(program)],
         stdin=subprocess.PIPE,
@@ -332,7 +333,7 @@ def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, p
     folder = data.parts[0].folder
     assert not list(folder.glob(".tmp-*"))
     assert not (folder / "progress.jsonl").exists()
-    whole = quiet(configure(tmp_path / "whole", tmp_path / "corpus.jsonl"))
+    whole = quiet(configure(tmp_path / "whole", tmp_path / "corpus.jsonl", **extra))
     assert data.fingerprint == whole.fingerprint
 
 

@@ -122,12 +122,13 @@ def test_dropping_the_iterator_ends_its_workers(stack: str, folder: Path) -> Non
 
 @STACKS
 def test_workers_end_with_a_killed_trainer(stack: str, folder: Path) -> None:
-    arguments = settings(folder, **{"data.workers": 2, "train.updates": 100_000})
+    # a batch of 67 kB fills a pipe, so that a worker is stuck in it when its trainer dies
+    arguments = settings(folder, **{"data.workers": 2, "train.updates": 100_000, "train.batch_size": 512})
     program = (
         f"import multiprocessing, os\nfrom {stack}.data import train_batches\n"
         "from coretrain.config import load_config\nfrom coretrain.data import open_data\n"
         f"config = load_config(None, {arguments!r})\n"
-        "batches = train_batches(open_data(config), config)\nnext(batches)\n"
+        "batches = train_batches(open_data(config, lambda line: None), config)\nnext(batches)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -140,6 +141,8 @@ def test_workers_end_with_a_killed_trainer(stack: str, folder: Path) -> None:
     deadline = time.monotonic() + 10
     while (left := [pid for pid in workers if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, 9)
     assert not left
 
 
