@@ -190,7 +190,9 @@ class TrainConfig(Section):
     log_interval: Positive = Field(
         10, description="Updates between plain terminal lines; metrics.jsonl has every update."
     )
-    sample_prompt: str = Field("def ", description="Prompt of the text sampled at the end.")
+    sample_prompt: str = Field(
+        "def", description="Prompt of the text sampled at the end; best without a space after it."
+    )
     sample_tokens: Count = Field(200, description="Tokens sampled at the end (0: none).")
 
     @model_validator(mode="after")
@@ -229,8 +231,12 @@ class ExecutionConfig(Section):
     checkpoint_activations: Literal["none", "full", "matmuls"] = Field(
         "none", description="Recompute in the backward pass: nothing, whole blocks, or all but matmul outputs."
     )
-    scan_layers: bool = Field(True, description="JAX: one compiled block scanned over layers (off: unrolled).")
-    loss_chunk: Positive = Field(2048, description="Tokens per chunk of the output head and cross-entropy.")
+    scan_layers: bool | None = Field(
+        None,
+        description="JAX: one compiled block scanned over layers (off: unrolled). Unset: unrolled on a CPU up to "
+        "12 layers, else scanned.",
+    )
+    loss_chunk: Positive = Field(1024, description="Tokens per chunk of the output head and cross-entropy.")
     vocab_multiple: Positive = Field(
         64,
         description="Rows of the embedding are padded to this multiple for speed; padding never reaches the loss, "

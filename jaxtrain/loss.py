@@ -38,13 +38,13 @@ def _over_chunks(
     extra = -labels.size % chunk
     rows = jnp.pad(hidden.reshape(-1, width), ((0, extra), (0, 0))).reshape(-1, chunk, width)
     labels = jnp.pad(labels.reshape(-1), (0, extra), constant_values=IGNORED).reshape(-1, chunk)
-    padding = jnp.arange(head.shape[0]) >= vocab
+    columns = jnp.arange(head.shape[0])
     scale = jnp.asarray(scale, wide)
 
     def one(carry: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         loss, d_weight = carry
         h, label = item
-        logits = jnp.where(padding, -jnp.inf, (h @ weight.T).astype(wide))
+        logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
         target = jnp.take_along_axis(logits, label[:, None], 1)
@@ -54,10 +54,10 @@ def _over_chunks(
         loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
         if not trained:
             return (loss, d_weight), jnp.zeros((), h.dtype)
-        factor = valid[:, None] * scale
-        hit = jnp.arange(head.shape[0]) == label[:, None]
-        d_logits = (weights * (factor / total) - jnp.where(hit, factor, 0)).astype(h.dtype)
-        return (loss, d_weight + (d_logits.T @ h).astype(head.dtype)), d_logits @ weight
+        # the factor of a row goes onto D numbers of it, not onto V
+        factor = (valid[:, None] * scale).astype(h.dtype)
+        d_logits = (weights * (1 / total) - (columns == label[:, None])).astype(h.dtype)
+        return (loss, d_weight + (d_logits.T @ (h * factor)).astype(head.dtype)), (d_logits @ weight) * factor
 
     start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
     (loss, d_head), d_rows = jax.lax.scan(one, start, (rows, labels))

@@ -180,7 +180,7 @@ class GPT(nnx.Module):
     def __init__(self, config: RunConfig, kernel: str) -> None:
         m, dtype = config.model, master_dtype(config)
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
-        self.scan = config.execution.scan_layers
+        self.scan = config.execution.scan_layers is not False  # unset: the trainer has decided
         rows = padded_vocab(m, config.execution.vocab_multiple)
         self.embed = Embed(m, rows, dtype)
         self.blocks = Block(m, kernel, dtype)

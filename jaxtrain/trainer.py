@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jax import Array
 from coretrain.config import RunConfig, until
 from coretrain.data import Data
 from coretrain.errors import UserError
+from coretrain.memory import keep_freed_memory
 from coretrain.parameters import initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
@@ -29,6 +32,8 @@ from jaxtrain.optimizer import Optimizer, global_norm
 
 COMPILE_CACHE_AFTER = 1.0
 """Seconds of compiling above which the result is kept on disk."""
+_UNROLLED_LAYERS = 12
+"""Most layers that are unrolled on a CPU when execution.scan_layers is unset."""
 
 
 def choose_device(config: RunConfig) -> Choice:
@@ -49,7 +54,23 @@ def choose_device(config: RunConfig) -> Choice:
 
 def choose_compile(config: RunConfig, device: jax.Device) -> Choice:
     """JAX always compiles; the result is kept between runs."""
-    return Choice("on", "JAX always compiles; layers " + ("scanned" if config.execution.scan_layers else "unrolled"))
+    scanned = _with_layers(config, device).execution.scan_layers
+    return Choice("on", "JAX always compiles; layers " + ("scanned" if scanned else "unrolled"))
+
+
+def _will_use_cpu(config: RunConfig) -> bool:
+    """Whether JAX will find no accelerator, asked without starting it."""
+    plugins = bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
+    return config.execution.device == "cpu" or (config.execution.device == "auto" and not plugins)
+
+
+def _with_layers(config: RunConfig, device: jax.Device) -> RunConfig:
+    """`config` with execution.scan_layers decided: unrolled is 6% faster on a CPU, and compiles longer."""
+    if config.execution.scan_layers is not None:
+        return config
+    scan = device.platform != "cpu" or config.model.layers > _UNROLLED_LAYERS
+    execution = config.execution.model_copy(update={"scan_layers": scan})
+    return config.model_copy(update={"execution": execution})
 
 
 class Trainer:
@@ -58,7 +79,8 @@ class Trainer:
     name = "jax"
 
     def __init__(self, config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
-        self.config = config
+        if _will_use_cpu(config):
+            keep_freed_memory()  # 15% faster, but only if it comes before JAX's threads
         if config.precision.compute == "float64":
             jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", None if config.precision.fast_matmul else "highest")
@@ -68,6 +90,7 @@ class Trainer:
         self.device = jax.devices(self.device_choice.name)[0]
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
+        self.config = config = _with_layers(config, self.device)
         self.device_name = self.device.device_kind
         if tensors is None:
             tensors = initial_parameters(config.model, config.train.seed)

@@ -34,6 +34,11 @@ SMALL = {
     "train.updates": 50,
     "schedule.warmup_updates": 10,
     "optimizer.clip": 0.2,
+    "model.norm": "layernorm",
+    "model.position": "learned",
+    "model.mlp": "gelu",
+    "model.bias": "true",
+    "model.tied": "true",
 }
 GPT2 = {
     "model.residual_dropout": 0.1,

@@ -16,6 +16,11 @@ SMALL = {
     "execution.device": "cpu",
     "execution.attention": "plain",
     "execution.compile": "off",
+    "model.norm": "layernorm",
+    "model.position": "learned",
+    "model.mlp": "gelu",
+    "model.bias": "true",
+    "model.tied": "true",
 }
 
 

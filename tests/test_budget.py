@@ -142,7 +142,7 @@ def test_logits_are_a_chunk_at_a_time():
 def test_the_batch_in_words():
     c = made("tiny")
     assert batch_sentence(c) == (
-        "8 rows x 256 tokens = 2,048 tokens an update (1 micro-batch of 8 rows); 400 updates = 819,200 tokens"
+        "8 rows x 128 tokens = 1,024 tokens an update (1 micro-batch of 8 rows); 800 updates = 819,200 tokens"
     )
     more = made("tiny", train__accumulation=8)
     assert "(8 micro-batches of 1 row);" in batch_sentence(more)

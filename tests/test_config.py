@@ -53,7 +53,7 @@ def test_later_sources_win(tmp_path):
         ([("weight_decay", "3")], ["weight_decay", "optimizer.weight_decay"]),
         ([("zzz.qqq", "3")], ["zzz.qqq", "--help"]),
         ([("model.heads", "5")], ["model.heads = 5", "model.width = 192", "head_width"]),
-        ([("model.kv_heads", "4")], ["model.kv_heads = 4", "model.heads = 6"]),
+        ([("model.kv_heads", "4")], ["model.kv_heads = 4", "model.heads = 3"]),
         ([("model.position", "rope"), ("model.head_width", "33")], ["head_width = 33", "odd"]),
         ([("version", str(CONFIG_VERSION + 1))], ["newer", "upgrade"]),
         ([("version", "0")], ["version = 0"]),
@@ -63,7 +63,7 @@ def test_later_sources_win(tmp_path):
         ([("model.residual_dropout", "1")], ["model.residual_dropout = 1", "less than 1"]),
         ([("train.seed", "-1")], ["train.seed = -1"]),
         ([("train.accumulation", "3")], ["train.accumulation = 3", "train.batch_size = 8"]),
-        ([("schedule.warmup_updates", "401")], ["warmup_updates = 401", "400 updates"]),
+        ([("schedule.warmup_updates", "801")], ["warmup_updates = 801", "800 updates"]),
         ([("schedule.min_lr", "1")], ["min_lr = 1", "lr = 0.003"]),
         ([("optimizer.lr", "inf")], ["optimizer.lr", "finite"]),
         ([("optimizer.clip", "nan")], ["optimizer.clip", "finite"]),
@@ -145,9 +145,9 @@ def test_a_config_is_frozen():
 
 
 def test_derived_sizes():
-    m = load_config(None, [("model.kv_heads", "2"), ("model.head_width", "40")]).model
-    assert (m.kv, m.head, m.hidden) == (2, 40, 768)
-    assert load_config(None, [("model.mlp", "swiglu")]).model.hidden == 512
+    m = load_config(None, [("model.heads", "6"), ("model.kv_heads", "2"), ("model.head_width", "40")]).model
+    assert (m.kv, m.head, m.hidden) == (2, 40, 512)
+    assert load_config(None, [("model.mlp", "gelu")]).model.hidden == 768
     assert load_config(None, [("model.mlp", "swiglu"), ("model.width", "198")]).model.hidden == 576  # 528, up to 64
     with pytest.raises(UserError, match=r"model\.vocab"):
         _ = load_config().model.vocabulary
@@ -155,7 +155,7 @@ def test_derived_sizes():
     assert load_config(None, [("model.vocab", "400")]).with_vocab(300).model.vocabulary == 400
     with pytest.raises(UserError, match="400 is smaller than the tokenizer's 500"):
         load_config(None, [("model.vocab", "400")]).with_vocab(500)
-    c = load_config(None, [("train.batch_size", "12"), ("train.accumulation", "4")])
+    c = load_config(None, [("train.batch_size", "12"), ("train.accumulation", "4"), ("model.context", "256")])
     assert (c.micro_batch, c.tokens_per_update) == (3, 12 * 256)
     assert until(c, 9).train.updates == 9
 

@@ -186,4 +186,4 @@ print(len(names), len(initial_parameters(config.model, 0)), learning_rate(config
     assert done.returncode == 0, done.stderr
     modules, tensors, positive = done.stdout.split()
     assert int(modules) > 15
-    assert (int(tensors), positive) == (2 + 4 * 16 + 2, "True")
+    assert (int(tensors), positive) == (4 * 9 + 2, "True")

@@ -36,7 +36,7 @@ class _CrossEntropy(torch.autograd.Function):
         trained = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_rows = torch.empty_like(rows) if trained else None
-        d_weight = torch.zeros_like(head) if trained else None
+        d_weight = torch.empty_like(head) if trained else None
         # one buffer for all chunks: fresh ones would cost more in page faults than in arithmetic
         buffer = rows.new_empty(min(chunk, len(rows)), len(head))
         for start in range(0, len(rows), chunk):
@@ -46,18 +46,22 @@ class _CrossEntropy(torch.autograd.Function):
             valid = labels[part] != IGNORED
             label = labels[part].where(valid, 0).unsqueeze(1)
             target = logits.gather(1, label)
-            peak, at = logits.max(1, keepdim=True)
+            peak = logits.amax(1, keepdim=True)
             weights = torch.softmax(logits, 1, out=logits)  # in place, and row by row in cache
-            # the largest weight is exp(0) / total, which can't underflow
-            loss += torch.where(valid, (peak - weights.gather(1, at).log() - target).squeeze(1), 0).sum()
+            # the largest weight is exp(0) / total, which can't underflow; amax is 4 times as fast as max with its index
+            loss += torch.where(valid, (peak - weights.amax(1, keepdim=True).log() - target).squeeze(1), 0).sum()
             if trained:
-                factor = valid.unsqueeze(1) * scale.to(wide)
-                d_logits = weights.mul_(factor).scatter_add_(1, label, -factor).to(rows.dtype)
-                torch.mm(d_logits, weight, out=d_rows[part])
-                if wide == rows.dtype:
-                    d_weight.addmm_(d_logits.T, rows[part])
+                # the factor of a row goes onto D numbers of it, not onto V
+                factor = (valid.unsqueeze(1) * scale.to(wide)).to(rows.dtype)
+                d_logits = weights.scatter_add_(1, label, -torch.ones_like(target)).to(rows.dtype)
+                torch.mm(d_logits, weight, out=d_rows[part]).mul_(factor)
+                scaled = rows[part] * factor
+                if head.dtype == rows.dtype:
+                    d_weight.addmm_(d_logits.T, scaled, beta=float(start > 0))  # 0 ignores what d_weight holds
+                elif start > 0:
+                    d_weight += d_logits.T @ scaled
                 else:
-                    d_weight += d_logits.T @ rows[part]
+                    d_weight.copy_(d_logits.T @ scaled)
         if trained:
             ctx.save_for_backward(d_rows.view_as(hidden), d_weight)
         return loss * scale
@@ -65,5 +69,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
-        # upstream is 1 in training: the loss is what backward() starts from
-        return d_hidden * upstream[0].to(d_hidden.dtype), d_head * upstream[0].to(d_head.dtype), None, None, None, None
+        # upstream is 1 in training: the loss is what backward() starts from. Only on the CPU is asking it free.
+        if torch.compiler.is_compiling() or upstream[0].device.type != "cpu" or upstream[0].item() != 1:
+            d_hidden, d_head = (d * upstream[0].to(d.dtype) for d in (d_hidden, d_head))
+        return d_hidden, d_head, None, None, None, None

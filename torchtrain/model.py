@@ -235,7 +235,9 @@ class GPT(nn.Module):
         return logits.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        x = F.embedding(tokens, self.embed.token)
+        # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
+        sparse = self.head is None and tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        x = F.embedding(tokens, self.embed.token, sparse=sparse)
         return (x if position is None else x + position).to(self.dtype)
 
 

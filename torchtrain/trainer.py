@@ -15,6 +15,7 @@ from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data
 from coretrain.errors import UserError
+from coretrain.memory import keep_freed_memory
 from coretrain.parameters import initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
@@ -78,6 +79,8 @@ class Trainer:
         self.config = config
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
