@@ -191,7 +191,7 @@ class TrainConfig(Section):
         10, description="Updates between plain terminal lines; metrics.jsonl has every update."
     )
     sample_prompt: str = Field(
-        "def", description="Prompt of the text sampled at the end; best without a space after it."
+        "def", description="Prompt of the text sampled at the end; best with no space after it."
     )
     sample_tokens: Count = Field(200, description="Tokens sampled at the end (0: none).")
 
