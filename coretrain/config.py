@@ -190,9 +190,7 @@ class TrainConfig(Section):
     log_interval: Positive = Field(
         10, description="Updates between plain terminal lines; metrics.jsonl has every update."
     )
-    sample_prompt: str = Field(
-        "def", description="Prompt of the text sampled at the end; best with no space after it."
-    )
+    sample_prompt: str = Field("def", description="Prompt of the text sampled at the end; best with no space after it.")
     sample_tokens: Count = Field(200, description="Tokens sampled at the end (0: none).")
 
     @model_validator(mode="after")

@@ -54,9 +54,13 @@ def _over_chunks(
         loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
         if not trained:
             return (loss, d_weight), jnp.zeros((), h.dtype)
-        # the factor of a row goes onto D numbers of it, not onto V
-        factor = (valid[:, None] * scale).astype(h.dtype)
-        d_logits = (weights * (1 / total) - (columns == label[:, None])).astype(h.dtype)
+        factor = valid[:, None] * scale
+        d_logits = weights * (1 / total) - (columns == label[:, None])
+        if h.dtype == jnp.float16:
+            # an average probability is subnormal there: it is scaled before it is rounded
+            d_logits, factor = d_logits * factor, jnp.ones_like(factor)
+        # elsewhere the factor of a row goes onto D numbers of it, not onto V
+        d_logits, factor = d_logits.astype(h.dtype), factor.astype(h.dtype)
         return (loss, d_weight + (d_logits.T @ (h * factor)).astype(head.dtype)), (d_logits @ weight) * factor
 
     start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))

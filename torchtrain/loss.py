@@ -51,9 +51,13 @@ class _CrossEntropy(torch.autograd.Function):
             # the largest weight is exp(0) / total, which can't underflow; amax is 4 times as fast as max with its index
             loss += torch.where(valid, (peak - weights.amax(1, keepdim=True).log() - target).squeeze(1), 0).sum()
             if trained:
-                # the factor of a row goes onto D numbers of it, not onto V
-                factor = (valid.unsqueeze(1) * scale.to(wide)).to(rows.dtype)
-                d_logits = weights.scatter_add_(1, label, -torch.ones_like(target)).to(rows.dtype)
+                factor = valid.unsqueeze(1) * scale.to(wide)
+                d_logits = weights.scatter_add_(1, label, -torch.ones_like(target))
+                if rows.dtype == torch.float16:
+                    # an average probability is subnormal there: it is scaled before it is rounded
+                    d_logits, factor = d_logits.mul_(factor), torch.ones_like(factor)
+                # elsewhere the factor of a row goes onto D numbers of it, not onto V
+                d_logits, factor = d_logits.to(rows.dtype), factor.to(rows.dtype)
                 torch.mm(d_logits, weight, out=d_rows[part]).mul_(factor)
                 scaled = rows[part] * factor
                 if head.dtype == rows.dtype:
