@@ -19,6 +19,8 @@ from coretrain.schedule import clip_factor
 
 STACKS = {"torch": torchtrain.trainer.Trainer, "jax": jaxtrain.trainer.Trainer}
 UPDATES = 30
+LIMIT = {"bfloat16": 5e-3, "float16": 1e-3}
+"""Largest difference of a loss, in nats. Floors 1.6e-3 and 2.5e-4; master weights in that dtype: 9.9e-2 and 1.4e-3."""
 
 
 def batch(config, update: int) -> np.ndarray:
@@ -45,9 +47,6 @@ def test_low_precision_trains_as_float32_does(small_config, stack, dtype, loss_s
     assert 0 < np.abs(low - full).max() < LIMIT[dtype]
 
 
-LIMIT = {"bfloat16": 1.0, "float16": 1.0}
-
-
 def test_the_loss_scale_comes_before_float16s_rounding():
     """Of 20,000 tokens an average one's probability is subnormal in float16: 0.1% off, or 0."""
     vocab, width, rows, loss_scale = 20_000, 32, 16, 2.0**12
@@ -60,7 +59,8 @@ def test_the_loss_scale_comes_before_float16s_rounding():
     d_logits = weights / weights.sum(1, keepdims=True)
     d_logits[np.arange(rows), labels] -= 1
     expected = d_logits.T @ hidden.astype(float) / rows
-    rare = np.abs(expected).max(1) < 1e-5
+    rare = (weights / weights.sum(1, keepdims=True)).max(0) < 1e-6
+    rare[labels] = False
 
     h, w = torch.from_numpy(hidden), torch.from_numpy(head).requires_grad_()
     scale = np.float32(loss_scale / rows)
@@ -70,8 +70,7 @@ def test_the_loss_scale_comes_before_float16s_rounding():
     found["jax"] = np.asarray(gradient) / loss_scale
     for stack, value in found.items():
         error = np.linalg.norm((value - expected)[rare]) / np.linalg.norm(expected[rare])
-        print(stack, rare.sum(), error)
-        assert error < 1
+        assert error < 0.02, stack  # floor 3.3e-3, most of it float16's rounding; scaled afterwards 6.9e-2
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -82,26 +81,24 @@ def test_an_overflow_halves_the_loss_scale_and_changes_nothing(small_config, tmp
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
     monkeypatch.setattr(trainer, "batches", lambda data, start, stop: (batch(config, n) for n in range(start, stop)))
     states = []
-    apply, gradients = trainer.apply, trainer.gradients
+    gradients = trainer.gradients
 
     def watched(*args):
-        states.append(trainer.export()["parameters"]["embed.token"])
+        states.append(trainer.export()["parameters"]["embed.token"].copy())
         return gradients(*args)
 
     monkeypatch.setattr(trainer, "gradients", watched)
-    monkeypatch.setattr(trainer, "apply", apply)
     with Journal(tmp_path, config, stack) as journal:
         loop = Loop(config, trainer, None, tmp_path, journal, Progress())
         assert loop.train() == "finished"
     skipped = config.train.updates - loop.progress.applied
     assert loop.scale.scale == 2.0 ** (40 - skipped)
     assert 5 < skipped < 35, "it must have come down to a scale that float16 can hold, and then trained"
-    assert all(np.array_equal(state, states[0]) for state in states[: skipped + 1])
-    assert not np.array_equal(states[skipped + 1], states[0])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    overflows = {row["update"] for row in rows if "float16 overflow" in row.get("text", "")}
+    assert len(overflows) == skipped
+    unchanged = {n for n in range(len(states) - 1) if np.array_equal(states[n], states[n + 1])}
+    assert unchanged == overflows - {len(states) - 1}
     found = [row["loss"] for row in rows if "loss" in row]
     assert np.isfinite(found).all()
     assert found[-1] < found[0] - 0.3
-    events = [row for row in rows if row.get("event") == "skip" or row.get("kind") == "skip"]
-    assert len(events) == skipped
-    assert "float16 overflow" in json.dumps(events[0])

@@ -16,7 +16,8 @@ from coretrain.errors import UserError
 
 PLAIN = (".txt", ".md", ".py")
 SUFFIXES = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-# "encodings": tables of characters, which are a tenth of the tokens and no more than noise to a small model
+# tables of characters are a tenth of the tokens, and no more than noise to a small model
+SKIPPED_TABLES = {"html/entities.py", "stringprep.py"}
 SKIPPED_FOLDERS = {"encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 PIECE = 4096
 
@@ -48,8 +49,10 @@ def _stdlib() -> Source:
     files = [
         path
         for path in _walk(root, (".py",), SKIPPED_FOLDERS)
-        if path != topics and not path.name.startswith("_sysconfigdata")
-    ]  # the latter holds this machine's paths
+        if path != topics
+        and path.relative_to(root).as_posix() not in SKIPPED_TABLES
+        and not path.name.startswith("_sysconfigdata")  # it holds this machine's paths
+    ]
     if not files:
         raise UserError(
             "data.source = stdlib: this Python comes without its .py files: give a file or a folder of text"
