@@ -9,7 +9,7 @@ import copy
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -166,7 +166,11 @@ class ScheduleConfig(Section):
     kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="After warm-up: cosine or linear to min_lr, constant, or warm-up-stable-decay."
     )
-    warmup_updates: Count = Field(100, description="Updates of linear warm-up; lr(0) is already above 0.")
+    warmup_updates: Count = Field(
+        100,
+        description="Updates of linear warm-up; lr(0) is already above 0. Where --train.updates alone makes a run "
+        "shorter than that, a tenth of the updates.",
+    )
     horizon: Positive | None = Field(None, description="Update at which the decay ends. Unset: train.updates.")
     min_lr: float = Field(1e-4, ge=0, description="Learning rate at the end of the decay.")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the horizon that wsd's final decay takes.")
@@ -371,7 +375,8 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
-    return build_config(apply_overrides(raw, overrides), str(path))
+    raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
+    return build_config(raw, str(path))
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -396,6 +401,17 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
         if section.model_fields[field].annotation is str and not isinstance(place[leaf], str):
             place[leaf] = text  # a folder named 2026 is a name, not a number
     return result
+
+
+def _shorter_warmup(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
+    """`raw`, its warm-up a tenth of train.updates where only those were overridden, and it no longer fits into them."""
+    if "train.updates" in overridden and not overridden & {"schedule.warmup_updates", "schedule.horizon"}:
+        schedule, updates = raw.setdefault("schedule", {}), raw.get("train", {}).get("updates")
+        warmup = schedule.get("warmup_updates", ScheduleConfig.model_fields["warmup_updates"].default)
+        whole = isinstance(updates, int) and isinstance(warmup, int) and not schedule.get("horizon")
+        if whole and warmup > updates > 0:
+            schedule["warmup_updates"] = updates // 10
+    return raw
 
 
 def fields() -> dict[str, tuple[type[Section], str]]:

@@ -64,7 +64,7 @@ def test_later_sources_win(tmp_path):
         ([("train.seed", "-1")], ["train.seed = -1"]),
         ([("train.accumulation", "3")], ["train.accumulation = 3", "train.batch_size = 8"]),
         ([("schedule.warmup_updates", "801")], ["warmup_updates = 801", "800 updates"]),
-        ([("schedule.min_lr", "1")], ["min_lr = 1", "lr = 0.003"]),
+        ([("schedule.min_lr", "1")], ["min_lr = 1", "lr = 0.0015"]),
         ([("optimizer.lr", "inf")], ["optimizer.lr", "finite"]),
         ([("optimizer.clip", "nan")], ["optimizer.clip", "finite"]),
         ([("data.mixture", "3")], ["data.mixture = 3"]),
@@ -218,3 +218,15 @@ def test_the_course_preset_is_the_courses_run():
     assert (t.batch_size, t.accumulation, c.micro_batch, t.updates) == (32, 4, 8, 100_000)
     assert (o.lr, o.weight_decay, o.beta1, o.beta2, o.clip) == (6e-4, 0.1, 0.9, 0.95, 1.0)
     assert (s.kind, s.min_lr, s.warmup_updates, s.horizon) == ("cosine", 6e-5, 2000, None)
+
+
+def test_a_shorter_run_gets_a_shorter_warm_up_unless_it_is_given():
+    def warmup(*more: tuple[str, str]) -> int:
+        return load_config("gpt2-124m", [("train.updates", "200"), *more]).schedule.warmup_updates
+
+    assert warmup() == 20
+    assert warmup(("schedule.warmup_updates", "30")) == 30
+    assert warmup(("schedule.horizon", "5000")) == 700
+    assert load_config("gpt2-124m", [("train.updates", "700")]).schedule.warmup_updates == 700
+    with pytest.raises(UserError, match=r"schedule\.warmup_updates = 300 is longer"):
+        warmup(("schedule.warmup_updates", "300"))
