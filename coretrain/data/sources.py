@@ -119,8 +119,8 @@ def _hub(name: str, text_field: str) -> Source:
                     raise UserError(f"{name}: field {text_field} is no text: set data.text_field")
         except (ValueError, OSError) as error:  # unknown subset or split; no connection, no such dataset
             raise UserError(
-                f"data.source = {name} can't be read: {str(error).splitlines()[0]}; look at the name and the network, or "
-                "try --data.source stdlib"
+                f"data.source = {name} can't be read: {str(error).splitlines()[0]}; look at the name and the network, "
+                "or try --data.source stdlib"
             ) from None
 
     return Source(name, ("hf", dataset, subset, split, text_field, *listing), documents)
