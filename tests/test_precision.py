@@ -75,7 +75,12 @@ def test_the_loss_scale_comes_before_float16s_rounding():
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_an_overflow_halves_the_loss_scale_and_changes_nothing(small_config, tmp_path, monkeypatch, stack):
-    more = {"precision__loss_scale": 2.0**40, "train__updates": 40, "journal__tensorboard": "false"}
+    more = {
+        "precision__loss_scale": 2.0**40,
+        "train__updates": 40,
+        "optimizer__lr": 3e-3,
+        "journal__tensorboard": "false",
+    }
     config = small_config(precision__compute="float16", checkpoint__interval=1000, **more)
     trainer = STACKS[stack](config)
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
