@@ -1,11 +1,56 @@
 """One process, one setting: float64 is on in JAX for every test, before the first array is made.
 
-Runs of the product have it off; tests/test_model.py shows that float32 work comes out the same bits either way.
+Runs of the product have it off; parity/test_invariance.py shows that float32 work comes out the same bits either way.
+The judge's options are here, where pytest finds them whether or not a folder is named.
 """
 
+from pathlib import Path
+
 import jax
+import pytest
+
+from coretrain.errors import UserError
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Nothing compiled here may outlast the session; and on a CPU, compiling for the disk cache takes 1.7 times as long.
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where to judge, what to judge, and where the results go."""
+    group = parser.getgroup("parity", "the judge (pytest parity)")
+    group.addoption(
+        "--device",
+        action="append",
+        choices=("cpu", "cuda", "mps", "tpu"),
+        help="device for everything below float64, in torch and in JAX where each has it; may be repeated "
+        "(default: every one present). Float64 is always judged on the CPU.",
+    )
+    group.addoption(
+        "--config",
+        metavar="NAME_OR_TOML",
+        help="send this preset or TOML file through the whole ladder too: its model, its optimizer, its kind of "
+        "schedule; the vocabulary and the rows stay small",
+    )
+    group.addoption("--layers", type=int, metavar="N", help="with --config: so many layers instead of the config's")
+    group.addoption("--width", type=int, metavar="N", help="with --config: this width; heads and MLP shrink with it")
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path("runs/parity/results.json"),
+        metavar="FILE",
+        help="where the session's figures go, as JSON (default: runs/parity/results.json)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle what the judge was asked for before any test is collected; a wrong wish is one sentence."""
+    wishes = [config.getoption(f"--{name}") for name in ("device", "config", "layers", "width")]
+    if any(wish is not None for wish in wishes):
+        from parity.pair import settle
+
+        try:
+            settle(*wishes)
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None

@@ -16,6 +16,7 @@ from coretrain.config import ModelConfig, RunConfig
 from coretrain.parameters import check_tensors, from_jax_tree, padded_vocab, to_jax_tree
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
+from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -104,12 +105,16 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
         q, k, v = self.heads(x, rotary)
-        return self.out(attention(self.kernel, q, k, v).reshape(*x.shape[:2], -1))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v).reshape(*x.shape[:2], -1))
+        return tap("blocks.#.out", self.out(mixed))
 
     def heads(self, x: Array, rotary: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
         q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
-        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+        q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
+        if rotary is None:
+            return q, k, v
+        return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -129,8 +134,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         if self.gate is None:
-            return self.down(jax.nn.gelu(self.up(x), approximate=True))
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x)), approximate=True)
+        else:
+            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x))) * tap("blocks.#.up", self.up(x))
+        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden)))
 
 
 class Block(nnx.Module):
@@ -146,8 +153,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, rotary: tuple[Array, Array] | None, dropout: Dropout | None, layer: Array) -> Array:
         site = 1 + 2 * layer
-        x = x + drop(self.attention(self.norm1(x), rotary), self.rate, dropout, site)
-        return x + drop(self.mlp(self.norm2(x)), self.rate, dropout, site + 1)
+        normed = tap("blocks.#.norm1", self.norm1(x))
+        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary), self.rate, dropout, site))
+        normed = tap("blocks.#.norm2", self.norm2(x))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed), self.rate, dropout, site + 1))
 
     def step(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
@@ -196,7 +205,7 @@ class GPT(nnx.Module):
         """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
         T = tokens.shape[1]
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
-        x = drop(x, self.config.embedding_dropout, dropout, 0)
+        x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
@@ -205,7 +214,7 @@ class GPT(nnx.Module):
             return nnx.merge(block, weights)(x, rotary, dropout, index), None
 
         x = self._over_layers(checkpointed(layer, self.policy), x, stacked)[0]
-        return self.norm(x)
+        return tap("norm", self.norm(x))
 
     def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
@@ -223,7 +232,7 @@ class GPT(nnx.Module):
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] in at least float32, padding cut off."""
         logits = hidden @ self.head_weight[: self.config.vocabulary].astype(hidden.dtype).T
-        return logits.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+        return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         x = self.embed.token[...][tokens]

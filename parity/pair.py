@@ -13,6 +13,7 @@ from flax import nnx
 import jaxtrain.model
 import torchtrain.model
 from coretrain.config import RunConfig, load_config
+from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
@@ -31,7 +32,7 @@ SMALL = {
     "model.context": 40,
     "model.vocab": 301,
     "train.batch_size": 4,
-    "train.updates": 50,
+    "train.updates": 200,
     "schedule.warmup_updates": 10,
     "optimizer.clip": 0.2,
     "model.norm": "layernorm",
@@ -63,6 +64,90 @@ VARIANTS = {
     | {"model.bias": "true", "model.tied": "true", "optimizer.name": "muon"},
     "gpt2-like without biases, adam": GPT2 | {"model.bias": "false", "optimizer.name": "adam"},
 }
+BASIC = ["gpt2-like", "llama-like"]
+"""The variants that every rung is climbed with; `--config` adds its own."""
+LONG = [*BASIC, "llama-like with biases, tied, muon", "gpt2-like without biases, adam"]
+"""Those that are trained for many updates: recomputing and unrolling end with the gradients."""
+
+
+def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str:
+    """Send `config` through the whole ladder too, with fewer layers or a smaller width where asked; gives its name.
+
+    Model, optimizer and the kind of schedule are the config's. Vocabulary, rows, rates and clip stay those of `SMALL`:
+    they change no algorithm, the clip must be at work, and a real vocabulary would take minutes an update in float64.
+    """
+    if width is not None and (width < 2 or width % 2):
+        raise UserError(f"--width {width}: choose an even width, heads are halved by rotary positions")
+    model = config.model.model_dump()
+    model |= {"vocab": SMALL["model.vocab"], "context": min(SMALL["model.context"], model["context"])}
+    model["layers"] = layers or model["layers"]
+    if width:
+        heads = next(n for n in range(min(model["heads"], width // 2), 0, -1) if width % n == 0 and width // n % 2 == 0)
+        groups = config.model.heads // config.model.kv
+        kv = next(n for n in range(max(1, heads // groups), 0, -1) if heads % n == 0)
+        hidden = max(1, round(config.model.hidden * width / model["width"]))
+        model |= {"width": width, "heads": heads, "kv_heads": kv, "head_width": None, "mlp_width": hidden}
+    fields = {f"model.{name}": value for name, value in model.items()}
+    rule = config.optimizer.model_dump(exclude={"lr", "clip"})
+    fields |= {f"optimizer.{name}": value for name, value in rule.items()} | {"schedule.kind": config.schedule.kind}
+    shape = f"{model['layers']} layers, width {model['width']}"
+    name = f"{config.name} ({shape})"
+    VARIANTS[name] = fields
+    BASIC.append(name)
+    LONG.append(name)
+    return name
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device to judge on: its name, and what torch and JAX call it (None where they haven't got it)."""
+
+    name: str
+    torch: str | None
+    jax: str | None
+
+
+def present_devices() -> list[Device]:
+    """The devices that torch or JAX find here; the CPU first."""
+    found = [Device("cpu", "cpu", "cpu")]
+    gpu = "cuda" if _jax_has("gpu") else None
+    if torch.cuda.is_available() or gpu:
+        found.append(Device("cuda", "cuda" if torch.cuda.is_available() else None, gpu))
+    if torch.backends.mps.is_available():
+        found.append(Device("mps", "mps", None))
+    if _jax_has("tpu"):
+        found.append(Device("tpu", None, "tpu"))
+    return found
+
+
+DEVICES: list[Device] = []
+"""The devices of this session; `settle` decides."""
+
+
+def settle(devices: list[str] | None, config: str | None, layers: int | None, width: int | None) -> None:
+    """Take the judge's options: devices by name (None: every one present), and a config for one more variant.
+
+    Raises `UserError` for a device that isn't here, and for a config that can't be had.
+    """
+    present = {device.name: device for device in present_devices()}
+    for name in devices or ():
+        if name not in present:
+            raise UserError(
+                f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
+                f"({', '.join(present)}), or see scripts/doctor.py"
+            )
+    DEVICES[:] = [present[name] for name in dict.fromkeys(devices or present)]
+    if config is not None:
+        make_config(VARIANTS[add_variant(load_config(config), layers, width)])
+    elif layers is not None or width is not None:
+        raise UserError("--layers and --width shrink the model of --config: name one with --config")
+
+
+def _jax_has(platform: str) -> bool:
+    try:
+        return bool(jax.devices(platform))
+    except RuntimeError:
+        return False
 
 
 def make_config(variant: dict[str, object], **more: object) -> RunConfig:
@@ -179,8 +264,9 @@ class Pair:
 def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
     with torch.no_grad():
-        hidden = stack.model(torch.from_numpy(tokens).long(), stack._dropout(update, len(tokens)))
-        return stack.model.logits(hidden).numpy()
+        ids = torch.from_numpy(tokens).to(stack.device, torch.long)
+        hidden = stack.model(ids, stack._dropout(update, len(tokens)))
+        return stack.model.logits(hidden).cpu().numpy()
 
 
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
@@ -209,3 +295,9 @@ def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -
     """Both trainers with `weights` (default: scrambled)."""
     weights = scrambled(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
+
+
+@functools.cache
+def shared(config: RunConfig) -> Pair:
+    """The one pair of `config` in this session, so that it's compiled once; whoever takes it resets it first."""
+    return make_pair(config)

@@ -1,5 +1,7 @@
 """What must be equal bit for bit: names and shapes, initial weights, rows of tokens, learning rates, masks, decay."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,20 +13,23 @@ import jaxtrain.data
 import jaxtrain.model
 import torchtrain.data
 import torchtrain.model
-from coretrain.config import load_config
+from coretrain.checkpoint import Progress, load_interchange, save_interchange
+from coretrain.config import load_config, until
 from coretrain.data import batch_hash, global_batch, open_data
+from coretrain.journal import Journal
+from coretrain.loop import Loop
 from coretrain.parameters import initial_parameters, padded_vocab, parameter_table
 from coretrain.randomness import dropout_mask
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.tables import dropout_keys
-from parity.compare import DECAY, INITIAL, MASKS, RATE, ROWS, TABLE, hold, mismatches
-from parity.pair import VARIANTS, make_config, make_pair
+from parity.compare import DECAY, INITIAL, MASKS, RATE, RATE_USED, ROUND_TRIP, ROWS, TABLE, hold, mismatches
+from parity.pair import BASIC, VARIANTS, batches, make_config, make_pair, scrambled, shared
 
 
-@pytest.mark.parametrize("variant", ["gpt2-like", "llama-like"])
+@pytest.mark.parametrize("variant", BASIC)
 def test_the_table_against_both_trees(variant):
     config = make_config(VARIANTS[variant])
-    pair = make_pair(config)
+    pair = shared(config)
     table, rows = parameter_table(config.model), padded_vocab(config.model, config.execution.vocab_multiple)
     assert rows > config.model.vocabulary, "the padding must be at work in this test"
     padded = {row.name: (rows, *row.shape[1:]) if row.axes[0] == "vocab" else row.shape for row in table}
@@ -44,7 +49,7 @@ def test_the_table_against_both_trees(variant):
         hold(TABLE, mismatches(np.asarray(kernel)[i], weight.T), f"layout of layer {i}, {variant}")
 
 
-@pytest.mark.parametrize("variant", ["gpt2-like", "llama-like"])
+@pytest.mark.parametrize("variant", BASIC)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_initial_weights(variant, dtype):
     config = make_config(VARIANTS[variant], precision__compute=dtype)
@@ -104,6 +109,19 @@ def test_rows_of_every_update_over_an_epoch_and_across_a_resume(text):
     assert batch_hash(swapped) != expected[0], "the hash must see the order of rows"
 
 
+@pytest.mark.filterwarnings("ignore:os.fork", "ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("loader", [torchtrain.data, jaxtrain.data], ids=["torch", "jax"])
+def test_rows_do_not_depend_on_workers(text, loader, workers):
+    config, data = text
+    few = until(config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})}), 24)
+    for start in (0, 7) if workers == 2 else (7,):
+        expected = [batch_hash(global_batch(data, config, update)) for update in range(start, 24)]
+        found = [batch_hash(batch) for batch in loader.train_batches(data, few, start)]
+        different = sum(a != b for a, b in zip(found, expected, strict=True))
+        hold(ROWS, different, f"{few.data.workers} workers, from update {start}")
+
+
 def others_rates(kind, peak, low, warmup, updates):
     """Rates of updates 0 to `updates` by optax and by torch (None where it has no such schedule)."""
     ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
@@ -152,24 +170,101 @@ def test_learning_rate_of_every_update(kind):
                 hold(RATE, abs(rates[update] - rate) / peak, f"{kind}, {name}, update {update}")
 
 
-def test_learning_rate_that_each_optimizer_really_takes():
-    """With gradients of one and no decay, Adam's first moment over its second is one: it moves by the rate."""
-    variant = VARIANTS["llama-like"] | {"schedule.warmup_updates": 3, "optimizer.eps": 1e-30}
-    config = make_config(variant, train__updates=20, optimizer__weight_decay=0)
-    pair = make_pair(config)
-    ones = jax.tree.map(jnp.ones_like, pair.jax.params)
-    for parameter in pair.torch.model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    before = {name: t.copy() for name, t in pair.torch.export()["parameters"].items()}
-    for update in range(20):
-        pair.jax.grads = ones
-        rate = learning_rate(config, update)
-        for number, stack in enumerate(pair.stacks):
-            stack.apply(rate, 1.0, update)
-            value = stack.export()["parameters"]["norm.weight"]
-            # relative to a parameter of size 1, whose rounding is 1e-16
-            error = abs(before["norm.weight"] - value - sum(learning_rate(config, u) for u in range(update + 1)))
-            hold(RATE, float(error.max()), f"{('torch', 'jax')[number]}'s step {update}")
+class Measured:
+    """A trainer as the loop drives it, whose parameters are zeros and whose gradients ones before each update.
+
+    With Adam's first moment over its second at one and no decay, a parameter of zero moves by the rate and nothing
+    else: what is read here is what the optimizer did, whatever it was told. One update has a gradient norm that is not
+    a number: the health policy skips it, and rates go on by update while moments go on by applied update.
+    """
+
+    def __init__(self, stack, skipped):
+        self.stack, self.skipped, self.rates, self.update = stack, skipped, {}, 0
+        if stack.name == "torch":
+            self.ones = {name: torch.ones_like(p) for name, p in stack.model.named_parameters()}
+        else:
+            self.ones = jax.tree.map(jnp.ones_like, stack.params)
+            self.zeros = jax.tree.map(np.zeros_like, stack.params)
+        self.name, self.device_name = stack.name, stack.device_name
+
+    def batches(self, data, start, stop):
+        """As many as the loop wants."""
+        yield from (np.zeros((1, 2), np.int32) for _ in range(start, stop))
+
+    @torch.no_grad()
+    def gradients(self, batch, update, loss_scale):
+        """Ones."""
+        self.update = update
+        if self.name == "torch":
+            for name, parameter in self.stack.model.named_parameters():
+                parameter.zero_()
+                parameter.grad = self.ones[name].clone()
+        else:
+            self.stack.params, self.stack.grads = jax.tree.map(jnp.asarray, self.zeros), self.ones
+        return 1.0, float("nan") if update == self.skipped else 1.0
+
+    def apply(self, lr, factor, applied):
+        """One real update, and how far it went."""
+        self.stack.apply(lr, factor, applied)
+        if self.name == "torch":
+            self.rates[self.update] = -self.stack.model.norm.weight.detach().numpy().copy()
+        else:
+            self.rates[self.update] = -np.asarray(self.stack.params["norm"]["scale"][...])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+def test_learning_rate_that_each_optimizer_really_takes(kind, measured, tmp_path, monkeypatch):
+    """Through the real loop, at every update of the horizon and beyond it."""
+    pair = measured
+    monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
+    monkeypatch.setattr(Loop, "save", lambda self, *args, **options: None)
+    schedule = pair.config.schedule.model_copy(update={"kind": kind, "warmup_updates": 7, "horizon": 60})
+    config = until(pair.config.model_copy(update={"schedule": schedule}), 63)
+    expected = [learning_rate(config, update) for update in range(63)]
+    pair.reset(pair.start)
+    for stack in pair.stacks:
+        driven = Measured(stack, skipped=13)
+        with Journal(tmp_path / stack.name, config, stack.name) as journal:
+            assert Loop(config, driven, SimpleNamespace(), tmp_path, journal, Progress()).train() == "finished"
+        assert sorted(driven.rates) == [update for update in range(63) if update != 13]
+        for update, rate in driven.rates.items():
+            error = float(np.abs(rate - expected[update]).max()) / expected[update]
+            hold(RATE_USED, error, f"{stack.name}, {kind}, update {update}")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Both stacks with an optimizer that moves by the rate alone: no decay, no clip, next to no epsilon."""
+    rule = {"optimizer.eps": 1e-30, "optimizer.weight_decay": 0, "optimizer.clip": 0, "journal.tensorboard": "false"}
+    return make_pair(make_config(VARIANTS["llama-like"] | rule))
+
+
+@pytest.mark.parametrize("variant", [*BASIC, "llama-like with biases, tied, muon"])
+def test_a_checkpoint_goes_there_and_back(variant, tmp_path):
+    """Torch's state to files, into JAX, to files, into torch: parameters and moments bit for bit, and the progress."""
+    pair = shared(make_config(VARIANTS[variant]))
+    pair.reset(scrambled(pair.config))
+    for update, batch in enumerate(batches(pair.config, 2)):
+        _, norm = pair.torch.gradients(batch, update, 1.0)
+        pair.torch.apply(1e-3, clip_factor(norm, pair.config.optimizer.clip), update)
+    before = pair.torch.export()
+    assert len(before) == 1 + 2 + (pair.config.optimizer.name == "muon")
+    assert all(np.any(t != 0) for group, tensors in before.items() for t in tensors.values() if group != "parameters")
+    progress = Progress(update=2, applied=2, data_index=2, tokens=320)
+    blank = {group: {name: np.zeros_like(t) for name, t in tensors.items()} for group, tensors in before.items()}
+    state = before
+    for number, stack in enumerate((pair.jax, pair.torch)):
+        stack.adopt(blank, 0)
+        save_interchange(tmp_path / str(number), pair.config, state, progress, stack.name)
+        read = load_interchange(tmp_path / str(number))
+        assert read.progress == progress
+        stack.adopt(read.groups, read.progress.applied)
+        state = stack.export()
+        assert state.keys() == before.keys()
+        for group, tensors in before.items():
+            assert list(state[group]) == list(tensors)
+            for name, value in tensors.items():
+                hold(ROUND_TRIP, mismatches(state[group][name], value), f"{stack.name}, {group} {name}")
 
 
 def test_clip_factor_is_torchs():
@@ -181,7 +276,7 @@ def test_clip_factor_is_torchs():
         assert abs(norm * clip_factor(norm, 1.0) - gradient.grad.item()) <= 1e-15 * norm
 
 
-@pytest.mark.parametrize("variant", ["gpt2-like", "llama-like", "llama-like with biases, tied, muon"])
+@pytest.mark.parametrize("variant", [*BASIC, "llama-like with biases, tied, muon"])
 def test_decay_reaches_what_the_table_says_and_nothing_else(variant):
     config = make_config(VARIANTS[variant])
     pair = make_pair(config)

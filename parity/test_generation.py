@@ -14,17 +14,19 @@ import jaxtrain.model
 import torchtrain.model
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from parity.compare import CACHE, SAMPLES, hold, nrel
-from parity.pair import VARIANTS, jax_logits, make_config, make_pair, torch_logits
+from parity.pair import BASIC, VARIANTS, jax_logits, make_config, make_pair, scrambled, shared, torch_logits
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]
 NEW = 12
 
 
-@pytest.fixture(scope="module", params=["gpt2-like", "llama-like"])
+@pytest.fixture(scope="module", params=BASIC)
 def pair(request):
     """Both stacks, dropout among the config's switches: generation must not apply it."""
-    return make_pair(make_config(VARIANTS[request.param]))
+    pair = shared(make_config(VARIANTS[request.param]))
+    pair.reset(scrambled(pair.config))
+    return pair
 
 
 def without_cache(stack, logits, prompt, tokens):
@@ -118,6 +120,19 @@ def test_logits_out_of_the_cache(pair):
         at = at + inputs.shape[1]
         inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
     assert at == T + 2
+
+
+@pytest.mark.parametrize("variant", BASIC)
+def test_a_prompt_of_500_tokens(variant):
+    """With the cache, in both stacks, against whole forward passes: a position that is off shows far out."""
+    pair = make_pair(make_config(VARIANTS[variant], model__context=512, model__layers=1))
+    rng = np.random.default_rng(0)
+    prompt = [int(token) for token in rng.integers(0, pair.config.model.vocabulary, 500)]
+    expected = without_cache(pair.torch, plain_torch, prompt, 4)
+    for stack in pair.stacks:
+        found = stack.generate([prompt, prompt[-3:]], 4, GREEDY, ())[0]
+        different = sum(a != b for a, b in zip(found, expected, strict=True))
+        hold(SAMPLES, different, f"{stack.name}, 500 tokens, {variant}")
 
 
 def test_dropout_is_for_training_only(pair):

@@ -1,4 +1,4 @@
-"""Float64 on the CPU: logits, loss, every gradient, the norm, one clipped update, 50 updates and their moments."""
+"""Float64 on the CPU: logits, loss, every gradient, norm, clip, one update, 200 updates and their moments."""
 
 import functools
 
@@ -8,13 +8,20 @@ import pytest
 import torch
 from flax import nnx
 
+import jaxtrain.optimizer
+import torchtrain.model
+import torchtrain.optimizer
+from coretrain.health import HealthMonitor
 from coretrain.parameters import parameter_table, to_jax_tree
 from coretrain.randomness import normal_rows
+from coretrain.schedule import clip_factor, learning_rate
 from parity.compare import (
     ALONE,
     ALONE_32,
+    CLIP,
     DECAY_32,
     GRADIENTS,
+    HEALTH,
     KEY_BIAS,
     LOGITS,
     LOSS,
@@ -27,15 +34,13 @@ from parity.compare import (
     nrel,
     worst_tensor,
 )
-from parity.pair import VARIANTS, WEIGHTS, batches, make_config, make_pair
-
-LONG = ("gpt2-like", "llama-like", "llama-like with biases, tied, muon", "gpt2-like without biases, adam")
+from parity.pair import BASIC, LONG, VARIANTS, WEIGHTS, batches, make_config, make_pair, shared
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request):
     """Both stacks in every variant of the model, compiled once; each test resets them to its weights."""
-    return make_pair(make_config(VARIANTS[request.param]))
+    return shared(make_config(VARIANTS[request.param]))
 
 
 @pytest.mark.parametrize("state", WEIGHTS)
@@ -46,6 +51,9 @@ def test_one_update(pair, state):
     (ours, our_norm), (theirs, their_norm) = pair.gradients(batch, 3)
     hold(LOSS, abs(ours - theirs), f"{state} weights")
     hold(NORM, abs(our_norm - their_norm) / their_norm, f"{state} weights")
+    limit = pair.config.optimizer.clip
+    ours_clip, theirs_clip = clip_factor(our_norm, limit), clip_factor(their_norm, limit)
+    hold(CLIP, abs(ours_clip - theirs_clip) / theirs_clip, f"{state} weights")
     error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
     hold(GRADIENTS, error, f"{name}, {state} weights")
     assert our_norm > pair.config.optimizer.clip, "the clip must be at work in this test"
@@ -54,25 +62,93 @@ def test_one_update(pair, state):
     hold(UPDATE, error, f"{name}, {state} weights")
 
 
+BAD_NUMBERS, SWAP, BAD_DATA, UPDATES = 70, 100, 170, 200
+
+
 # recomputing and unrolling end with the gradients, which every variant compares above
 @pytest.mark.parametrize("pair", LONG, indirect=True)
-def test_fifty_updates(pair):
+def test_two_hundred_updates(pair):
+    """With the health policy on: a spike and a norm that is no number are skipped; halfway the stacks swap states.
+
+    From update SWAP on each goes on from what the other had, as a run does that is resumed in the other stack.
+    """
     pair.reset(WEIGHTS["scrambled"](pair.config))
-    losses = []
-    for update, batch in enumerate(batches(pair.config, 2) * 25):
-        (ours, our_norm), (theirs, their_norm) = pair.gradients(batch, update)
-        hold(LOSS, abs(ours - theirs), f"update {update}")
-        pair.apply(update, (our_norm, their_norm))
-        losses.append(ours)
+    # unseen data is 39 sigma or more above the window by then, what has been seen at most 6
+    policy = pair.config.health.model_copy(update={"spike": "skip", "window": 32, "spike_sigma": 12.0})
+    monitors = HealthMonitor(policy), HealthMonitor(policy)
+    *plain, strange = batches(pair.config, 5)
+    actions, losses, applied = [], [], 0
+    for update in range(UPDATES):
+        batch = strange if update == BAD_DATA else plain[update % 4]
+        scale = float("inf") if update == BAD_NUMBERS else 1.0
+        seen = [stack.gradients(batch, update, scale) for stack in pair.stacks]
+        verdicts = [m.decide(update, *values).action for m, values in zip(monitors, seen, strict=True)]
+        hold(HEALTH, int(verdicts[0] != verdicts[1]), f"update {update}")
+        actions.append(verdicts[0])
+        if verdicts[0] == "apply":
+            (ours, our_norm), (theirs, their_norm) = seen
+            hold(LOSS, abs(ours - theirs), f"update {update}")
+            # the norm follows the weights, which have drifted apart by then
+            hold(TRAJECTORY, abs(our_norm - their_norm) / their_norm, f"gradient norm of update {update}")
+            losses.append(ours)
+            rate = learning_rate(pair.config, update)
+            for stack, norm in zip(pair.stacks, (our_norm, their_norm), strict=True):
+                stack.apply(rate, clip_factor(norm, pair.config.optimizer.clip), applied)
+            applied += 1
+        if update + 1 == SWAP:
+            hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
+            for stack, state in zip(pair.stacks, reversed(pair.states()), strict=True):
+                stack.adopt(state, applied)
+    assert actions[BAD_DATA] == actions[BAD_NUMBERS] == "skip"
+    assert actions.count("skip") == 2
     assert losses[-1] < losses[0] - 0.5, "it must have learned something, or equality proves nothing"
     hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
 
 
-def test_a_long_row():
+@pytest.mark.parametrize("variant", BASIC)
+def test_a_row_of_500_tokens(variant):
     """Rotary faults grow with the position: rows of 40 tokens can miss them."""
-    config = make_config(VARIANTS["llama-like"], model__context=512, train__batch_size=1, model__layers=1)
+    config = make_config(
+        VARIANTS[variant], model__context=500, train__batch_size=1, train__accumulation=1, model__layers=1
+    )
     pair = make_pair(config)
-    hold(LOGITS, nrel(*pair.logits(batches(config, 1)[0][:, :-1], 0)), "512 tokens")
+    batch = batches(config, 2)[1]
+    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 0)), f"500 tokens, {variant}")
+    pair.gradients(batch, 0)
+    error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
+    hold(GRADIENTS, error, f"{name}, 500 tokens, {variant}")
+
+
+@pytest.mark.parametrize("variant", BASIC)
+def test_rows_without_a_target(variant):
+    """A row whose labels are all ignored, one with a single target, and ids at both ends of the vocabulary."""
+    pair = shared(make_config(VARIANTS[variant]))
+    pair.reset(WEIGHTS["scrambled"](pair.config))
+    batch = batches(pair.config, 1)[0]
+    tokens, labels = batch[:, :-1].copy(), batch[:, 1:].copy()
+    tokens[1, :4] = 0, 0, pair.config.model.vocabulary - 1, pair.config.model.vocabulary - 1
+    labels[0] = -100
+    labels[1, 1:], labels[1, 0] = -100, pair.config.model.vocabulary - 1
+    dropout = pair.torch._dropout(3, len(batch))
+    scale = 1 / torch.tensor(float((labels != -100).sum()), dtype=torch.float64)
+    pair.torch.model.zero_grad(set_to_none=True)
+    ours, size = 0.0, pair.config.micro_batch
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        part = dropout and torchtrain.model.Dropout(dropout.keys, dropout.rows[rows])
+        ids = (torch.from_numpy(x[rows]).long() for x in (tokens, labels))
+        loss = pair.torch.micro_loss(*ids, scale, part)
+        loss.backward()
+        ours += loss.item()
+    one = np.float64(1)
+    theirs, _, pair.jax.grads = pair.jax._gradients(
+        pair.jax.params, tokens, labels, one, pair.jax._dropout(3, len(batch))
+    )
+    hold(LOSS, abs(ours - float(theirs)), f"rows without a target, {variant}")
+    first, second = pair.gradient_tensors()
+    assert all(np.isfinite(g).all() for g in (*first.values(), *second.values()))
+    error, name = worst_tensor(first, second, pair.apart)
+    hold(GRADIENTS, error, f"{name}, rows without a target, {variant}")
 
 
 def test_a_key_bias_has_no_gradient_but_rounding():
@@ -89,7 +165,9 @@ def test_a_key_bias_has_no_gradient_but_rounding():
 @pytest.mark.parametrize(("dtype", "gate"), [("float64", ALONE), ("float32", ALONE_32)])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_alone(name, dtype, gate):
-    """The same gradients into both, 200 times: ordinary ones, ones as small as epsilon, and pure noise."""
+    """The same gradients into both, 200 times: ordinary ones, ones as small as epsilon, noise of 1e-17, and norms a
+    hair below, at and above the clip, each stack with the factor of its own norm.
+    """
     pair = _fed(name, dtype, decay=0.1 if dtype == "float64" else 0.0)
     ours, theirs = pair.states()
     error, where = displacement(ours["parameters"], theirs["parameters"], pair.start)
@@ -106,14 +184,23 @@ def test_decay_in_float32():
         hold(DECAY_32, float(abs(lost)) / (200 * 1e-3 * 0.1), f"{stack}, {name}")
 
 
+CLIPS = (0.75, 1 + 1e-12, 1.0, 1 - 1e-12, 1 + 1e-6, 2.0)
+"""The clip's limit over the norm: well below it, a hair around it, at the clip's own epsilon, far above it."""
+
+
 @functools.cache
 def _fed(name, dtype, decay):
     config = make_config(
-        VARIANTS["gpt2-like"], optimizer__name=name, precision__compute=dtype, optimizer__weight_decay=decay
+        VARIANTS["gpt2-like"],
+        model__layers=1,
+        optimizer__name=name,
+        precision__compute=dtype,
+        optimizer__weight_decay=decay,
     )
     pair = make_pair(config)
     rows = parameter_table(config.model)
-    sizes = {row.name: 10.0 ** -(number % 5 * 2 + 1) for number, row in enumerate(rows)}  # 1e-1 to 1e-9
+    exponents = (-1, -3, -5, -8, -9, -17)  # -8: Adam's epsilon; -17: what is left of an exact zero
+    sizes = {row.name: 10.0 ** exponents[number % 6] for number, row in enumerate(rows)}
     kinds = [
         {row.name: normal_rows(k, f"gradient/{row.name}", (*row.shape, 1), sizes[row.name])[..., 0] for row in rows}
         for k in range(7)
@@ -126,8 +213,13 @@ def _fed(name, dtype, decay):
         for row_name, parameter in pair.torch.model.named_parameters():
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad[: len(kinds[update % 7][row_name])] = torch.from_numpy(kinds[update % 7][row_name])
-        for stack in pair.stacks:
-            stack.apply(1e-3, 0.75, update)
+        norms = [
+            torchtrain.optimizer.global_norm(p.grad for p in pair.torch.model.parameters()).item(),
+            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.grads))),
+        ]
+        limit = norms[0] * CLIPS[update % len(CLIPS)]
+        for stack, norm in zip(pair.stacks, norms, strict=True):
+            stack.apply(1e-3, clip_factor(norm, limit), update)
     return pair
 
 

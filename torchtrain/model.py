@@ -17,6 +17,7 @@ from coretrain.config import ModelConfig, RunConfig
 from coretrain.parameters import check_tensors, pad_vocab, padded_vocab, parameter_table
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
+from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -117,12 +118,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         q, k, v = self.heads(x, rotary)
-        return self.out(attention(self.kernel, q, k, v).flatten(2))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v).flatten(2))
+        return tap("blocks.#.out", self.out(mixed))
 
     def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
         q, k, v = (part(x).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
-        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+        q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
+        if rotary is None:
+            return q, k, v
+        return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -143,8 +148,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(F.gelu(self.up(x), approximate="tanh"))
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+            hidden = F.gelu(tap("blocks.#.up", self.up(x)), approximate="tanh")
+        else:
+            hidden = F.silu(tap("blocks.#.gate", self.gate(x))) * tap("blocks.#.up", self.up(x))
+        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden)))
 
 
 class Block(nn.Module):
@@ -159,8 +166,10 @@ class Block(nn.Module):
         self.mlp = MLP(m)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, dropout: Dropout | None) -> Tensor:
-        x = x + drop(self.attention(self.norm1(x), rotary), self.rate, dropout, self.site)
-        return x + drop(self.mlp(self.norm2(x)), self.rate, dropout, self.site + 1)
+        normed = tap("blocks.#.norm1", self.norm1(x))
+        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary), self.rate, dropout, self.site))
+        normed = tap("blocks.#.norm2", self.norm2(x))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed), self.rate, dropout, self.site + 1))
 
     def step(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
@@ -215,11 +224,11 @@ class GPT(nn.Module):
         """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
         T = tokens.shape[1]
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
-        x = drop(x, self.config.embedding_dropout, dropout, 0)
+        x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = (self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None
         for block in self.blocks:
             x = checkpointed(block, self.policy)(x, rotary, dropout)
-        return self.norm(x)
+        return tap("norm", self.norm(x))
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
@@ -232,7 +241,7 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in at least float32, padding cut off."""
         logits = F.linear(hidden, self.head_weight[: self.config.vocabulary].to(hidden.dtype))
-        return logits.to(torch.promote_types(hidden.dtype, torch.float32))
+        return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]

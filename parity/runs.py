@@ -1,0 +1,197 @@
+"""Where two runs part, from what they left in their folders: config, data, learning rates, losses, norms, state."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coretrain.checkpoint import CheckpointFolder, load_interchange
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from parity.verdict import TRAPS, Report, Row, Verdict, distance
+
+# Two correct runs part by rounding that grows from update to update. In float32, default run: 1e-6 up to update 16,
+# 1e-4 up to 113, 0.046 at worst later (README); at lr 3e-3 1e-4 at update 38. In float64, 200 updates: 1.7e-14.
+START = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2e-2, "float16": 5e-3}
+"""Relative difference of loss and norm that rounding may make at the first update."""
+DOUBLES = 8
+"""Updates in which rounding's difference may double."""
+MOST = {"float64": 1e-6, "float32": 0.05, "bfloat16": 0.1, "float16": 0.1}
+"""Above this it is no longer called rounding, however late."""
+NORM = 10
+"""A norm may differ so many times as much as a loss: it follows the gradients, which have larger errors."""
+RATE = 1e-12
+IRRELEVANT = {"data.workers", "data.prepare_processes", "data.cache", "train.log_interval", "train.sample_tokens"}
+KINDS = {"data": "data", "schedule": "schedule", "precision": "dtype policy", "execution": "dtype policy"}
+"""What a difference in a section of the config is called, where it isn't the algorithm."""
+
+
+def compare_runs(first: Path, second: Path) -> Report:
+    """Two runs of any stack: the first update at which they part, and what it is that parts."""
+    folders = first, second
+    configs = [_config(folder) for folder in folders]
+    journals = [_journal(folder) for folder in folders]
+    common = [update for update in journals[0] if update in journals[1]]
+    if not common:
+        raise UserError(f"{first} and {second} have no update in common: give two runs that start at the same update")
+    rows = _rows(common, *journals, _precision(configs))
+    states, kept = _states(folders)
+    verdict = _verdict(common, *journals, configs, rows, states)
+    arrays = {"update": np.array(common)}
+    for side, journal in zip(("first", "second"), journals, strict=True):
+        arrays |= {
+            f"{side}/{key}": np.array([journal[u][key] for u in common], float) for key in ("loss", "grad_norm", "lr")
+        }
+    return Report(f"{first.name} and {second.name}", rows + states, verdict, arrays | kept)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run (no config.json): give the folders of two runs, or one config")
+    nested = json.loads(RunConfig.from_json(path.read_text(encoding="utf-8")).to_json())
+    return {f"{s}.{k}": v for s, fields in nested.items() if isinstance(fields, dict) for k, v in fields.items()}
+
+
+def _journal(folder: Path) -> dict[int, dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}; give the folders of two runs that have begun") from None
+    rows: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a line that a kill cut off
+        if "loss" in row:
+            rows[row["update"]] = row  # after a rollback the later one counts
+    return rows
+
+
+def _precision(configs: list[dict[str, Any]]) -> str:
+    order = list(START)
+    return max((c["precision.compute"] for c in configs), key=order.index)
+
+
+def allowance(update: int, precision: str) -> float:
+    """Relative difference of the loss that rounding may have grown to at `update`."""
+    return min(MOST[precision], START[precision] * 2 ** min(update / DOUBLES, 60))
+
+
+def _rows(common: list[int], ours: Mapping, theirs: Mapping, precision: str) -> list[Row]:
+    """One row an update where anything parts first, and the worst of each quantity."""
+    rows = []
+    for update in common:
+        a, b = ours[update], theirs[update]
+        allowed = allowance(update - common[0], precision)
+        rows += [
+            Row("data", f"batch of update {update}", float(a["batch_hash"] != b["batch_hash"]), None, 0, 0),
+            Row("lr", f"learning rate of update {update}", _relative(a["lr"], b["lr"]), None, RATE, 0),
+            Row("loss", f"loss of update {update}", _relative(a["loss"], b["loss"]), None, allowed, allowed / 2),
+            Row(
+                "norm", f"norm of update {update}", _relative(a["grad_norm"], b["grad_norm"]), None,
+                NORM * allowed, NORM * allowed / 2,
+            ),
+        ]  # fmt: skip
+    return rows
+
+
+def _relative(a: Any, b: Any) -> float:
+    a, b = (float("nan") if x is None else float(x) for x in (a, b))
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    error = abs(a - b) / max(abs(a), abs(b))
+    return error if math.isfinite(error) else float("inf")
+
+
+def _states(folders: tuple[Path, Path]) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Tensors of the oldest interchange checkpoint that both have."""
+    found = [{p.name: p for p in CheckpointFolder(folder / "interchange").complete()} for folder in folders]
+    common = sorted(found[0].keys() & found[1].keys())
+    if not common:
+        return [], {}
+    groups = [load_interchange(f[common[0]]).groups for f in found]
+    rows = []
+    for group in groups[0]:
+        for name in groups[0][group]:
+            other = groups[1].get(group, {})
+            error = distance(np.asarray(other[name]) if name in other else None, np.asarray(groups[0][group][name]))
+            # without a float64 reference these can't be told from rounding alone: shown, not judged
+            rows.append(Row(group, name, error, None, float("inf"), 0, note=common[0]))
+    return rows, {}
+
+
+def _verdict(
+    common: list[int],
+    ours: Mapping,
+    theirs: Mapping,
+    configs: list[dict[str, Any]],
+    rows: list[Row],
+    states: list[Row],
+) -> Verdict:
+    differing = [k for k in sorted(configs[0] | configs[1]) if configs[0].get(k) != configs[1].get(k)]
+    differing = [key for key in differing if key not in IRRELEVANT and key.partition(".")[0] in ("model", *SECTIONS)]
+    named = ", ".join(f"{key} ({configs[0].get(key)!r}, {configs[1].get(key)!r})" for key in differing[:4])
+    fields = f"; the configs differ in {named}" if differing else "; the configs agree"
+    where = ""
+    if states:
+        worst = max(states, key=lambda row: row.error)
+        equal = sum(row.error == 0 for row in states)
+        where = (
+            f"; in {worst.note} {equal} of {len(states)} tensors are equal, worst is {worst.title} ({worst.error:.0e})"
+        )
+    first = next((row for row in rows if row.parts), None)
+    if first is None:
+        apart = [row for row in rows if row.error > 0]
+        if not apart:
+            return Verdict("same", f"all {len(common)} updates are equal bit for bit{fields}{where}")
+        worst = max((row for row in apart if row.stage == "loss"), key=lambda r: r.error, default=apart[0])
+        return Verdict(
+            "rounding or kernel",
+            f"data and learning rates are equal in all {len(common)} updates; {apart[0].title} is the first figure "
+            f"that isn't ({apart[0].error:.1e}), and the difference never grows faster than rounding does (at most "
+            f"{worst.error:.1e}, {worst.title}){fields}{where}",
+            apart[0].title,
+            apart[0].error,
+            traps="nothing, where the runs are of two frameworks or devices: compare them in float64 to be sure",
+        )
+    update = int(first.name.rsplit(" ", 1)[1])
+    begun = f"up to update {update - 1} they agree within rounding" if update > common[0] else "it is the first update"
+    kind, why, traps = "algorithm", "", ""
+    if first.stage == "data":
+        kind, why = "data", "the token ids of the batch differ"
+        traps = "another seed, another shuffle, rows permuted, a resume that replays or skips data, another tokenizer"
+    elif first.stage == "lr":
+        kind, traps = "schedule", TRAPS["learning rate"]
+        why = f"{ours[update]['lr']!r} against {theirs[update]['lr']!r}"
+    elif kinds := {KINDS[k.partition(".")[0]] for k in differing if k.partition(".")[0] in ("precision", "execution")}:
+        kind = kinds.pop()
+        why, traps = (
+            f"off by {first.error:.1e} where rounding may make {first.cap:.1e}",
+            "a dtype of the config, fast_matmul",
+        )
+    elif first.stage == "loss" and update == common[0]:
+        why = f"off by {first.error:.1e} with nothing trained yet: initial weights, forward pass or loss"
+        traps = "other initial weights, then what `python -m parity.localize CONFIG` names"
+    elif first.stage == "loss":
+        why = (
+            f"off by {first.error:.1e} where rounding may have grown to {first.cap:.1e}, the losses before it agree: "
+            f"the update after {update - 1} or one before it (gradients, clip, moments, step)"
+        )
+        traps = TRAPS["parameter"]
+    else:
+        why = f"off by {first.error:.1e} (rounding: {first.cap:.1e}) while the loss agrees: the backward pass"
+        traps = TRAPS["gradient norm"]
+    return Verdict(
+        kind, f"{first.title} parts: {why}; {begun}{fields}{where}", first.title, first.error, first.floor, traps=traps
+    )
+
+
+SECTIONS = ("data", "train", "optimizer", "schedule", "precision", "execution", "health")

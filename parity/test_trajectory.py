@@ -1,0 +1,60 @@
+"""Float32 over 200 updates: how far apart the stacks drift, in units of what one bit of the initial weights does."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from coretrain.schedule import clip_factor, learning_rate
+from parity.compare import YARDSTICK, displacement, facts, hold
+from parity.pair import BASIC, VARIANTS, WEIGHTS, batches, make_config, shared
+from torchtrain.trainer import Trainer as TorchTrainer
+
+UPDATES = 200
+
+
+def train(stack, config):
+    """(losses, parameters) of UPDATES updates on a few batches."""
+    losses = []
+    for update, batch in enumerate(batches(config, 4) * (UPDATES // 4)):
+        loss, norm = stack.gradients(batch, update, 1.0)
+        stack.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
+        losses.append(loss)
+    return np.array(losses), stack.export()["parameters"]
+
+
+def moved(weights):
+    """Every weight one unit in the last place up or down, by turns."""
+    result = {}
+    for name, value in weights.items():
+        up = np.indices(value.shape).sum(0) % 2 == 0
+        result[name] = np.where(up, np.nextafter(value, np.float32(np.inf)), np.nextafter(value, np.float32(-np.inf)))
+    return result
+
+
+@functools.cache
+def runs(variant):
+    """Losses and final parameters of torch, of JAX, and of torch from weights 1 ULP away."""
+    config = make_config(VARIANTS[variant], precision__compute="float32", execution__attention="auto")
+    pair = shared(config)
+    start = WEIGHTS["initial"](config)
+    pair.reset(start)
+    return start, pair.apart, [train(s, config) for s in (*pair.stacks, TorchTrainer(config, moved(start)))]
+
+
+@pytest.mark.parametrize("variant", BASIC)
+def test_the_stacks_drift_apart_no_faster_than_one_bit_does(variant):
+    """Key biases without a gradient are apart: Adam makes whole steps of their noise."""
+    start, apart, ((ours, at), (theirs, jax_at), (nearby, near)) = runs(variant)
+    assert all(losses[-1] < losses[0] - 0.1 for losses in (ours, theirs)), "without learning nothing would drift"
+    difference, yardstick = np.abs(ours - theirs), np.abs(ours - nearby)
+    row = {"loss_torch": ours, "loss_jax": theirs, "difference": difference, "yardstick": yardstick}
+    facts["trajectory"].setdefault("updates", list(range(UPDATES)))
+    curves = {name: curve.tolist() for name, curve in row.items()}
+    facts["trajectory"] |= {name: curves[name] for name in curves if name not in facts["trajectory"]}
+    facts["trajectory"].setdefault("variants", {})[variant] = curves
+    # a loss is rounded itself, by some units in the last place of its sum, whatever the weights do
+    least = 2 * float(np.spacing(np.float32(ours.max())))
+    hold(YARDSTICK, float(difference.max() / max(yardstick.max(), least)), f"loss, {variant}")
+    error, name = displacement(at, jax_at, start, apart)
+    hold(YARDSTICK, error / displacement(at, near, start, apart)[0], f"{name}, {variant}")
