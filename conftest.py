@@ -38,9 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--results",
         type=Path,
-        default=Path("runs/parity/results.json"),
+        default=None,
         metavar="FILE",
-        help="where the session's figures go, as JSON (default: runs/parity/results.json)",
+        help="where the session's figures go, as JSON (default: runs/parity/results.json; -m mutation: mutation.json)",
     )
 
 

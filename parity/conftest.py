@@ -94,7 +94,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the results, also when tests failed; a session without any gate leaves the old file alone."""
     if compare.worst or mutants.MATRIX:
-        write_results(session.config.getoption("--results"))
+        kind = "mutation" if "mutation" in (session.config.option.markexpr or "") else "results"
+        write_results(session.config.getoption("--results") or Path("runs/parity") / f"{kind}.json")
 
 
 def write_results(path: Path) -> None:

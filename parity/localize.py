@@ -509,8 +509,6 @@ def shrunk(
         if own.precision.compute != "float64"
         else load_config(name, [*fields, *overrides, ("precision.compute", "float32")])
     )
-    if below.precision.compute == "float16":  # XLA's attention has none on the CPU
-        below = below.model_copy(update={"execution": below.execution.model_copy(update={"attention": "plain"})})
     exact = [("precision.compute", "float64"), ("execution.attention", "plain"), ("execution.device", "cpu")]
     return load_config(name, [*fields, *overrides, *exact]), below
 

@@ -199,7 +199,8 @@ def entry(mutant: Mutant) -> dict[str, Any]:
         {
             "name": mutant.name, "side": mutant.side, "area": mutant.area, "about": mutant.about,
             "variant": mutant.variant, "state": mutant.state, "declared": mutant.gate.name if mutant.gate else None,
-            "killed_by": [], "expected_tap": mutant.tap, "localized_tap": LOCATED.get(mutant.id, (None,))[0], "equivalent": mutant.gate is None,
+            "killed_by": [], "expected_tap": mutant.tap, "localized_tap": LOCATED.get(mutant.id, (None,))[0],
+            "equivalent": mutant.gate is None,
         }
     )  # fmt: skip
     return MATRIX[-1]

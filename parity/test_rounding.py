@@ -47,14 +47,12 @@ def reference(variant):
 @functools.cache
 def rounded(variant, dtype, stack, device, fast=False):
     """(error of the logits, of the worst gradient, its name) of a stack on a device."""
-    # what a run on this device would take (test_kernels.py has each kernel alone); XLA on a CPU refuses float16
-    kernel = "plain" if (stack, device, dtype) == ("jax", "cpu", "float16") else "auto"
     config = make_config(
         VARIANTS[variant],
         precision__compute=dtype,
         precision__fast_matmul=fast,
         execution__device=device,
-        execution__attention=kernel,
+        execution__attention="auto",  # what a run on this device would take; test_kernels.py has each kernel alone
     )
     weights, _, _ = reference(variant)
     if stack == "torch":

@@ -26,11 +26,23 @@ from coretrain.taps import tap, tapped
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity import localize as localizer
 from parity.localize import compare, jax_recorder, localize, localize_config, localized_tap, search, shrunk
-from parity.pair import VARIANTS, batches, jax_logits, make_config, make_pair, scrambled
+from parity.pair import SMALL, VARIANTS, batches, jax_logits, make_config, make_pair, scrambled
 from parity.recorders import JaxRecorder
 from parity.runs import compare_runs
 from parity.verdict import judge
 from torchtrain.trainer import Trainer as TorchTrainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_alone(tmp_path_factory):
+    """The models are so small that threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SMALL, "data.cache", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(threads)
+
 
 GPT, LLAMA = "gpt2-like", "llama-like"
 
