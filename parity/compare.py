@@ -147,9 +147,6 @@ worst: dict[str, tuple[float, str]] = {}
 held: dict[Gate, None] = {}
 """The gates that this session has held, in order."""
 
-killed: dict[str, str] = {}
-"""Planted bugs of this session, and what caught each ("": nothing that should have)."""
-
 
 def nrel(a: np.ndarray, b: np.ndarray) -> float:
     """|a - b| / |b| in 2-norms over the whole tensor; 0 where they are equal, infinite where only b is zero."""

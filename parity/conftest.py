@@ -116,7 +116,6 @@ def write_results(path: Path) -> None:
         "failures": _outcome["failures"],
         "not_run": [list(row) for row in not_run()],
         **compare.facts,
-        "planted": compare.killed,
         "mutants": mutants.MATRIX,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +165,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
         lines.write_line(f"{left} gates were not held: their tests were not selected")
     for line in mutants.matrix_lines():
         lines.write_line(line)
-    for name, killer in compare.killed.items():
-        lines.write_line(f"{'kill' if killer else 'LIVES'} planted bug: {name:<58} {killer or ''}")
     for name, reason in not_run():
         lines.write_line(f"not run  {name} ({reason})")

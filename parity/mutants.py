@@ -195,14 +195,10 @@ def entry(mutant: Mutant) -> dict[str, Any]:
     for row in MATRIX:
         if (row["name"], row["side"]) == (mutant.name, mutant.side):
             return row
-    MATRIX.append(
-        {
-            "name": mutant.name, "side": mutant.side, "area": mutant.area, "about": mutant.about,
-            "variant": mutant.variant, "state": mutant.state, "declared": mutant.gate.name if mutant.gate else None,
-            "killed_by": [], "expected_tap": mutant.tap, "localized_tap": LOCATED.get(mutant.id, (None,))[0],
-            "equivalent": mutant.gate is None,
-        }
-    )  # fmt: skip
+    row = {name: getattr(mutant, name) for name in ("name", "side", "area", "about", "variant", "state")}
+    row |= {"declared": mutant.gate.name if mutant.gate else None, "killed_by": []}
+    row |= {"expected_tap": mutant.tap, "localized_tap": LOCATED.get(mutant.id, (None,))[0]}
+    MATRIX.append(row | {"equivalent": mutant.gate is None})
     return MATRIX[-1]
 
 
