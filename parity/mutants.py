@@ -1769,8 +1769,6 @@ FEW = {
     "torch": (
         "gelu constant of ten digits",
         "norm epsilon in one layer only",
-        "tied head untied",
-        "key heads tiled",
         "fast variance",
         "mean of means",
         "gradients summed for averaged",
@@ -1783,13 +1781,10 @@ FEW = {
     ),
     "jax": (
         "attention scale off by a millionth",
-        "rope of keys one position late",
         "init from another stream",
         "dropout of whole tokens",
         "no update at all",
-        "sign flipped",
         "decay on biases and gains",
-        "bias correction in float32",
         "cosine over one update less",
         "rows permuted inside a batch",
         "moments left out on adoption",
