@@ -27,7 +27,8 @@ def sentences(folders: list[Path]) -> str:
         if not (folder / "metrics.jsonl").is_file():
             raise UserError(f"{folder}: no metrics.jsonl there; name the folder of a run")
         updates, evaluations, _ = read_metrics(folder)
-        runs.append(({row["update"]: row for row in updates}, {row["update"]: row["val_loss"] for row in evaluations}))
+        finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
+        runs.append((finite, {row["update"]: row["val_loss"] for row in evaluations}))
     (a, a_validation), (b, b_validation) = runs
     both = sorted(a.keys() & b.keys())
     if not both:
