@@ -1,4 +1,7 @@
-"""Causal grouped-query attention, and the ordered table of kernels that can compute it."""
+"""Causal grouped-query attention, and the ordered table of kernels that can compute it.
+
+`splash_attention` has no twin: it adapts the TPU's kernel, which torch has not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`."""
+"""The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
+
+`dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start.
+"""
 
 from __future__ import annotations
 

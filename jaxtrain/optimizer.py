@@ -1,4 +1,8 @@
-"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside."""
+"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside.
+
+`Moments` and the `scale_by_` transformations have no twin: torch.optim.AdamW keeps its
+moments and does these steps itself.
+"""
 
 from __future__ import annotations
 

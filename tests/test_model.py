@@ -133,3 +133,12 @@ def test_later_tokens_change_nothing_earlier(small_config, more):
         first, second = forward(TOKENS), forward(other)
         np.testing.assert_array_equal(first[:, :12], second[:, :12])
         assert np.abs(first[:, 12:] - second[:, 12:]).min(-1).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "found"), [(12, None, "unrolled"), (13, None, "scanned"), (2, True, "scanned")]
+)
+def test_layers_are_unrolled_on_a_cpu_unless_there_are_many(small_config, layers, asked, found):
+    more = {} if asked is None else {"execution__scan_layers": str(asked).lower()}
+    config = small_config(model__layers=layers, **more)
+    assert jaxtrain.trainer.choose_compile(config, jax.devices("cpu")[0]).reason.endswith(found)
