@@ -56,7 +56,7 @@ class HealthMonitor:
             self.consecutive = 0
             return Verdict("apply", "")
         self.counts[fault] += 1
-        action: Action = self.config.nonfinite if fault == "nonfinite" else self.config.spike  # type: ignore[assignment]
+        action: Action = self.config.nonfinite if fault == "nonfinite" else self.config.spike  # type: ignore[assignment]  # two Literals, both within Action
         if action == "rollback":
             if self.rolled_back_at == update:
                 return Verdict("stop", f"{reason}, again at update {update} after a rollback: the data isn't the cause")

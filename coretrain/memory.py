@@ -13,9 +13,9 @@ def keep_freed_memory() -> bool:
     """Have glibc keep freed memory for the next update, instead of giving it back; False where malloc isn't glibc's.
 
     On a CPU both frameworks allocate activations and gradients anew in each update. Blocks above 32 MiB come from mmap
-    and go back at once, so each update pays for clearing the same gigabyte of pages: 5% of torch's time, 10% of JAX's.
-    One arena for all threads, because the others can't grow large blocks. It must be called before the framework starts
-    its threads.
+    and go back at once, so each update pays for clearing the same gigabyte of pages: 5% of torch's time, 15% of JAX's.
+    One arena for all threads, because the others can't grow large blocks. For JAX it must be called before
+    its threads start, else it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False

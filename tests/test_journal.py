@@ -32,7 +32,7 @@ def journal(folder: Path, start: int = 0, terminal: bool = False, **overrides: s
 
 
 def printed(book: Journal) -> str:
-    return book.console.file.getvalue()  # type: ignore[attr-defined]
+    return book.console.file.getvalue()  # type: ignore[attr-defined]  # the console's file is a StringIO here
 
 
 def train(book: Journal, start: int, stop: int, loss: float | None = None, seconds: float = 0.5) -> None:
