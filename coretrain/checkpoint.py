@@ -6,6 +6,7 @@ adds an index of tensors in safetensors shards, by canonical name: any stack rea
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from coretrain.data.files import sync_folder
 from coretrain.errors import UserError
 from coretrain.manifest import MANIFEST, DamagedCheckpoint, Manifest, Progress, read_sealed, seal, verify
 from coretrain.parameters import Array, check_tensors
+from coretrain.world import PeerError, World
 
 __all__ = [
     "CheckpointFolder",
@@ -77,9 +79,13 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.glob(f"{TEMPORARY}*"):
             _delete(stale)
-        folder = self.path / f"{TEMPORARY}update-{update:08d}"
+        folder = self.temporary(update)
         folder.mkdir()
         return folder
+
+    def temporary(self, update: int) -> Path:
+        """Where the checkpoint after `update` updates is written, before it is complete."""
+        return self.path / f"{TEMPORARY}update-{update:08d}"
 
     def abandon(self, temporary: Path) -> None:
         """Remove what `begin` gave, after a save that failed; earlier checkpoints are untouched."""
@@ -111,19 +117,34 @@ class CheckpointFolder:
                 _delete(path)
 
     def first_that_loads(
-        self, loader: Callable[[Path, Progress], Result], say: Callable[[str], None]
+        self, loader: Callable[[Path, Progress], Result], say: Callable[[str], None], world: World | None = None
     ) -> tuple[Path, Result]:
         """The newest checkpoint that is whole, with what `loader(folder, progress)` makes of it.
 
         A damaged one is passed over with a warning through `say`. Raises `UserError` when none is left, and whatever
-        else the loader raises (a checkpoint of another model is a mistake, not damage).
+        else the loader raises (a checkpoint of another model is a mistake, not damage). With a `world`, the first
+        process checks the files, and a checkpoint that is damaged for one process is passed over by all.
         """
-        for path in self.complete():
+        world = world or World()
+        for name in world.told("\n".join(path.name for path in self.complete())).split():
+            path = self.path / name
+            damage, result = "", None
             try:
-                return path, loader(path, verify(path).progress)
-            except DamagedCheckpoint as damage:
-                say(f"skipping checkpoint {path.name}: {damage}")
+                manifest = world.together(functools.partial(self._seen, path, world.first))
+                result = world.together(functools.partial(loader, path, manifest.progress))
+            except (DamagedCheckpoint, PeerError) as fault:
+                damage = str(fault)
+                if world.size > 1 and not world.any(isinstance(fault, DamagedCheckpoint)):
+                    raise
+            if not damage:
+                return path, result  # type: ignore[return-value]  # the loader's own result
+            say(f"skipping checkpoint {path.name}: {damage}")
         raise UserError(f"no usable checkpoint in {self.path}: start the run anew, or restore one there")
+
+    def _seen(self, path: Path, check: bool) -> Manifest:
+        if not path.is_dir():
+            raise UserError(f"{path} is not there for every process: put the run on a file system that all hosts share")
+        return verify(path) if check else read_sealed(path)
 
 
 def _delete(folder: Path) -> None:

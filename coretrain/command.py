@@ -27,6 +27,7 @@ from coretrain.config import (
 from coretrain.errors import UserError
 
 PLACES = ("output", "resume")
+FLAGS = ("spawn",)
 
 EXAMPLES = """\
   {program}                                               the default run
@@ -45,16 +46,19 @@ class Command:
     output: Path | None
     resume: Path | None
     overrides: tuple[tuple[str, str], ...]
+    spawn: bool = False
+    """Start one process for each device of `parallel` here, on this machine's CPU."""
 
 
 def parse(argv: Sequence[str], program: str, summary: str) -> Command:
-    """Read `[CONFIG] [--section.field value]... [--output DIR] [--resume RUN]`; --help prints all fields and exits.
+    """Read `[CONFIG] [--section.field value]... [--output DIR] [--resume RUN] [--spawn]`.
 
+    --help prints all fields and exits.
     Raises `UserError`, which names the field or the folder and the way out.
     """
     name: str | None = None
     given: list[tuple[str, str]] = []
-    words = list(argv)
+    words, spawn = list(argv), False
     if any(word in ("-h", "--help") for word in words):
         print_help(program, summary)
         sys.exit(0)
@@ -68,6 +72,11 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
             name = word
             continue
         key, equals, value = word[2:].partition("=")
+        if key in FLAGS:
+            if equals:
+                raise UserError(f"--{key} takes no value")
+            spawn = True
+            continue
         if not equals:
             _known_option(key)
             if not words or words[0].startswith("--"):
@@ -84,7 +93,7 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
     overrides = tuple((key, value) for key, value in given if key not in PLACES)
     output, resume = places.get("output"), places.get("resume")
     if resume is None:
-        return Command(load_config(name, overrides), output, None, overrides)
+        return Command(load_config(name, overrides), output, None, overrides, spawn)
     if name is not None:
         raise UserError(
             f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out"
@@ -93,13 +102,13 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         raise UserError("--output and --resume are given: a resumed run goes on in its own folder; leave one out")
     folder = run_of(resume)
     _check_newest(resume, folder)
-    return Command(resumed_config(folder, overrides), None, folder, overrides)
+    return Command(resumed_config(folder, overrides), None, folder, overrides, spawn)
 
 
 def _known_option(key: str) -> None:
     if key in PLACES:
         return
-    if near := difflib.get_close_matches(key, (*PLACES, "help"), 1, 0.7):
+    if near := difflib.get_close_matches(key, (*PLACES, *FLAGS, "help"), 1, 0.7):
         raise UserError(f"unknown option --{key}: did you mean --{near[0]}?")
     known_key(key)
 
@@ -174,11 +183,15 @@ def print_help(program: str, summary: str) -> None:
     """Print usage and every field: meaning, type and limits, default."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(
-        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN]\n\n{summary}\n"
+        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]\n\n"
+        f"{summary}\n"
     )
     console.print(f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny")
     console.print("--output  folder of the run; default runs/NAME-TIME")
-    console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top\n")
+    console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top")
+    console.print(
+        "--spawn   start one process for each device of parallel here, on the CPU: a rehearsal of a cluster\n"
+    )
     section = ""
     table = Table()
     for name, (owner, leaf) in fields().items():

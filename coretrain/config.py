@@ -249,6 +249,45 @@ class ExecutionConfig(Section):
     )
 
 
+class ParallelConfig(Section):
+    """How one update is shared by many devices: the same training on any number of them.
+
+    The axes multiply to the number of devices. A micro-batch's rows are shared by data x fsdp of them.
+    """
+
+    data: Positive | None = Field(
+        None, description="Copies of the model, each with its rows of a micro-batch. Unset: what the other axes leave."
+    )
+    fsdp: Positive = Field(
+        1, description="JAX: devices that share weights, gradients and moments as well as rows (torch: parallel.zero)."
+    )
+    tensor: Positive = Field(
+        1, description="Devices that share each layer's heads, hidden width and vocabulary; must divide all of them."
+    )
+    context: Positive = Field(1, description="JAX: devices that share each row's tokens, for long rows.")
+    pipeline: Positive = Field(
+        1, description="Stages that share the layers, fed with the update's micro-batches; must divide model.layers."
+    )
+    zero: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="torch: DeepSpeed's ZeRO stage over the data axis. 1 shards moments, 2 gradients too, 3 weights "
+        "too; 0 needs no DeepSpeed.",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="torch, with ZeRO: keep the optimizer's state, or weights too (stage 3), in host memory."
+    )
+    coordinator: str | None = Field(
+        None, description="JAX on several hosts: ADDRESS:PORT of the first. Unset: found where the cluster tells it."
+    )
+    hosts: Positive | None = Field(
+        None, description="JAX: how many hosts take part. Unset: found where the cluster tells it, else one."
+    )
+    host: Count | None = Field(None, description="JAX: which of them this one is, from 0. Unset: found, as above.")
+    timeout: Positive = Field(
+        300, description="Seconds that a process may keep the others waiting before the run ends and names it."
+    )
+
+
 class HealthConfig(Section):
     """What to do about a non-finite or spiking update, decided before it is applied."""
 
@@ -290,6 +329,7 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
     precision: PrecisionConfig = Field(default_factory=lambda: PrecisionConfig())
     execution: ExecutionConfig = Field(default_factory=lambda: ExecutionConfig())
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     health: HealthConfig = Field(default_factory=lambda: HealthConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
     journal: JournalConfig = Field(default_factory=lambda: JournalConfig())

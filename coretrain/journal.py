@@ -229,6 +229,40 @@ class Journal:
             self.boards.add(update, values)
 
 
+class SilentJournal(Journal):
+    """The journal of every process but the first: it says and writes nothing."""
+
+    def __init__(self) -> None:
+        """No folder, no files."""
+
+    def __enter__(self) -> SilentJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def header(self, blocks: Mapping[str, Rows | str]) -> None:
+        """Say nothing."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        """Say nothing."""
+
+    def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
+        """Say nothing."""
+
+    def event(self, update: int, kind: str, text: str) -> None:
+        """Say nothing."""
+
+    def sample(self, prompt: str, text: str) -> None:
+        """Say nothing."""
+
+    def rewind(self, start_update: int) -> None:
+        """Undo nothing."""
+
+    def close(self, status: str, best: Mapping[str, Any] | None = None) -> None:
+        """Close nothing."""
+
+
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Updates, evaluations and events of a run, in order. A torn last line, as a kill leaves it, is passed over.
 

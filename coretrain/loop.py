@@ -25,6 +25,7 @@ from coretrain.health import HealthMonitor
 from coretrain.journal import Journal
 from coretrain.sampling import Sampling
 from coretrain.schedule import clip_factor, learning_rate
+from coretrain.world import World
 
 Tokens = NDArray[np.int32]
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -125,10 +126,18 @@ class Loop:
     """One run of one stack in one folder."""
 
     def __init__(
-        self, config: RunConfig, stack: Stack, data: Data, folder: Path, journal: Journal, progress: Progress
+        self,
+        config: RunConfig,
+        stack: Stack,
+        data: Data,
+        folder: Path,
+        journal: Journal,
+        progress: Progress,
+        world: World | None = None,
     ) -> None:
+        """`world` are the processes that run this loop in step; all of them see the same loss and norm."""
         self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
-        self.progress = progress
+        self.progress, self.world = progress, world or World()
         self.health = HealthMonitor(config.health)
         if progress.health:
             self.health.load(progress.health)
@@ -184,16 +193,20 @@ class Loop:
                     batch_hash=batch_hash(batch),
                     seconds=time.perf_counter() - started,
                 )
-                done = self.progress.update
+                done, preempted = self.progress.update, self.preempted(preemption)
                 last = done == config.train.updates
                 value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
-                if last or preemption.requested or done % config.checkpoint.interval == 0:
-                    self.save(value, wait=last or bool(preemption.requested))
+                if last or preempted or done % config.checkpoint.interval == 0:
+                    self.save(value, wait=last or bool(preempted))
                 self.commit_save(wait=False)
-                if preemption.requested and not last:
-                    self.journal.event(done, "preempted", f"{preemption.requested}: saved after update {done}")
+                if preempted and not last:
+                    self.journal.event(done, "preempted", f"{preempted}: saved after update {done}")
                     return "preempted"
         return "finished"
+
+    def preempted(self, preemption: Preemption) -> str:
+        """The signal that asked any of the processes to end, or nothing."""
+        return next(filter(None, self.world.gather(preemption.requested or "")), "")
 
     def batches(self) -> Iterator[Tokens]:
         """The batches that are left, from the data cursor on."""
@@ -231,29 +244,38 @@ class Loop:
         self.progress = replace(
             self.progress, health=self.health.state(), loss_scale=dict(vars(self.scale)) if self.scale else {}
         )
-        folder = self.checkpoints.begin(self.progress.update)
+        self.world.by_first(self.begin_save)
+        folder = self.checkpoints.temporary(self.progress.update)
         self.pending = folder, self.progress
         try:
-            self.stack.save(folder)
+            self.world.together(lambda: self.stack.save(folder))
         except BaseException:
             self.abandon_save()
             raise
         if wait:
             self.commit_save()
 
+    def begin_save(self) -> None:
+        """Make the folder that the next checkpoint is written into."""
+        self.checkpoints.begin(self.progress.update)
+
     def commit_save(self, wait: bool = True) -> None:
         """Make the checkpoint under way count, once all of it is on disk; without `wait` only if it already is."""
-        if self.pending is None or not (wait or self.stack.saved()):
+        if self.pending is None or not (wait or self.world.all(self.stack.saved())):
             return
         folder, progress = self.pending
         try:
-            self.stack.wait()
-            seal(folder, progress, self.config, self.stack.name)
-            path = self.checkpoints.commit(folder, progress.update)
+            self.world.together(self.stack.wait)
+            self.world.by_first(lambda: self.seal_save(folder, progress))
         except BaseException:
             self.abandon_save()
             raise
         self.pending = None
+
+    def seal_save(self, folder: Path, progress: Progress) -> None:
+        """Seal what all processes have written, give it its name, and remove what need not be kept."""
+        seal(folder, progress, self.config, self.stack.name)
+        path = self.checkpoints.commit(folder, progress.update)
         if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
             self.checkpoints.note_best(progress.update, progress.best["val_loss"])
         self.checkpoints.prune(self.config.checkpoint.keep)
@@ -261,15 +283,15 @@ class Loop:
 
     def abandon_save(self) -> None:
         """Remove what a failed save has written; earlier checkpoints stay as they are."""
-        if self.pending:
+        if self.pending and self.world.first:
             self.checkpoints.abandon(self.pending[0])
-            self.pending = None
+        self.pending = None
 
     def roll_back(self) -> Iterator[Tokens]:
         """Return to the newest checkpoint and skip past the data that did the damage."""
         self.commit_save()
         bad = self.progress.data_index
-        folder, progress = self.checkpoints.first_that_loads(self._load, self._warn)
+        folder, progress = self.checkpoints.first_that_loads(self._load, self._warn, self.world)
         self.health.roll_back_to(progress.health)
         self.progress = replace(progress, data_index=bad + 1)
         self.journal.rewind(progress.update)

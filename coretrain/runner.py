@@ -26,38 +26,55 @@ from coretrain.data import Data, load_tokenizer, open_data
 from coretrain.data.files import write_atomically
 from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
-from coretrain.journal import Journal
+from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
 from coretrain.sampling import Sampling
+from coretrain.spawn import environment_alone, launched, spawn
+from coretrain.world import World
 
 Tensors = Mapping[str, NDArray[np.generic]]
 MakeStack = Callable[[RunConfig, Tensors | None], Stack]
+Join = Callable[[RunConfig], World]
 MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
 
 
-def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
-    """The whole of `python -m torchtrain.run` or its twin; the exit code."""
+def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
+    """The whole of `python -m torchtrain.run` or its twin; the exit code.
+
+    `join` makes this process one of those that a launcher started; alone, it is its own world. The first of them
+    chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
+    """
     module = MODULES[stack_name]
     command = parse(argv, f"python -m {module}.run", "Train a GPT.")
-    data = open_data(command.config)
+    if command.spawn and not launched():
+        return spawn(f"{module}.run", argv, command)
+    world = join(command.config)
+    world.same(command.config.to_json(), "config or command line")
+    data = world.together(lambda: open_data(command.config))
     config = command.config.with_vocab(data.tokenizer.vocab)
     resumed = command.resume is not None
-    folder = run_folder(command)
+    folder = Path(world.told(str(world.together(lambda: run_folder(command)))))
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
-    stack = make_stack(config, None)
+    world.same(data.fingerprint, "data fingerprint")
+    stack = world.together(lambda: make_stack(config, None))
+
+    def warn(text: str) -> None:
+        if world.first:
+            print(f"warning: {text}", file=sys.stderr)
+
     if resumed and not holds_state(folder):
-        print(f"warning: {folder} was stopped before its first checkpoint: it starts at update 0", file=sys.stderr)
+        warn(f"{folder} was stopped before its first checkpoint: it starts at update 0")
     elif resumed:
-        restored = restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr))
+        restored = restore(stack, folder, warn, world=world)
         if restored.data_fingerprint:
             check_resumable(config, data, restored)
             progress = restored
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.json", config.to_json().encode())
-    data.tokenizer.save(folder)
-    with Journal(folder, config, stack_name, progress.update, stack.device_name) as journal:
-        journal.header(
+    world.by_first(lambda: begin_folder(folder, config, data))
+    with (
+        Journal(folder, config, stack_name, progress.update, stack.device_name) if world.first else SilentJournal() as j
+    ):
+        j.header(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
                 "machine": list(stack.describe()),
@@ -66,15 +83,22 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack) -> int:
                 "batch": batch_sentence(config, data.train.tokens),
             }
         )
-        loop = Loop(config, stack, data, folder, journal, progress)
+        loop = Loop(config, stack, data, folder, j, progress, world)
         status = loop.train()
         if status == "finished":
-            export(stack, config, loop.progress, folder)
+            export(stack, config, loop.progress, folder, world)
             loop.sample()
-        journal.close(status, best=loop.progress.best)
-    if status != "finished":
+        j.close(status, best=loop.progress.best)
+    if status != "finished" and world.first:
         print(f"{status} after update {loop.progress.update}; go on with: python -m {module}.run --resume {folder}")
     return 1 if status == "stopped" else 0
+
+
+def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
+    """Make the run's folder, with its config and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", config.to_json().encode())
+    data.tokenizer.save(folder)
 
 
 def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
@@ -92,17 +116,28 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
             raise UserError(f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run")
 
 
-def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path) -> Path:
-    """Write the present state as the run's interchange checkpoint, from which either stack and the converter start."""
-    target = folder / "interchange" / f"update-{progress.update:08d}"
-    save_interchange(target, config, stack.export(), progress, stack.name)
-    CheckpointFolder(target.parent).prune(keep=1)
+def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, world: World | None = None) -> Path:
+    """Write the present state as the run's interchange checkpoint, from which either stack and the converter start.
+
+    Where several processes hold parts of the state, the first makes it from the native checkpoint just written.
+    """
+    world = world or World()
+    name = f"update-{progress.update:08d}"
+    target = folder / "interchange" / name
+    if world.size == 1:
+        save_interchange(target, config, stack.export(), progress, stack.name)
+    else:
+        world.by_first(lambda: translate(stack.name, folder, name))
+    if world.first:
+        CheckpointFolder(target.parent).prune(keep=1)
     return target
 
 
-def restore(stack: Stack, folder: Path, warn: Callable[[str], None], best: bool = False) -> Progress:
+def restore(
+    stack: Stack, folder: Path, warn: Callable[[str], None], best: bool = False, world: World | None = None
+) -> Progress:
     """Load a run's newest (or best) whole checkpoint into `stack`, whichever stack wrote it."""
-    checkpoints = CheckpointFolder(folder / "checkpoints")
+    checkpoints, world = CheckpointFolder(folder / "checkpoints"), world or World()
 
     def load(path: Path, progress: Progress) -> Progress:
         sealed = read_sealed(path)
@@ -110,15 +145,16 @@ def restore(stack: Stack, folder: Path, warn: Callable[[str], None], best: bool 
             stack.load(path, progress.applied)
             return progress
         translated = folder / "interchange" / path.name
-        if not translated.exists() or read_sealed(translated).progress != progress:
-            translate(sealed.stack, folder, path.name)
+        stale = not translated.exists() or read_sealed(translated).progress != progress
+        if world.told("1" if stale else ""):
+            world.by_first(lambda: translate(sealed.stack, folder, path.name))
         return adopt(stack, translated)
 
     if not checkpoints.complete():
         return adopt(stack, newest_interchange(folder))
     if best and (path := checkpoints.best()):
         return load(path, read_sealed(path).progress)
-    return checkpoints.first_that_loads(load, warn)[1]
+    return checkpoints.first_that_loads(load, warn, world)[1]
 
 
 def holds_state(folder: Path) -> bool:
@@ -136,7 +172,7 @@ def adopt(stack: Stack, path: Path) -> Progress:
 def translate(stack_name: str, folder: Path, name: str) -> None:
     """Have the stack that wrote a native checkpoint turn it into the interchange form, in a process of its own."""
     command = [sys.executable, "-m", f"{MODULES[stack_name]}.checkpoint", str(folder), name]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")

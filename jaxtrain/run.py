@@ -6,13 +6,14 @@ import sys
 
 from coretrain.errors import exits_cleanly
 from coretrain.runner import run
+from jaxtrain.parallel import join
 from jaxtrain.trainer import Trainer
 
 
 @exits_cleanly
 def main() -> int:
     """Train, or go on with `--resume RUN`; see `--help`."""
-    return run(sys.argv[1:], "jax", Trainer)
+    return run(sys.argv[1:], "jax", Trainer, join)
 
 
 if __name__ == "__main__":
