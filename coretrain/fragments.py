@@ -25,9 +25,9 @@ from safetensors.numpy import save_file
 from coretrain.manifest import DamagedCheckpoint
 from coretrain.parameters import Array, Parameter
 
-STATE = "state-{rank:05d}"
-Block = tuple[tuple[int, int], ...]
-"""Start and stop along each dimension."""
+FILE = "{rank:05d}"
+Edges = tuple[tuple[int, int], ...]
+"""A block: start and stop along each dimension."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Fragment:
     """Canonical name of the parameter."""
     shape: tuple[int, ...]
     """Shape of the whole canonical tensor."""
-    block: Block
+    block: Edges
     """The part of it that this process's numbers come from."""
     start: int
     """Index of the first number, within the block."""
@@ -48,7 +48,7 @@ class Fragment:
     """The numbers, flat."""
 
 
-def block_of(row: Parameter, rows: int, sharded: Mapping[str, tuple[int, int]]) -> Block:
+def block_of(row: Parameter, rows: int, sharded: Mapping[str, tuple[int, int]]) -> Edges:
     """The part of a canonical tensor that one of several owners along its logical axes has.
 
     `sharded` gives the number of parts and the index of this one for each logical axis that is cut ("vocab", "heads");
@@ -62,18 +62,19 @@ def block_of(row: Parameter, rows: int, sharded: Mapping[str, tuple[int, int]]) 
     return tuple(block)
 
 
-def size_of(block: Block) -> int:
+def size_of(block: Edges) -> int:
     """How many numbers a block has."""
     return math.prod(stop - start for start, stop in block)
 
 
-def take(value: Array, block: Block) -> Array:
+def take(value: Array, block: Edges) -> Array:
     """A block of a whole tensor."""
     return value[tuple(slice(start, stop) for start, stop in block)]
 
 
 def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> None:
-    """Write one process's fragments into `folder`, synced to disk."""
+    """Write one process's fragments into `folder`, synced to disk. All processes write into the same one."""
+    folder.mkdir(exist_ok=True)
     tensors, index = {}, []
     for fragment in fragments:
         key = f"{fragment.group}/{fragment.name}@{fragment.start}"
@@ -90,7 +91,7 @@ def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> N
                 "dtype": str(fragment.values.dtype),
             }
         )
-    stem = STATE.format(rank=rank)
+    stem = FILE.format(rank=rank)
     save_file(tensors, folder / f"{stem}.safetensors")
     (folder / f"{stem}.json").write_text(json.dumps({"fragments": index}))
     for suffix in (".safetensors", ".json"):
@@ -118,7 +119,7 @@ def read_fragments(folder: Path) -> dict[str, FragmentedGroup]:
     Raises `DamagedCheckpoint` where a file can't be read, or fragments don't make whole tensors.
     """
     places: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for path in sorted(folder.glob(f"{STATE.split('-')[0]}-*.json")):
+    for path in sorted(folder.glob("*.json")):
         try:
             rows = json.loads(path.read_bytes())["fragments"]
         except (OSError, ValueError, KeyError, TypeError) as error:

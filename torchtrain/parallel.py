@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ ALONE = Axis()
 class Place:
     """Where this process stands in the layout."""
 
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     data: Axis = ALONE
     pipeline: Axis = ALONE
     tensor: Axis = ALONE
@@ -186,14 +186,15 @@ class Place:
                 gradient.copy_(part.view_as(gradient))
 
     def table(self, *values: Tensor) -> Tensor:
-        """Each process's scalars in float64 (float32 on MPS): [processes, values], the same bits on all of them."""
+        """Every process's scalars, the same bits on all: [data, pipeline, tensor, values] in float64 (MPS: float32)."""
         wide = torch.float32 if values[0].device.type == "mps" else torch.float64
         mine = torch.stack([value.to(wide) for value in values])
-        if self.size == 1:
-            return mine[None]
         rows = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(rows, mine)
-        return torch.stack(rows)
+        if self.size > 1:
+            dist.all_gather(rows, mine)
+        else:
+            rows = [mine]
+        return torch.stack(rows).view(self.data.size, self.pipeline.size, self.tensor.size, len(values))
 
 
 def _buckets(tensors: Iterable[Tensor], limit: int) -> Iterable[list[Tensor]]:
@@ -205,6 +206,40 @@ def _buckets(tensors: Iterable[Tensor], limit: int) -> Iterable[list[Tensor]]:
         bucket.append(tensor)
     if bucket:
         yield bucket
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.axis.sum(upstream[0].contiguous().clone()), None
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        return axis.sum(x.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0], None
+
+
+def enter(x: Tensor, axis: Axis) -> Tensor:
+    """`x`, about to be used by each process of the axis for its own part of a layer: its gradient is their sum.
+
+    With `leave` these are the operators f and g of Megatron-LM (Shoeybi et al. 2019).
+    """
+    return x if axis.size == 1 else _Enter.apply(x, axis)
+
+
+def leave(x: Tensor, axis: Axis) -> Tensor:
+    """The sum of the axis' partial results `x`; each process's gradient is that of the sum."""
+    return x if axis.size == 1 else _Leave.apply(x, axis)
 
 
 def place_of(config: RunConfig) -> Place:
