@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from coretrain.data.files import write_atomically
 from coretrain.manifest import DamagedCheckpoint
 from coretrain.parameters import Array, Parameter
+from coretrain.safetensors_file import write_tensors
 
 FILE = "{rank:05d}"
 Edges = tuple[tuple[int, int], ...]
@@ -92,11 +92,8 @@ def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> N
             }
         )
     stem = FILE.format(rank=rank)
-    save_file(tensors, folder / f"{stem}.safetensors")
-    (folder / f"{stem}.json").write_text(json.dumps({"fragments": index}))
-    for suffix in (".safetensors", ".json"):
-        with open(folder / f"{stem}{suffix}", "rb") as file:
-            os.fsync(file.fileno())
+    write_tensors(folder / f"{stem}.safetensors", tensors)
+    write_atomically(folder / f"{stem}.json", json.dumps({"fragments": index}).encode())
 
 
 def write_in_background(work: Callable[[], None]) -> Future[None]:
@@ -105,7 +102,8 @@ def write_in_background(work: Callable[[], None]) -> Future[None]:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            work()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 

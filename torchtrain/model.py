@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.fragments import Edges, block_of, take
-from coretrain.parameters import Parameter, check_tensors, padded_vocab, parameter_table
+from coretrain.parameters import Parameter, check_names, check_shape, padded_vocab, parameter_table
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
@@ -317,10 +317,12 @@ def fill(
 
     Raises `UserError` where names or shapes aren't the table's.
     """
-    check_tensors(config.model, tensors, "the parameters")
+    check_names(config.model, tensors, "the parameters")
     for row in parameter_table(config.model):
         if row.name in tree:
-            tree[row.name].copy_(torch.from_numpy(part_of(config, row, tensors[row.name], tensor)))
+            value = tensors[row.name]
+            check_shape(row, value, "the parameters")
+            tree[row.name].copy_(torch.from_numpy(part_of(config, row, value, tensor)))
 
 
 def part_of(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:

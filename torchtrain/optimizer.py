@@ -149,6 +149,11 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
         yield Fragment(group, name, row.shape, edges, start, copied)
 
 
+def replicated_names(config: RunConfig) -> frozenset[str]:
+    """The parameters that all processes of the tensor axis hold whole."""
+    return frozenset(row.name for row in parameter_table(config.model) if replicated(row))
+
+
 def replicated(row: Parameter) -> bool:
     """Whether all processes of the tensor axis hold the whole of a parameter."""
     return not set(row.axes) & {"vocab", "heads", "kv_heads", "hidden"}

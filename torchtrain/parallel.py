@@ -60,10 +60,10 @@ def _refuse(config: RunConfig) -> None:
             f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
             "larger train.accumulation for long rows, or train with jaxtrain"
         )
-    for field in ("coordinator", "hosts", "host"):
-        if getattr(p, field) is not None:
+    for name in ("coordinator", "hosts", "host"):
+        if getattr(p, name) is not None:
             raise UserError(
-                f"parallel.{field} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
+                f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
                 "--spawn); leave it out"
             )
     if p.offload != "none" and p.zero == 0:
@@ -169,10 +169,16 @@ class Place:
     talks: bool = False
     """Whether `torch.distributed` runs."""
 
+    rank: int = 0
+
     @property
     def size(self) -> int:
         """Processes in all."""
         return self.layout.devices
+
+    def describe(self) -> str:
+        """The processes, their layout and what they talk over, in words."""
+        return f"{self.size} over {dist.get_backend()}, {self.layout} (tensor fastest, then pipeline, then data)"
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Replace gradients by their sums over the data axis, `BUCKET` numbers at a time."""
@@ -272,4 +278,5 @@ def _place(layout: Layout) -> Place:
         axis(P, p, lambda a, b: [(a * P + k) * T + b for k in range(P)], (D, T)),
         axis(T, t, lambda a, b: [(a * P + b) * T + k for k in range(T)], (D, P)),
         True,
+        rank,
     )
