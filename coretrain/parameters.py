@@ -116,6 +116,22 @@ def initial_value(row: Parameter, seed: int) -> NDArray[np.float32]:
     return normal_rows(seed, row.name, row.shape, row.std)
 
 
+class InitialParameters(Mapping[str, NDArray[np.float32]]):
+    """Every parameter's float32 start by canonical name, made when it is asked for."""
+
+    def __init__(self, model: ModelConfig, seed: int) -> None:
+        self._rows, self._seed = {row.name: row for row in parameter_table(model)}, seed
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return initial_value(self._rows[name], self._seed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
 def initial_parameters(model: ModelConfig, seed: int) -> dict[str, NDArray[np.float32]]:
     """Every parameter's float32 start by canonical name. Rounded once to float32, so that every dtype starts alike."""
     return {row.name: initial_value(row, seed) for row in parameter_table(model)}
@@ -128,8 +144,15 @@ def padded_vocab(model: ModelConfig, multiple: int) -> int:
 
 def check_tensors(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
     """Raise `UserError` unless `tensors` has exactly the table's names and shapes."""
-    table = {row.name: row.shape for row in parameter_table(model)}
-    if missing := [name for name in table if name not in tensors]:
+    check_names(model, tensors, where)
+    for row in parameter_table(model):
+        check_shape(row, tensors[row.name], where)
+
+
+def check_names(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
+    """Raise `UserError` unless `tensors` has exactly the table's names; none of them is read."""
+    table = {row.name for row in parameter_table(model)}
+    if missing := [row.name for row in parameter_table(model) if row.name not in tensors]:
         raise UserError(
             f"{where} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
@@ -137,9 +160,12 @@ def check_tensors(model: ModelConfig, tensors: Mapping[str, Array], where: str) 
         )
     if extra := [name for name in tensors if name not in table]:
         raise UserError(f"{where} has {extra[0]}, which this model doesn't: it belongs to another model config")
-    for name, shape in table.items():
-        if tensors[name].shape != shape:
-            raise UserError(f"{where}: {name} has shape {tensors[name].shape}, the config says {shape}")
+
+
+def check_shape(row: Parameter, value: Array, where: str) -> None:
+    """Raise `UserError` unless `value` has the parameter's shape."""
+    if value.shape != row.shape:
+        raise UserError(f"{where}: {row.name} has shape {value.shape}, the config says {row.shape}")
 
 
 def to_jax_tree(model: ModelConfig, tensors: Mapping[str, Array], vocab_multiple: int = 1) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Read a safetensors file tensor by tensor, bfloat16 included, which numpy has no dtype for.
+"""Read a safetensors file tensor by tensor, bfloat16 included, which numpy has no dtype for; write one piece by piece.
 
 Format: 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, the data.
 Source: the format's description at github.com/huggingface/safetensors.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,24 @@ class TensorFile:
             raw = raw.astype(np.float32)
         value: Array = raw.reshape(shape)
         return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write float64, float32 or float16 tensors, one after the other, synced to disk. Raises OSError on a full disk."""
+    names = {dtype.lstrip("<"): name for name, dtype in DTYPES.items()}
+    header, at = {}, 0
+    for name, value in tensors.items():
+        header[name] = {
+            "dtype": names[value.dtype.str[1:]],
+            "shape": value.shape,
+            "data_offsets": [at, at + value.nbytes],
+        }
+        at += value.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, as the format asks
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value).data)
+        file.flush()
+        os.fsync(file.fileno())

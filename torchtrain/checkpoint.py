@@ -1,38 +1,39 @@
-"""torchtrain's own checkpoints: one `state.pt` of plain tensors, read back with `weights_only`."""
+"""torchtrain's own checkpoints: each process's fragments of the state, written in the background."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
+from coretrain.fragments import Fragment, read_fragments, write_fragments, write_in_background
 
-STATE = "state.pt"
-
-
-def save_native(folder: Path, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Write parameters and moments, by group and canonical name, into `folder`, synced to disk."""
-    tensors = {group: {name: torch.from_numpy(value) for name, value in tree.items()} for group, tree in state.items()}
-    with open(folder / STATE, "wb") as file:
-        torch.save(tensors, file)
-        file.flush()
-        os.fsync(file.fileno())
+STATE = "state"
 
 
-def load_native(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """What `save_native` wrote. Nothing but tensors is unpickled."""
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    return {group: {name: value.numpy() for name, value in tree.items()} for group, tree in state.items()}
+def save_native(folder: Path, state: Sequence[Fragment], rank: int = 0) -> Future[None]:
+    """Start writing fragments (copies on the host) into `folder`; the future ends with it, and raises what went wrong.
+
+    Any number of processes, under any layout, reads back what all of them have written.
+    """
+    return write_in_background(lambda: write_fragments(folder / STATE, rank, state))
+
+
+def load_native(folder: Path) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """What `save_native` wrote, by group and canonical name; each tensor is read when it is asked for."""
+    return read_fragments(folder / STATE)
 
 
 def export_interchange(run: Path, name: str) -> Path:
-    """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads."""
+    """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads.
+
+    One shard is in memory at a time.
+    """
     folder = run / "checkpoints" / name
     sealed = read_sealed(folder)
     target = run / "interchange" / name

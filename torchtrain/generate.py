@@ -28,11 +28,11 @@ def generate(
     `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
     the model's context.
     """
-    m, device = model.config, model.embed.token.device
+    m, device = model.config, model.norm.weight.device
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
     B, T = padded.tokens.shape
     slots = T + tokens
-    empty = torch.zeros(m.layers, B, slots, m.kv, m.head, dtype=model.dtype, device=device)
+    empty = torch.zeros(m.layers, B, slots, model.kv_heads, m.head, dtype=model.dtype, device=device)
     cache = Cache(empty, empty.clone())
     inputs, positions, at = padded.tokens, padded.positions, 0
     results: list[list[int]] = [[] for _ in prompts]

@@ -7,18 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchtrain.parallel import ALONE, Axis, enter
+
 IGNORED = -100
 """Label of a position that is no target."""
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor, tensor: Axis = ALONE
+) -> Tensor:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
     hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
     scalar, usually 1 / (targets in the global batch). The gradients are made in the forward pass, where the chunk's
     softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of logits in memory.
+
+    Each process of the `tensor` axis has its own rows of the head, and all of them get the whole loss.
     """
-    return _CrossEntropy.apply(hidden, head, labels, vocab, chunk, scale)
+    return _CrossEntropy.apply(enter(hidden, tensor), head, labels, vocab, chunk, scale, tensor)
 
 
 def count_targets(labels: Tensor) -> Tensor:
@@ -29,7 +35,7 @@ def count_targets(labels: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor, tensor: Axis
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         rows, weight, labels = hidden.flatten(0, -2), head.to(hidden.dtype), labels.flatten()
@@ -39,20 +45,29 @@ class _CrossEntropy(torch.autograd.Function):
         d_weight = torch.empty_like(head) if trained else None
         # one buffer for all chunks: fresh ones would cost more in page faults than in arithmetic
         buffer = rows.new_empty(min(chunk, len(rows)), len(head))
+        first = tensor.index * len(head)
         for start in range(0, len(rows), chunk):
             part = slice(start, start + chunk)
             logits = torch.mm(rows[part], weight.T, out=buffer[: len(rows[part])]).to(wide)
-            logits[:, vocab:] = -torch.inf
+            logits[:, max(0, vocab - first) :] = -torch.inf
             valid = labels[part] != IGNORED
-            label = labels[part].where(valid, 0).unsqueeze(1)
+            here = valid
+            if tensor.size > 1:
+                here = valid & (labels[part] >= first) & (labels[part] < first + len(head))
+            label = (labels[part] - first).where(here, 0).unsqueeze(1)
             target = logits.gather(1, label)
             peak = logits.amax(1, keepdim=True)
-            weights = torch.softmax(logits, 1, out=logits)  # in place, and row by row in cache
-            # the largest weight is exp(0) / total, which can't underflow; amax is 4 times as fast as max with its index
-            loss += torch.where(valid, (peak - weights.amax(1, keepdim=True).log() - target).squeeze(1), 0).sum()
+            if tensor.size == 1:
+                weights = torch.softmax(logits, 1, out=logits)  # in place, and row by row in cache
+                # the largest weight is exp(0) / total, which can't underflow; amax is 4 times as fast as max and index
+                each = peak - weights.amax(1, keepdim=True).log() - target
+            else:
+                weights, each = _softmax_over(tensor, logits, peak, target, here.unsqueeze(1))
+            loss += torch.where(valid, each.squeeze(1), 0).sum()
             if trained:
                 factor = valid.unsqueeze(1) * scale.to(wide)
-                d_logits = weights.scatter_add_(1, label, -torch.ones_like(target))
+                hits = torch.ones_like(target) if tensor.size == 1 else here.unsqueeze(1).to(wide)
+                d_logits = weights.scatter_add_(1, label, -hits)
                 if rows.dtype == torch.float16:
                     # an average probability is subnormal there: it is scaled before it is rounded
                     d_logits, factor = d_logits.mul_(factor), torch.ones_like(factor)
@@ -76,4 +91,12 @@ class _CrossEntropy(torch.autograd.Function):
         # upstream is 1 in training: the loss is what backward() starts from. Only on the CPU is asking it free.
         if torch.compiler.is_compiling() or upstream[0].device.type != "cpu" or upstream[0].item() != 1:
             d_hidden, d_head = (d * upstream[0].to(d.dtype) for d in (d_hidden, d_head))
-        return d_hidden, d_head, None, None, None, None
+        return d_hidden, d_head, None, None, None, None, None
+
+
+def _softmax_over(axis: Axis, logits: Tensor, peak: Tensor, target: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of rows whose columns are shared by an axis, in place, and each row's loss; `here`: the target is."""
+    peak = axis.largest(peak)
+    weights = logits.sub_(peak).exp_()
+    sums = axis.sum(torch.cat([weights.sum(1, keepdim=True), (target - peak).where(here, 0)], 1))
+    return weights.div_(sums[:, :1]), sums[:, :1].log() - sums[:, 1:]

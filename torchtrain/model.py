@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from coretrain.config import ModelConfig, RunConfig
-from coretrain.parameters import check_tensors, pad_vocab, padded_vocab, parameter_table
+from coretrain.fragments import Edges, block_of, take
+from coretrain.parameters import Parameter, check_names, check_shape, padded_vocab, parameter_table
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
+from torchtrain.parallel import ALONE, Axis, enter, leave
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -78,15 +80,23 @@ def _hash32(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x."""
+    """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x.
 
-    def __init__(self, into: int, out: int, bias: bool) -> None:
+    With `summed`, each process of that axis has some of the inputs, and their results are added before the bias.
+    """
+
+    def __init__(self, into: int, out: int, bias: bool, summed: Axis = ALONE) -> None:
         super().__init__()
+        self.summed = summed
         self.weight = nn.Parameter(torch.empty(out, into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.summed.size == 1:
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
+        return total if bias is None else total + bias
 
 
 class Norm(nn.Module):
@@ -106,15 +116,16 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention over x [B, T, D]."""
+    """Grouped-query self-attention over x [B, T, D]; each process of the tensor axis has some of the heads."""
 
-    def __init__(self, m: ModelConfig, kernel: str) -> None:
+    def __init__(self, m: ModelConfig, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
-        self.head, self.kernel = m.head, kernel
-        self.q = Linear(m.width, m.heads * m.head, m.bias)
-        self.k = Linear(m.width, m.kv * m.head, m.bias)
-        self.v = Linear(m.width, m.kv * m.head, m.bias)
-        self.out = Linear(m.heads * m.head, m.width, m.bias)
+        self.head, self.kernel, self.tensor = m.head, kernel, tensor
+        heads, kv = m.heads * m.head // tensor.size, m.kv * m.head // tensor.size
+        self.q = Linear(m.width, heads, m.bias)
+        self.k = Linear(m.width, kv, m.bias)
+        self.v = Linear(m.width, kv, m.bias)
+        self.out = Linear(heads, m.width, m.bias, tensor)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         q, k, v = self.heads(x, rotary)
@@ -123,6 +134,7 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
+        x = enter(x, self.tensor)
         q, k, v = (part(x).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
@@ -138,15 +150,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """GELU (tanh) or SwiGLU, hidden width F."""
+    """GELU (tanh) or SwiGLU, hidden width F, of which each process of the tensor axis has some."""
 
-    def __init__(self, m: ModelConfig) -> None:
+    def __init__(self, m: ModelConfig, tensor: Axis = ALONE) -> None:
         super().__init__()
-        self.gate = Linear(m.width, m.hidden, m.bias) if m.mlp == "swiglu" else None
-        self.up = Linear(m.width, m.hidden, m.bias)
-        self.down = Linear(m.hidden, m.width, m.bias)
+        hidden = m.hidden // tensor.size
+        self.tensor = tensor
+        self.gate = Linear(m.width, hidden, m.bias) if m.mlp == "swiglu" else None
+        self.up = Linear(m.width, hidden, m.bias)
+        self.down = Linear(hidden, m.width, m.bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = enter(x, self.tensor)
         if self.gate is None:
             hidden = F.gelu(tap("blocks.#.up", self.up(x)), approximate="tanh")
         else:
@@ -157,13 +172,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
-    def __init__(self, m: ModelConfig, layer: int, kernel: str) -> None:
+    def __init__(self, m: ModelConfig, layer: int, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
         self.site, self.rate = 1 + 2 * layer, m.residual_dropout
         self.norm1 = Norm(m)
-        self.attention = Attention(m, kernel)
+        self.attention = Attention(m, kernel, tensor)
         self.norm2 = Norm(m)
-        self.mlp = MLP(m)
+        self.mlp = MLP(m, tensor)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, dropout: Dropout | None) -> Tensor:
         normed = tap("blocks.#.norm1", self.norm1(x))
@@ -199,15 +214,21 @@ class Head(nn.Module):
 
 
 class GPT(nn.Module):
-    """The decoder. Its parameters' names are the table's canonical names."""
+    """The decoder. Its parameters' names are the table's canonical names.
 
-    def __init__(self, config: RunConfig, kernel: str) -> None:
+    Each process of the `tensor` axis has some of the heads, of the hidden width and of the vocabulary; norms,
+    positions and the biases of summed layers are on all of them.
+    """
+
+    def __init__(self, config: RunConfig, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
         m = config.model
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
-        rows = padded_vocab(m, config.execution.vocab_multiple)
+        self.tensor, self.kv_heads = tensor, m.kv // tensor.size
+        self.sparse = m.tied
+        rows = padded_vocab(m, config.execution.vocab_multiple) // tensor.size
         self.embed = Embed(m, rows)
-        self.blocks = nn.ModuleList(Block(m, i, kernel) for i in range(m.layers))
+        self.blocks = nn.ModuleList(Block(m, i, kernel, tensor) for i in range(m.layers))
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
         if m.position == "rope":
@@ -240,13 +261,23 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in at least float32, padding cut off."""
-        logits = F.linear(hidden, self.head_weight[: self.config.vocabulary].to(hidden.dtype))
+        if self.tensor.size == 1:
+            logits = F.linear(hidden, self.head_weight[: self.config.vocabulary].to(hidden.dtype))
+        else:
+            part = F.linear(hidden, self.head_weight.to(hidden.dtype))
+            logits = self.tensor.joined(part)[..., : self.config.vocabulary]
         return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
-        sparse = self.head is None and tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        x = F.embedding(tokens, self.embed.token, sparse=sparse)
+        sparse = self.sparse and tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.tensor.size == 1:
+            x = F.embedding(tokens, self.embed.token, sparse=sparse)
+        else:
+            local = tokens - self.tensor.index * len(self.embed.token)
+            here = (local >= 0) & (local < len(self.embed.token))
+            rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
+            x = leave(rows.where(here.unsqueeze(-1), 0), self.tensor)
         return (x if position is None else x + position).to(self.dtype)
 
 
@@ -264,21 +295,52 @@ def _save_matmuls(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoin
     return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def build_model(config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
-    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype."""
-    check_tensors(config.model, tensors, "the parameters")
+def build_model(
+    config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: torch.device, tensor: Axis = ALONE
+) -> GPT:
+    """A GPT on `device` that holds its part of `tensors` (canonical names, shapes and layout) in its master dtype."""
     with torch.device("meta"):
-        model = GPT(config, kernel)
+        model = GPT(config, kernel, tensor)
     model = model.to(master_dtype(config)).to_empty(device=device)
     if config.model.position == "rope":
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for row in parameter_table(config.model):
-            value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
-            parameters[row.name].copy_(torch.from_numpy(np.array(value)))
+    fill(config, dict(model.named_parameters()), tensors, tensor)
     return model
+
+
+@torch.no_grad()
+def fill(
+    config: RunConfig, tree: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], tensor: Axis = ALONE
+) -> None:
+    """Copy this process's part of canonical `tensors` into those of `tree`, one tensor at a time, padding with zeros.
+
+    Raises `UserError` where names or shapes aren't the table's.
+    """
+    check_names(config.model, tensors, "the parameters")
+    for row in parameter_table(config.model):
+        if row.name in tree:
+            value = tensors[row.name]
+            check_shape(row, value, "the parameters")
+            tree[row.name].copy_(torch.from_numpy(part_of(config, row, value, tensor)))
+
+
+def part_of(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:
+    """What this process of the tensor axis holds of a whole canonical tensor, padding of the vocabulary included."""
+    part = take(value, block(config, row, tensor))
+    rows = _rows(config, row) // tensor.size if row.axes[0] == "vocab" else len(part)
+    return np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1))) if rows > len(part) else np.array(part)
+
+
+def block(config: RunConfig, row: Parameter, tensor: Axis = ALONE) -> Edges:
+    """Which part of a canonical tensor this process of the tensor axis holds."""
+    cut = (tensor.size, tensor.index)
+    return block_of(row, _rows(config, row), dict.fromkeys(("vocab", "heads", "kv_heads", "hidden"), cut))
+
+
+def _rows(config: RunConfig, row: Parameter) -> int:
+    multiple = config.execution.vocab_multiple
+    return padded_vocab(config.model, multiple) if row.axes[0] == "vocab" else row.shape[0]
 
 
 def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

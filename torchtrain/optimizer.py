@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from coretrain.config import RunConfig
-from coretrain.parameters import pad_vocab, parameter_table
-from torchtrain.model import canonical_tensors
+from coretrain.fragments import Fragment, size_of
+from coretrain.parameters import Parameter, parameter_table
+from torchtrain.model import block, canonical_tensors, part_of
+from torchtrain.parallel import ALONE, Axis, Place
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
@@ -43,6 +46,13 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def adamw(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """torch's AdamW over parameter groups with their own decay."""
+    o, device = config.optimizer, groups[0]["params"][0].device.type
+    fused = device in ("cpu", "cuda", "mps")
+    return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=fused)
+
+
 class Optimizer:
     """The update rule over a model's parameters, and its moments by canonical name.
 
@@ -50,10 +60,10 @@ class Optimizer:
     bias-corrected (Loshchilov and Hutter 2019). Muon (match_rms_adamw scaling) takes the blocks' matrices.
     """
 
-    def __init__(self, config: RunConfig, model: nn.Module) -> None:
+    def __init__(self, config: RunConfig, model: nn.Module, tensor: Axis = ALONE) -> None:
         o = config.optimizer
-        self.config, self.parameters = config, dict(model.named_parameters())
-        table = parameter_table(config.model)
+        self.config, self.tensor, self.parameters = config, tensor, dict(model.named_parameters())
+        table = [row for row in parameter_table(config.model) if row.name in self.parameters]
         self.muon = [r.name for r in table if o.name == "muon" and r.layer is not None and len(r.shape) == 2]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
         self.decay = 0.0 if o.name == "adam" else o.weight_decay
@@ -62,14 +72,7 @@ class Optimizer:
             {"params": [self.parameters[r.name] for r in rest if r.decay], "weight_decay": self.decay},
             {"params": [self.parameters[r.name] for r in rest if not r.decay], "weight_decay": 0.0},
         ]
-        device = next(iter(self.parameters.values())).device.type
-        self.adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=o.lr,
-            betas=(o.beta1, o.beta2),
-            eps=o.eps,
-            fused=device in ("cpu", "cuda", "mps"),
-        )
+        self.adam = adamw(config, [group for group in groups if group["params"]])
 
     @torch.no_grad()
     def step(self, lr: float, factor: float) -> None:
@@ -89,6 +92,17 @@ class Optimizer:
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
         """Moments by group and canonical name, as the interchange checkpoint has them."""
+        return {group: canonical_tensors(self.config, tree) for group, tree in self._moments().items()}
+
+    def fragments(self, place: Place) -> Iterator[Fragment]:
+        """What this process writes of the state, copied to the host; copies of the model take turns, by tensor."""
+        trees = {"parameters": self.parameters} | self._moments()
+        for group, tree in trees.items():
+            for number, (name, value) in enumerate(tree.items()):
+                if number % place.data.size == place.data.index:
+                    yield from fragment(self.config, place.tensor, group, name, value.detach().reshape(-1), 0)
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
         trees: dict[str, dict[str, Tensor]] = {"first_moment": {}, "second_moment": {}}
         for name, parameter in self.parameters.items():
             if name not in self.momentum:
@@ -97,17 +111,19 @@ class Optimizer:
                 trees["second_moment"][name] = state.get("exp_avg_sq", torch.zeros_like(parameter))
         if self.momentum:
             trees["momentum"] = self.momentum
-        return {group: canonical_tensors(self.config, tree) for group, tree in trees.items()}
+        return trees
 
     @torch.no_grad()
     def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take moments as `moments` gives them, after `applied` updates."""
         for row in parameter_table(self.config.model):
+            if row.name not in self.parameters:
+                continue
             parameter = self.parameters[row.name]
 
             def padded(group: str, row=row, parameter=parameter) -> Tensor:
-                value = pad_vocab(row, moments[group][row.name], self.config.execution.vocab_multiple)
-                return torch.from_numpy(np.array(value)).to(parameter)
+                value = part_of(self.config, row, moments[group][row.name], self.tensor)
+                return torch.from_numpy(value).to(parameter)
 
             if row.name in self.momentum:
                 self.momentum[row.name].copy_(padded("momentum"))
@@ -117,3 +133,27 @@ class Optimizer:
                     "exp_avg": padded("first_moment"),
                     "exp_avg_sq": padded("second_moment"),
                 }
+
+
+def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Tensor, start: int) -> Iterator[Fragment]:
+    """Numbers [start, start + n) of this process's part of a tensor, for a checkpoint: none where they are padding,
+    or where all of the tensor axis have them and this isn't the first.
+    """
+    row = next(row for row in parameter_table(config.model) if row.name == name)
+    edges = block(config, row, tensor)
+    if tensor.index > 0 and replicated(row):
+        return
+    stop = min(start + values.numel(), size_of(edges))
+    if start < stop:
+        copied = values[: stop - start].detach().to("cpu", copy=True).numpy()
+        yield Fragment(group, name, row.shape, edges, start, copied)
+
+
+def replicated_names(config: RunConfig) -> frozenset[str]:
+    """The parameters that all processes of the tensor axis hold whole."""
+    return frozenset(row.name for row in parameter_table(config.model) if replicated(row))
+
+
+def replicated(row: Parameter) -> bool:
+    """Whether all processes of the tensor axis hold the whole of a parameter."""
+    return not set(row.axes) & {"vocab", "heads", "kv_heads", "hidden"}

@@ -1,11 +1,282 @@
-"""The processes of a run in PyTorch, and how they share its work (twin: jaxtrain/parallel.py)."""
+"""The processes of a run in PyTorch, and how they share its work (twin: jaxtrain/parallel.py).
+
+One process for each device. Ranks run with the tensor axis fastest, then pipeline, then data, so that the processes
+that talk most are neighbours on one machine: rank = (data * pipeline_size + pipeline) * tensor_size + tensor.
+"""
 
 from __future__ import annotations
 
+import datetime
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
 from coretrain.config import RunConfig
-from coretrain.world import World
+from coretrain.errors import UserError
+from coretrain.layout import Layout, layout_of
+from coretrain.spawn import launched
+from coretrain.world import PeerError, World
+
+BUCKET = 2**24
+"""Numbers of gradient that are summed over the data axis in one collective."""
+GRACE = 5.0
+"""Seconds in which those that are left say that they are, once one has failed."""
 
 
 def join(config: RunConfig) -> World:
-    """The world of this process: those that torchrun, deepspeed or `--spawn` started with it, or itself alone."""
-    return World()
+    """The world of this process: those that torchrun, deepspeed or `--spawn` started with it, or itself alone.
+
+    Raises `UserError` where the axes of `parallel` don't fit the processes, or torch has no such axis.
+    """
+    _refuse(config)
+    size = int(os.environ["WORLD_SIZE"]) if launched() else 1
+    layout_of(config, size)
+    if not launched() and config.parallel.zero == 0:
+        return World()
+    cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    timeout = datetime.timedelta(seconds=config.parallel.timeout)
+    alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
+    return Processes(timeout)
+
+
+def _refuse(config: RunConfig) -> None:
+    p = config.parallel
+    if p.fsdp > 1:
+        raise UserError(
+            f"parallel.fsdp = {p.fsdp} is for JAX: in torch set parallel.zero = 3, which shards weights over data"
+        )
+    if p.context > 1:
+        raise UserError(
+            f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
+            "larger train.accumulation for long rows, or train with jaxtrain"
+        )
+    for name in ("coordinator", "hosts", "host"):
+        if getattr(p, name) is not None:
+            raise UserError(
+                f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
+                "--spawn); leave it out"
+            )
+    if p.offload != "none" and p.zero == 0:
+        raise UserError(f"parallel.offload = {p.offload} needs DeepSpeed: set parallel.zero = 1, 2 or 3")
+    if p.offload == "all" and p.zero != 3:
+        raise UserError(f"parallel.offload = all needs parallel.zero = 3, not {p.zero}: use it, or offload = optimizer")
+    if p.zero == 0:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"parallel.zero = {p.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', or set parallel.zero = 0"
+        )
+    if config.optimizer.name == "muon":
+        raise UserError(
+            f"parallel.zero = {p.zero} cuts matrices into flat shards, which Muon can't orthogonalize: "
+            "use optimizer.name = adamw, or parallel.zero = 0"
+        )
+    if config.precision.compute == "float64":
+        raise UserError(
+            f"parallel.zero = {p.zero} keeps DeepSpeed's shards in float32: "
+            "precision.compute = float64 needs parallel.zero = 0"
+        )
+
+
+class Processes(World):
+    """The world that `torch.distributed` joined; words go over gloo, also where tensors go over NCCL."""
+
+    def __init__(self, timeout: datetime.timedelta) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._words = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None
+        self._timeout, self._count = timeout, 0
+
+    def gather(self, text: str) -> list[str]:
+        """Each process's text, by rank, on all of them. Raises `PeerError` that names who didn't answer in time."""
+        self._count += 1
+        words: list[str] = [""] * self.size
+        try:
+            dist.all_gather_object(words, text, group=self._words)
+        except RuntimeError as error:
+            raise PeerError(self._silent()) from error
+        return words
+
+    def _silent(self) -> str:
+        store, key = dist.distributed_c10d._get_default_store(), f"twintrain/{self._count}"
+        way_out = "see its own output, and go on with --resume"
+        try:
+            store.set(f"{key}/{self.rank}", "here")
+            silent = [rank for rank in range(self.size) if not _answers(store, f"{key}/{rank}")]
+        except RuntimeError:
+            return f"rank 0, which holds the list of processes, is gone: {way_out}"
+        who = ", ".join(map(str, silent)) or "of another process"
+        return f"rank {who} did not answer within parallel.timeout = {self._timeout.seconds} s, or is gone: {way_out}"
+
+
+def _answers(store: Any, key: str) -> bool:
+    try:
+        store.wait([key], datetime.timedelta(seconds=GRACE))
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the layout as this process sees it: how many share, which one it is, and their process group."""
+
+    size: int = 1
+    index: int = 0
+    group: Any = None
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of `x` over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self.group)
+        return x
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest of `x` over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
+        return x
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The axis' parts of `x`, one after the other along the last dimension."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
+        return torch.cat(parts, -1)
+
+
+ALONE = Axis()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the layout."""
+
+    layout: Layout = field(default_factory=Layout)
+    data: Axis = ALONE
+    pipeline: Axis = ALONE
+    tensor: Axis = ALONE
+    talks: bool = False
+    """Whether `torch.distributed` runs."""
+
+    rank: int = 0
+
+    @property
+    def size(self) -> int:
+        """Processes in all."""
+        return self.layout.devices
+
+    def describe(self) -> str:
+        """The processes, their layout and what they talk over, in words."""
+        return f"{self.size} over {dist.get_backend()}, {self.layout} (tensor fastest, then pipeline, then data)"
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Replace gradients by their sums over the data axis, `BUCKET` numbers at a time."""
+        if self.data.size == 1:
+            return
+        # Overlapped with nothing: the sum comes once an update, after all micro-batches. ZeRO overlaps, where it pays.
+        for bucket in _buckets(gradients, BUCKET):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            self.data.sum(flat)
+            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def table(self, *values: Tensor) -> Tensor:
+        """Every process's scalars, the same bits on all: [data, pipeline, tensor, values] in float64 (MPS: float32)."""
+        wide = torch.float32 if values[0].device.type == "mps" else torch.float64
+        mine = torch.stack([value.to(wide) for value in values])
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        if self.size > 1:
+            dist.all_gather(rows, mine)
+        else:
+            rows = [mine]
+        return torch.stack(rows).view(self.data.size, self.pipeline.size, self.tensor.size, len(values))
+
+
+def _buckets(tensors: Iterable[Tensor], limit: int) -> Iterable[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > limit:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.axis.sum(upstream[0].contiguous().clone()), None
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        return axis.sum(x.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0], None
+
+
+def enter(x: Tensor, axis: Axis) -> Tensor:
+    """`x`, about to be used by each process of the axis for its own part of a layer: its gradient is their sum.
+
+    With `leave` these are the operators f and g of Megatron-LM (Shoeybi et al. 2019).
+    """
+    return x if axis.size == 1 else _Enter.apply(x, axis)
+
+
+def leave(x: Tensor, axis: Axis) -> Tensor:
+    """The sum of the axis' partial results `x`; each process's gradient is that of the sum."""
+    return x if axis.size == 1 else _Leave.apply(x, axis)
+
+
+def place_of(config: RunConfig) -> Place:
+    """This process's place in the layout; alone where `join` was not called. All processes call it in step."""
+    if not dist.is_initialized():
+        return Place()
+    return _place(layout_of(config, dist.get_world_size()))
+
+
+@functools.cache
+def _place(layout: Layout) -> Place:
+    rank = dist.get_rank()
+    T, P, D = layout.tensor, layout.pipeline, layout.data
+    t, p, d = rank % T, rank // T % P, rank // (T * P)
+
+    def axis(size: int, index: int, ranks_of: Callable[[int, int], list[int]], others: tuple[int, int]) -> Axis:
+        if size == 1:
+            return ALONE
+        mine = None
+        for a in range(others[0]):
+            for b in range(others[1]):  # every process makes every group, in the same order
+                ranks = ranks_of(a, b)
+                group = dist.new_group(ranks)
+                mine = group if rank in ranks else mine
+        return Axis(size, index, mine)
+
+    return Place(
+        layout,
+        axis(D, d, lambda a, b: [(k * P + a) * T + b for k in range(D)], (P, T)),
+        axis(P, p, lambda a, b: [(a * P + k) * T + b for k in range(P)], (D, T)),
+        axis(T, t, lambda a, b: [(a * P + b) * T + k for k in range(T)], (D, P)),
+        True,
+        rank,
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +18,19 @@ from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data
 from coretrain.errors import UserError
+from coretrain.layout import rows_of
 from coretrain.memory import keep_freed_memory
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import InitialParameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
 from torchtrain.attention import Choice, choose_kernel
 from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
 from torchtrain.generate import generate
-from torchtrain.loss import count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, canonical_tensors, master_dtype
-from torchtrain.optimizer import Optimizer, global_norm
+from torchtrain.loss import IGNORED, count_targets, cross_entropy
+from torchtrain.model import Dropout, build_model, canonical_tensors, fill, master_dtype
+from torchtrain.optimizer import Optimizer, global_norm, replicated_names
+from torchtrain.parallel import ALONE, Axis, place_of
 
 COMPILE_PAYS_AFTER = 5e13
 """FLOPs of a CPU run, some 5 minutes on 2 cores, above which compiling (half a minute) is repaid."""
@@ -57,6 +62,10 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
     obstacle = None
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         obstacle = "no C++ compiler is installed"
+    if config.parallel.tensor > 1 or config.parallel.pipeline > 1:
+        obstacle = "tensor and pipeline parallelism communicate inside the model"
+    if config.parallel.zero == 3:
+        obstacle = "ZeRO 3 gathers weights by hooks on modules"
     if device.type == "mps":
         obstacle = "compiled LayerNorm gradients are wrong on MPS in torch 2.13"
     if wanted == "on" and obstacle:
@@ -76,7 +85,7 @@ class Trainer:
     name = "torch"
 
     def __init__(self, config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
-        self.config = config
+        self.config, self.place = config, place_of(config)
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
         if self.device.type == "cpu":
@@ -86,12 +95,24 @@ class Trainer:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
         if tensors is None:
-            tensors = initial_parameters(config.model, config.train.seed)
-        self.model = build_model(config, self.kernel.name, tensors, self.device)
-        self.optimizer = Optimizer(config, self.model)
-        self.micro_loss = functools.partial(_loss, self.model, config)
-        if self.compiled.name == "on":
-            self.micro_loss = torch.compile(self.micro_loss, dynamic=False)
+            tensors = InitialParameters(config.model, config.train.seed)
+        self.saving: Future[None] | None = None
+        self.zero = None
+        if config.parallel.zero and self.place.talks:
+            from torchtrain.zero import Zero  # an optional dependency
+
+            self.zero = Zero(config, self.kernel.name, self.device, self.place, tensors, self._micro_loss)
+            self.model, self.optimizer, self.micro_loss = self.zero.model, self.zero, self.zero.loss
+            return
+        tensor = self.place.tensor
+        self.model = build_model(config, self.kernel.name, tensors, self.device, tensor)
+        self.optimizer = Optimizer(config, self.model, tensor)
+        self.micro_loss = self._micro_loss(self.model)
+
+    def _micro_loss(self, model: Any) -> Callable[..., Tensor]:
+        tensor = self.place.tensor
+        loss = functools.partial(_loss, model, self.config, **({} if tensor.size == 1 else {"tensor": tensor}))
+        return torch.compile(loss, dynamic=False) if self.compiled.name == "on" else loss
 
     def describe(self) -> Sequence[tuple[str, str]]:
         """Device, dtypes, attention kernel and compilation, each with its reason."""
@@ -104,6 +125,8 @@ class Trainer:
             ("dtypes", f"compute {p.compute}; weights, moments, norms, softmax and loss {master}; {matmul} matmuls"),
             ("attention", f"{self.kernel.name} ({self.kernel.reason})"),
             ("compile", f"{self.compiled.name} ({self.compiled.reason})"),
+            *([("processes", self.place.describe())] if self.place.talks else []),
+            *([("ZeRO", self.zero.describe())] if self.zero else []),
         ]
 
     def batches(self, data: Data, start: int, stop: int) -> Iterator[np.ndarray]:
@@ -117,16 +140,36 @@ class Trainer:
         tokens, labels = ids[:, :-1], ids[:, 1:]
         scale = loss_scale / count_targets(labels).to(master_dtype(c))
         dropout = self._dropout(update, len(batch))
-        self.model.zero_grad(set_to_none=True)
+        if self.zero:
+            self.zero.drop()
+        else:
+            self.model.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=master_dtype(c), device=self.device)
-        for start in range(0, len(batch), c.micro_batch):
-            rows = slice(start, start + c.micro_batch)
+        shares = rows_of(c, self.place.layout, self.place.data.index)
+        for number, rows in enumerate(shares, 1):
             part = dropout and Dropout(dropout.keys, dropout.rows[rows])
             micro = self.micro_loss(tokens[rows].contiguous(), labels[rows].contiguous(), scale, part)
-            micro.backward()
+            if self.zero:
+                self.zero.backward(micro, last=number == len(shares))
+            else:
+                micro.backward()
             loss += micro.detach()
-        norm = global_norm(p.grad for p in self.model.parameters())
+        loss, norm = self._shared(loss)
         return loss.item() / loss_scale, norm.item() / loss_scale
+
+    def _shared(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm of the whole batch from this process's part, the same bits on all processes."""
+        gradients = {n: p.grad for n, p in self.model.named_parameters()} if not self.zero else self.zero.gradients()
+        if self.place.size == 1:
+            return loss, global_norm(gradients.values())
+        if not self.zero:
+            self.place.sum_gradients(list(gradients.values()))
+        twice = replicated_names(self.config) if self.place.tensor.size > 1 else frozenset()
+        own = global_norm([g for name, g in gradients.items() if name not in twice] or [torch.zeros(1)])
+        shared = global_norm([g for name, g in gradients.items() if name in twice] or [torch.zeros(1)])
+        table = self.place.table(loss, own**2, shared**2)[:, 0]  # [data, tensor, values]
+        holders = slice(None) if self.zero else slice(1)  # of gradients: each a part of them, or all the same ones
+        return table[:, 0, 0].sum(), (table[holders, :, 1].sum() + table[holders, 0, 2].sum()).sqrt()
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
@@ -137,9 +180,22 @@ class Trainer:
         """Sum of the losses of the batch's targets, without dropout."""
         ids = torch.from_numpy(batch).to(self.device, torch.long)
         one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
-        size = self.config.micro_batch
+        size, data = self.config.micro_batch, self.place.data
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-        return sum(_loss(self.model, self.config, part[:, :-1], part[:, 1:], one, None).item() for part in parts)
+        if self.place.size == 1 and not self.zero:
+            return sum(_loss(self.model, self.config, part[:, :-1], part[:, 1:], one, None).item() for part in parts)
+        total = torch.zeros((), dtype=torch.float64)
+        self.model.eval()
+        for part in parts:
+            share = -(-len(part) // data.size)
+            mine = part.new_full((share, part.shape[1]), IGNORED)  # all take part, also where there are no rows left
+            mine[:, 0] = 0
+            rows = part[data.index * share : (data.index + 1) * share]
+            mine[: len(rows)] = rows
+            tokens = mine[:, :-1].clamp_min(0).contiguous()
+            total += self.micro_loss(tokens, mine[:, 1:].contiguous(), one, None).cpu()
+        self.model.train()
+        return self.place.table(total.to(self.device))[:, 0, 0].sum().item()
 
     def generate(
         self,
@@ -150,32 +206,41 @@ class Trainer:
         on_tokens: Callable[[np.ndarray], None] | None = None,
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt; see `generate.generate`."""
-        return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
+        with self.zero.whole() if self.zero else contextlib.nullcontext():
+            return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> None:
-        """Write parameters and moments into `folder`."""
-        save_native(folder, self.export())
+        """Start writing this process's part of parameters and moments into `folder`, in the background."""
+        state = list(self.optimizer.fragments(self.place))  # copies: training goes on
+        self.saving = save_native(folder, state, self.place.rank)
 
     def saved(self) -> bool:
-        """Whether the last `save` has ended: in torch it is synchronous."""
-        return True
+        """Whether the last `save` has ended."""
+        return self.saving is None or self.saving.done()
 
     def wait(self) -> None:
-        """Nothing to wait for."""
+        """Block until the last `save` has ended; raises what it raised."""
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            saving.result()
 
     def load(self, folder: Path, applied: int) -> None:
         """Take parameters and moments from what `save` wrote."""
         self.adopt(load_native(folder), applied)
 
     def export(self) -> dict[str, dict[str, np.ndarray]]:
-        """Parameters and moments in the interchange form."""
+        """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
+        if self.place.talks:
+            raise RuntimeError("several processes hold this state: save it, and read the checkpoint")
         parameters = canonical_tensors(self.config, dict(self.model.named_parameters()))
         return {"parameters": parameters} | self.optimizer.moments()
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
-        """Take parameters and moments from the interchange form."""
-        fresh = build_model(self.config, self.kernel.name, groups["parameters"], self.device)
-        self.model.load_state_dict(fresh.state_dict())
+        """Take parameters and moments from the interchange form, one tensor at a time."""
+        if self.zero:
+            self.zero.fill(groups["parameters"])
+        else:
+            fill(self.config, dict(self.model.named_parameters()), groups["parameters"], self.place.tensor)
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.optimizer.load(moments, applied)
@@ -188,7 +253,16 @@ class Trainer:
         return Dropout(torch.from_numpy(keys).to(self.device), indices)
 
 
-def _loss(model, config: RunConfig, tokens: Tensor, labels: Tensor, scale: Tensor, dropout: Dropout | None) -> Tensor:
+def _loss(
+    model: Any,
+    config: RunConfig,
+    tokens: Tensor,
+    labels: Tensor,
+    scale: Tensor,
+    dropout: Dropout | None,
+    tensor: Axis = ALONE,
+) -> Tensor:
     hidden = model(tokens, dropout)
     m, chunk = config.model, config.execution.loss_chunk
-    return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale)
+    shared = () if tensor.size == 1 else (tensor,)
+    return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale, *shared)
