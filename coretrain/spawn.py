@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from coretrain.command import Command
 from coretrain.errors import EXIT_USER_ERROR
+from coretrain.watch import SAID
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells its processes, and a process of one's own must not inherit."""
@@ -47,7 +48,7 @@ def spawn(module: str, argv: Sequence[str], command: Command) -> int:
     count = processes_of(command)
     words = [word for word in argv if word != "--spawn"]
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(count):
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -82,8 +83,8 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]], module: str, command: Comma
         return 0
     bad = first_bad if first_bad is not None else next(i for i, code in enumerate(codes) if code)
     code = codes[bad]
-    if code in (1, EXIT_USER_ERROR) and len({*codes}) == 1:
-        return code  # the run has said why
+    if code == SAID or (code in (1, EXIT_USER_ERROR) and len({*codes}) == 1):
+        return 1 if code == SAID else code  # the run has said why
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     place = command.resume or command.output
     print(
@@ -100,7 +101,8 @@ def _signal(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
             rank.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody here listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

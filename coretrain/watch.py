@@ -20,6 +20,8 @@ from types import TracebackType
 
 from coretrain.world import World
 
+SAID = 3
+"""Exit code of processes that the watch has ended: why is said, and need not be again."""
 WATCHERS = 2
 """Ranks that look at the others: where the first itself hangs, the second says so."""
 
@@ -73,6 +75,7 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.world.size > 1:
             self.world.by_first(self._clear)
+            self._write()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
         return self
@@ -104,7 +107,7 @@ class Watch:
                     (self.folder / "fault").write_text(fault)
             if fault and not self._end.is_set():
                 time.sleep(2 * self.interval)  # for the others to read it too
-                os._exit(1)  # the main thread is inside a collective and can't be called back
+                os._exit(SAID)  # the main thread is inside a collective and can't be called back
 
     def _look(
         self, started: float, heard: dict[int, tuple[str, float]], level: dict[int, tuple[int, float]]

@@ -1,6 +1,7 @@
 """Fixtures that several test files share. The root conftest.py has float64 on in JAX: tests say their dtypes."""
 
 import pytest
+from whole_runs import write_corpus
 
 from coretrain.config import RunConfig, load_config
 
@@ -33,3 +34,9 @@ def small_config(tmp_path):
         return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The folder of a few hundred small made-up documents."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
