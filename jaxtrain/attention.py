@@ -55,7 +55,7 @@ def attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | No
     # In torch the shards are in q, k and v already; here they are cut inside.
     if sharding is None:
         return KERNELS[kernel].compute(q, k, v)
-    split = tuple(axis for axis in sharding.rules.time if sharding.size(axis) > 1)
+    split = sharding.split("time")
 
     def local(q: Array, k: Array, v: Array) -> Array:
         if not split:

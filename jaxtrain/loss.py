@@ -51,8 +51,7 @@ def _computed(
         return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained)
     rows, matrix = sharding.named("batch", "time", None).spec, sharding.named("vocab", "width").spec
     token_axes = (*sharding.rules.batch, *sharding.rules.time)
-    head_axes = tuple(name for name in sharding.rules.vocab if sharding.size(name) > 1)
-    scattered = tuple(name for name in sharding.rules.width if sharding.size(name) > 1)
+    head_axes, scattered = sharding.split("vocab"), sharding.split("width")
 
     def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
         loss, d_hidden, d_head = _over_chunks(hidden, head, labels, vocab, chunk, scale, trained, head_axes)

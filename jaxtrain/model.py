@@ -215,7 +215,7 @@ class GPT(nnx.Module):
         """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
         T = tokens.shape[1]
         position = None if self.embed.position is None else self._whole("embed.position", self.embed.position[...])[:T]
-        x = self._rows(self._embed(tokens, position))
+        x = self._embed(tokens, position)
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
@@ -246,7 +246,8 @@ class GPT(nnx.Module):
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
-        x = self._whole("embed.token", self.embed.token[...])[tokens]
+        table = self.embed.token[...]
+        x = look_up(table, tokens, self.sharding)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
@@ -273,6 +274,26 @@ class GPT(nnx.Module):
         for i in range(self.config.layers):
             x, _ = layer(x, (jax.tree.map(lambda leaf, i=i: leaf[i], stacked), layers[i]))
         return x, None
+
+
+def look_up(table: Array, tokens: Array, sharding: Sharding | None) -> Array:
+    """Rows `tokens` [B, T] of an embedding [V, D]; on a mesh each device looks in its share of the rows."""
+    if sharding is None:
+        return table[tokens]
+    columns, everywhere = sharding.split("width"), sharding.rules.vocab
+
+    def local(table: Array, tokens: Array) -> Array:
+        for axis in columns:
+            table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
+        if not sharding.split("vocab"):
+            return jax.lax.psum(table[tokens], everywhere)  # of one device: only says that it is the same everywhere
+        at = tokens - jax.lax.axis_index(everywhere) * len(table)
+        found = jnp.where(((0 <= at) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
+        return jax.lax.psum(found, everywhere)
+
+    specs = sharding.named("vocab", "width").spec, sharding.named("batch", "time").spec
+    out = sharding.named("batch", "time", None).spec
+    return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=out)(table, tokens)
 
 
 def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | None = None) -> Any:

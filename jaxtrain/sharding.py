@@ -87,6 +87,10 @@ class Sharding:
         """Devices along mesh axes, together."""
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
+    def split(self, axis: str) -> MeshAxes:
+        """The mesh axes, of more than one device, that share a logical axis."""
+        return tuple(name for name in getattr(self.rules, axis) if self.mesh.shape[name] > 1)
+
     def named(self, *axes: str | None, without: MeshAxes = ()) -> NamedSharding:
         """The sharding of an array with these logical axes."""
         return NamedSharding(self.mesh, self.rules.spec(axes, without))
@@ -108,8 +112,8 @@ class Sharding:
         axes = axes[1:] if axes[0] == "layers" else axes
         if self.size("fsdp") == 1 or self.rules.spec(axes) == self.rules.spec(axes, ("fsdp",)):
             return leaf
-        if path not in ("embed.token", "embed.position"):
-            leaf = leaf.astype(dtype)  # half the bytes to gather; embeddings are added up before they are cast
+        if path != "embed.position":  # which is added to the token's embedding before that is cast
+            leaf = leaf.astype(dtype)  # half the bytes to gather
         return _gather(leaf, self.named(*axes, without=("fsdp",)), self.named(*axes))
 
     def put(self, host: np.ndarray, *axes: str | None) -> Array:

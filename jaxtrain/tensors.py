@@ -84,9 +84,7 @@ def placed(
 def _placed(rows: list[Parameter], template: jax.ShapeDtypeStruct, tensors: Tensors, multiple: int) -> Array:
     shape, sharding = template.shape, template.sharding
     places = {_bounds(i, shape): i for i in sharding.addressable_devices_indices_map(shape).values()}
-    parts = {
-        bounds: np.zeros([stop - start for start, stop in bounds], template.dtype) for bounds in places
-    }
+    parts = {bounds: np.zeros([stop - start for start, stop in bounds], template.dtype) for bounds in places}
     for row in rows:
         if row.name not in tensors:
             continue
