@@ -288,7 +288,7 @@ def look_up(table: Array, tokens: Array, sharding: Sharding | None) -> Array:
         if not sharding.split("vocab"):
             return jax.lax.psum(table[tokens], everywhere)  # of one device: only says that it is the same everywhere
         at = tokens - jax.lax.axis_index(everywhere) * len(table)
-        found = jnp.where(((0 <= at) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
+        found = jnp.where(((at >= 0) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
         return jax.lax.psum(found, everywhere)
 
     specs = sharding.named("vocab", "width").spec, sharding.named("batch", "time").spec

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
 
 
 class Trainer:
-    """One model with its optimizer, on one device or shared by many. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer, on one device or on many. The public methods are those of `coretrain.loop.Stack`."""
 
     name = "jax"
 
@@ -268,7 +268,7 @@ class Trainer:
         return Dropout(keys, np.arange(rows, dtype=np.uint32))
 
     def _shared(self, tokens: np.ndarray, labels: np.ndarray, scale: Any, dropout: Dropout | None) -> tuple[Any, ...]:
-        """The inputs of `gradients` on the mesh, cut into micro-batches [A, B / A, T]: their rows are what is shared."""
+        """The inputs of `gradients` on the mesh, in micro-batches [A, B / A, T]: their rows are what is shared."""
         assert self.sharding is not None
         put = self.sharding.put
 
