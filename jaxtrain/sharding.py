@@ -1,4 +1,4 @@
-"""Where each array of a run lies on a mesh of devices: the table's logical axes, the mesh's, and the rules between them.
+"""Where each array of a run lies on a mesh of devices: the table's logical axes, the mesh's, and the rules for them.
 
 This file has no twin: a JAX program is written for whole arrays and the compiler divides it by what is said here;
 torchtrain/parallel.py divides the modules themselves.
