@@ -6,26 +6,14 @@ FLOPs convention: 6 x the parameters of the matmuls (the output head once, embed
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
+from coretrain.accelerators import named
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import parameter_table
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-PEAK_TFLOPS = {
-    "GH200": 989, "H200": 989, "H100": 989, "H100 NVL": 835, "H100 PCIe": 756, "A100": 312,
-    "L40S": 362, "L40": 181, "L4": 121, "4090": 165, "T4": 65,
-    "TPU v4": 275, "TPU v5e": 197, "TPU v5 lite": 197, "TPU v5p": 459, "TPU v5": 459,
-    "TPU v6e": 918, "TPU v6 lite": 918,
-}  # fmt: skip
-"""Dense 16-bit peaks by words of the device's name, from the makers' data sheets; the longest that fits counts.
-
-`TPU v5` is what JAX calls a v5p, `TPU v5 lite` a v5e. The GeForce's figure is the one with float32 accumulation.
-"""
-FLOAT16_ONLY = ("T4",)
-"""Devices without bfloat16 units."""
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -142,10 +130,7 @@ def stated_peak(device_name: str, config: RunConfig) -> tuple[float | None, str]
     if config.execution.peak_tflops:
         return config.execution.peak_tflops * 1e12, "execution.peak_tflops"
     compute = config.precision.compute
-    fits = [part for part in PEAK_TFLOPS if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", device_name, re.IGNORECASE)]
-    part = max(fits, key=len, default="")
-    # A laptop's chip and a slice of a chip have the name of a faster one.
-    other = re.search(r"\b(laptop|max-q|mig)\b", device_name, re.IGNORECASE)
-    if not part or other or BYTES[compute] != 2 or (compute == "bfloat16" and part in FLOAT16_ONLY):
+    found = named(device_name)
+    if not found or BYTES[compute] != 2 or (compute == "bfloat16" and not found.bfloat16):
         return None, "no peak is stated for this device and dtype (set execution.peak_tflops)"
-    return PEAK_TFLOPS[part] * 1e12, f"dense {compute} peak of {part}"
+    return found.tflops * 1e12, f"dense {compute} peak of {found.name.upper()}"

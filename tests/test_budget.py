@@ -2,8 +2,8 @@
 
 import pytest
 
+from coretrain.accelerators import accelerators
 from coretrain.budget import (
-    PEAK_TFLOPS,
     batch_sentence,
     device_memory,
     flops_per_token,
@@ -199,4 +199,4 @@ def test_a_peak_is_of_its_dtype_or_given():
     assert stated_peak("NVIDIA H100", made(precision__compute="float32"))[0] is None
     given = made(precision__compute="float32", execution__peak_tflops=0.2)
     assert stated_peak("cpu", given) == (2e11, "execution.peak_tflops")
-    assert all(20 < tflops < 5000 for tflops in PEAK_TFLOPS.values())
+    assert all(20 < found.tflops < 5000 for found in accelerators().values())
