@@ -24,6 +24,7 @@ class Accelerator(Section):
 
     name: str = ""
     tflops: float = Field(gt=0)
+    tflops32: float = Field(gt=0)
     memory: float = Field(gt=0)
     bandwidth: float = Field(gt=0)
     link: float = Field(gt=0)

@@ -6,6 +6,7 @@ FLOPs convention: 6 x the parameters of the matmuls (the output head once, embed
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 from coretrain.accelerators import named
@@ -21,6 +22,7 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(row.size for row in parameter_table(model))
 
 
+@functools.cache
 def matmul_parameters(model: ModelConfig) -> int:
     """Parameters that each token is multiplied by: the blocks' matrices and the output head."""
     blocks = sum(row.size for row in parameter_table(model) if row.layer is not None and len(row.shape) == 2)
