@@ -16,6 +16,7 @@ from jax import Array
 
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
+from jaxtrain.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,29 @@ def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
     raise AssertionError("plain attention runs anywhere")
 
 
-def attention(kernel: str, q: Array, k: Array, v: Array) -> Array:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t."""
-    return KERNELS[kernel].compute(q, k, v)
+def attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None = None) -> Array:
+    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+
+    With a `sharding`, each device runs the kernel on its own rows and heads. Where rows are split over context too,
+    T = S: the keys of the whole row are gathered, and each device's queries look at those up to their own place, as in
+    Llama 3's context parallelism (Grattafiori et al. 2024, 3.3.2), without its balancing.
+    """
+    # In torch the shards are in q, k and v already; here they are cut inside.
+    if sharding is None:
+        return KERNELS[kernel].compute(q, k, v)
+    split = sharding.split("time")
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        if not split:
+            return KERNELS[kernel].compute(q, k, v)
+        k, v = (jax.lax.all_gather(x, split, axis=1, tiled=True) for x in (k, v))
+        return KERNELS[kernel].compute_from(q, k, v, jax.lax.axis_index(split) * q.shape[1])
+
+    spec = sharding.named("batch", "time", "heads", None).spec
+    keys = sharding.named("batch", "time", "kv_heads", None).spec
+    # check_vma: it makes collectives of what is replicated; here every axis of the mesh but stage splits the arrays
+    shards = jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, keys, keys), out_specs=spec, check_vma=False)
+    return shards(q, k, v)
 
 
 def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -68,6 +89,21 @@ def _plain(q: Array, k: Array, v: Array) -> Array:
     T, S = q.shape[1], k.shape[1]
     mask = jnp.tril(jnp.ones((T, S), bool), S - T)
     return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], T, S)))
+
+
+def _plain_from(q: Array, k: Array, v: Array, start: Array) -> Array:
+    mask = _seen_from(q, k, start)
+    return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], *mask.shape)))
+
+
+def _xla_from(q: Array, k: Array, v: Array, start: Array) -> Array:
+    mask = _seen_from(q, k, start)[None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1 / math.sqrt(q.shape[-1]), implementation="xla")
+
+
+def _seen_from(q: Array, k: Array, start: Array) -> Array:
+    """[T, S], True where a query of a row's part that begins at `start` may look."""
+    return jnp.arange(k.shape[1]) <= start + jnp.arange(q.shape[1])[:, None]
 
 
 def _dot_product(implementation: str) -> Callable[[Array, Array, Array], Array]:
@@ -110,7 +146,12 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"head width {config.model.head} is neither 64 nor a multiple of 128"
     if config.model.context % 128:
         return f"context {config.model.context} is not a multiple of 128"
-    return None
+    return _context_obstacle(config)
+
+
+def _context_obstacle(config: RunConfig) -> str | None:
+    size = config.parallel.context
+    return None if size == 1 else f"parallel.context = {size} needs a mask that differs by device"
 
 
 def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
@@ -120,7 +161,7 @@ def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
     if config.model.head > 128:
         return f"head width {config.model.head} is above 128"
-    return None
+    return _context_obstacle(config)
 
 
 def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
@@ -137,12 +178,14 @@ class Kernel:
 
     compute: Callable[[Array, Array, Array], Array]
     obstacle: Callable[[RunConfig, jax.Device], str | None]
+    compute_from: Callable[[Array, Array, Array, Array], Array] | None = None
+    """For queries of a row's part that begins at an index known only when it runs; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
     "splash": Kernel(functools.partial(splash_attention, interpret=False), _splash_obstacle),
     "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
-    "xla": Kernel(_dot_product("xla"), _xla_obstacle),
-    "plain": Kernel(_plain, lambda config, device: None),
+    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from),
+    "plain": Kernel(_plain, lambda config, device: None, _plain_from),
 }
 """In order of preference."""

@@ -34,7 +34,7 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
 
 
 def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `save_native` wrote, in the form, dtypes and shardings of `state`."""
+    """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms."""
     # Torch needs no such template: its state holds plain tensors by name.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
     loaded = ocp.load(folder.absolute() / STATE, template)

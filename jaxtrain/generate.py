@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from coretrain.errors import exits_cleanly
 from coretrain.runner import generate_text
@@ -35,14 +37,15 @@ def generate(
     B = len(prompts)
     slots = m.context  # not T + tokens: one compiled step serves every length
     graph, state = nnx.split(model)
-    empty = jnp.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
-    cache = Cache(empty, empty.copy())
+    everywhere = _everywhere(state)
+    empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
+    cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))
     inputs, positions, at = padded.tokens, padded.positions, 0
     results: list[list[int]] = [[] for _ in prompts]
     ended = np.zeros(B, bool)
     for index in range(tokens):
         mask = padded.mask(at, at + inputs.shape[1], slots)
-        logits, cache = _step(graph, state, inputs, positions, mask, cache, at)
+        logits, cache = _step(graph, state, inputs, positions, mask, cache, at, everywhere)
         chosen = choose_tokens(np.asarray(logits), sampling, index)
         ended |= np.isin(chosen, list(stop))
         for row in np.flatnonzero(~ended):
@@ -64,11 +67,18 @@ def main() -> None:
     generate_text(sys.argv[1:], "jax", Trainer)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
-def _step(graph, state, tokens, positions, mask, cache, at):
+def _everywhere(state) -> NamedSharding | None:
+    """On a mesh, the place of what every device has whole: tokens, the cache, and logits, which every process reads."""
+    place = jax.tree.leaves(state)[0].sharding
+    return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=5)
+def _step(graph, state, tokens, positions, mask, cache, at, everywhere=None):
     model = nnx.merge(graph, state)
     hidden, cache = model.step(tokens, positions, mask, cache, at)
-    return model.logits(hidden[:, -1]), cache
+    results = model.logits(hidden[:, -1]), cache
+    return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,28 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.sharding import Sharding
 
 IGNORED = -100
 """Label of a position that is no target."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def cross_entropy(hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 6))
+def cross_entropy(
+    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, sharding: Sharding | None = None
+) -> Array:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
     hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
     scalar, usually 1 / (targets in the global batch). The gradients are made in the forward pass, where the chunk's
     softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of logits in memory.
+
+    With a `sharding`, each device takes chunks of its own tokens against its own rows of the head.
     """
-    return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained=False)[0]
+    # In torch the shards are in `hidden`, `head` and `labels` already; here they are cut inside.
+    return _computed(hidden, head, labels, vocab, chunk, scale, sharding, trained=False)[0]
 
 
 def count_targets(labels: Array) -> Array:
@@ -28,9 +36,55 @@ def count_targets(labels: Array) -> Array:
     return (labels != IGNORED).sum()
 
 
-def _over_chunks(
-    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, trained: bool
+def _computed(
+    hidden: Array,
+    head: Array,
+    labels: Array,
+    vocab: int,
+    chunk: int,
+    scale: Array,
+    sharding: Sharding | None,
+    trained: bool,
 ) -> tuple[Array, Array, Array]:
+    """Loss and both gradients, on one device or on a mesh."""
+    if sharding is None:
+        return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained)
+    rows, matrix = sharding.named("batch", "time", None).spec, sharding.named("vocab", "width").spec
+    token_axes = (*sharding.rules.batch, *sharding.rules.time)
+    head_axes, scattered = sharding.split("vocab"), sharding.split("width")
+
+    def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
+        loss, d_hidden, d_head = _over_chunks(hidden, head, labels, vocab, chunk, scale, trained, head_axes)
+        loss = jax.lax.psum(loss, token_axes)
+        if not trained:
+            return loss, d_hidden, d_head
+        if head_axes:
+            d_hidden = jax.lax.psum(d_hidden, head_axes)
+        for axis in scattered:
+            d_head = jax.lax.psum_scatter(d_head, axis, scatter_dimension=1, tiled=True)
+        return loss, d_hidden, jax.lax.psum(d_head, tuple(axis for axis in token_axes if axis not in scattered))
+
+    shards = jax.shard_map(
+        local,
+        mesh=sharding.mesh,
+        in_specs=(rows, P(matrix[0], None), P(*rows[:2]), P()),
+        out_specs=(P(), rows if trained else P(), matrix if trained else P()),
+        check_vma=False,  # the sums above say what is equal where; nothing is differentiated in here
+    )
+    return shards(hidden, head, labels, jnp.asarray(scale))
+
+
+def _over_chunks(
+    hidden: Array,
+    head: Array,
+    labels: Array,
+    vocab: int,
+    chunk: int,
+    scale: Array,
+    trained: bool,
+    axes: tuple[str, ...] = (),
+) -> tuple[Array, Array, Array]:
+    """Loss and gradients; with mesh `axes`, `head` is this device's share of its rows."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     weight = head.astype(hidden.dtype)
     width = hidden.shape[-1]
@@ -39,6 +93,8 @@ def _over_chunks(
     rows = jnp.pad(hidden.reshape(-1, width), ((0, extra), (0, 0))).reshape(-1, chunk, width)
     labels = jnp.pad(labels.reshape(-1), (0, extra), constant_values=IGNORED).reshape(-1, chunk)
     columns = jnp.arange(head.shape[0])
+    if axes:
+        columns = columns + jax.lax.axis_index(axes) * head.shape[0]
     scale = jnp.asarray(scale, wide)
 
     def one(carry: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -47,10 +103,16 @@ def _over_chunks(
         logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
-        target = jnp.take_along_axis(logits, label[:, None], 1)
         peak = logits.max(1, keepdims=True)
+        if axes:
+            peak = jax.lax.pmax(peak, axes)
         weights = jnp.exp(logits - peak)
         total = weights.sum(1, keepdims=True)
+        if axes:
+            target = jnp.where(columns == label[:, None], logits, 0).sum(1, keepdims=True)  # on one device of them
+            total, target = jax.lax.psum((total, target), axes)
+        else:
+            target = jnp.take_along_axis(logits, label[:, None], 1)
         loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
         if not trained:
             return (loss, d_weight), jnp.zeros((), h.dtype)
@@ -70,13 +132,15 @@ def _over_chunks(
 
 
 def _forward(
-    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array
+    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, sharding: Sharding | None
 ) -> tuple[Array, tuple[Array, Array]]:
-    loss, d_hidden, d_head = _over_chunks(hidden, head, labels, vocab, chunk, scale, trained=True)
+    loss, d_hidden, d_head = _computed(hidden, head, labels, vocab, chunk, scale, sharding, trained=True)
     return loss, (d_hidden, d_head)
 
 
-def _backward(vocab: int, chunk: int, saved: tuple[Array, Array], upstream: Array) -> tuple[Array | None, ...]:
+def _backward(
+    vocab: int, chunk: int, sharding: Sharding | None, saved: tuple[Array, Array], upstream: Array
+) -> tuple[Array | None, ...]:
     d_hidden, d_head = saved
     return d_hidden * upstream.astype(d_hidden.dtype), d_head * upstream.astype(d_head.dtype), None, None
 

@@ -1,6 +1,7 @@
 """The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
 
-`dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start.
+`dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start. Nor has
+`abstract_model`: torch makes its parameters with the modules.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import SingleDeviceSharding
 
 from coretrain.config import ModelConfig, RunConfig
-from coretrain.parameters import check_tensors, from_jax_tree, padded_vocab, to_jax_tree
+from coretrain.parameters import check_tensors, from_jax_tree, padded_vocab, parameter_table
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
+from jaxtrain.sharding import Sharding
+from jaxtrain.tensors import placed
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -99,8 +103,10 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query self-attention over x [B, T, D]."""
 
-    def __init__(self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
-        self.head, self.kernel = m.head, kernel
+    def __init__(
+        self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
+    ) -> None:
+        self.head, self.kernel, self.sharding = m.head, kernel, sharding
         self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype)
         self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
         self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
@@ -108,7 +114,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
         q, k, v = self.heads(x, rotary)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v).reshape(*x.shape[:2], -1))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v, self.sharding).reshape(*x.shape[:2], -1))
         return tap("blocks.#.out", self.out(mixed))
 
     def heads(self, x: Array, rotary: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
@@ -146,11 +152,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x)). All layers' weights lie stacked."""
 
-    def __init__(self, m: ModelConfig, kernel: str, dtype: jnp.dtype) -> None:
+    def __init__(self, m: ModelConfig, kernel: str, dtype: jnp.dtype, sharding: Sharding | None) -> None:
         # Torch has a list of blocks; here one block holds [L, ...], so that a scan compiles it once.
         self.rate = m.residual_dropout
         self.norm1 = Norm(m, (m.layers,), dtype)
-        self.attention = Attention(m, kernel, (m.layers,), dtype)
+        self.attention = Attention(m, kernel, (m.layers,), dtype, sharding)
         self.norm2 = Norm(m, (m.layers,), dtype)
         self.mlp = MLP(m, (m.layers,), dtype)
 
@@ -189,13 +195,14 @@ class Head(nnx.Module):
 class GPT(nnx.Module):
     """The decoder. Its parameters' paths are the table's `jax_path`s."""
 
-    def __init__(self, config: RunConfig, kernel: str) -> None:
+    def __init__(self, config: RunConfig, kernel: str, sharding: Sharding | None = None) -> None:
         m, dtype = config.model, master_dtype(config)
+        self.sharding = sharding
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
         self.scan = config.execution.scan_layers is not False  # unset: the trainer has decided
         rows = padded_vocab(m, config.execution.vocab_multiple)
         self.embed = Embed(m, rows, dtype)
-        self.blocks = Block(m, kernel, dtype)
+        self.blocks = Block(m, kernel, dtype, sharding)
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
 
@@ -207,16 +214,17 @@ class GPT(nnx.Module):
     def __call__(self, tokens: Array, dropout: Dropout | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
         T = tokens.shape[1]
-        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
+        position = None if self.embed.position is None else self._whole("embed.position", self.embed.position[...])[:T]
+        x = self._embed(tokens, position)
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
             weights, index = item
-            return nnx.merge(block, weights)(x, rotary, dropout, index), None
+            return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index)), None
 
-        x = self._over_layers(checkpointed(layer, self.policy), x, stacked)[0]
+        x = self._over_layers(checkpointed(layer, self.policy, self.sharding), x, stacked)[0]
         return tap("norm", self.norm(x))
 
     def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
@@ -238,8 +246,21 @@ class GPT(nnx.Module):
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
-        x = self.embed.token[...][tokens]
+        table = self.embed.token[...]
+        x = look_up(table, tokens, self.sharding)
         return (x if position is None else x + position).astype(self.dtype)
+
+    def _rows(self, x: Array) -> Array:
+        return x if self.sharding is None else self.sharding.rows(x)
+
+    def _in_use(self, weights: Any) -> Any:
+        """One layer's weights, gathered from the devices that share them."""
+        if self.sharding is None:
+            return weights
+        return jax.tree_util.tree_map_with_path(lambda path, w: self._whole(f"blocks.{dotted(path)}", w), weights)
+
+    def _whole(self, path: str, weight: Array) -> Array:
+        return weight if self.sharding is None else self.sharding.in_use(path, weight, self.dtype)
 
     def _rotary(self) -> tuple[Array, Array]:
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -255,25 +276,67 @@ class GPT(nnx.Module):
         return x, None
 
 
-def checkpointed(block: Callable[..., Any], policy: str) -> Any:
-    """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
-    if policy == "none":
+def look_up(table: Array, tokens: Array, sharding: Sharding | None) -> Array:
+    """Rows `tokens` [B, T] of an embedding [V, D]; on a mesh each device looks in its share of the rows."""
+    if sharding is None:
+        return table[tokens]
+    columns, everywhere = sharding.split("width"), sharding.rules.vocab
+
+    def local(table: Array, tokens: Array) -> Array:
+        for axis in columns:
+            table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
+        if not sharding.split("vocab"):
+            return jax.lax.psum(table[tokens], everywhere)  # of one device: only says that it is the same everywhere
+        at = tokens - jax.lax.axis_index(everywhere) * len(table)
+        found = jnp.where(((0 <= at) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
+        return jax.lax.psum(found, everywhere)
+
+    specs = sharding.named("vocab", "width").spec, sharding.named("batch", "time").spec
+    out = sharding.named("batch", "time", None).spec
+    return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=out)(table, tokens)
+
+
+def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | None = None) -> Any:
+    """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed.
+
+    Weights gathered for a forward pass are in no case kept for the backward pass, which gathers them again.
+    """
+    saved = {"none": _all_but_gathered, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(policy)
+    if policy == "none" and (sharding is None or sharding.size("fsdp") == 1):
         return block
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "matmuls" else None
     return functools.partial(jax.checkpoint, policy=saved, prevent_cse=False)(block)
 
 
-def build_model(config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: jax.Device) -> GPT:
-    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype."""
-    check_tensors(config.model, tensors, "the parameters")
-    abstract = nnx.eval_shape(lambda: GPT(config, kernel))
-    tree = to_jax_tree(config.model, tensors, config.execution.vocab_multiple)
-    graph, state = nnx.split(abstract)
-    flat = dict(nnx.to_flat_state(state))
-    for path, leaf in flat.items():
-        value = jnp.asarray(tree[".".join(map(str, path))], leaf.dtype)
-        flat[path] = leaf.replace(jax.device_put(value, device))
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name != "sharding_constraint"
+
+
+def build_model(
+    config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: jax.Device | Sharding
+) -> GPT:
+    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype.
+
+    `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
+    """
+    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in parameter_table(config.model)}
+    known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
+    check_tensors(config.model, known, "the parameters")
+    graph, state = abstract_model(config, kernel, device)
+    flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    arrays = placed(config.model, flat, tensors, config.execution.vocab_multiple)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))
+
+
+def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> tuple[Any, Any]:
+    """A GPT's structure, and its parameters as shapes, dtypes and the places where they would lie."""
+    sharding = device if isinstance(device, Sharding) else None
+    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding)))
+
+    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        where = SingleDeviceSharding(device) if sharding is None else sharding.parameter(dotted(path))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return graph, jax.tree_util.tree_map_with_path(place, state)
 
 
 def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:

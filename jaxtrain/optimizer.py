@@ -18,8 +18,9 @@ from flax import nnx
 from jax import Array
 
 from coretrain.config import RunConfig
-from coretrain.parameters import from_jax_tree, parameter_table, to_jax_tree
+from coretrain.parameters import parameter_table
 from jaxtrain.model import dotted
+from jaxtrain.tensors import exported, placed
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
@@ -131,26 +132,36 @@ class Optimizer:
         o = self.config.optimizer
         return 1 - o.beta1 ** (applied + 1), 1 - o.beta2 ** (applied + 1)
 
-    def moments(self, state: Any) -> dict[str, dict[str, np.ndarray]]:
-        """Moments by group and canonical name, as the interchange checkpoint has them."""
-        trees: dict[str, dict[str, np.ndarray]] = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-            trees.setdefault(_group(path), {})[_parameter(path)] = np.asarray(leaf)
-        return {group: from_jax_tree(self.config.model, tree) for group, tree in trees.items()}
+    def abstract(self, params: nnx.State) -> Any:
+        """Shapes, dtypes and places of the moments of `params`, which are such too: each lies as its parameter does."""
+        places = {dotted(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[_parameter(path)]),
+            jax.eval_shape(self.init, params),
+        )
+
+    def moments(self, state: Any) -> dict[str, Mapping[str, np.ndarray]]:
+        """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
+        return {
+            group: exported(self.config.model, leaves, leaves.__getitem__) for group, leaves in _groups(state).items()
+        }
 
     def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
-        """`state` with moments as `moments` gives them."""
-        table = parameter_table(self.config.model)
-        filled = {}
-        for group, tensors in moments.items():
-            shapes = {row.name: row.shape for row in table}
-            whole = {name: tensors.get(name, np.zeros(shape)) for name, shape in shapes.items()}
-            filled[group] = to_jax_tree(self.config.model, whole, self.config.execution.vocab_multiple)
+        """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""
+        multiple = self.config.execution.vocab_multiple
+        filled = {
+            group: placed(self.config.model, leaves, moments.get(group, {}), multiple)
+            for group, leaves in _groups(state).items()
+        }
+        return jax.tree_util.tree_map_with_path(lambda path, _: filled[_group(path)][_parameter(path)], state)
 
-        def place(path: Any, leaf: Array) -> Array:
-            return jax.device_put(jnp.asarray(filled[_group(path)][_parameter(path)], leaf.dtype), leaf.sharding)
 
-        return jax.tree_util.tree_map_with_path(place, state)
+def _groups(state: Any) -> dict[str, dict[str, Any]]:
+    """Leaves by group and by their parameter's dotted path."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        found.setdefault(_group(path), {})[_parameter(path)] = leaf
+    return found
 
 
 def _group(path: Any) -> str:

@@ -1,11 +1,128 @@
-"""The processes of a run in JAX, and how they share its work (twin: torchtrain/parallel.py)."""
+"""The processes of a run in JAX, and how they share its work (twin: torchtrain/parallel.py).
+
+`choose_devices` and `CoordinatedWorld` have no twin: in JAX one process may hold many devices, and its coordination
+service, not a collective of the devices, carries what processes tell each other.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
 from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from coretrain.layout import Layout, layout_of
 from coretrain.world import World
 
 
 def join(config: RunConfig) -> World:
-    """The world of this process: the hosts that run with it, or itself alone."""
-    return World()
+    """The world of this process: the hosts that run with it, or itself alone.
+
+    They are found in `parallel.coordinator`, `hosts` and `host`, or in what torchrun or `--spawn` told this process.
+    Raises `UserError` where the others don't come within `parallel.timeout` seconds.
+    """
+    p = config.parallel
+    address, count, rank = p.coordinator, p.hosts, p.host
+    if address is None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if address is None and (count or 1) == 1:
+        return World()
+    if address is not None and (count is None or rank is None):
+        raise UserError(
+            f"parallel.coordinator = {address} is given without parallel.hosts and parallel.host: give all three"
+        )
+    local = {"local_device_ids": [int(os.environ["LOCAL_RANK"])]} if "LOCAL_RANK" in os.environ else {}
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            rank,
+            initialization_timeout=p.timeout,
+            heartbeat_timeout_seconds=p.timeout,
+            **local,  # type: ignore[arg-type]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {rank} of {count} did not meet the others at {address or 'the address of the cluster'} within "
+            f"parallel.timeout = {p.timeout} s ({str(error).splitlines()[0]}): start all of them, with one coordinator"
+        ) from None
+    return CoordinatedWorld(p.timeout)
+
+
+class CoordinatedWorld(World):
+    """The processes that jax.distributed joined; what they tell each other goes through its key-value store.
+
+    Not through a collective of the devices: that would hang where a process is missing, and couldn't name it.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        # jax has no public name for this client, which orbax too takes from here
+        from jax._src.distributed import global_state
+
+        self._client: Any = global_state.client
+        self._timeout, self._calls = timeout, 0
+        self.rank, self.size = jax.process_index(), jax.process_count()
+
+    def gather(self, text: str) -> list[str]:
+        """Each process's text, by rank, on all of them; `UserError` naming who kept the others waiting too long."""
+        key = f"twintrain/{self._calls}"
+        self._client.key_value_set(f"{key}/{self.rank:06d}", f">{text}")
+        try:
+            self._client.wait_at_barrier(key.replace("/", "-"), self._timeout * 1000)
+        except Exception as error:  # a jax.errors.JaxRuntimeError, whose text alone says which
+            raise UserError(self._late(key, error)) from None
+        found = dict(self._client.key_value_dir_get(f"{key}/"))
+        if self._calls >= 1:  # all have read the call before this one
+            self._client.key_value_delete(f"twintrain/{self._calls - 1}/{self.rank:06d}")
+        self._calls += 1
+        return [found[name][1:] for name in sorted(found)]
+
+    def _late(self, key: str, error: Exception) -> str:
+        try:
+            here = {int(name.rpartition("/")[2]) for name, _ in self._client.key_value_dir_get(f"{key}/")}
+        except Exception:
+            here = set(range(self.size))  # the coordinator itself is gone
+        late = sorted(set(range(self.size)) - here)
+        who = f"rank {', '.join(map(str, late))}" if late else "another process"
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        return f"{who} kept rank {self.rank} waiting or has ended (parallel.timeout = {self._timeout} s): {reason}"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a run takes, how they share its work, and why these."""
+
+    devices: tuple[jax.Device, ...]
+    layout: Layout
+    reason: str
+
+
+def choose_devices(config: RunConfig, devices: Sequence[jax.Device]) -> Devices:
+    """The devices that share the run, of those present on all hosts.
+
+    As `parallel` says; where it says nothing, all of them as copies of the model if they divide a micro-batch's rows,
+    else one. `UserError` where the axes asked for need more devices than there are, or don't fit the model.
+    """
+    p, present = config.parallel, len(devices)
+    asked = p.fsdp * p.tensor * p.context * p.pipeline
+    if p.data is None and asked == 1:
+        if present == 1:
+            return Devices(tuple(devices), Layout(), "the only one")
+        if config.micro_batch % present == 0:
+            return Devices(tuple(devices), layout_of(config, present), f"parallel is unset: all {present} share rows")
+        if len({device.process_index for device in devices}) == 1:
+            return Devices(
+                (devices[0],),
+                Layout(),
+                f"{present} are here, but they don't divide a micro-batch's {config.micro_batch} rows",
+            )
+    wanted = (p.data or 1) * asked
+    if p.data is not None and wanted < present and len({device.process_index for device in devices}) == 1:
+        return Devices(tuple(devices[:wanted]), layout_of(config, wanted), f"asked for by parallel, of {present} here")
+    return Devices(tuple(devices), layout_of(config, present), "asked for by parallel")

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from jaxtrain.attention import Choice, choose_kernel
 from jaxtrain.checkpoint import load_native, save_native
 from jaxtrain.data import train_batches
 from jaxtrain.generate import generate
-from jaxtrain.loss import count_targets, cross_entropy
-from jaxtrain.model import Dropout, build_model, canonical_tensors, master_dtype
+from jaxtrain.loss import IGNORED, count_targets, cross_entropy
+from jaxtrain.model import Dropout, abstract_model, build_model, dotted, master_dtype
 from jaxtrain.optimizer import Optimizer, global_norm
+from jaxtrain.parallel import choose_devices
+from jaxtrain.sharding import Sharding, make_mesh
+from jaxtrain.tensors import exported, initial_tensors
 
 COMPILE_CACHE_AFTER = 1.0
 """Seconds of compiling above which the result is kept on disk."""
@@ -54,7 +58,7 @@ def choose_device(config: RunConfig) -> Choice:
 
 def choose_compile(config: RunConfig, device: jax.Device) -> Choice:
     """JAX always compiles; the result is kept between runs."""
-    scanned = _with_layers(config, device).execution.scan_layers
+    scanned = choose_layers(config, device).execution.scan_layers
     return Choice("on", "JAX always compiles; layers " + ("scanned" if scanned else "unrolled"))
 
 
@@ -64,7 +68,7 @@ def _will_use_cpu(config: RunConfig) -> bool:
     return config.execution.device == "cpu" or (config.execution.device == "auto" and not plugins)
 
 
-def _with_layers(config: RunConfig, device: jax.Device) -> RunConfig:
+def choose_layers(config: RunConfig, device: jax.Device) -> RunConfig:
     """`config` with execution.scan_layers decided: unrolled is 6% faster on a CPU, and compiles longer."""
     if config.execution.scan_layers is not None:
         return config
@@ -73,8 +77,51 @@ def _with_layers(config: RunConfig, device: jax.Device) -> RunConfig:
     return config.model_copy(update={"execution": execution})
 
 
+@dataclass(frozen=True)
+class Programs:
+    """What is compiled of a run on one device or on a mesh, and the form of what goes into it. No array is made."""
+
+    graph: Any
+    """The model's structure."""
+    params: Any
+    moments: Any
+    """Trees of shapes, dtypes and places."""
+    optimizer: Optimizer
+    gradients: Any
+    """(params, tokens, labels, loss scale, dropout) -> loss, norm, gradients."""
+    evaluate: Any
+    """(params, tokens, labels, scale, None) -> loss."""
+    step: Any
+    """(params, moments, gradients, lr, factor, corrections) -> params, moments; takes the first two for its own."""
+
+
+def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> Programs:
+    """The jitted functions of a run. On a mesh their results lie where the next call wants them."""
+    graph, params = abstract_model(config, kernel, device)
+    optimizer = Optimizer(config, params)
+    moments = optimizer.abstract(params)
+    gradients, step = functools.partial(_gradients, graph, config), optimizer.step
+    evaluate = jax.jit(functools.partial(_loss, graph, config))
+    if not isinstance(device, Sharding):
+        step_here = jax.jit(step, donate_argnums=(0, 1))
+        return Programs(graph, params, moments, optimizer, jax.jit(gradients), evaluate, step_here)
+    everywhere = device.named()
+    param_places, moment_places = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (params, moments))
+    return Programs(
+        graph,
+        params,
+        moments,
+        optimizer,
+        jax.jit(
+            functools.partial(gradients, places=param_places), out_shardings=(everywhere, everywhere, param_places)
+        ),
+        evaluate,
+        jax.jit(step, donate_argnums=(0, 1), out_shardings=(param_places, moment_places)),
+    )
+
+
 class Trainer:
-    """One model with its optimizer on one device. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer, on one device or shared by many. The public methods are those of `coretrain.loop.Stack`."""
 
     name = "jax"
 
@@ -87,21 +134,29 @@ class Trainer:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache).expanduser() / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
         self.device_choice = choose_device(config)
-        self.device = jax.devices(self.device_choice.name)[0]
+        self.devices = choose_devices(config, jax.devices(self.device_choice.name))
+        self.device = self.devices.devices[0]
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
-        self.config = config = _with_layers(config, self.device)
+        self.config = config = choose_layers(config, self.device)
         self.device_name = self.device.device_kind
+        self.sharding = None
+        if self.devices.layout.devices > 1:
+            mesh = make_mesh(self.devices.layout, self.devices.devices)
+            self.sharding = Sharding(mesh, config.model)
+        self.place = self.device if self.sharding is None else self.sharding
+        made = programs(config, self.kernel.name, self.place)
+        self.graph, self.optimizer = made.graph, made.optimizer
+        self.forms = {"parameters": made.params, "moments": made.moments}
         if tensors is None:
-            tensors = initial_parameters(config.model, config.train.seed)
-        self.graph, self.params = nnx.split(build_model(config, self.kernel.name, tensors, self.device))
-        self.optimizer = Optimizer(config, self.params)
-        self.moments = jax.device_put(self.optimizer.init(self.params), self.device)
+            start = initial_parameters if self.sharding is None else initial_tensors
+            tensors = start(config.model, config.train.seed)
+        self.params = nnx.state(build_model(config, self.kernel.name, tensors, self.place))
+        self.moments = self.optimizer.load(made.moments, {})
         self.grads: Any = None
         self.saving: Any = None
-        self._gradients = jax.jit(functools.partial(_gradients, self.graph, config))
-        self._evaluate = jax.jit(functools.partial(_loss, self.graph, config))
-        self._step = jax.jit(self.optimizer.step, donate_argnums=(0, 1))
+        self.lent = False
+        self._gradients, self._evaluate, self._step = made.gradients, made.evaluate, made.step
 
     def describe(self) -> Sequence[tuple[str, str]]:
         """Device, dtypes, attention kernel and compilation, each with its reason."""
@@ -111,6 +166,7 @@ class Trainer:
         return [
             ("framework", f"JAX {jax.__version__}"),
             ("device", f"{self.device_name} ({self.device_choice.reason})"),
+            *self._describe_mesh(),
             ("dtypes", f"compute {p.compute}; weights, moments, norms, softmax and loss {master}; {matmul} matmuls"),
             ("attention", f"{self.kernel.name} ({self.kernel.reason})"),
             ("compile", f"{self.compiled.name} ({self.compiled.reason})"),
@@ -123,15 +179,17 @@ class Trainer:
     def gradients(self, batch: np.ndarray, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         wide = master_dtype(self.config)
-        loss, norm, self.grads = self._gradients(
-            self.params, batch[:, :-1], batch[:, 1:], wide.type(loss_scale), self._dropout(update, len(batch))
-        )
+        inputs = batch[:, :-1], batch[:, 1:], wide.type(loss_scale), self._dropout(update, len(batch))
+        loss, norm, self.grads = self._gradients(self.params, *(self._shared(*inputs) if self.sharding else inputs))
         return float(loss) / loss_scale, float(norm) / loss_scale
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
         wide = master_dtype(self.config).type
         one, two = self.optimizer.corrections(applied)
+        if self.lent:  # what `export` gave out lies in these arrays, which the step takes for its own
+            self.params, self.moments = jax.tree.map(jnp.copy, (self.params, self.moments))
+            self.lent = False
         self.params, self.moments = self._step(
             self.params, self.moments, self.grads, wide(lr), wide(factor), (wide(one), wide(two))
         )
@@ -141,7 +199,15 @@ class Trainer:
         """Sum of the losses of the batch's targets, without dropout."""
         size, one = self.config.micro_batch, master_dtype(self.config).type(1)
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return sum(float(self._evaluate(self.params, part[:, :-1], part[:, 1:], one, None)) for part in parts)
+        if self.sharding is None:
+            return sum(float(self._evaluate(self.params, part[:, :-1], part[:, 1:], one, None)) for part in parts)
+        total = 0.0
+        for part in parts:
+            missing = ((0, size - len(part)), (0, 0))  # rows without a target, so that all devices have as many
+            tokens, labels = np.pad(part[:, :-1], missing), np.pad(part[:, 1:], missing, constant_values=IGNORED)
+            shared = (self.sharding.put(rows, "batch", "time") for rows in (tokens, labels))
+            total += float(self._evaluate(self.params, *shared, one, None))
+        return total
 
     def generate(
         self,
@@ -152,7 +218,9 @@ class Trainer:
         on_tokens: Callable[[np.ndarray], None] | None = None,
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt; see `generate.generate`."""
-        return generate(nnx.merge(self.graph, self.params), prompts, tokens, sampling, stop, on_tokens)
+        # a step's few rows are not shared: the compiler follows the weights
+        graph = self.graph if self.sharding is None else abstract_model(self.config, self.kernel.name, self.device)[0]
+        return generate(nnx.merge(graph, self.params), prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> None:
         """Start writing parameters and moments into `folder`, in the background."""
@@ -170,20 +238,28 @@ class Trainer:
 
     def load(self, folder: Path, applied: int) -> None:
         """Take parameters and moments from what `save` wrote."""
-        state = load_native(folder, {"parameters": self.params, "moments": self.moments})
-        self.params, self.moments = state["parameters"], state["moments"]
+        self.params = self.moments = None  # not two models at once
+        state = load_native(folder, self.forms)
+        self.params, self.moments, self.lent = state["parameters"], state["moments"], False
 
-    def export(self) -> dict[str, dict[str, np.ndarray]]:
-        """Parameters and moments in the interchange form."""
-        parameters = canonical_tensors(self.config, self.params)
-        return {"parameters": parameters} | self.optimizer.moments(self.moments)
+    def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Parameters and moments in the interchange form; on a mesh each tensor is fetched when it is asked for."""
+        leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
+        parameters = exported(self.config.model, leaves, leaves.__getitem__)
+        groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
+        if self.sharding is None:
+            return {group: dict(tensors) for group, tensors in groups.items()}
+        self.lent = True
+        return groups
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form."""
-        self.params = nnx.state(build_model(self.config, self.kernel.name, groups["parameters"], self.device))
+        self.params, self.lent = None, False  # not two models at once
+        self.params = nnx.state(build_model(self.config, self.kernel.name, groups["parameters"], self.place))
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
-            self.moments = self.optimizer.load(self.moments, moments)
+            self.moments = None
+            self.moments = self.optimizer.load(self.forms["moments"], moments)
 
     def _dropout(self, update: int, rows: int) -> Dropout | None:
         if not uses_dropout(self.config.model):
@@ -191,32 +267,65 @@ class Trainer:
         keys = dropout_keys(self.config.model, self.config.train.seed, update)
         return Dropout(keys, np.arange(rows, dtype=np.uint32))
 
+    def _shared(self, tokens: np.ndarray, labels: np.ndarray, scale: Any, dropout: Dropout | None) -> tuple[Any, ...]:
+        """The inputs of `gradients` on the mesh, cut into micro-batches [A, B / A, T]: their rows are what is shared."""
+        assert self.sharding is not None
+        put = self.sharding.put
+
+        def cut(whole: np.ndarray) -> np.ndarray:
+            return whole.reshape(self.config.train.accumulation, self.config.micro_batch, *whole.shape[1:])
+
+        placed = [put(cut(part), None, "batch", "time") for part in (tokens, labels)]
+        return *placed, scale, dropout and Dropout(dropout.keys, put(cut(dropout.rows), None, "batch"))
+
+    def _describe_mesh(self) -> list[tuple[str, str]]:
+        if self.sharding is None:
+            return [("mesh", f"1 device ({self.devices.reason})")] if len(jax.devices(self.device.platform)) > 1 else []
+        return [
+            ("mesh", f"{self.devices.layout} = {self.devices.layout.devices} devices ({self.devices.reason})"),
+            ("sharding", str(self.sharding.rules)),
+        ]
+
 
 def _loss(
     graph: Any, config: RunConfig, params: Any, tokens: Array, labels: Array, scale: Array, dropout: Dropout | None
 ) -> Array:
     model = nnx.merge(graph, params)
     m, chunk = config.model, config.execution.loss_chunk
-    return cross_entropy(model(tokens, dropout), model.head_weight, labels, m.vocabulary, chunk, scale)
+    shared = () if model.sharding is None else (model.sharding,)
+    return cross_entropy(model(tokens, dropout), model.head_weight, labels, m.vocabulary, chunk, scale, *shared)
 
 
 def _gradients(
-    graph: Any, config: RunConfig, params: Any, tokens: Array, labels: Array, loss_scale: Array, dropout: Any
+    graph: Any,
+    config: RunConfig,
+    params: Any,
+    tokens: Array,
+    labels: Array,
+    loss_scale: Array,
+    dropout: Any,
+    places: Any = None,
 ) -> tuple[Array, Array, Any]:
+    """Of tokens [B, T], or cut into micro-batches [A, B / A, T]; `places` are the gradients', on a mesh."""
     scale = loss_scale / count_targets(labels).astype(loss_scale.dtype)
     value_and_grad = jax.value_and_grad(functools.partial(_loss, graph, config))
     steps = config.train.accumulation
     if steps == 1:
+        if places is not None:
+            tokens, labels, dropout = jax.tree.map(lambda x: x[0] if x.ndim > 1 else x, (tokens, labels, dropout))
         loss, grads = value_and_grad(params, tokens, labels, scale, dropout)
         return loss, global_norm(jax.tree.leaves(grads)), grads
 
     def micro(carry: Any, rows: Any) -> tuple[Any, None]:
         part = dropout and Dropout(dropout.keys, rows[2])
         loss, grads = value_and_grad(params, rows[0], rows[1], scale, part)
+        if places is not None:
+            grads = jax.lax.with_sharding_constraint(grads, places)
         return jax.tree.map(jnp.add, carry, (loss, grads)), None
 
     start = (jnp.zeros((), scale.dtype), jax.tree.map(jnp.zeros_like, params))
-    indices = dropout.rows if dropout else jnp.arange(len(tokens))
-    split = [part.reshape(steps, config.micro_batch, *part.shape[1:]) for part in (tokens, labels, indices)]
-    (loss, grads), _ = jax.lax.scan(micro, start, tuple(split))
+    split = (tokens, labels, dropout.rows if dropout else jnp.arange(len(tokens)))
+    if places is None:
+        split = tuple(part.reshape(steps, config.micro_batch, *part.shape[1:]) for part in split)
+    (loss, grads), _ = jax.lax.scan(micro, start, split)
     return loss, global_norm(jax.tree.leaves(grads)), grads

@@ -39,7 +39,7 @@ import torchtrain.trainer
 from coretrain.checkpoint import Progress, load_interchange, save_interchange
 from coretrain.config import RunConfig
 from coretrain.data import Data, batch_hash, open_data
-from coretrain.parameters import parameter_table
+from coretrain.parameters import parameter_table, to_jax_tree
 from coretrain.randomness import normal_rows
 from coretrain.sampling import Sampling, pad_prompts
 from coretrain.schedule import clip_factor, learning_rate
@@ -323,7 +323,7 @@ def _give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
             parameter.grad[: len(gradients[name])] = torch.from_numpy(gradients[name])
         return
     config = stack.config
-    tree = jaxtrain.model.to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
+    tree = to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
     flat = dict(nnx.to_flat_state(stack.params))
     stack.grads = nnx.from_flat_state(
         {path: leaf.replace(jnp.asarray(tree[".".join(path)], leaf.dtype)) for path, leaf in flat.items()}

@@ -1,0 +1,73 @@
+"""The real training step on devices that need not be there: for `scripts/plan.py`, which compiles it for a topology.
+
+This file has no twin: torch has no compiler that can be asked beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from coretrain.config import RunConfig
+from coretrain.layout import Layout
+from coretrain.tables import uses_dropout
+from jaxtrain.attention import Choice, choose_kernel
+from jaxtrain.model import Dropout, master_dtype
+from jaxtrain.parallel import choose_devices
+from jaxtrain.sharding import Sharding, make_mesh
+from jaxtrain.trainer import choose_layers, programs
+
+
+@dataclass(frozen=True)
+class AbstractStep:
+    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs).compile()`, then the update."""
+
+    layout: Layout
+    kernel: Choice
+    gradients: Any
+    """Jitted: forward and backward over all micro-batches -> loss, norm, gradients."""
+    gradients_inputs: tuple[Any, ...]
+    """Its arguments' shapes, dtypes and shardings."""
+    update: Any
+    """Jitted: the optimizer's update, which takes parameters and moments for its own."""
+    update_inputs: tuple[Any, ...]
+
+
+def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractStep:
+    """The step that the trainer would compile for `config` on `devices`, of a topology or of this machine.
+
+    Nothing is put on any device. Where the devices are TPUs, set jax_default_matmul_precision as the trainer does
+    (None with precision.fast_matmul, else "highest") before lowering. Raises `UserError` as the trainer does.
+    """
+    chosen = choose_devices(config, devices)
+    first = chosen.devices[0]
+    config = choose_layers(config, first)
+    kernel = choose_kernel(config, first)
+    shared = chosen.layout.devices > 1
+    place = Sharding(make_mesh(chosen.layout, chosen.devices), config.model) if shared else first
+    made = programs(config, kernel.name, place)
+    wide, rows, T = master_dtype(config), config.train.batch_size, config.model.context
+    cut = (config.train.accumulation, config.micro_batch) if shared else (rows,)
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        where = place.named(*axes) if isinstance(place, Sharding) else SingleDeviceSharding(first)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    split = (None, "batch") if shared else ("batch",)
+    tokens = array((*cut, T), jnp.int32, *split, "time")
+    scalar = array((), wide)
+    keys = array((1 + 2 * config.model.layers,), jnp.uint32)
+    dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if uses_dropout(config.model) else None
+    return AbstractStep(
+        chosen.layout,
+        kernel,
+        made.gradients,
+        (made.params, tokens, tokens, scalar, dropout),
+        made.step,
+        (made.params, made.moments, made.params, scalar, scalar, (scalar, scalar)),
+    )
