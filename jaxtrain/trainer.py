@@ -130,7 +130,9 @@ class Trainer:
             keep_freed_memory()  # 15% faster, but only if it comes before JAX's threads
         if config.precision.compute == "float64":
             jax.config.update("jax_enable_x64", True)
-        jax.config.update("jax_default_matmul_precision", None if config.precision.fast_matmul else "highest")
+        # "highest" is of float32: with it Mosaic refuses the splash kernel's bfloat16 products
+        exact = config.precision.compute in ("float32", "float64") and not config.precision.fast_matmul
+        jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
         jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache).expanduser() / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
         self.device_choice = choose_device(config)
