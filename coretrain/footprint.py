@@ -69,7 +69,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     layout = layout or Layout()
     c, n = config, sizes(config, layout)
     compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
-    zero = c.parallel.zero if stack == "torch" and layout.data > 1 else 0
+    zero = c.parallel.zero if stack == "torch" else 0
     fsdp = layout.fsdp
     share = [1 / layout.data if zero >= stage else 1 / fsdp for stage in (1, 2, 3)]
     state = {

@@ -74,14 +74,13 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _sent(kind: str, shape: str, started: bool, line: str) -> float:
-    parts = [SIZES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in _SHAPE.findall(shape)]
+    parts = [
+        SIZES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in _SHAPE.findall(shape)
+    ]
     if not parts:
         return 0.0
-    if started and kind in ("all-gather", "collective-permute"):
-        # (operands, results, contexts): the largest is the result of a gather
-        size = max(parts)
-    else:
-        size = sum(parts)
+    # what is started gives (operands, results, contexts): the largest is the result of a gather
+    size = max(parts) if started and kind in ("all-gather", "collective-permute") else sum(parts)
     groups = _GROUPS.search(line)
     many = 1
     if groups:

@@ -65,7 +65,10 @@ class Choice:
 
     def __str__(self) -> str:
         p, c = self.config.parallel, self.config
-        words = [f"ZeRO {p.zero}" if self.stack == "torch" and self.layout.data > 1 else "", str(self.layout)]
+        words = [
+            f"ZeRO {p.zero}" if self.stack == "torch" and (p.zero or self.layout.data > 1) else "",
+            str(self.layout),
+        ]
         words += [f"offload {p.offload}" if p.offload != "none" else ""]
         words += [f"{c.train.accumulation} x {c.micro_batch} rows", f"recompute {c.execution.checkpoint_activations}"]
         return ", ".join(word for word in words if word)
@@ -160,11 +163,11 @@ def _sharding(layout: Layout, stack: Stack) -> list[tuple[int, str]]:
     """Stages of ZeRO and kinds of offload to try: AutoTP goes with stages up to 2, a pipeline with 1."""
     if stack == "jax":
         return [(0, "none")]
+    if layout.data == 1:  # nothing to shard over, but a device alone can offload
+        return [(0, "none"), (1, "optimizer"), (3, "all")] if layout.devices == 1 else [(0, "none")]
     most = 1 if layout.pipeline > 1 else 2 if layout.tensor > 1 else 3
-    stages = range(most + 1) if layout.data > 1 else range(1)
-    # one device alone can offload too: ZeRO then shards over one
-    offloads = [(stage, "optimizer") for stage in (1, 2, 3) if stage <= most and layout.data > 1]
-    return [(stage, "none") for stage in stages] + offloads + ([(3, "all")] if most == 3 and layout.data > 1 else [])
+    offloads = [(stage, "optimizer") for stage in range(1, most + 1)] + ([(3, "all")] if most == 3 else [])
+    return [(stage, "none") for stage in range(most + 1)] + offloads
 
 
 def choices(
@@ -230,5 +233,6 @@ def recommend(found: list[Choice], machine: Machine) -> Choice:
 
 
 def _parts(choice: Choice) -> int:
-    split = sum(size > 1 for size in dataclasses.asdict(choice.layout).values())
+    split = sum(size > 1 for size in (choice.layout.data, choice.layout.fsdp, choice.layout.tensor))
+    split += choice.layout.pipeline > 1
     return split + (choice.config.parallel.offload != "none")
