@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -139,7 +140,8 @@ def jax_peak(config: RunConfig) -> float:
 def measure(stack: str, case: str) -> Measured:
     """One case, in a process of its own."""
     command = [sys.executable, __file__, stack, "--child", case]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # fewer scratch buffers of threads, and quicker on a busy machine
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500, env=one)
     analytic = footprint(made(case), stack="jax" if stack == "jax" else "torch").total
     return Measured(case, stack, analytic, json.loads(done.stdout.splitlines()[-1]))
 
