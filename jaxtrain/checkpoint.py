@@ -14,6 +14,9 @@ from orbax.checkpoint import v1 as ocp
 
 from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
+from jaxtrain.model import abstract_model, dotted
+from jaxtrain.optimizer import Optimizer
+from jaxtrain.tensors import exported
 
 STATE = "state"
 
@@ -37,7 +40,7 @@ def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms."""
     # Torch needs no such template: its state holds plain tensors by name.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
-    loaded = ocp.load(folder.absolute() / STATE, template)
+    loaded = _load(folder, template)
     return {
         group: jax.tree_util.tree_map_with_path(lambda path, _, group=group: loaded[group][_key(path)], tree)
         for group, tree in state.items()
@@ -45,22 +48,46 @@ def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_interchange(run: Path, name: str) -> Path:
-    """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads."""
-    from jaxtrain.trainer import Trainer  # it imports this module
+    """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads.
 
+    Whatever mesh wrote it, it goes through this host's memory one array at a time.
+    """
     folder = run / "checkpoints" / name
     sealed = read_sealed(folder)
-    trainer = Trainer(sealed.config)
-    trainer.load(folder, sealed.progress.applied)
+    config = sealed.config
+    if config.precision.compute == "float64":
+        jax.config.update("jax_enable_x64", True)
+    params = abstract_model(config, "plain", jax.devices("cpu")[0])[1]
+    optimizer = Optimizer(config, params)
+    moments = optimizer.abstract(params)
+    forms = _flat({"parameters": params, "moments": moments})
+    keys = {id(leaf): (group, key) for group, tree in forms.items() for key, leaf in tree.items()}
+
+    def read(leaf: Any) -> jax.Array:
+        group, key = keys[id(leaf)]
+        return _load(folder, {group: {key: leaf}}, part=True)[group][key]
+
+    leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    parameters = exported(config.model, leaves, lambda path: read(leaves[path]))
+    groups = {"parameters": parameters, **optimizer.moments(moments, read)}
     target = run / "interchange" / name
-    save_interchange(target, sealed.config, trainer.export(), sealed.progress, "jax")
+    save_interchange(target, config, groups, sealed.progress, "jax")
     return target
 
 
 @exits_cleanly
 def main() -> None:
     """`python -m jaxtrain.checkpoint RUN NAME`: how the other stack has a checkpoint of this one translated."""
+    jax.config.update("jax_platforms", "cpu")  # the run that asks for it may hold the accelerators
     print(export_interchange(Path(sys.argv[1]), sys.argv[2]))
+
+
+def _load(folder: Path, template: Any, part: bool = False) -> Any:
+    """The arrays of `template`; with `part`, of a checkpoint that holds more."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = part
+    with context:
+        return ocp.load(folder.absolute() / STATE, template)
 
 
 def _flat(state: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:

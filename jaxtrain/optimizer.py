@@ -7,7 +7,7 @@ moments and does these steps itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -140,10 +140,13 @@ class Optimizer:
             jax.eval_shape(self.init, params),
         )
 
-    def moments(self, state: Any) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(
+        self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf
+    ) -> dict[str, Mapping[str, np.ndarray]]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
         return {
-            group: exported(self.config.model, leaves, leaves.__getitem__) for group, leaves in _groups(state).items()
+            group: exported(self.config.model, leaves, lambda path, leaves=leaves: read(leaves[path]))
+            for group, leaves in _groups(state).items()
         }
 
     def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
 
 
 class Trainer:
-    """One model with its optimizer, on one device or shared by many. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer, on one device or many. The public methods are those of `coretrain.loop.Stack`."""
 
     name = "jax"
 
@@ -207,7 +207,10 @@ class Trainer:
         for part in parts:
             missing = ((0, size - len(part)), (0, 0))  # rows without a target, so that all devices have as many
             tokens, labels = np.pad(part[:, :-1], missing), np.pad(part[:, 1:], missing, constant_values=IGNORED)
-            shared = (self.sharding.put(rows, "batch", "time") for rows in (tokens, labels))
+            axes = ("batch", "time")
+            if self.devices.layout.pipeline > 1:
+                tokens, labels, axes = tokens[None], labels[None], (None, *axes)
+            shared = (self.sharding.put(rows, *axes) for rows in (tokens, labels))
             total += float(self._evaluate(self.params, *shared, one, None))
         return total
 
@@ -270,7 +273,7 @@ class Trainer:
         return Dropout(keys, np.arange(rows, dtype=np.uint32))
 
     def _shared(self, tokens: np.ndarray, labels: np.ndarray, scale: Any, dropout: Dropout | None) -> tuple[Any, ...]:
-        """The inputs of `gradients` on the mesh, cut into micro-batches [A, B / A, T]: their rows are what is shared."""
+        """The inputs of `gradients` on the mesh, in micro-batches [A, B / A, T]: their rows are what is shared."""
         assert self.sharding is not None
         put = self.sharding.put
 
@@ -312,6 +315,9 @@ def _gradients(
     scale = loss_scale / count_targets(labels).astype(loss_scale.dtype)
     value_and_grad = jax.value_and_grad(functools.partial(_loss, graph, config))
     steps = config.train.accumulation
+    if config.parallel.pipeline > 1:  # which is fed with all of them
+        loss, grads = value_and_grad(params, tokens, labels, scale, dropout)
+        return loss, global_norm(jax.tree.leaves(grads)), grads
     if steps == 1:
         if places is not None:
             tokens, labels, dropout = jax.tree.map(lambda x: x[0] if x.ndim > 1 else x, (tokens, labels, dropout))

@@ -1,0 +1,290 @@
+"""Trains a tiny model on one device and on meshes of virtual ones, in float64, in a process of its own: how far apart
+are losses, norms, parameters and moments? `parity/test_mesh.py` starts it, with XLA_FLAGS that make the devices.
+
+`python -m parity.mesh_worker CASES`: CASES is JSON, [[variant, {axis: size}, bug or null], ...]; one line of JSON each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain.loss
+import jaxtrain.model
+import jaxtrain.sharding
+import jaxtrain.trainer
+from coretrain.config import RunConfig, load_config
+from coretrain.parameters import initial_parameters
+from coretrain.schedule import clip_factor, learning_rate
+from jaxtrain.sharding import Sharding
+from parity.compare import largest_error
+from parity.pair import noise_only
+
+UPDATES, UPDATES_WITH_A_BUG = 20, 3
+TINY = {
+    "precision.compute": "float64",
+    "execution.device": "cpu",
+    "execution.attention": "plain",
+    "execution.loss_chunk": 20,
+    "execution.scan_layers": "true",
+    "model.layers": 2,
+    "model.width": 16,
+    "model.heads": 8,
+    "model.mlp_width": 32,
+    "model.context": 16,
+    "model.vocab": 101,
+    "train.batch_size": 16,
+    "train.accumulation": 2,
+    "train.updates": UPDATES,
+    "schedule.warmup_updates": 2,
+    "optimizer.clip": 0.2,
+    "data.cache": "none",
+    "parallel.data": 1,
+}
+VARIANTS = {
+    "gpt2-like": {
+        "model.norm": "layernorm",
+        "model.position": "learned",
+        "model.mlp": "gelu",
+        "model.bias": "true",
+        "model.tied": "true",
+        "model.residual_dropout": 0.1,
+        "model.embedding_dropout": 0.1,
+    },
+    "llama-like": {
+        "model.norm": "rmsnorm",
+        "model.position": "rope",
+        "model.mlp": "swiglu",
+        "model.kv_heads": 4,
+        "model.bias": "false",
+        "model.tied": "false",
+        "model.residual_dropout": 0.1,
+    },
+    "unrolled, muon": {
+        "model.norm": "rmsnorm",
+        "model.position": "rope",
+        "model.mlp": "swiglu",
+        "model.bias": "true",
+        "model.tied": "true",
+        "optimizer.name": "muon",
+        "execution.scan_layers": "false",
+        "execution.checkpoint_activations": "full",
+    },
+}
+Patch = pytest.MonkeyPatch
+State = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a training: (loss, norm) of every update, a validation sum, and the state after some of the updates."""
+
+    seen: list[tuple[float, float]]
+    validation: float
+    states: dict[int, State]
+
+
+def config_of(variant: str, axes: dict[str, int], alone: bool = False) -> RunConfig:
+    """The tiny config of a variant, shared along these axes of `parallel`, or the same training on one device."""
+    fields = TINY | VARIANTS[variant]
+    if axes.get("pipeline", 1) > 1:
+        fields |= {"train.accumulation": 4, "model.layers": 4}
+    if not alone:
+        fields |= {f"parallel.{axis}": size for axis, size in axes.items()}
+    return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
+
+
+def train(config: RunConfig, updates: int) -> Outcome:
+    """Train on the devices that `config.parallel` asks for."""
+    trainer, rng = jaxtrain.trainer.Trainer(config), np.random.default_rng(0)
+    p = config.parallel
+    assert trainer.devices.layout.devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
+    states: dict[int, State] = {}
+    seen, rows = [], (config.train.batch_size, config.model.context + 1)
+    for update in range(updates):
+        batch = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
+        batch[0, :2] = 0, config.model.vocabulary - 1
+        batch[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
+        loss, norm = trainer.gradients(batch, update, 1.0)
+        trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
+        seen.append((loss, norm))
+        if update + 1 in (updates, UPDATES_WITH_A_BUG):
+            states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
+    return Outcome(seen, trainer.evaluate(batch[: config.micro_batch + 3]), states)
+
+
+def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]:
+    """Largest differences: losses (nats), norms and validation (relative), state (relative to the way it has come)."""
+    updates = max(ours.states)
+    mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
+    start = initial_parameters(config.model, config.train.seed)
+    states = ours.states[updates], theirs.states[updates]
+    return {
+        "loss": float(np.abs(mine - reference)[:, 0].max()),
+        "norm": float((np.abs(mine - reference) / reference)[:, 1].max()),
+        "validation": abs(ours.validation - theirs.validation) / theirs.validation if updates == UPDATES else 0.0,
+        "state": largest_error(states, start, noise_only(config))[0],
+    }
+
+
+# Bugs, each as somebody would make it.
+
+
+def averaged_twice(patch: Patch) -> None:
+    """Gradients of a loss that is already over all rows, averaged over the devices again."""
+    original = jaxtrain.trainer._gradients
+
+    def gradients(*args: Any, places: Any = None) -> Any:
+        loss, norm, grads = original(*args, places=places)
+        if places is None:
+            return loss, norm, grads
+        mesh = jax.tree.leaves(places)[0].mesh
+        size = mesh.shape["data"] * mesh.shape["fsdp"]
+        return loss, norm / size, jax.tree.map(lambda g: g / size, grads)
+
+    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+
+
+def norm_per_shard(patch: Patch) -> None:
+    """The norm of what one device holds of the gradients, not summed over those that share them."""
+    original = jaxtrain.trainer._gradients
+
+    def gradients(*args: Any, places: Any = None) -> Any:
+        loss, norm, grads = original(*args, places=places)
+        if places is None:
+            return loss, norm, grads
+        specs = jax.tree.map(lambda place: place.spec, places)
+        mesh = jax.tree.leaves(places)[0].mesh
+        local = jax.shard_map(
+            lambda g: jaxtrain.trainer.global_norm(jax.tree.leaves(g)),
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=jax.P(),
+            check_vma=False,
+        )
+        return loss, local(grads), grads
+
+    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+
+
+def mean_of_means(patch: Patch) -> None:
+    """Each device divides its loss by its own number of targets."""
+    original = jaxtrain.loss._over_chunks
+
+    def over_chunks(hidden: Any, head: Any, labels: Any, vocab: int, chunk: int, scale: Any, *rest: Any) -> Any:
+        if not rest[1:]:
+            return original(hidden, head, labels, vocab, chunk, scale, *rest)
+        own = (labels != jaxtrain.loss.IGNORED).sum()
+        rows = ("data", "fsdp", "context")
+        mean = jax.lax.psum(own, rows) / jax.lax.psum(1, rows)
+        return original(hidden, head, labels, vocab, chunk, scale * mean / own, *rest)
+
+    patch.setattr(jaxtrain.loss, "_over_chunks", over_chunks)
+
+
+def another_devices_rows(patch: Patch) -> None:
+    """Every device takes the first one's rows."""
+
+    def put(self: Sharding, host: np.ndarray, *axes: str | None) -> Any:
+        def rows(index: tuple[slice, ...]) -> np.ndarray:
+            return host[tuple(slice(0, i.stop - i.start) if i.start else i for i in index)]
+
+        return jax.make_array_from_callback(host.shape, self.named(*axes), rows)
+
+    patch.setattr(Sharding, "put", put)
+
+
+def rows_counted_per_device(patch: Patch) -> None:
+    """Dropout by a row's place on its device: every device draws the same masks."""
+    original = Sharding.put
+
+    def put(self: Sharding, host: np.ndarray, *axes: str | None) -> Any:
+        if host.ndim == 2:  # [A, B / A]: the rows' numbers
+            host = host % (host.shape[1] // self.size("data", "fsdp"))
+        return original(self, host, *axes)
+
+    patch.setattr(Sharding, "put", put)
+
+
+def shards_swapped(patch: Patch) -> None:
+    """Devices along an axis numbered from the other end."""
+    original = jax.lax.axis_index
+
+    def axis_index(names: Any) -> Any:
+        return jax.lax.psum(1, names) - 1 - original(names)
+
+    patch.setattr(jax.lax, "axis_index", axis_index)
+
+
+def untied(patch: Patch) -> None:
+    """A tied head whose gradient doesn't reach the embedding."""
+    original = jaxtrain.model.GPT.head_weight.fget
+    patch.setattr(jaxtrain.model.GPT, "head_weight", property(lambda self: jax.lax.stop_gradient(original(self))))
+
+
+def hidden_gradient_not_summed(patch: Patch) -> None:
+    """Each device's share of the vocabulary gives its own gradient of the hidden states; the sum is left out."""
+    original = jax.lax.psum
+
+    def psum(x: Any, names: Any, **more: Any) -> Any:
+        left_out = names == ("tensor",) and not isinstance(x, tuple) and jnp.ndim(x) == 3
+        in_the_loss = sys._getframe(1).f_globals["__name__"] == "jaxtrain.loss"
+        return x if left_out and in_the_loss else original(x, names, **more)
+
+    patch.setattr(jax.lax, "psum", psum)
+
+
+BUGS: dict[str, Callable[[Patch], None]] = {
+    bug.__name__.replace("_", " "): bug
+    for bug in (
+        averaged_twice,
+        norm_per_shard,
+        mean_of_means,
+        another_devices_rows,
+        rows_counted_per_device,
+        shards_swapped,
+        untied,
+        hidden_gradient_not_summed,
+    )
+}
+
+
+@contextlib.contextmanager
+def planted(bug: str | None) -> Iterator[None]:
+    """Within, jaxtrain has the bug."""
+    with pytest.MonkeyPatch.context() as patch:
+        if bug:
+            BUGS[bug](patch)
+        yield
+
+
+def main() -> None:
+    """Run the cases of the command line."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_compilation_cache", False)
+    references: dict[RunConfig, Outcome] = {}
+    for variant, axes, bug in json.loads(sys.argv[1]):
+        began = time.perf_counter()
+        alone = config_of(variant, axes, alone=True)
+        if alone not in references:
+            references[alone] = train(alone, UPDATES)
+            assert min(norm for _, norm in references[alone].seen) > alone.optimizer.clip, "the clip must be at work"
+        config = config_of(variant, axes)
+        with planted(bug):
+            found = train(config, UPDATES_WITH_A_BUG if bug else UPDATES)
+        facts = {"variant": variant, "axes": axes, "bug": bug, **apart(config, found, references[alone])}
+        print(json.dumps(facts | {"seconds": round(time.perf_counter() - began, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
