@@ -1,4 +1,4 @@
-"""What a run costs, from its config alone: parameters, FLOPs, memory, tokens, hours, money.
+"""What a run costs, from its config alone: parameters, FLOPs, tokens, hours, money (memory: footprint.py).
 
 FLOPs convention: 6 x the parameters of the matmuls (the output head once, embedding look-ups none) for each token, plus
 12 L H C T for attention scores and their weighted sum, causal masking not halved (Narayanan et al. 2021).
@@ -6,26 +6,12 @@ FLOPs convention: 6 x the parameters of the matmuls (the output head once, embed
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+import functools
 
+from coretrain.accelerators import named
 from coretrain.config import ModelConfig, RunConfig
-from coretrain.errors import UserError
+from coretrain.footprint import BYTES, footprint
 from coretrain.parameters import parameter_table
-
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-PEAK_TFLOPS = {
-    "GH200": 989, "H200": 989, "H100": 989, "H100 NVL": 835, "H100 PCIe": 756, "A100": 312,
-    "L40S": 362, "L40": 181, "L4": 121, "4090": 165, "T4": 65,
-    "TPU v4": 275, "TPU v5e": 197, "TPU v5 lite": 197, "TPU v5p": 459, "TPU v5": 459,
-    "TPU v6e": 918, "TPU v6 lite": 918,
-}  # fmt: skip
-"""Dense 16-bit peaks by words of the device's name, from the makers' data sheets; the longest that fits counts.
-
-`TPU v5` is what JAX calls a v5p, `TPU v5 lite` a v5e. The GeForce's figure is the one with float32 accumulation.
-"""
-FLOAT16_ONLY = ("T4",)
-"""Devices without bfloat16 units."""
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -33,6 +19,7 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(row.size for row in parameter_table(model))
 
 
+@functools.cache
 def matmul_parameters(model: ModelConfig) -> int:
     """Parameters that each token is multiplied by: the blocks' matrices and the output head."""
     blocks = sum(row.size for row in parameter_table(model) if row.layer is not None and len(row.shape) == 2)
@@ -81,35 +68,6 @@ def money(config: RunConfig, flops_per_second: float, price_per_hour: float) -> 
     return hours(config, flops_per_second) * price_per_hour
 
 
-def device_memory(config: RunConfig, zero: Literal[0, 1, 2, 3] = 0, devices: int = 1) -> dict[str, float]:
-    """Bytes on one device by kind, for ZeRO stage `zero` over `devices`: an analytic estimate.
-
-    ZeRO (Rajbhandari et al. 2020): stage 1 shards the optimizer's state, which are the moments and, where the compute
-    dtype is narrower, the master weights; 2 the gradients too; 3 the weights too. Activations follow Korthikanti et al.
-    (2022) without tensor parallelism, attention computed blockwise.
-    """
-    if devices < 1:
-        raise UserError(f"devices = {devices}: the budget needs at least one")
-    m, count = config.model, parameter_count(config.model)
-    compute = BYTES[config.precision.compute]
-    master = max(4, compute)
-    copies = compute if compute < master else 0
-    token = config.micro_batch * m.context * compute
-    inner = 2 * m.width + 2 * (m.heads + m.kv) * m.head + m.width + (3 if m.mlp == "swiglu" else 2) * m.hidden
-    per_layer = {"none": inner + 3 * m.width, "matmuls": inner, "full": m.width}[
-        config.execution.checkpoint_activations
-    ]
-    chunk = min(config.execution.loss_chunk, config.micro_batch * m.context)
-    share = [1 / devices if zero >= stage else 1.0 for stage in (1, 2, 3)]
-    return {
-        "weights": count * (master * share[0] + copies * share[2] if copies else master * share[2]),
-        "gradients": count * master * share[1],
-        "moments": 2.0 * count * master * share[0],
-        "activations": float(token * (m.layers * per_layer + (inner if per_layer == m.width else 0) + 2 * m.width)),
-        "logits": 2.0 * chunk * m.vocabulary * master,
-    }
-
-
 def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
     """The batch arithmetic, in words."""
     t = config.train
@@ -128,12 +86,12 @@ def summary(config: RunConfig) -> list[tuple[str, str]]:
     table = parameter_table(config.model)
     total, embedding = parameter_count(config.model), sum(row.size for row in table if row.name.startswith("embed."))
     decayed = sum(row.size for row in table if row.decay)
-    memory = sum(device_memory(config).values())
+    memory = footprint(config).total
     return [
         ("parameters", f"{total:,} in {len(table)} tensors, {total - embedding:,} outside the embeddings"),
         ("weight decay", f"on {decayed:,} of them (matrices and embeddings)"),
         ("FLOPs", f"{flops_per_token(config.model):.3g} a token (6N + attention), {run_flops(config):.3g} for the run"),
-        ("memory", f"about {memory / 2**30:.2f} GiB for weights, gradients, moments and activations"),
+        ("memory", f"about {memory / 2**30:.2f} GiB at the peak of an update on one device, not shared"),
     ]
 
 
@@ -142,10 +100,7 @@ def stated_peak(device_name: str, config: RunConfig) -> tuple[float | None, str]
     if config.execution.peak_tflops:
         return config.execution.peak_tflops * 1e12, "execution.peak_tflops"
     compute = config.precision.compute
-    fits = [part for part in PEAK_TFLOPS if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", device_name, re.IGNORECASE)]
-    part = max(fits, key=len, default="")
-    # A laptop's chip and a slice of a chip have the name of a faster one.
-    other = re.search(r"\b(laptop|max-q|mig)\b", device_name, re.IGNORECASE)
-    if not part or other or BYTES[compute] != 2 or (compute == "bfloat16" and part in FLOAT16_ONLY):
+    found = named(device_name)
+    if not found or BYTES[compute] != 2 or (compute == "bfloat16" and not found.bfloat16):
         return None, "no peak is stated for this device and dtype (set execution.peak_tflops)"
-    return PEAK_TFLOPS[part] * 1e12, f"dense {compute} peak of {part}"
+    return found.tflops * 1e12, f"dense {compute} peak of {found.name.upper()}"

@@ -49,8 +49,11 @@ def _computed(
     """Loss and both gradients, on one device or on a mesh."""
     if sharding is None:
         return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained)
-    rows, matrix = sharding.named("batch", "time", None).spec, sharding.named("vocab", "width").spec
-    token_axes = (*sharding.rules.batch, *sharding.rules.time)
+    # with stages there is an axis of micro-batches before the rows: every stage has the same hidden states, takes some
+    stages = sharding.size("stage")
+    lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
+    rows, matrix = sharding.named(*lead, "batch", "time", None).spec, sharding.named("vocab", "width").spec
+    token_axes = (*sharding.rules.batch, *sharding.rules.time, *(("stage",) if lead == ("layers",) else ()))
     head_axes, scattered = sharding.split("vocab"), sharding.split("width")
 
     def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
@@ -67,7 +70,7 @@ def _computed(
     shards = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, P(matrix[0], None), P(*rows[:2]), P()),
+        in_specs=(rows, P(matrix[0], None), P(*rows[:-1]), P()),
         out_specs=(P(), rows if trained else P(), matrix if trained else P()),
         check_vma=False,  # the sums above say what is equal where; nothing is differentiated in here
     )

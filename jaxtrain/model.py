@@ -1,7 +1,7 @@
 """The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
 
 `dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start. Nor has
-`abstract_model`: torch makes its parameters with the modules.
+`abstract_model`: torch makes its parameters with the modules. `look_up` is for one program on many devices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_thresho
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
+from jaxtrain.pipeline import pipelined
 from jaxtrain.sharding import Sharding
 from jaxtrain.tensors import placed
 
@@ -57,8 +58,8 @@ def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> A
     """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
-    _, T, D = x.shape
-    token = dropout.rows.astype(jnp.uint32)[:, None] * T + jnp.arange(T, dtype=jnp.uint32)
+    T, D = x.shape[-2:]
+    token = dropout.rows.astype(jnp.uint32)[..., None] * T + jnp.arange(T, dtype=jnp.uint32)
     token_hash = _hash32(token ^ dropout.keys[site].astype(jnp.uint32))
     steps = jnp.arange(D, dtype=jnp.uint32) * jnp.uint32(FEATURE_STEP)
     kept = (_hash32(token_hash[..., None] + steps) >> 8) >= dropout_threshold(rate)
@@ -212,19 +213,33 @@ class GPT(nnx.Module):
         return (self.embed.token if self.head is None else self.head.weight)[...]
 
     def __call__(self, tokens: Array, dropout: Dropout | None = None) -> Array:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
-        T = tokens.shape[1]
+        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+
+        Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis of micro-batches.
+        """
+        T = tokens.shape[-1]
         position = None if self.embed.position is None else self._whole("embed.position", self.embed.position[...])[:T]
         x = self._embed(tokens, position)
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
-        def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
-            weights, index = item
-            return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index)), None
+        def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
+            def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
+                weights, index = item
+                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index)), None
 
-        x = self._over_layers(checkpointed(layer, self.policy, self.sharding), x, stacked)[0]
+            return self._over_layers(checkpointed(layer, self.policy, self.sharding), x, weights, layers)[0]
+
+        def stage(weights: Any, x: Array, rows: Array, layers: Array) -> Array:
+            return through(weights, x, dropout and Dropout(dropout.keys, rows), layers)
+
+        if tokens.ndim == 2:
+            x = through(stacked, x, dropout, jnp.arange(self.config.layers))
+        else:
+            assert self.sharding is not None
+            rows = dropout.rows if dropout else jnp.zeros(tokens.shape[:2], jnp.uint32)
+            x = self._rows(pipelined(self.sharding, stage, stacked, x, rows, self.config.layers))
         return tap("norm", self.norm(x))
 
     def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
@@ -247,7 +262,7 @@ class GPT(nnx.Module):
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
-        x = look_up(table, tokens, self.sharding)
+        x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
@@ -267,19 +282,16 @@ class GPT(nnx.Module):
         cos, sin = rotary_tables(self.config, self.config.context)
         return jnp.asarray(cos, wide), jnp.asarray(sin, wide)
 
-    def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any) -> tuple[Array, None]:
-        layers = jnp.arange(self.config.layers)
+    def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any, layers: Array) -> tuple[Array, None]:
         if self.scan:
             return jax.lax.scan(layer, x, (stacked, layers))
-        for i in range(self.config.layers):
+        for i in range(len(layers)):
             x, _ = layer(x, (jax.tree.map(lambda leaf, i=i: leaf[i], stacked), layers[i]))
         return x, None
 
 
-def look_up(table: Array, tokens: Array, sharding: Sharding | None) -> Array:
-    """Rows `tokens` [B, T] of an embedding [V, D]; on a mesh each device looks in its share of the rows."""
-    if sharding is None:
-        return table[tokens]
+def look_up(table: Array, tokens: Array, sharding: Sharding) -> Array:
+    """Rows `tokens` [..., B, T] of an embedding [V, D] on a mesh: each device looks in its share of the rows."""
     columns, everywhere = sharding.split("width"), sharding.rules.vocab
 
     def local(table: Array, tokens: Array) -> Array:
@@ -291,8 +303,8 @@ def look_up(table: Array, tokens: Array, sharding: Sharding | None) -> Array:
         found = jnp.where(((at >= 0) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
         return jax.lax.psum(found, everywhere)
 
-    specs = sharding.named("vocab", "width").spec, sharding.named("batch", "time").spec
-    out = sharding.named("batch", "time", None).spec
+    specs = sharding.named("vocab", "width").spec, sharding.tokens(tokens.ndim).spec
+    out = sharding.tokens(tokens.ndim, 1).spec
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=out)(table, tokens)
 
 

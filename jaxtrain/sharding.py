@@ -99,9 +99,13 @@ class Sharding:
         """Where a parameter, its gradient and its moments lie."""
         return self.named(*jax_axes(self.model)[path])
 
+    def tokens(self, axes: int, features: int = 0) -> NamedSharding:
+        """Of an array [..., B, T] with so many `axes`, then `features` more: its rows and tokens are shared."""
+        return self.named(*(None,) * (axes - 2), "batch", "time", *(None,) * features)
+
     def rows(self, x: Array) -> Array:
-        """Activations [B, T, ...] at their place: rows and tokens are shared, features are not."""
-        return jax.lax.with_sharding_constraint(x, self.named("batch", "time", *(None,) * (x.ndim - 2)))
+        """Activations [..., B, T, D] at their place."""
+        return jax.lax.with_sharding_constraint(x, self.tokens(x.ndim - 1, 1))
 
     def in_use(self, path: str, leaf: Array, dtype: jnp.dtype) -> Array:
         """A parameter (one layer of a stacked one) as a matmul uses it: whole along fsdp, in the compute dtype.

@@ -121,7 +121,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
 
 
 class Trainer:
-    """One model with its optimizer, on one device or on many. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer, on one device or many. The public methods are those of `coretrain.loop.Stack`."""
 
     name = "jax"
 
@@ -130,7 +130,9 @@ class Trainer:
             keep_freed_memory()  # 15% faster, but only if it comes before JAX's threads
         if config.precision.compute == "float64":
             jax.config.update("jax_enable_x64", True)
-        jax.config.update("jax_default_matmul_precision", None if config.precision.fast_matmul else "highest")
+        # "highest" is of float32: with it Mosaic refuses the splash kernel's bfloat16 products
+        exact = config.precision.compute in ("float32", "float64") and not config.precision.fast_matmul
+        jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
         jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache).expanduser() / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
         self.device_choice = choose_device(config)
@@ -205,7 +207,10 @@ class Trainer:
         for part in parts:
             missing = ((0, size - len(part)), (0, 0))  # rows without a target, so that all devices have as many
             tokens, labels = np.pad(part[:, :-1], missing), np.pad(part[:, 1:], missing, constant_values=IGNORED)
-            shared = (self.sharding.put(rows, "batch", "time") for rows in (tokens, labels))
+            axes = ("batch", "time")
+            if self.devices.layout.pipeline > 1:
+                tokens, labels, axes = tokens[None], labels[None], (None, *axes)
+            shared = (self.sharding.put(rows, *axes) for rows in (tokens, labels))
             total += float(self._evaluate(self.params, *shared, one, None))
         return total
 
@@ -310,6 +315,9 @@ def _gradients(
     scale = loss_scale / count_targets(labels).astype(loss_scale.dtype)
     value_and_grad = jax.value_and_grad(functools.partial(_loss, graph, config))
     steps = config.train.accumulation
+    if config.parallel.pipeline > 1:  # which is fed with all of them
+        loss, grads = value_and_grad(params, tokens, labels, scale, dropout)
+        return loss, global_norm(jax.tree.leaves(grads)), grads
     if steps == 1:
         if places is not None:
             tokens, labels, dropout = jax.tree.map(lambda x: x[0] if x.ndim > 1 else x, (tokens, labels, dropout))

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from coretrain.budget import batch_sentence, device_memory, hours, parameter_count, run_flops
+from coretrain.budget import batch_sentence, hours, parameter_count, run_flops
 from coretrain.config import (
     CONFIG_VERSION,
     PRESETS,
@@ -19,6 +19,7 @@ from coretrain.config import (
     until,
 )
 from coretrain.errors import UserError
+from coretrain.footprint import footprint
 
 SIZES = {"trained": 4096, "gpt2": 50257}
 
@@ -202,7 +203,7 @@ def test_a_preset_comments_every_field_and_repeats_none(name):
 def test_a_presets_header_says_what_the_budget_computes(name):
     config = sized(name)
     header = (PRESETS / f"{name}.toml").read_text().split("version")[0]
-    memory = sum(device_memory(config).values()) / 2**30
+    memory = footprint(config).total / 2**30
     facts = [f"{parameter_count(config.model):,} parameters", batch_sentence(config), f"{run_flops(config):.2e} FLOPs"]
     if name == "tiny":
         facts += [f"{hours(config, 100e9) * 60:.1f} minutes at an assumed 100 GFLOP/s", f"About {memory:.2f} GiB"]

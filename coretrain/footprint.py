@@ -1,0 +1,189 @@
+"""Bytes on one device at the worst moment of an update, by kind: analytic, and held against measured runs.
+
+What is kept follows the stacks' own code: master weights, gradients and moments in float32, weights cast where they are
+used, attention computed blockwise, the head's gradient made in the forward pass with at most `loss_chunk` rows of
+logits. Sharding follows ZeRO (Rajbhandari et al. 2020), activations Korthikanti et al. (2022), pipelines 1F1B
+(Narayanan et al. 2021). docs/planning.md has the table of what was measured.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.layout import Layout
+from coretrain.parameters import padded_vocab, parameter_table
+
+Stack = Literal["torch", "jax"]
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BUCKET = 50_000_000
+"""Elements that ZeRO reduces or gathers at once (parallel.zero above 0)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device."""
+
+    kinds: dict[str, float]
+    moment: str
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes on the device."""
+        return sum(self.kinds.values())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters (elements) that the fullest device of a tensor and pipeline group holds, before ZeRO or fsdp."""
+
+    layer: int
+    """One block's."""
+    blocks: int
+    embedding: int
+    """The token embedding or the head: one padded [V, D]."""
+    total: int
+
+
+def sizes(config: RunConfig, layout: Layout) -> Sizes:
+    """Parameters of the fullest pipeline stage, each divided by `tensor`; norms' and positions' are not."""
+    return _sizes(config.model, config.execution.vocab_multiple, layout.tensor, layout.pipeline)
+
+
+@functools.cache
+def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
+    rows = parameter_table(m)
+    layer = sum(r.size // (tensor if len(r.shape) == 2 else 1) for r in rows if r.layer == 0)
+    embedding = padded_vocab(m, multiple) * m.width // tensor
+    rest = sum(r.size for r in rows if r.layer is None and "vocab" not in r.axes)
+    ends = embedding if m.tied or pipeline > 1 else 2 * embedding
+    blocks = layer * m.layers // pipeline
+    return Sizes(layer, blocks, embedding, blocks + ends + rest)
+
+
+def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "torch") -> Footprint:
+    """The peak of one update on one device of `layout` (default: one device), with parallel.zero and offload."""
+    layout = layout or Layout()
+    c, n = config, sizes(config, layout)
+    compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
+    zero = c.parallel.zero if stack == "torch" else 0
+    fsdp = layout.fsdp
+    share = [1 / layout.data if zero >= stage else 1 / fsdp for stage in (1, 2, 3)]
+    state = {
+        "weights": n.total * master * share[2],
+        "moments": 2 * n.total * master * share[0],
+        "gradients": n.total * master * share[1],
+    }
+    if zero:
+        state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
+    host = _offloaded(c, state, n.total * master * share[0]) if zero else 0.0
+    buffers = _buffers(c, layout, n, zero, compute, master)
+    kept = _kept(c, layout, n, stack, compute)
+    gradients = state.pop("gradients")
+    # with one micro-batch torch frees the gradients before the next forward pass
+    standing = gradients if c.train.accumulation > 1 or zero else 0.0
+    fresh = n.total * master * (1 / fsdp if stack == "jax" else 0.0) if c.train.accumulation > 1 else 0.0
+    head = n.embedding * master
+    logits = _logits(c, layout, stack, compute, master)
+    moments = {
+        "in the loss": {"activations": kept.saved, "copies": kept.copies + n.embedding * kept.cast, "logits": logits}
+        | {"gradients": standing + head},
+        "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
+        | {"gradients": standing + head},
+        "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
+        | {"gradients": gradients + fresh + (head if c.train.accumulation > 1 and stack == "torch" else 0.0)},
+        "in the update": {"gradients": gradients},
+    }
+    totals = {moment: sum(kinds.values()) for moment, kinds in moments.items()}
+    worst = max(totals, key=lambda moment: totals[moment])
+    kinds = state | {"gradients": 0.0, "activations": 0.0, "copies": 0.0, "logits": 0.0} | moments[worst]
+    return Footprint(kinds | {"buffers": buffers}, worst, host)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    saved: float
+    """Activations at the end of the forward pass."""
+    block: float
+    """More of them while one block's backward pass runs."""
+    copies: float
+    """Weights in the compute dtype that the backward pass will want."""
+    cast: int
+    """Bytes of a cast weight; 0 where nothing is cast."""
+
+
+def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> dict[str, float]:
+    """Bytes of one token in one block that autograd keeps: all of it, the matmuls' outputs, the input."""
+    m, compute = config.model, BYTES[config.precision.compute]
+    wide = max(4, compute)
+    width, heads, keys, hidden = m.width, m.heads * m.head / tensor, m.kv * m.head / tensor, m.hidden / tensor
+    # an RMS norm keeps what it divided; below float32 a norm keeps its float32 input too
+    rms = width * wide if m.norm == "rmsnorm" else 0
+    norm = width * compute + rms + width * wide
+    mlp = (4 if m.mlp == "swiglu" else 2) * hidden * compute
+    everything = 2 * norm + (2 * heads + 2 * keys) * compute + mlp
+    matmuls = (heads + 2 * keys + (2 if m.mlp == "swiglu" else 1) * hidden + 2 * width) * compute
+    return {"everything": everything, "matmuls": matmuls, "input": width * compute}
+
+
+def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: int) -> _Kept:
+    m, policy = config.model, config.execution.checkpoint_activations
+    tokens = config.micro_batch / layout.sharing_rows * m.context / layout.context
+    one = block_bytes(config, layout.tensor, stack)
+    layers = m.layers // layout.pipeline
+    flying = min(layout.pipeline, config.train.accumulation)
+    cast = compute if compute < 4 else 0
+    wide = max(4, compute)
+    last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient
+    backward = (m.hidden / layout.tensor + 2 * m.width) * compute
+    if policy == "none":
+        saved, block, copies = one["everything"] * layers, backward, n.blocks * cast
+    elif policy == "matmuls":
+        saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * cast
+        # recomputed: all but the matmul outputs that were kept anyway
+        again = m.kv * m.head + (2 if m.mlp == "swiglu" else 1) * m.hidden
+        block = one["everything"] - again / layout.tensor * compute + backward
+    else:
+        saved, copies = one["input"] * layers, n.layer * cast
+        block = one["everything"] + backward
+    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast)
+
+
+def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, master: int) -> float:
+    tokens = config.micro_batch // layout.sharing_rows * config.model.context // layout.context
+    chunk = min(config.execution.loss_chunk, tokens)
+    columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
+    # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before
+    each = master if compute >= 4 else compute + master + (master + compute if tokens > chunk else compute)
+    return chunk * columns * each
+
+
+def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: int, master: int) -> float:
+    """What communication needs: buckets of ZeRO, gathered weights of two layers (one in use, one on its way)."""
+    if zero:
+        bucket = min(BUCKET, n.total) * master
+        return bucket + (2 * max(n.layer, n.embedding) * master if zero == 3 else bucket)
+    if layout.fsdp > 1:
+        return float(2 * n.layer * compute + n.embedding * compute)
+    return 0.0
+
+
+def _offloaded(config: RunConfig, state: dict[str, float], partition: float) -> float:
+    """Move what parallel.offload says from `state` to the host; the bytes moved, with the host's own gradients."""
+    offload, before = config.parallel.offload, sum(state.values())
+    if offload == "none":
+        return 0.0
+    state["moments"] = 0.0
+    state["weights"] -= partition
+    if offload == "all":
+        state["weights"] = 0.0
+    return before - sum(state.values()) + partition
+
+
+def kv_cache(config: RunConfig, rows: int, tokens: int, tensor: int = 1) -> float:
+    """Bytes of the keys and values of `rows` sequences of `tokens` tokens, for generation."""
+    m = config.model
+    return 2.0 * m.layers * rows * tokens * m.kv * m.head * BYTES[config.precision.compute] / tensor

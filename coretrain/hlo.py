@@ -1,0 +1,94 @@
+"""Collectives in a compiled program's HLO text, and the bytes that one device sends for them.
+
+XLA writes a loop's body once. The text names each loop's trip count (`known_trip_count`), so what stands in a body is
+counted that many times, loops within loops multiplied; a loop without one counts once and is reported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+SIZES |= {"f64": 8, "s64": 8, "u64": 8}
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_OP = re.compile(r"= (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(")
+_CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
+
+
+@dataclass
+class Collectives:
+    """By kind: how often a collective runs in one call of the program, and the bytes that one device sends."""
+
+    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    loops_without_count: int = 0
+
+
+def collectives(text: str) -> Collectives:
+    """Count the collectives of a compiled module's text, in rings: see `coretrain.traffic.ring`."""
+    bodies, entry = _computations(text)
+    found = Collectives()
+
+    def walk(name: str, times: int) -> None:
+        for line in bodies.get(name, ()):
+            if op := _OP.search(line):
+                kind = op["kind"]
+                found.calls[kind] += times
+                found.sent[kind] += times * _sent(kind, op["type"], bool(op["start"]), line)
+            inner = times
+            if " while(" in line:
+                trips = _TRIPS.search(line)
+                found.loops_without_count += trips is None
+                inner = times * (int(trips[1]) if trips else 1)
+            for called in _CALLS.findall(line):
+                walk(called, inner)
+            if branches := _BRANCHES.search(line):
+                for called in branches[1].split(","):
+                    walk(called.strip().lstrip("%"), times)
+
+    walk(entry, 1)
+    return found
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = bodies.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and ("(" in line):
+            current.append(line)
+    return bodies, entry
+
+
+def _sent(kind: str, shape: str, started: bool, line: str) -> float:
+    parts = [
+        SIZES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in _SHAPE.findall(shape)
+    ]
+    if not parts:
+        return 0.0
+    # what is started gives (operands, results, contexts): the largest is the result of a gather
+    size = max(parts) if started and kind in ("all-gather", "collective-permute") else sum(parts)
+    groups = _GROUPS.search(line)
+    many = 1
+    if groups:
+        many = len(groups[1].split(",")) if groups[1] else int(groups[3])
+    if kind == "collective-permute":
+        return float(size)
+    if many == 1:
+        return 0.0
+    if kind == "reduce-scatter":
+        return float(size * (many - 1))  # the result is the scattered part
+    return size * (many - 1) / many * (2 if kind == "all-reduce" else 1)

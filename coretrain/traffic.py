@@ -1,0 +1,45 @@
+"""Bytes that one device sends in one update, by kind: what the collectives need in theory, in rings.
+
+A ring of n sends (n - 1) / n of a buffer in a gather or a reduce-scatter, and twice that in an all-reduce. ZeRO's
+volumes are Rajbhandari et al.'s (2020, section 7), tensor parallelism's Shoeybi et al.'s (2019): two all-reduces of
+the activations a block forward, two backward, two more where the block is recomputed.
+"""
+
+from __future__ import annotations
+
+from coretrain.config import RunConfig
+from coretrain.footprint import BYTES, Stack, sizes
+from coretrain.layout import Layout
+
+EXPOSED = ("tensor", "context")
+"""Kinds that the next matmul waits for; the others can run beside the backward pass."""
+
+
+def ring(devices: int) -> float:
+    """Share of a buffer that each of `devices` sends in a gather or a reduce-scatter."""
+    return (devices - 1) / devices
+
+
+def traffic(config: RunConfig, layout: Layout, stack: Stack = "torch") -> dict[str, float]:
+    """Bytes sent by one device in one update: gradients, weights, tensor, context, pipeline. Zeros are left out."""
+    c, n = config, sizes(config, layout).total
+    compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
+    micro = c.train.accumulation
+    found = {"gradients": 0.0, "weights": 0.0, "tensor": 0.0, "context": 0.0, "pipeline": 0.0}
+    if stack == "torch":
+        zero, share = c.parallel.zero, ring(layout.data) * n * master
+        found["gradients"] = share * {0: 2, 1: 1, 2: micro, 3: micro}[zero]
+        found["weights"] = share * {0: 0, 1: 1, 2: 1, 3: 2 * micro}[zero]
+    else:
+        # gathered and reduced in the compute dtype, layer by layer; each micro-batch's sum goes over data too
+        found["weights"] = 2 * micro * ring(layout.fsdp) * n * compute
+        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(layout.data) * n / layout.fsdp) * compute
+    m = c.model
+    tokens = c.train.batch_size * m.context / layout.sharing_rows / layout.context
+    layers = m.layers / layout.pipeline
+    passes = 3 if c.execution.checkpoint_activations == "full" else 2
+    found["tensor"] = 2 * passes * layers * 2 * ring(layout.tensor) * tokens * m.width * compute
+    keys = 2 * m.kv * m.head / layout.tensor * tokens * layout.context
+    found["context"] = passes * layers * ring(layout.context) * keys * compute
+    found["pipeline"] = 2.0 * tokens * m.width * compute if layout.pipeline > 1 else 0.0
+    return {kind: size for kind, size in found.items() if size}

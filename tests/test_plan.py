@@ -1,0 +1,339 @@
+"""The planner against figures worked out by hand, its refusals, its command lines, and the TPU's compiler."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coretrain.accelerators import accelerators, machine
+from coretrain.command import parse
+from coretrain.config import load_config, presets
+from coretrain.errors import UserError
+from coretrain.footprint import footprint, kv_cache
+from coretrain.hlo import collectives
+from coretrain.layout import Layout, layout_of
+from coretrain.plan_report import as_object, compiled_bytes, picture, tables
+from coretrain.planner import HEADROOM, estimate
+from coretrain.scaling import advice, cheapest_equal, loss, optimal_tokens
+from coretrain.traffic import traffic
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+import measure_memory  # noqa: E402
+import plan as script  # noqa: E402
+
+ON_CPU = {"parallel.zero": "0"}
+
+
+def made(name: str = "gpt2-124m", **more: object):
+    fields = {key.replace("__", "."): str(value) for key, value in more.items()}
+    return script.planned(load_config(name, list(fields.items())), None)
+
+
+def planned(*argv: object):
+    return script.make_plan([*map(str, argv), "--no-compile"])[0]
+
+
+def refused(*argv: object) -> str:
+    with pytest.raises(UserError) as caught:
+        planned(*argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- accelerators
+
+
+def test_machines_by_name():
+    four = machine("4090x8")
+    assert (four.devices, four.nodes, four.flops) == (8, 1, 8 * 165e12)
+    pod = machine("V5E:16x16")
+    assert (pod.devices, pod.topology, str(pod)) == (256, "16x16", "v5e:16x16")
+    assert machine("h100").devices == 1
+    assert machine("h100x16").link == 50e9  # past one node the network is the ring's slowest part
+    assert machine("h100x8").link == 450e9
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("h10", "did you mean h100"),
+        ("4090:2x4", "write 4090x8"),
+        ("h100x0", "at least one"),
+        ("v5e:32x32", "largest slice of v5e has 256"),
+    ],
+)
+def test_machines_that_cannot_be(text, words):
+    with pytest.raises(UserError, match=words):
+        machine(text)
+
+
+def test_a_table_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.toml"
+    row = (ROOT / "coretrain" / "accelerators.toml").read_text().split("[h100]")[1].split("[")[0] + '["H100"]\n'
+    mine.write_text("[fast]" + row)
+    assert machine("fastx2", mine).flops == 2 * 989e12
+    mine.write_text("[fast]" + row.replace("tflops = 989", "tflops = -1"))
+    with pytest.raises(UserError, match="tflops"):
+        accelerators(tmp_path / "mine.toml") if accelerators.cache_clear() is None else None
+    mine.write_text("not toml")
+    accelerators.cache_clear()
+    with pytest.raises(UserError, match="not valid TOML"):
+        accelerators(mine)
+    with pytest.raises(UserError, match="can't be read"):
+        accelerators(tmp_path / "none.toml")
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_memory_is_what_a_real_update_takes():
+    # Measured on this shape: -0.2 to -4.2% over the cases of docs/planning.md (median of it below 3). 10% is what is
+    # promised there. It catches a forgotten copy of the weights, a norm's kept input, a chunk of logits too few.
+    found = measure_memory.measure("torch", "Llama form, full")
+    assert abs(found.error) < 0.10, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", measure_memory.CASES)
+@pytest.mark.parametrize("stack", ["torch", "jax"])
+def test_memory_of_every_case(stack, case):
+    assert abs(measure_memory.measure(stack, case).error) < 0.10
+
+
+def test_zero_shards_by_stage_and_offload_empties_the_device():
+    c = made()
+    whole = footprint(c).kinds
+
+    def stage(zero: int, offload: str = "none"):
+        p = c.parallel.model_copy(update={"zero": zero, "offload": offload})
+        return footprint(c.model_copy(update={"parallel": p}), Layout(data=8))
+
+    n = whole["weights"]
+    assert stage(0).kinds["weights"] == n
+    assert stage(1).kinds["moments"] == stage(2).kinds["moments"] == whole["moments"] / 8
+    assert stage(2).kinds["weights"] == n + n / 8  # DeepSpeed's clone of its partition
+    assert stage(3).kinds["weights"] == n / 4
+    assert stage(1).kinds["gradients"] > stage(2).kinds["gradients"]
+    assert stage(3, "optimizer").kinds["moments"] == 0
+    assert stage(3, "all").kinds["weights"] == 0
+    assert stage(3, "all").host > stage(3, "optimizer").host > stage(3).host == 0
+
+
+def test_axes_divide_what_they_share():
+    c = made("llama-7b", train__accumulation=8)
+    one = footprint(c, stack="jax")
+    eight = footprint(c, Layout(fsdp=8), "jax")
+    assert eight.kinds["moments"] == one.kinds["moments"] / 8
+    assert eight.kinds["activations"] == pytest.approx(one.kinds["activations"] / 8)
+    halves = footprint(c, Layout(tensor=2), "jax")
+    assert halves.kinds["moments"] == pytest.approx(one.kinds["moments"] / 2, rel=1e-3)  # norms aren't split
+    assert footprint(c, Layout(context=2), "jax").kinds["activations"] == pytest.approx(one.kinds["activations"] / 2)
+
+
+def test_a_pipelines_first_stage_holds_a_micro_batch_for_each_stage():
+    c = made("gpt2-124m", train__accumulation=8)
+    one, four = footprint(c), footprint(c, Layout(pipeline=4))
+    assert four.kinds["activations"] == pytest.approx(one.kinds["activations"], rel=0.1)
+    assert four.kinds["moments"] < 0.6 * one.kinds["moments"]
+
+
+def test_kv_cache_by_hand():
+    m = made("llama-1b")
+    assert kv_cache(m, 3, 100) == 2 * 16 * 3 * 100 * 8 * 64 * 2
+
+
+# ---------------------------------------------------------------- traffic
+
+
+def test_bytes_sent_by_hand():
+    c = made("gpt2-124m", train__accumulation=4)
+    n = footprint(c).kinds["weights"] / 4
+
+    def sent(zero: int):
+        p = c.parallel.model_copy(update={"zero": zero})
+        return sum(traffic(c.model_copy(update={"parallel": p}), Layout(data=8)).values()) / (n * 4 * 7 / 8)
+
+    assert (sent(0), sent(1), sent(2), sent(3)) == pytest.approx((2, 2, 5, 12))
+    assert traffic(c, Layout()) == {}
+
+
+def test_tensor_parallel_sends_four_all_reduces_a_block():
+    c = made("gpt2-124m", execution__checkpoint_activations="matmuls")
+    tokens, d = 512 * 1024, 768
+    assert traffic(c, Layout(tensor=4)) == {"tensor": 12 * 4 * (2 * 3 / 4) * tokens * d * 2}
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def test_the_choice_fits_and_nothing_that_fits_is_much_faster():
+    plan = planned("gpt2-1558m", "--on", "4090x8")
+    usable = plan.machine.memory * (1 - HEADROOM)
+    assert plan.best.fits
+    assert plan.best.memory.total <= usable
+    fitting = [c for c in plan.found if c.memory.total <= usable]
+    assert plan.best.update <= 1.02 * min(c.update for c in fitting)
+    assert 0.2 < plan.best.mfu(plan.machine) <= plan.assumed.compute
+    assert {c.config.parallel.zero for c in plan.found} == {0, 1, 2, 3}
+
+
+def test_the_command_line_is_one_that_the_trainers_read():
+    for argv in (["gpt2-1558m", "--on", "4090x8"], ["llama-7b", "--on", "v5e:16x16"], ["llama-1b", "--on", "4090"]):
+        plan = planned(*argv)
+        words = plan.command.split()
+        read = parse(words[words.index("-m") + 2 :], "x", "").config
+        assert read.train.accumulation == plan.config.train.accumulation
+        assert read.execution.checkpoint_activations == plan.config.execution.checkpoint_activations
+        assert (read.parallel.zero, read.parallel.offload) == (
+            plan.config.parallel.zero,
+            plan.config.parallel.offload,
+        )
+        assert layout_of(read, plan.machine.devices) == plan.best.layout
+
+
+def test_what_the_user_sets_stays():
+    plan = planned("gpt2-1558m", "--on", "4090x8", "--parallel.zero", 3, "--train.accumulation", 32)
+    assert {(c.config.parallel.zero, c.config.train.accumulation) for c in plan.found} == {(3, 32)}
+
+
+def test_tokens_and_price():
+    plan = planned("gpt2-124m", "--on", "h100x8", "--tokens", "2.5e9", "--price", 20)
+    assert plan.config.train.updates == round(2.5e9 / (512 * 1024))
+    found = as_object(plan)
+    assert found["chosen"]["cost"] == pytest.approx(20 * plan.best.update * plan.config.train.updates / 3600)
+    assert "--train.updates 4768" in plan.command
+
+
+def test_more_bandwidth_or_devices_are_never_slower():
+    c = made("llama-7b", train__accumulation=16)
+    fast, slow = machine("h100x8"), machine("4090x8")
+    assert estimate(c, Layout(data=8), fast, "torch").update < estimate(c, Layout(data=8), slow, "torch").update
+
+
+def test_refusals_are_one_sentence():
+    assert "fits nowhere on 4090" in refused("llama-70b", "--on", "4090")
+    assert "take more or larger devices" in refused("llama-70b", "--on", "4090")
+    assert "can't be split over" in refused(
+        "gpt2-124m", "--on", "h100x8", "--train.batch_size", 3, "--train.accumulation", 1
+    )
+    assert "no accelerator" in refused("tiny", "--on", "abacus")
+    assert "bfloat16" in refused("gpt2-124m", "--on", "t4x4")
+    assert "float64" in refused("tiny", "--on", "h100", "--precision.compute", "float64")
+    assert "less than one update" in refused("tiny", "--on", "h100", "--tokens", 10)
+
+
+def test_the_program_ends_with_two_on_a_mistake():
+    command = [sys.executable, ROOT / "scripts" / "plan.py", "tiny", "--on", "h10"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --on h10")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_tables_and_picture(width, tmp_path):
+    plan = planned("gpt2-1558m", "--on", "4090x8", "--price", 2.5)
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tables(plan))
+    text = console.export_text()
+    for word in ("ZeRO 0", "ZeRO 3", "> ZeRO", "torchrun --nproc-per-node 8", "Chinchilla", "bound"):
+        assert word in text
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    picture(plan, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(as_object(plan)))["chosen"]["fits"]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_the_law_is_about_twenty_tokens_a_parameter_at_chinchillas_size():
+    assert optimal_tokens(70e9) / 70e9 == pytest.approx(20, rel=0.15)
+    smaller, longer = cheapest_equal(7e9, optimal_tokens(7e9))
+    assert (smaller, longer) == pytest.approx((7e9, optimal_tokens(7e9)), rel=1e-3)
+
+
+def test_the_optimum_is_one():
+    n = 1e9
+    d = optimal_tokens(n)
+    for factor in (0.9, 1.1):  # the same FLOPs otherwise spent
+        assert loss(n * factor, d / factor) > loss(n, d)
+
+
+def test_serving_wants_longer_training():
+    assert optimal_tokens(1e9, 1e12) > 2 * optimal_tokens(1e9)
+    assert "too few" in dict(advice(10**9, 1e9, 0))["this run"]
+    assert "cheapest to train" in dict(advice(10**9, optimal_tokens(1e9), 0))["this run"]
+
+
+# ---------------------------------------------------------------- the TPU's compiler
+
+
+HLO = """\
+HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %g = bf16[64,4]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%outer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %w = (s32[], f32[8,4]) while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %w2 = (s32[], f32[8,4]) while(%t), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+  %r = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add
+  %st = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}
+  %d = f32[16]{0} all-gather-done(%st)
+  ROOT %w3 = f32[8,4] while(%t), condition=%c, body=%none
+}
+"""
+
+
+def test_collectives_of_loops_are_counted_as_often_as_they_run():
+    found = collectives(HLO)
+    assert dict(found.calls) == {"all-gather": 16, "reduce-scatter": 5, "all-reduce": 1}
+    assert found.sent["all-gather"] == 15 * 64 * 4 * 2 * 7 / 8 + 16 * 4 * 3 / 4
+    assert found.sent["reduce-scatter"] == 5 * 2 * 4 * 4 * 3
+    assert found.sent["all-reduce"] == 2 * 16 * 4 / 2
+    assert found.loops_without_count == 1
+
+
+def test_without_the_compiler_the_plan_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+    plan, _ = script.make_plan(["llama-7b", "--on", "v5e:16x16"])
+    assert plan.compiled is None
+    assert "twintrain[tpu]" in plan.remark
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: pip install 'twintrain[tpu]'"
+)
+
+
+@pytest.mark.tpu_compiler
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", [n for n in presets() if n != "tiny"])
+def test_two_layers_of_every_preset_compile_and_take_what_is_computed(name, topology):
+    c = made(name, model__layers=2, parallel__fsdp=4, train__batch_size=16, train__accumulation=2)
+    found = script.compile_for(c, topology)
+    assert found["fits"], found
+    assert footprint(c, Layout(fsdp=4), "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
+
+
+@pytest.mark.tpu_compiler
+@needs_libtpu
+def test_a_topology_that_the_compiler_does_not_know():
+    with pytest.raises(UserError, match="knows no topology"):
+        script.compile_for(made("llama-1b", model__layers=2), "v5e:3x5")
