@@ -27,7 +27,7 @@ _PROBE_OF = {gate: name for name in reversed(PROBES) for gate in PROBES[name].ga
 _UNTOUCHED = {
     "optimizer": {"gradients"},
     "sampling": {"decode"},
-    **{area: {"gradients", "step"} for area in ("clip", "schedule", "data", "checkpoint", "init")},
+    **{area: {"gradients", "step"} for area in ("clip", "schedule", "data", "checkpoint", "init", "health")},
 }
 """What of JAX's compiled work the bugs of an area leave alone; elsewhere all is traced afresh."""
 

@@ -10,7 +10,7 @@ __all__ = ["FEW", "MUTANTS", "SUBJECTS"]
 
 SUBJECTS = (
     "norms", "attention", "model", "loss", "initial", "dropout", "optimizer", "clip", "schedule", "data", "checkpoint",
-    "generation", "equivalents",
+    "generation", "health", "dtypes", "equivalents",
 )  # fmt: skip
 """The modules of this package, in the order in which their bugs are registered."""
 
@@ -22,6 +22,8 @@ FEW = {
         "gelu constant of ten digits",
         "norm epsilon in one layer only",
         "fast variance",
+        "norm in the compute dtype",
+        "window lost on resume",
         "mean of means",
         "gradients summed for averaged",
         "dropout stream reused across updates",
@@ -35,6 +37,7 @@ FEW = {
         "attention scale off by a millionth",
         "init from another stream",
         "dropout of whole tokens",
+        "softmax in the compute dtype",
         "no update at all",
         "decay on biases and gains",
         "cosine over one update less",

@@ -74,7 +74,7 @@ def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], An
     wrap(patch, s.optimizer.Optimizer, "step", stepped)
 
 
-def _moments(patch: Patch, s: Side, change: Callable[[Any], Any]) -> None:
+def change_moments(patch: Patch, s: Side, change: Callable[[Any], Any]) -> None:
     """`change` on every moment after an update."""
     if s is TORCH:
 
@@ -274,13 +274,13 @@ def bias_correction_in_float32(patch: Patch, s: Side) -> None:
 @mutant("optimizer", UPDATE, LLAMA)
 def moments_in_bfloat16(patch: Patch, s: Side) -> None:
     """Moments in the dtype of the activations."""
-    _moments(patch, s, lambda moment: s.rounded(moment, "bfloat16"))
+    change_moments(patch, s, lambda moment: s.rounded(moment, "bfloat16"))
 
 
 @mutant("optimizer", UPDATE, LLAMA)
 def moments_in_float32(patch: Patch, s: Side) -> None:
     """Moments in float32 inside a float64 path."""
-    _moments(patch, s, lambda moment: s.rounded(moment, "float32"))
+    change_moments(patch, s, lambda moment: s.rounded(moment, "float32"))
 
 
 @mutant("optimizer", UPDATE, LLAMA)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parity import compare
 from parity.compare import Gate
-from parity.probes import decode, model, parts, text
+from parity.probes import decode, lower, model, parts, policy, text
 from parity.probes.sides import SIDES, UNMUTATED, Seen, Side
 
 
@@ -46,6 +46,11 @@ PROBES = {
     "resume": Probe(text.run_resume, text.judge_resume, (compare.ROWS, text.RESUME)),
     "round trip": Probe(text.run_round_trip, text.judge_round_trip, (compare.ROUND_TRIP,)),
     "decode": Probe(decode.run_decode, decode.judge_decode, (compare.LOGITS, compare.CACHE, compare.SAMPLES)),
+    "health": Probe(policy.run_health, policy.judge_health, (compare.HEALTH, compare.ROWS, compare.TRAJECTORY)),
+    "dtypes": Probe(lower.run_dtypes, lower.judge_dtypes, (compare.DTYPES,)),
+    "alone, float32": Probe(lower.run_alone, lower.judge_alone, (compare.ALONE_32, compare.DECAY_32)),
+    "trajectory": Probe(lower.run_trajectory, lower.judge_trajectory, (compare.YARDSTICK,)),
+    "x64": Probe(lower.run_x64, lower.judge_x64, (compare.X64,)),
 }
 
 

@@ -60,12 +60,12 @@ def judge_masks(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
     return {MASKS: mismatches(ours["kept"], theirs["kept"])}
 
 
-def _bare(**more: object) -> RunConfig:
+def bare(**more: object) -> RunConfig:
     """The smallest model that has every kind of parameter: what is looked at is the optimizer."""
     return make_config(VARIANTS["gpt2-like"], model__layers=1, model__width=16, **more)
 
 
-def _give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
+def give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
     """`gradients`, by canonical name, in the place of those of a batch."""
     if s is TORCH:
         for name, parameter in stack.model.named_parameters():
@@ -82,12 +82,12 @@ def _give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
 
 def run_rates(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """With gradients of one and no decay Adam's first moment over its second is one: it moves by the rate."""
-    config = _bare(optimizer__eps=1e-30, optimizer__weight_decay=0)
+    config = bare(optimizer__eps=1e-30, optimizer__weight_decay=0)
     stack = make(s, config, weights_of(config, "initial"), shared)
     ones = {row.name: np.ones(row.shape) for row in parameter_table(config.model)}
     gains = [_gain(s, stack)]
     for update in range(config.train.updates + 1):
-        _give(s, stack, ones)
+        give(s, stack, ones)
         stack.apply(learning_rate(config, update), 1.0, update)
         gains.append(_gain(s, stack))
     return {"rates": -np.diff(gains)}
@@ -103,9 +103,9 @@ def judge_rates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 
 
 def run_decay(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
-    config = _bare()
+    config = bare()
     stack = make(s, config, weights_of(config, state), shared)
-    _give(s, stack, {row.name: np.zeros(row.shape) for row in parameter_table(config.model)})
+    give(s, stack, {row.name: np.zeros(row.shape) for row in parameter_table(config.model)})
     before = stack.export()["parameters"]
     stack.apply(0.1, 1.0, 0)
     return {"ratio": {name: value / before[name] for name, value in stack.export()["parameters"].items()}}
@@ -119,20 +119,20 @@ def judge_decay(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 
 def run_alone(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Gradients of 1e-1 to 1e-9, below Adam's epsilon."""
-    config = _bare()
+    config = bare()
     stack, rows = make(s, config, weights_of(config, state), shared), parameter_table(config.model)
     for update in range(20):
         given = {
             row.name: normal_rows(update, f"gradient/{row.name}", (*row.shape, 1), 10.0 ** -(n % 5 * 2 + 1))[..., 0]
             for n, row in enumerate(rows)
         }
-        _give(s, stack, given)
+        give(s, stack, given)
         stack.apply(1e-3, 0.75, update)
     return stack.export()["parameters"]
 
 
 def judge_alone(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    return {ALONE: displacement(ours, theirs, weights_of(_bare(), state))[0]}
+    return {ALONE: displacement(ours, theirs, weights_of(bare(), state))[0]}
 
 
 def run_norms(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
