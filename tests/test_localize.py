@@ -2,7 +2,6 @@
 
 import functools
 import math
-import random
 import sys
 import types
 
@@ -20,7 +19,6 @@ import torchtrain.attention
 import torchtrain.model
 import torchtrain.trainer
 from coretrain.errors import UserError
-from coretrain.runner import run
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.taps import tap, tapped
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -28,7 +26,6 @@ from parity import localize as localizer
 from parity.localize import compare, jax_recorder, localize, localize_config, localized_tap, search, shrunk
 from parity.pair import SMALL, VARIANTS, batches, jax_logits, make_config, make_pair, scrambled
 from parity.recorders import JaxRecorder
-from parity.runs import compare_runs
 from parity.verdict import judge
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -556,83 +553,6 @@ def test_a_tap_that_cannot_be_read_is_refused_in_one_sentence():
         JaxRecorder(scanned)(jnp.ones(3))
     with pytest.raises(UserError, match="met twice"):
         JaxRecorder(lambda x: tap("x", tap("x", x)).sum())(jnp.ones(3))
-
-
-# --- two runs ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A maker of small runs, each kept; and the first of them."""
-    root = tmp_path_factory.mktemp("runs")
-    rng = random.Random(0)
-    corpus = root / "corpus"
-    corpus.mkdir()
-    for n in range(60):
-        (corpus / f"{n}.txt").write_text(" ".join(rng.choices(["def", "return", "self", "index", "None"], k=80)))
-    small = {
-        "model.layers": 1, "model.width": 32, "model.heads": 4, "model.context": 32, "data.source": corpus,
-        "data.tokenizer": "bytes", "data.validation_fraction": 0.1, "data.cache": root / "cache",
-        "data.prepare_processes": 1, "train.updates": 12, "train.batch_size": 4, "train.eval_interval": 12,
-        "train.eval_batches": 1, "train.sample_tokens": 0, "schedule.warmup_updates": 3,
-        "journal.tensorboard": "false", "execution.device": "cpu", "execution.compile": "off",
-    }  # fmt: skip
-
-    @functools.cache
-    def make(name, stack="torch", *more):
-        trainer = {"torch": TorchTrainer, "jax": JaxTrainer}[stack]
-        fields = [f"--{key}={value}" for key, value in small.items()]
-        assert run([*fields, f"--output={root / name}", *more], stack, trainer) == 0
-        return root / name
-
-    return make
-
-
-def test_two_equal_runs(runs):
-    verdict = compare_runs(runs("a"), runs("again")).verdict
-    assert verdict.kind == "same"
-    assert "bit for bit" in verdict.sentence
-
-
-def test_runs_of_both_stacks_part_by_rounding_only(runs):
-    verdict = compare_runs(runs("a"), runs("jax", "jax")).verdict
-    assert verdict.kind == "rounding or kernel", verdict.sentence
-    assert verdict.error < 1e-5
-
-
-def test_runs_whose_data_or_schedule_differ(runs):
-    verdict = compare_runs(runs("a"), runs("seed", "torch", "--train.seed=7")).verdict
-    assert (verdict.kind, verdict.tap) == ("data", "batch of update 0")
-    assert "train.seed" in verdict.sentence
-    verdict = compare_runs(runs("a"), runs("longer", "torch", "--schedule.warmup_updates=4")).verdict
-    assert (verdict.kind, verdict.tap) == ("schedule", "learning rate of update 0")
-    verdict = compare_runs(runs("a"), runs("end", "torch", "--schedule.min_lr=1e-5")).verdict
-    assert verdict.kind == "schedule"
-    assert verdict.tap == "learning rate of update 4"
-
-
-def test_runs_that_part_at_a_known_update(runs, monkeypatch):
-    """A step that goes wrong from the sixth on: the loss of the seventh, update 6, shows it."""
-    correct = runs("a")
-    original, count = torchtrain.trainer.Optimizer.step, []
-
-    def step(self, lr, factor):
-        count.append(0)
-        original(self, 3 * lr if len(count) > 5 else lr, factor)
-
-    monkeypatch.setattr(torchtrain.trainer.Optimizer, "step", step)
-    report = compare_runs(correct, runs("wrong"))
-    assert (report.verdict.kind, report.verdict.tap) == ("algorithm", "loss of update 6")
-    assert "the configs agree" in report.verdict.sentence
-    assert any(row.stage == "first_moment" and row.error > 0 for row in report.rows)
-
-
-def test_runs_of_another_model_or_none(runs, tmp_path):
-    verdict = compare_runs(runs("a"), runs("norm", "torch", "--model.norm=layernorm")).verdict
-    assert (verdict.kind, verdict.tap) == ("algorithm", "loss of update 0")
-    assert "model.norm" in verdict.sentence
-    with pytest.raises(UserError, match=r"no config\.json"):
-        compare_runs(runs("a"), tmp_path)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
