@@ -2,14 +2,16 @@
 
     python -m parity.localize                           # both stacks on the preset `tiny`, shrunk
     python -m parity.localize gpt2-124m --layers 3 --width 96 --optimizer.beta2 0.999
-    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm
+    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm,
+                                                        # between which checkpoints, and the replay from the last good
     python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
 
 A table and a verdict on the terminal; the picture, the text and the inputs in `--output` (default runs/localize-TIME).
 
 For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
-call `tap("name", value)` (`coretrain.taps`) at the same places; `hooked` taps the modules of a torch model that can't
-be changed. `compare` takes what was recorded by other means. `parity/example.py` is an example.
+call `tap("name", value)` (`coretrain.taps`) at the same places; `localize_module` takes a torch module as it is, and
+`hooked` taps one that is part of something else. `compare` takes what was recorded by other means. `parity/example.py`
+is an example.
 
     report = localize(torch_function, jax_function, {"x": x, "weight": weight})
     report.show()
@@ -59,6 +61,7 @@ __all__ = [
     "jax_recorder",
     "localize",
     "localize_config",
+    "localize_module",
     "localized_tap",
     "record_torch",
     "search",
@@ -132,6 +135,32 @@ def localize(
         rows = below if verdict.kind != "same" else rows
     evidence = {f"input/{name}": np.asarray(value) for name, value in inputs.items()}
     return Report(title, rows, verdict, evidence | evidence_of(verdict, ours, seated or theirs))
+
+
+def localize_module(
+    module: torch.nn.Module,
+    jax_function: Callable[..., jax.Array],
+    inputs: Tensors,
+    taps: Sequence[str],
+    **options: Any,
+) -> Report:
+    """`localize` for a torch module called with `inputs` by name, the outputs of its submodules `taps` being tapped.
+
+    Its parameters join the inputs under their own names, scrambled: each element by up to 0.2 (seed 0), so that no bias
+    is zero and no gain one. `options` are those of `localize`.
+    """
+    rng = np.random.default_rng(0)
+    weights = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    weights = {name: value + rng.uniform(-0.2, 0.2, value.shape) for name, value in weights.items()}
+
+    def torch_function(**named: Tensor) -> Tensor:
+        parameters = {name: named.pop(name) for name in weights}
+        with hooked({module.get_submodule(name): name for name in taps}):
+            output = torch.func.functional_call(module, parameters, (), named)
+        return output[0] if isinstance(output, tuple) else output
+
+    options.setdefault("title", f"{type(module).__name__}, torch and JAX")
+    return localize(torch_function, jax_function, {**inputs, **weights}, **options)
 
 
 def _direction(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -516,7 +516,7 @@ def test_the_example(planted, tmp_path):
     assert (tmp_path / "localize.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "localize.npz", allow_pickle=False) as file:
         assert ("torch/mlp.act" in file) == planted
-        assert file["input/x"].shape == (2, 16, 32)
+        assert file["input/hidden_states"].shape == (2, 16, 32)
 
 
 def test_localize_names_a_missing_tap_a_shape_and_a_gradient():
