@@ -237,7 +237,8 @@ def localize_config(
         if any(row.parts for row in stage):
             break
     verdict = judge(rows)
-    title = title or f"{config.name}: {config.model.layers} layers, {config.model.width} wide"
+    layers = config.model.layers
+    title = title or f"{config.name}: {layers} layer{'s' * (layers > 1)}, {config.model.width} wide"
     if verdict.kind == "same" and below is not None:
         batch = evidence["batch"]
         stacks[0].adopt({"parameters": weights}, 0)
