@@ -10,9 +10,9 @@ import torchtrain.model
 import torchtrain.trainer
 from coretrain.taps import tap, tapped
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity import localize as localizer
 from parity.localize import localize_config, search
 from parity.pair import VARIANTS, batches, jax_logits, make_config, make_pair
+from parity.search import jax_taps, torch_taps
 from parity.verdict import judge
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -51,8 +51,8 @@ def test_the_function_before_comes_back_whatever_happens():
 def test_both_stacks_have_the_same_taps_in_the_same_order(variant):
     config, weights, stack, recorder = sides(variant)
     batch = batches(config, 1)[0]
-    ours, _ = localizer.torch_taps(TorchTrainer(config, weights), batch, 0)
-    theirs, _ = localizer.jax_taps(stack, recorder, batch, 0)
+    ours, _ = torch_taps(TorchTrainer(config, weights), batch, 0)
+    theirs, _ = jax_taps(stack, recorder, batch, 0)
     assert list(ours.values) == list(theirs.values)
     assert ours.values.keys() - {"logits"} == ours.cotangents.keys()
     block = "norm1 q k v attention out residual1 norm2 up activation down residual2"
