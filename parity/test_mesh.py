@@ -32,6 +32,8 @@ SHAPES: list[Case] = [
     (LLAMA, {"fsdp": 2, "tensor": 4}, None),
     (LLAMA, {"data": 2, "context": 4}, None),
     (MUON, {"data": 2, "fsdp": 2, "tensor": 2}, None),
+    (GPT, {"pipeline": 2, "data": 2, "tensor": 2}, None),
+    (LLAMA, {"pipeline": 4, "fsdp": 2}, None),
 ]
 PLANTED: list[Case] = [
     (LLAMA if bug == "hidden gradient not summed" else GPT, {"data": 2, "fsdp": 2, "tensor": 2}, bug) for bug in BUGS
@@ -48,7 +50,8 @@ def _sweep() -> list[Case]:
         axes = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": context}
         axes = {axis: size for axis, size in axes.items() if size > 1}
         cases += [(GPT, axes, None)] if tensor == 8 else [(GPT, axes, None), (LLAMA, axes, None)]
-    return cases
+    stages = ({}, {"data": 2}, {"fsdp": 2}, {"tensor": 2}, {"context": 2}, {"fsdp": 2, "tensor": 2})
+    return cases + [(LLAMA, {"pipeline": 2, **axes}, None) for axes in stages]
 
 
 class Worker:
