@@ -3,16 +3,19 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from coretrain.errors import UserError
 from coretrain.layout import Layout
 from coretrain.parameters import initial_parameters
 from jaxtrain.attention import KERNELS
-from jaxtrain.model import abstract_model, dotted
+from jaxtrain.model import GPT, abstract_model, dotted
 from jaxtrain.parallel import choose_devices
 from jaxtrain.plan_step import abstract_step
-from jaxtrain.sharding import ShardingRules, jax_axes
+from jaxtrain.sharding import AXES, Sharding, ShardingRules, jax_axes
 from jaxtrain.tensors import LazyTensors, exported, initial_tensors, placed
 
 CPU = jax.devices("cpu")[0]
@@ -87,6 +90,21 @@ def test_kernels_that_cannot_split_a_row_say_so(small_config):
         device = type("Device", (), {"platform": platform})()
         bfloat16 = config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "bfloat16"})})
         assert "parallel.context = 2" in KERNELS[name].obstacle(bfloat16, device)
+
+
+@pytest.mark.parametrize("policy", ["none", "matmuls", "full"])
+def test_gathered_weights_are_not_kept_for_the_backward_pass(policy, small_config, capsys):
+    """With fsdp a device would else hold the whole model once more, in the compute dtype."""
+    config = small_config(precision__compute="bfloat16", execution__checkpoint_activations=policy, model__bias="false")
+    mesh = AbstractMesh((1, 1, 4, 1, 1), AXES)  # enough to trace
+    sharding = Sharding(mesh, config.model)
+    graph, params = nnx.split(nnx.eval_shape(lambda: GPT(config, "plain", sharding)))
+    tokens = jax.ShapeDtypeStruct((4, 24), np.int32)
+    print_saved_residuals(lambda p, t: nnx.merge(graph, p)(t).astype(np.float32).sum(), params, tokens)
+    kept = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+    shapes = {"[2,32,32]", "[2,32,128]", "[2,128,32]"}  # of the blocks' matrices, stacked; the scan keeps them so
+    assert [what for what in kept if what.startswith("bf16") and what.removeprefix("bf16") in shapes] == []
+    assert kept
 
 
 def body(lowered) -> list[str]:
