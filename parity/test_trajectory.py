@@ -5,43 +5,29 @@ import functools
 import numpy as np
 import pytest
 
-from coretrain.schedule import clip_factor, learning_rate
+from parity.ahead import needs, shared
 from parity.compare import YARDSTICK, displacement, facts, hold
-from parity.pair import BASIC, VARIANTS, WEIGHTS, batches, make_config, shared
+from parity.pair import BASIC, VARIANTS, WEIGHTS, make_config
+from parity.probes.lower import UPDATES, moved, train
 from torchtrain.trainer import Trainer as TorchTrainer
 
-UPDATES = 200
 
-
-def train(stack, config):
-    """(losses, parameters) of UPDATES updates on a few batches."""
-    losses = []
-    for update, batch in enumerate(batches(config, 4) * (UPDATES // 4)):
-        loss, norm = stack.gradients(batch, update, 1.0)
-        stack.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
-        losses.append(loss)
-    return np.array(losses), stack.export()["parameters"]
-
-
-def moved(weights):
-    """Every weight one unit in the last place up or down, by turns."""
-    result = {}
-    for name, value in weights.items():
-        up = np.indices(value.shape).sum(0) % 2 == 0
-        result[name] = np.where(up, np.nextafter(value, np.float32(np.inf)), np.nextafter(value, np.float32(-np.inf)))
-    return result
+def in_float32(variant):
+    """A variant as a run would take it."""
+    return make_config(VARIANTS[variant], precision__compute="float32", execution__attention="auto")
 
 
 @functools.cache
 def runs(variant):
     """Losses and final parameters of torch, of JAX, and of torch from weights 1 ULP away."""
-    config = make_config(VARIANTS[variant], precision__compute="float32", execution__attention="auto")
+    config = in_float32(variant)
     pair = shared(config)
     start = WEIGHTS["initial"](config)
     pair.reset(start)
     return start, pair.apart, [train(s, config) for s in (*pair.stacks, TorchTrainer(config, moved(start)))]
 
 
+@needs(in_float32)
 @pytest.mark.parametrize("variant", BASIC)
 def test_the_stacks_drift_apart_no_faster_than_one_bit_does(variant):
     """Key biases without a gradient are apart: Adam makes whole steps of their noise."""
