@@ -106,16 +106,17 @@ def _over_chunks(
         logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
+        if axes:
+            target = jnp.where(columns == label[:, None], logits, 0).sum(1, keepdims=True)  # on one of the devices
+        else:
+            target = jnp.take_along_axis(logits, label[:, None], 1)
         peak = logits.max(1, keepdims=True)
         if axes:
             peak = jax.lax.pmax(peak, axes)
         weights = jnp.exp(logits - peak)
         total = weights.sum(1, keepdims=True)
         if axes:
-            target = jnp.where(columns == label[:, None], logits, 0).sum(1, keepdims=True)  # on one device of them
             total, target = jax.lax.psum((total, target), axes)
-        else:
-            target = jnp.take_along_axis(logits, label[:, None], 1)
         loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
         if not trained:
             return (loss, d_weight), jnp.zeros((), h.dtype)

@@ -319,8 +319,10 @@ def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | No
     return functools.partial(jax.checkpoint, policy=saved, prevent_cse=False)(block)
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name != "sharding_constraint"
+def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A policy of jax.checkpoint: keep all but what `Sharding.in_use` gathers, a constraint with its own gradient."""
+    inner = parameters.get("call_jaxpr")
+    return inner is None or not inner.eqns or inner.eqns[-1].primitive.name != "sharding_constraint"
 
 
 def build_model(

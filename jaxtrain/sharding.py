@@ -116,26 +116,29 @@ class Sharding:
         axes = axes[1:] if axes[0] == "layers" else axes
         if self.size("fsdp") == 1 or self.rules.spec(axes) == self.rules.spec(axes, ("fsdp",)):
             return leaf
-        if path != "embed.position":  # which is added to the token's embedding before that is cast
-            leaf = leaf.astype(dtype)  # half the bytes to gather
-        return _gather(leaf, self.named(*axes, without=("fsdp",)), self.named(*axes))
+        if path == "embed.position":  # which is added to the token's embedding before that is cast
+            dtype = leaf.dtype
+        return _gather(leaf, dtype, self.named(*axes, without=("fsdp",)), self.named(*axes))
 
     def put(self, host: np.ndarray, *axes: str | None) -> Array:
         """An array that every process has whole, as a global one of which each device gets its part."""
         return jax.make_array_from_callback(host.shape, self.named(*axes), lambda index: host[index])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(leaf: Array, whole: NamedSharding, part: NamedSharding) -> Array:
-    return jax.lax.with_sharding_constraint(leaf, whole)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> Array:
+    # cast first: half the bytes to gather
+    return jax.lax.with_sharding_constraint(leaf.astype(dtype), whole)
 
 
-def _gather_forward(leaf: Array, whole: NamedSharding, part: NamedSharding) -> tuple[Array, None]:
-    return _gather(leaf, whole, part), None
+def _gather_forward(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> tuple[Array, Array]:
+    return _gather(leaf, dtype, whole, part), jnp.zeros((), leaf.dtype)
 
 
-def _gather_backward(whole: NamedSharding, part: NamedSharding, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient, part),)
+def _gather_backward(
+    dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding, master: Array, gradient: Array
+) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, part).astype(master.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -77,7 +77,8 @@ def placed(
 
     The vocabulary is padded to `multiple`. Only this process's shards are made, from one tensor at a time.
     """
-    by_path = _by_path(model)
+    names = frozenset(tensors)  # asking a lazy mapping whether it has one may read it
+    by_path = {path: [row for row in rows if row.name in names] for path, rows in _by_path(model).items()}
     return {path: _placed(by_path[path], template, tensors, multiple) for path, template in templates.items()}
 
 
@@ -86,8 +87,6 @@ def _placed(rows: list[Parameter], template: jax.ShapeDtypeStruct, tensors: Tens
     places = {_bounds(i, shape): i for i in sharding.addressable_devices_indices_map(shape).values()}
     parts = {bounds: np.zeros([stop - start for start, stop in bounds], template.dtype) for bounds in places}
     for row in rows:
-        if row.name not in tensors:
-            continue
         value = np.asarray(tensors[row.name])
         value = pad_vocab(row, value.T if row.transposed else value, multiple)
         for bounds, part in parts.items():

@@ -1,4 +1,8 @@
-"""The stack that the training loop drives: gradients, updates, evaluation and state of one model, in JAX."""
+"""The stack that the training loop drives: gradients, updates, evaluation and state of one model, in JAX.
+
+`Programs`, `programs` and `choose_layers` have no twin: they say what would be compiled, before there is any array, for
+`plan_step.py` too.
+"""
 
 from __future__ import annotations
 

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-import jaxtrain.attention
-import jaxtrain.data
-import jaxtrain.generate
-import jaxtrain.model
-import jaxtrain.optimizer
-import jaxtrain.trainer
 from coretrain.config import RunConfig
-from coretrain.parameters import parameter_table
+from coretrain.parameters import parameter_table, to_jax_tree
 from coretrain.randomness import normal_rows
 from coretrain.schedule import learning_rate
 from coretrain.tables import dropout_keys
@@ -73,7 +67,7 @@ def give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
             parameter.grad[: len(gradients[name])] = torch.from_numpy(gradients[name])
         return
     config = stack.config
-    tree = jaxtrain.model.to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
+    tree = to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
     flat = dict(nnx.to_flat_state(stack.params))
     stack.grads = nnx.from_flat_state(
         {path: leaf.replace(jnp.asarray(tree[".".join(path)], leaf.dtype)) for path, leaf in flat.items()}
