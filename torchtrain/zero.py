@@ -90,7 +90,8 @@ class Zero:
         units = _Units(place) if place.tensor.size > 1 else None
         if self.stage == 3:
             # not dtype=torch.float32: 0.19.8 makes bfloat16 of it on a CPU; from the settings it takes float32
-            with deepspeed.zero.Init(config_dict_or_path=settings, mpu=units):
+            shards = place.data.group if units else None  # none: all processes
+            with deepspeed.zero.Init(config_dict_or_path=settings, data_parallel_group=shards, mpu=units):
                 self.model = GPT(config, kernel, place.tensor)
                 module = _MicroLoss(self.model, micro_loss(self.model))
             for user in (self.model, module):  # both use weights that belong to modules inside them
