@@ -134,10 +134,14 @@ class Loop:
         journal: Journal,
         progress: Progress,
         world: World | None = None,
+        at: Callable[[str], None] = lambda place: None,
     ) -> None:
-        """`world` are the processes that run this loop in step; all of them see the same loss and norm."""
+        """`world` are the processes that run this loop in step; all of them see the same loss and norm.
+
+        `at` is told what the loop is about to do.
+        """
         self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
-        self.progress, self.world = progress, world or World()
+        self.progress, self.world, self.at = progress, world or World(), at
         self.health = HealthMonitor(config.health)
         if progress.health:
             self.health.load(progress.health)
@@ -157,7 +161,9 @@ class Loop:
                 started = time.perf_counter()
                 update = self.progress.update
 
+                self.at(f"the batch of update {update}")
                 batch = next(batches)
+                self.at(f"the gradients of update {update}")
                 loss, norm = stack.gradients(batch, update, self.scale.scale if self.scale else 1.0)
 
                 if self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
@@ -174,6 +180,7 @@ class Loop:
                     batches = self.roll_back()
                     continue
 
+                self.at(f"the end of update {update}")
                 lr = learning_rate(config, update)
                 if action == "apply":
                     scale = self.scale.scale if self.scale else 1.0
@@ -226,6 +233,7 @@ class Loop:
 
     def evaluate(self) -> float:
         """Validation loss in nats a token, journalled with bits per byte."""
+        self.at(f"the evaluation after update {self.progress.update}")
         total, targets = 0.0, 0
         for batch in validation_batches(self.data, self.config):
             total += self.stack.evaluate(batch)
@@ -237,6 +245,7 @@ class Loop:
 
     def save(self, validation: float | None = None, wait: bool = False) -> None:
         """Start a checkpoint of the present state; with `wait`, finish it too."""
+        self.at(f"the save after update {self.progress.update}")
         self.commit_save()
         best = self.progress.best
         if validation is not None and math.isfinite(validation) and (not best or validation < best["val_loss"]):
@@ -264,6 +273,7 @@ class Loop:
         if self.pending is None or not (wait or self.world.all(self.stack.saved())):
             return
         folder, progress = self.pending
+        self.at(f"the end of the save after update {progress.update}")
         try:
             self.world.together(self.stack.wait)
             self.world.by_first(lambda: self.seal_save(folder, progress))

@@ -30,6 +30,7 @@ from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
 from coretrain.sampling import Sampling
 from coretrain.spawn import environment_alone, launched, spawn
+from coretrain.watch import Watch
 from coretrain.world import World
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -71,10 +72,11 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
             progress = restored
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.by_first(lambda: begin_folder(folder, config, data))
-    with (
-        Journal(folder, config, stack_name, progress.update, stack.device_name) if world.first else SilentJournal() as j
-    ):
-        j.header(
+    line = f"python -m {module}.run --resume {folder}" + (" --spawn" if command.spawn else "")
+    first = world.first
+    journal = Journal(folder, config, stack_name, progress.update, stack.device_name) if first else SilentJournal()
+    with journal, Watch(folder, world, config.parallel.timeout, line) as watch:
+        journal.header(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
                 "machine": list(stack.describe()),
@@ -83,14 +85,16 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
                 "batch": batch_sentence(config, data.train.tokens),
             }
         )
-        loop = Loop(config, stack, data, folder, j, progress, world)
+        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
         status = loop.train()
         if status == "finished":
+            watch.at("the export")
             export(stack, config, loop.progress, folder, world)
+            watch.at("the sample")
             loop.sample()
-        j.close(status, best=loop.progress.best)
-    if status != "finished" and world.first:
-        print(f"{status} after update {loop.progress.update}; go on with: python -m {module}.run --resume {folder}")
+        journal.close(status, best=loop.progress.best)
+    if status != "finished" and first:
+        print(f"{status} after update {loop.progress.update}; go on with: {line}")
     return 1 if status == "stopped" else 0
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from coretrain.checkpoint import write_atomically
-from parity import compare, mutants, pair
+from parity import ahead, compare, mutants, pair
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 _outcome: dict[str, Any] = {"failures": [], "skipped": [], "started": time.time()}
@@ -39,11 +39,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def float64_is_really_on(tmp_path_factory):
+def float64_is_really_on(request, tmp_path_factory):
     """float64 in JAX can be off without a word; and nothing that is compiled here may outlast the session."""
     assert jax.numpy.zeros(1).dtype == "float64", "jax_enable_x64 came too late: an array was made before it"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pair.SMALL, "data.cache", str(tmp_path_factory.mktemp("cache")))
+        ahead.start(ahead.needed(request.session.items))
+        yield
+        ahead.stop()
+
+
+@pytest.fixture
+def alone():
+    """For tests that patch a stack: no pair is made ahead meanwhile, it would be traced with the bug in it."""
+    with ahead.alone():
         yield
 
 

@@ -230,7 +230,7 @@ def test_every_operation_against_the_policy(variant, dtype):
 
 
 @pytest.mark.parametrize("stack", ["torch", "jax"])
-def test_a_norm_in_bfloat16_is_seen(stack, monkeypatch):
+def test_a_norm_in_bfloat16_is_seen(stack, monkeypatch, alone):
     """What the audit is for: this changes a bfloat16 run by less than its noise."""
     if stack == "torch":
 

@@ -22,10 +22,12 @@ from coretrain.parameters import initial_parameters, padded_vocab, parameter_tab
 from coretrain.randomness import dropout_mask
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.tables import dropout_keys
+from parity.ahead import in_float64, needs, shared
 from parity.compare import DECAY, INITIAL, MASKS, RATE, RATE_USED, ROUND_TRIP, ROWS, TABLE, hold, mismatches
-from parity.pair import BASIC, VARIANTS, batches, make_config, make_pair, scrambled, shared
+from parity.pair import BASIC, VARIANTS, batches, make_config, make_pair, scrambled
 
 
+@needs(in_float64)
 @pytest.mark.parametrize("variant", BASIC)
 def test_the_table_against_both_trees(variant):
     config = make_config(VARIANTS[variant])
@@ -239,6 +241,7 @@ def measured():
     return make_pair(make_config(VARIANTS["llama-like"] | rule))
 
 
+@needs(in_float64)
 @pytest.mark.parametrize("variant", [*BASIC, "llama-like with biases, tied, muon"])
 def test_a_checkpoint_goes_there_and_back(variant, tmp_path):
     """Torch's state to files, into JAX, to files, into torch: parameters and moments bit for bit, and the progress."""

@@ -13,8 +13,9 @@ import jaxtrain.generate
 import jaxtrain.model
 import torchtrain.model
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from parity.ahead import shared
 from parity.compare import CACHE, SAMPLES, hold, nrel
-from parity.pair import BASIC, VARIANTS, jax_logits, make_config, make_pair, scrambled, shared, torch_logits
+from parity.pair import BASIC, VARIANTS, jax_logits, make_config, make_pair, scrambled, torch_logits
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]

@@ -17,6 +17,7 @@ import jaxtrain.attention
 import torchtrain.attention
 from coretrain.config import RunConfig
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.ahead import shared
 from parity.compare import COMPILED, SPLIT, X64, hold, mismatches, nrel, worst_tensor
 from parity.pair import (
     GPT2,
@@ -26,7 +27,6 @@ from parity.pair import (
     make_config,
     noise_only,
     scrambled,
-    shared,
     torch_gradients,
 )
 from torchtrain.trainer import Trainer as TorchTrainer

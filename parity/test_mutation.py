@@ -11,6 +11,7 @@ from parity.compare import hold
 from parity.mutants import FEW, LOCATED, MATRIX, MUTANTS, identity, kill, locate, matrix_lines, unmutated
 from parity.probes import PROBES
 
+pytestmark = pytest.mark.usefixtures("alone")
 QUICK = [m for m in MUTANTS if m.name in FEW[m.side]]
 FOUND = [m for m in MUTANTS if m.tap]
 PLACES = {(m.side, m.probe, m.variant, m.state): m for m in MUTANTS}

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import jaxtrain.model
 import torchtrain.model
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.ahead import needs, shared
 from parity.compare import NORMS_32, budget, facts, hold, nrel, worst_tensor
 from parity.pair import (
     BASIC,
@@ -22,7 +23,6 @@ from parity.pair import (
     make_config,
     noise_only,
     scrambled,
-    shared,
     torch_gradients,
     torch_logits,
 )
@@ -44,16 +44,21 @@ def reference(variant):
     return pair.start, torch_logits(pair.torch, batch[:, :-1], 3), torch_gradients(pair.torch)
 
 
-@functools.cache
-def rounded(variant, dtype, stack, device, fast=False):
-    """(error of the logits, of the worst gradient, its name) of a stack on a device."""
-    config = make_config(
+def config_of(variant, dtype, device="cpu", fast=False):
+    """What a run on this device would take; test_kernels.py has each kernel alone."""
+    return make_config(
         VARIANTS[variant],
         precision__compute=dtype,
         precision__fast_matmul=fast,
         execution__device=device,
-        execution__attention="auto",  # what a run on this device would take; test_kernels.py has each kernel alone
+        execution__attention="auto",
     )
+
+
+@functools.cache
+def rounded(variant, dtype, stack, device, fast=False):
+    """(error of the logits, of the worst gradient, its name) of a stack on a device."""
+    config = config_of(variant, dtype, device, fast)
     weights, _, _ = reference(variant)
     if stack == "torch":
         trainer, logits, gradients = TorchTrainer(config, weights), torch_logits, torch_gradients
@@ -76,6 +81,7 @@ def errors(trainer, logits, gradients, variant, scale=1.0):
     return nrel(logits(trainer, batch[:, :-1], 3), exact_logits), worst, name
 
 
+@needs(lambda variant, dtype: config_of(variant, dtype))
 @pytest.mark.parametrize("variant", BASIC)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_within_its_budget(variant, dtype, device):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from coretrain.schedule import clip_factor, learning_rate
+from parity.ahead import needs, shared
 from parity.compare import YARDSTICK, displacement, facts, hold
-from parity.pair import BASIC, VARIANTS, WEIGHTS, batches, make_config, shared
+from parity.pair import BASIC, VARIANTS, WEIGHTS, batches, make_config
 from torchtrain.trainer import Trainer as TorchTrainer
 
 UPDATES = 200
@@ -32,16 +33,22 @@ def moved(weights):
     return result
 
 
+def in_float32(variant):
+    """A variant as a run would take it."""
+    return make_config(VARIANTS[variant], precision__compute="float32", execution__attention="auto")
+
+
 @functools.cache
 def runs(variant):
     """Losses and final parameters of torch, of JAX, and of torch from weights 1 ULP away."""
-    config = make_config(VARIANTS[variant], precision__compute="float32", execution__attention="auto")
+    config = in_float32(variant)
     pair = shared(config)
     start = WEIGHTS["initial"](config)
     pair.reset(start)
     return start, pair.apart, [train(s, config) for s in (*pair.stacks, TorchTrainer(config, moved(start)))]
 
 
+@needs(in_float32)
 @pytest.mark.parametrize("variant", BASIC)
 def test_the_stacks_drift_apart_no_faster_than_one_bit_does(variant):
     """Key biases without a gradient are apart: Adam makes whole steps of their noise."""
