@@ -78,6 +78,7 @@ class Case:
     fields: Mapping[str, Any]
     updates: int = UPDATES
     start: int = 0
+    """With `load`: the first update. One was skipped before."""
     bad: int = -1
     """An update whose gradients are infinite."""
     load: str = ""
@@ -113,7 +114,7 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
     config = case.config()
     with planted(case.bug, world):
         trainer = Trainer(config, weights(config))
-        applied = case.start
+        applied = max(0, case.start - 1)
         if case.load:
             folder = Path(case.load)
             native = (folder / "state").is_dir()

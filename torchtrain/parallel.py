@@ -26,8 +26,6 @@ from coretrain.world import PeerError, World
 
 BUCKET = 2**24
 """Numbers of gradient that are summed over the data axis in one collective."""
-GRACE = 5.0
-"""Seconds in which those that are left say that they are, once one has failed."""
 
 
 def join(config: RunConfig) -> World:
@@ -43,7 +41,7 @@ def join(config: RunConfig) -> World:
     cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    timeout = datetime.timedelta(seconds=config.parallel.timeout)
+    timeout = datetime.timedelta(seconds=2 * config.parallel.timeout)  # coretrain.watch names who hangs before that
     alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     return Processes(timeout)
@@ -94,36 +92,17 @@ class Processes(World):
     def __init__(self, timeout: datetime.timedelta) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None
-        self._timeout, self._count = timeout, 0
 
     def gather(self, text: str) -> list[str]:
-        """Each process's text, by rank, on all of them. Raises `PeerError` that names who didn't answer in time."""
-        self._count += 1
+        """Each process's text, by rank, on all of them. Raises `PeerError` where one of them is gone."""
         words: list[str] = [""] * self.size
         try:
             dist.all_gather_object(words, text, group=self._words)
         except RuntimeError as error:
-            raise PeerError(self._silent()) from error
+            raise PeerError(
+                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume"
+            ) from error
         return words
-
-    def _silent(self) -> str:
-        store, key = dist.distributed_c10d._get_default_store(), f"twintrain/{self._count}"
-        way_out = "see its own output, and go on with --resume"
-        try:
-            store.set(f"{key}/{self.rank}", "here")
-            silent = [rank for rank in range(self.size) if not _answers(store, f"{key}/{rank}")]
-        except RuntimeError:
-            return f"rank 0, which holds the list of processes, is gone: {way_out}"
-        who = ", ".join(map(str, silent)) or "of another process"
-        return f"rank {who} did not answer within parallel.timeout = {self._timeout.seconds} s, or is gone: {way_out}"
-
-
-def _answers(store: Any, key: str) -> bool:
-    try:
-        store.wait([key], datetime.timedelta(seconds=GRACE))
-    except dist.DistStoreError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
