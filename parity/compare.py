@@ -120,7 +120,7 @@ SHARED = Gate(
 )
 # An error of float32 against float64 over that of one process: each is a draw of the same rounding.
 SHARED_32 = Gate(
-    "torch ZeRO, float32, in one process's rounding", 4, 1.4, "a norm of the shard, a tied weight untied", "scale"
+    "torch ZeRO, float32, in one process's rounding", 4, 1.0, "a norm of the shard, a tied weight untied", "scale"
 )
 APART = Gate("torch processes, figures that differ between them", 0, 0, "a decision taken on a part", "scale")
 GATES = [
