@@ -54,3 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
             settle(*wishes)
         except UserError as error:
             raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow sweeps run where `-m` names them or a test is asked for by its id."""
+    asked = "slow" in (config.option.markexpr or "") or any("::" in str(word) for word in config.args)
+    left = [] if asked else [item for item in items if item.get_closest_marker("slow")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
