@@ -58,6 +58,11 @@ def _refuse(config: RunConfig) -> None:
             f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
             "larger train.accumulation for long rows, or train with jaxtrain"
         )
+    if p.pipeline > 1:
+        raise UserError(
+            f"parallel.pipeline = {p.pipeline} is for JAX: in torch set parallel.tensor within a machine and "
+            "parallel.zero = 3 across machines, which share the layers' weights too"
+        )
     for name in ("coordinator", "hosts", "host"):
         if getattr(p, name) is not None:
             raise UserError(
