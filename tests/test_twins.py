@@ -10,6 +10,8 @@ STACKS = ("torchtrain", "jaxtrain")
 WITHOUT_TWIN = {
     # DeepSpeed around torch's update: in JAX sharded arrays do that, in parallel.py
     "zero.py",
+    # the stages of torch's pipeline
+    "pipeline.py",
 }
 FILES = sorted({path.name for stack in STACKS for path in (ROOT / stack).glob("*.py")} - WITHOUT_TWIN)
 ONE_SIDED = {
@@ -26,7 +28,7 @@ ONE_SIDED = {
     },  # fmt: skip
     "attention.py": {"splash_attention"},
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows
-    "model.py": {"dotted", "fill", "part_of", "block"},
+    "model.py": {"dotted", "fill", "hold", "part_of", "block"},
     # torch: process groups and the sums over them that the compiler puts in for JAX
     "parallel.py": {"BUCKET", "Processes", "Axis", "ALONE", "Place", "enter", "leave", "place_of"},
     # How long a compilation pays: torch chooses whether to compile, JAX whether to keep what it compiled

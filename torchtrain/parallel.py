@@ -58,10 +58,15 @@ def _refuse(config: RunConfig) -> None:
             f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
             "larger train.accumulation for long rows, or train with jaxtrain"
         )
-    if p.pipeline > 1:
+    if p.pipeline > 1 and p.zero:
         raise UserError(
-            f"parallel.pipeline = {p.pipeline} is for JAX: in torch set parallel.tensor within a machine and "
-            "parallel.zero = 3 across machines, which share the layers' weights too"
+            f"parallel.zero = {p.zero} hooks into a backward pass of its own, and parallel.pipeline = {p.pipeline} "
+            "has another: set one of them to its default"
+        )
+    if p.tensor > 1 and config.optimizer.name == "muon":
+        raise UserError(
+            f"parallel.tensor = {p.tensor} cuts matrices, which Muon orthogonalizes whole: "
+            "use optimizer.name = adamw, or parallel.tensor = 1"
         )
     for name in ("coordinator", "hosts", "host"):
         if getattr(p, name) is not None:
@@ -154,6 +159,8 @@ class Place:
     """Whether `torch.distributed` runs."""
 
     rank: int = 0
+    ends: Any = None
+    """The process group of the first and the last stage, for a tied head."""
 
     @property
     def size(self) -> int:
@@ -256,6 +263,12 @@ def _place(layout: Layout) -> Place:
                 mine = group if rank in ranks else mine
         return Axis(size, index, mine)
 
+    ends = None
+    for a in range(D):
+        for b in range(T):
+            ranks = [(a * P + k) * T + b for k in (0, P - 1)]
+            group = dist.new_group(ranks) if P > 1 else None
+            ends = group if rank in ranks else ends
     return Place(
         layout,
         axis(D, d, lambda a, b: [(k * P + a) * T + b for k in range(D)], (P, T)),
@@ -263,4 +276,5 @@ def _place(layout: Layout) -> Place:
         axis(T, t, lambda a, b: [(a * P + b) * T + k for k in range(T)], (D, P)),
         True,
         rank,
+        ends,
     )
