@@ -25,7 +25,7 @@ ONE_SIDED = {
         "fragment",
         "replicated",
         "replicated_names",
-    },  # fmt: skip
+    },
     "attention.py": {"splash_attention"},
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows
     "model.py": {"dotted", "fill", "hold", "part_of", "block"},

@@ -20,7 +20,7 @@ from coretrain.data import Data
 from coretrain.errors import UserError
 from coretrain.layout import rows_of
 from coretrain.memory import keep_freed_memory
-from coretrain.parameters import InitialParameters
+from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
 from torchtrain.attention import Choice, choose_kernel
@@ -95,7 +95,8 @@ class Trainer:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
         if tensors is None:
-            tensors = InitialParameters(config.model, config.train.seed)
+            start = InitialParameters if self.place.talks else initial_parameters  # one at a time; all of them at once
+            tensors = start(config.model, config.train.seed)
         self.saving: Future[None] | None = None
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
@@ -114,7 +115,7 @@ class Trainer:
             self.pipeline = Pipeline(config, self.model, self.place)
         else:
             self.model = build_model(config, self.kernel.name, tensors, self.device, tensor)
-        self.optimizer = Optimizer(config, self.model, tensor)
+        self.optimizer = Optimizer(config, self.model)
         self.micro_loss = self._micro_loss(self.model)
 
     def _micro_loss(self, model: Any) -> Callable[..., Tensor]:
