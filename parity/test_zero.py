@@ -18,7 +18,13 @@ SINGLE = {"precision.compute": "float32"}
 HALF = 10
 BAD = 7
 """An update with infinite gradients: skipped by all, and nothing is left of it."""
-DOUBLE = {"dp": {}, "tp": {"parallel.tensor": 2}, "tp llama": {"parallel.tensor": 2, **LLAMA}}
+DOUBLE = {
+    "dp": {},
+    "tp": {"parallel.tensor": 2},
+    "tp llama": {"parallel.tensor": 2, **LLAMA},
+    "pp": {"parallel.pipeline": 2},
+    "pp llama": {"parallel.pipeline": 2, **LLAMA},
+}
 ZERO = {f"zero {stage}": {**SINGLE, "parallel.zero": stage} for stage in (1, 2, 3)}
 ZERO["zero 3 in host memory"] = ZERO["zero 3"] | {"parallel.offload": "all"}
 PLANTED = [
@@ -29,7 +35,10 @@ PLANTED = [
     ("no sum in the backward pass", "tp"),
     ("replicated counted twice", "tp"),
     ("bias on each", "tp"),
+    ("peak of the shard", "tp"),
     ("tied weight untied", "tp"),
+    ("tied weight's gradients apart", "pp"),
+    ("masks by local row", "pp"),
     ("gradients averaged by DeepSpeed", "zero 2"),
     ("norm of the shard", "zero 2"),
     ("shards swapped", "zero 3"),
@@ -40,9 +49,9 @@ def cases(halves):
     """What a group of two trains in one start: starting takes longer than all the trainings."""
     made = [Case(name, fields, bad=BAD) for name, fields in (DOUBLE | ZERO).items()]
     made += [Case("dp half", {}, HALF, bad=BAD), Case("zero 2 half", ZERO["zero 2"], HALF, bad=BAD)]
-    for name, source in (("tp", "dp half"), ("zero 1", "zero 2 half"), ("zero 3", "zero 2 half")):
+    for name, source in (("tp", "dp half"), ("pp", "dp half"), ("zero 1", "zero 2 half"), ("zero 3", "zero 2 half")):
         made.append(Case(f"{name} from {source}", (DOUBLE | ZERO)[name], start=HALF, load=str(halves / source)))
-    return made + [Case(bug, (DOUBLE | ZERO)[name], 6, bug=bug) for bug, name in PLANTED]
+    return made + [Case(f"{bug} ({name})", (DOUBLE | ZERO)[name], 6, bug=bug) for bug, name in PLANTED]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,7 @@ def agreed(result):
     return result["agree"].count(False)
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, "tp from dp half"])
+@pytest.mark.parametrize("name", [*DOUBLE, "tp from dp half", "pp from dp half"])
 def test_float64_is_that_of_one_process(two, one, name):
     results, folder = two
     case = next(case for case in cases(folder) if case.name == name)
@@ -121,12 +130,15 @@ def test_a_planted_bug_is_seen(two, one, bug, name):
     results, folder = two
     case = Case(bug, (DOUBLE | ZERO)[name], 6)
     exact = one(case, double=True)
+    planted = f"{bug} ({name})"
     try:
-        error, _ = distance(case, (results[bug], state_of(folder / bug)), exact)
+        error, _ = distance(case, (results[planted], state_of(folder / planted)), exact)
     except AssertionError:
         error = np.inf
     cap = SHARED.cap if name in DOUBLE else SHARED_32.cap * distance(case, one(case), exact)[0]
-    assert error > cap or agreed(results[bug]) or np.isnan(error), f"{bug} is within {cap:.1e}: {error:.1e}"
+    assert error > cap or agreed(results[f"{bug} ({name})"]) or np.isnan(error), (
+        f"{bug} is within {cap:.1e}: {error:.1e}"
+    )
 
 
 def test_one_process_goes_on_from_two(two, one, tmp_path):
@@ -170,6 +182,8 @@ def test_four_processes(two, one, tmp_path):
         Case("dp", {}, bad=BAD),
         Case("dp x tp", {"parallel.tensor": 2}, bad=BAD),
         Case("tp", {"parallel.tensor": 4}, bad=BAD),
+        Case("dp x pp", {"parallel.pipeline": 2}, bad=BAD),
+        Case("tp x pp", {"parallel.tensor": 2, "parallel.pipeline": 2}, bad=BAD),
         Case("from two", {"parallel.tensor": 2}, start=HALF, load=str(folder / "dp half")),
         *(Case(name, fields, bad=BAD) for name, fields in ZERO.items()),
         *(Case(f"{n} from two", ZERO[n], start=HALF, load=str(folder / "zero 2 half")) for n in ("zero 1", "zero 3")),
