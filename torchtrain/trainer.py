@@ -134,7 +134,7 @@ class Trainer:
             ("dtypes", f"compute {p.compute}; weights, moments, norms, softmax and loss {master}; {matmul} matmuls"),
             ("attention", f"{self.kernel.name} ({self.kernel.reason})"),
             ("compile", f"{self.compiled.name} ({self.compiled.reason})"),
-            *([("processes", self.place.describe())] if self.place.talks else []),
+            *([("processes", self.place.describe())] if self.place.size > 1 else []),
             *([("ZeRO", self.zero.describe())] if self.zero else []),
         ]
 
@@ -257,8 +257,13 @@ class Trainer:
 
     def export(self) -> dict[str, dict[str, np.ndarray]]:
         """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
-        if self.place.talks:
+        if self.place.size > 1:
             raise RuntimeError("several processes hold this state: save it, and read the checkpoint")
+        if self.zero:
+            groups: dict[str, dict[str, np.ndarray]] = {}
+            for part in self.zero.fragments(self.place):
+                groups.setdefault(part.group, {})[part.name] = part.values.reshape(part.shape)
+            return groups
         parameters = canonical_tensors(self.config, dict(self.model.named_parameters()))
         return {"parameters": parameters} | self.optimizer.moments()
 

@@ -124,7 +124,7 @@ class Zero:
         what = {1: "moments", 2: "moments and gradients", 3: "moments, gradients and weights"}[self.stage]
         kept = {"none": "", "optimizer": "; optimizer in host memory", "all": "; optimizer and weights in host memory"}
         return (
-            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} in {self.place.data.size} shards, all "
+            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} shared by {self.place.data.size}, all "
             f"in float32 (the weights are cast where they are used){kept[self.config.parallel.offload]}"
         )
 
