@@ -48,7 +48,7 @@ def test_missing_and_doubled_pieces_are_named(tmp_path):
     for place in range(2):
         write_fragments(folder, place, fragments(tensors, 1, 0, 2, place))
     (folder / "00001.json").rename(tmp_path / "aside.json")
-    with pytest.raises(DamagedCheckpoint, match="embed.token is cut off at number 1616"):
+    with pytest.raises(DamagedCheckpoint, match=r"embed\.token is cut off at number 1616"):
         read_fragments(folder)
     write_fragments(folder, 1, fragments(tensors, 1, 0, 2, 0))
     with pytest.raises(DamagedCheckpoint, match="a gap or an overlap at number 1616"):
