@@ -105,12 +105,12 @@ class Pipeline:
         )
         self.scale: Tensor | None = None
 
-    def gradients(self, tokens: Tensor, labels: Tensor, rows: Tensor, keys: Tensor | None, scale: Tensor) -> Tensor:
+    def gradients(self, tokens: Tensor, labels: Tensor, scale: Tensor, dropout: Dropout | None) -> Tensor:
         """Add the gradients of this process's rows, micro-batch after micro-batch; their loss (0 before the last)."""
-        self.stage.keys, self.scale = keys, scale
+        self.stage.keys, self.scale = None if dropout is None else dropout.keys, scale
         losses: list[Tensor] = []
         schedule = Schedule1F1B(self.unit, self.config.train.accumulation, self._loss, scale_grads=False)
-        more: dict[str, Any] = {"rows": rows} if keys is not None else {}
+        more: dict[str, Any] = {} if dropout is None else {"rows": dropout.rows}
         end: dict[str, Any] = {"target": labels, "losses": losses} if self.stage.last else {}
         schedule.step(*([tokens] if self.stage.first else []), return_outputs=False, **more, **end)
         self._sum_tied()

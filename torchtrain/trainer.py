@@ -156,9 +156,9 @@ class Trainer:
         loss = torch.zeros((), dtype=master_dtype(c), device=self.device)
         shares = rows_of(c, self.place.layout, self.place.data.index)
         if self.pipeline:
-            mine = torch.cat([torch.arange(s.start, s.stop, dtype=torch.int32, device=self.device) for s in shares])
-            keys = dropout and dropout.keys
-            loss, shares = self.pipeline.gradients(tokens[mine], labels[mine], mine, keys, scale), []
+            mine = torch.cat([torch.arange(rows.start, rows.stop, device=self.device) for rows in shares])
+            part = dropout and Dropout(dropout.keys, dropout.rows[mine])
+            loss, shares = self.pipeline.gradients(tokens[mine], labels[mine], scale, part), []
         for number, rows in enumerate(shares, 1):
             part = dropout and Dropout(dropout.keys, dropout.rows[rows])
             micro = self.micro_loss(tokens[rows].contiguous(), labels[rows].contiguous(), scale, part)
