@@ -178,7 +178,7 @@ class Trainer:
         if not self.zero:
             self.place.sum_gradients(list(gradients.values()))
         twice = replicated_names(self.config) if self.place.tensor.size > 1 else frozenset()
-        for name in self.copies:
+        for name in self._copies:
             del gradients[name]
         own = global_norm([g for name, g in gradients.items() if name not in twice] or [torch.zeros(1)])
         shared = global_norm([g for name, g in gradients.items() if name in twice] or [torch.zeros(1)])
@@ -188,7 +188,7 @@ class Trainer:
         return table[:, :, 0, 0].sum(), norm
 
     @property
-    def copies(self) -> frozenset[str]:
+    def _copies(self) -> frozenset[str]:
         """Parameters that an earlier stage of the pipeline has too: a tied head's embedding."""
         later = self.place.pipeline.index > 0 and self.config.model.tied
         return frozenset({"embed.token"} & dict(self.model.named_parameters()).keys()) if later else frozenset()
@@ -238,7 +238,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Start writing this process's part of parameters and moments into `folder`, in the background."""
         # copies on the host: training goes on
-        state = [part for part in self.optimizer.fragments(self.place) if part.name not in self.copies]
+        state = [part for part in self.optimizer.fragments(self.place) if part.name not in self._copies]
         self.saving = save_native(folder, state, self.place.rank)
 
     def saved(self) -> bool:
