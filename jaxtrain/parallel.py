@@ -1,6 +1,6 @@
 """The processes of a run in JAX, and how they share its work (twin: torchtrain/parallel.py).
 
-`choose_devices` and `CoordinatedWorld` have no twin: in JAX one process may hold many devices, and its coordination
+`choose_devices` and `Processes` have no twin: in JAX one process may hold many devices, and its coordination
 service, not a collective of the devices, carries what processes tell each other.
 """
 
@@ -52,10 +52,10 @@ def join(config: RunConfig) -> World:
             f"process {rank} of {count} did not meet the others at {address or 'the address of the cluster'} within "
             f"parallel.timeout = {p.timeout} s ({str(error).splitlines()[0]}): start all of them, with one coordinator"
         ) from None
-    return CoordinatedWorld(p.timeout)
+    return Processes(p.timeout)
 
 
-class CoordinatedWorld(World):
+class Processes(World):
     """The processes that jax.distributed joined; what they tell each other goes through its key-value store.
 
     Not through a collective of the devices: that would hang where a process is missing, and couldn't name it.

@@ -27,6 +27,7 @@ class Gate:
 
 RUNGS = (
     "exact", "identity", "rounding", "optimizer", "trajectory", "dtypes", "kernels", "generation", "invariance",
+    "scale",
 )  # fmt: skip
 """The ladder, from the bottom: what must be equal bit for bit, what in float64, what up to rounding, and so on."""
 
@@ -110,10 +111,22 @@ SAMPLES = Gate("generated tokens that differ", 0, 0, "a tie broken otherwise, a 
 SPLIT = Gate("gradients however computed", 1e-13, 6e-15, "a mean of means, padding that counts", "invariance")
 X64 = Gate("float32 with x64 off, elements that differ", 0, 0, "a constant that is float64 in tests only", "invariance")
 COMPILED = Gate("torch.compile, gradients, float32", 1e-5, 6e-7, "a miscompiled kernel", "invariance")
+SHARED = Gate(
+    "torch processes, float64, 20 updates",
+    1e-12,
+    2e-14,
+    "gradients averaged, rows or masks of another process",
+    "scale",
+)
+# An error of float32 against float64 over that of one process: each is a draw of the same rounding.
+SHARED_32 = Gate(
+    "torch ZeRO, float32, in one process's rounding", 4, 1.0, "a norm of the shard, a tied weight untied", "scale"
+)
+APART = Gate("torch processes, figures that differ between them", 0, 0, "a decision taken on a part", "scale")
 GATES = [
     TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
     HEALTH, TRAJECTORY, KEY_BIAS, NORMS_32, ALONE, ALONE_32, DECAY_32, YARDSTICK, DTYPES, KERNEL_64, KERNEL_32,
-    KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, X64, COMPILED,
+    KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, X64, COMPILED, SHARED, SHARED_32, APART,
 ]  # fmt: skip
 """Every gate but those of `budget`."""
 

@@ -40,8 +40,8 @@ def torch_scale(patch):
 def torch_epsilon_of_one_norm(patch):
     original = torchtrain.model.Block.__init__
 
-    def init(self, m, layer, kernel):
-        original(self, m, layer, kernel)
+    def init(self, m, layer, *more):
+        original(self, m, layer, *more)
         if layer == 1:
             self.norm2.eps = 1.1e-5
 
@@ -56,8 +56,8 @@ def torch_value_bias_dropped(patch):
 
     init = torchtrain.model.Attention.__init__
 
-    def mark(self, m, kernel):
-        init(self, m, kernel)
+    def mark(self, *args):
+        init(self, *args)
         for linear in (self.q, self.k, self.out):
             linear.out = True
         self.v.out = False
@@ -170,8 +170,8 @@ def torch_peak_not_detached_from_keys(patch):
 def torch_gradient_of_one_bias(patch):
     original = torchtrain.model.Block.__init__
 
-    def init(self, m, layer, kernel):
-        original(self, m, layer, kernel)
+    def init(self, m, layer, *more):
+        original(self, m, layer, *more)
         if layer == 1:
             self.mlp.down.bias.requires_grad_(False)
 
@@ -214,8 +214,8 @@ def torch_gradients_summed(patch):
 def _groups(patch, change):
     original = torchtrain.trainer.Optimizer.__init__
 
-    def init(self, config, model):
-        original(self, config, model)
+    def init(self, *args):
+        original(self, *args)
         change(self.adam.param_groups)
 
     patch.setattr(torchtrain.trainer.Optimizer, "__init__", init)

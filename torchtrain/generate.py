@@ -28,7 +28,7 @@ def generate(
     `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
     the model's context.
     """
-    m, device = model.config, model.norm.weight.device
+    m, device = model.config, next(model.parameters()).device
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
     B, T = padded.tokens.shape
     slots = T + tokens

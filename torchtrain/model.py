@@ -301,11 +301,16 @@ def build_model(
     """A GPT on `device` that holds its part of `tensors` (canonical names, shapes and layout) in its master dtype."""
     with torch.device("meta"):
         model = GPT(config, kernel, tensor)
+    return hold(config, model, tensors, device)
+
+
+def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
+    """A model made without memory, on `device` and with its part of `tensors` in its master dtype."""
     model = model.to(master_dtype(config)).to_empty(device=device)
     if config.model.position == "rope":
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
-    fill(config, dict(model.named_parameters()), tensors, tensor)
+    fill(config, dict(model.named_parameters()), tensors, model.tensor)
     return model
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coretrain.config import RunConfig
 from coretrain.fragments import Fragment, size_of
 from coretrain.parameters import Parameter, parameter_table
-from torchtrain.model import block, canonical_tensors, part_of
-from torchtrain.parallel import ALONE, Axis, Place
+from torchtrain.model import GPT, block, canonical_tensors, part_of
+from torchtrain.parallel import Axis, Place
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
@@ -60,9 +60,9 @@ class Optimizer:
     bias-corrected (Loshchilov and Hutter 2019). Muon (match_rms_adamw scaling) takes the blocks' matrices.
     """
 
-    def __init__(self, config: RunConfig, model: nn.Module, tensor: Axis = ALONE) -> None:
+    def __init__(self, config: RunConfig, model: GPT) -> None:
         o = config.optimizer
-        self.config, self.tensor, self.parameters = config, tensor, dict(model.named_parameters())
+        self.config, self.tensor, self.parameters = config, model.tensor, dict(model.named_parameters())
         table = [row for row in parameter_table(config.model) if row.name in self.parameters]
         self.muon = [r.name for r in table if o.name == "muon" and r.layer is not None and len(r.shape) == 2]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}

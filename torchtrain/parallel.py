@@ -26,8 +26,6 @@ from coretrain.world import PeerError, World
 
 BUCKET = 2**24
 """Numbers of gradient that are summed over the data axis in one collective."""
-GRACE = 5.0
-"""Seconds in which those that are left say that they are, once one has failed."""
 
 
 def join(config: RunConfig) -> World:
@@ -43,7 +41,7 @@ def join(config: RunConfig) -> World:
     cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    timeout = datetime.timedelta(seconds=config.parallel.timeout)
+    timeout = datetime.timedelta(seconds=2 * config.parallel.timeout)  # coretrain.watch names who hangs before that
     alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     return Processes(timeout)
@@ -59,6 +57,16 @@ def _refuse(config: RunConfig) -> None:
         raise UserError(
             f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
             "larger train.accumulation for long rows, or train with jaxtrain"
+        )
+    if p.pipeline > 1 and p.zero:
+        raise UserError(
+            f"parallel.zero = {p.zero} hooks into a backward pass of its own, and parallel.pipeline = {p.pipeline} "
+            "has another: set one of them to its default"
+        )
+    if p.tensor > 1 and config.optimizer.name == "muon":
+        raise UserError(
+            f"parallel.tensor = {p.tensor} cuts matrices, which Muon orthogonalizes whole: "
+            "use optimizer.name = adamw, or parallel.tensor = 1"
         )
     for name in ("coordinator", "hosts", "host"):
         if getattr(p, name) is not None:
@@ -94,36 +102,17 @@ class Processes(World):
     def __init__(self, timeout: datetime.timedelta) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None
-        self._timeout, self._count = timeout, 0
 
     def gather(self, text: str) -> list[str]:
-        """Each process's text, by rank, on all of them. Raises `PeerError` that names who didn't answer in time."""
-        self._count += 1
+        """Each process's text, by rank, on all of them. Raises `PeerError` where one of them is gone."""
         words: list[str] = [""] * self.size
         try:
             dist.all_gather_object(words, text, group=self._words)
         except RuntimeError as error:
-            raise PeerError(self._silent()) from error
+            raise PeerError(
+                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume"
+            ) from error
         return words
-
-    def _silent(self) -> str:
-        store, key = dist.distributed_c10d._get_default_store(), f"twintrain/{self._count}"
-        way_out = "see its own output, and go on with --resume"
-        try:
-            store.set(f"{key}/{self.rank}", "here")
-            silent = [rank for rank in range(self.size) if not _answers(store, f"{key}/{rank}")]
-        except RuntimeError:
-            return f"rank 0, which holds the list of processes, is gone: {way_out}"
-        who = ", ".join(map(str, silent)) or "of another process"
-        return f"rank {who} did not answer within parallel.timeout = {self._timeout.seconds} s, or is gone: {way_out}"
-
-
-def _answers(store: Any, key: str) -> bool:
-    try:
-        store.wait([key], datetime.timedelta(seconds=GRACE))
-    except dist.DistStoreError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -170,6 +159,8 @@ class Place:
     """Whether `torch.distributed` runs."""
 
     rank: int = 0
+    ends: Any = None
+    """The process group of the first and the last stage, for a tied head."""
 
     @property
     def size(self) -> int:
@@ -272,6 +263,12 @@ def _place(layout: Layout) -> Place:
                 mine = group if rank in ranks else mine
         return Axis(size, index, mine)
 
+    ends = None
+    for a in range(D):
+        for b in range(T):
+            ranks = [(a * P + k) * T + b for k in (0, P - 1)]
+            group = dist.new_group(ranks) if P > 1 else None
+            ends = group if rank in ranks else ends
     return Place(
         layout,
         axis(D, d, lambda a, b: [(k * P + a) * T + b for k in range(D)], (P, T)),
@@ -279,4 +276,5 @@ def _place(layout: Layout) -> Place:
         axis(T, t, lambda a, b: [(a * P + b) * T + k for k in range(T)], (D, P)),
         True,
         rank,
+        ends,
     )

@@ -20,7 +20,7 @@ from coretrain.data import Data
 from coretrain.errors import UserError
 from coretrain.layout import rows_of
 from coretrain.memory import keep_freed_memory
-from coretrain.parameters import InitialParameters
+from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
 from torchtrain.attention import Choice, choose_kernel
@@ -28,7 +28,7 @@ from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
 from torchtrain.generate import generate
 from torchtrain.loss import IGNORED, count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, canonical_tensors, fill, master_dtype
+from torchtrain.model import Dropout, build_model, canonical_tensors, fill, hold, master_dtype
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel import ALONE, Axis, place_of
 
@@ -95,18 +95,27 @@ class Trainer:
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
         if tensors is None:
-            tensors = InitialParameters(config.model, config.train.seed)
+            start = InitialParameters if self.place.talks else initial_parameters  # one at a time; all of them at once
+            tensors = start(config.model, config.train.seed)
         self.saving: Future[None] | None = None
-        self.zero = None
+        self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
             from torchtrain.zero import Zero  # an optional dependency
 
             self.zero = Zero(config, self.kernel.name, self.device, self.place, tensors, self._micro_loss)
             self.model, self.optimizer, self.micro_loss = self.zero.model, self.zero, self.zero.loss
             return
-        tensor = self.place.tensor
-        self.model = build_model(config, self.kernel.name, tensors, self.device, tensor)
-        self.optimizer = Optimizer(config, self.model, tensor)
+        tensor, pipeline = self.place.tensor, self.place.pipeline
+        if pipeline.size > 1:
+            from torchtrain.pipeline import Pipeline, Stage
+
+            with torch.device("meta"):
+                stage = Stage(config, self.kernel.name, tensor, pipeline)
+            self.model = hold(config, stage, tensors, self.device)
+            self.pipeline = Pipeline(config, self.model, self.place)
+        else:
+            self.model = build_model(config, self.kernel.name, tensors, self.device, tensor)
+        self.optimizer = Optimizer(config, self.model)
         self.micro_loss = self._micro_loss(self.model)
 
     def _micro_loss(self, model: Any) -> Callable[..., Tensor]:
@@ -125,7 +134,7 @@ class Trainer:
             ("dtypes", f"compute {p.compute}; weights, moments, norms, softmax and loss {master}; {matmul} matmuls"),
             ("attention", f"{self.kernel.name} ({self.kernel.reason})"),
             ("compile", f"{self.compiled.name} ({self.compiled.reason})"),
-            *([("processes", self.place.describe())] if self.place.talks else []),
+            *([("processes", self.place.describe())] if self.place.size > 1 else []),
             *([("ZeRO", self.zero.describe())] if self.zero else []),
         ]
 
@@ -146,6 +155,10 @@ class Trainer:
             self.model.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=master_dtype(c), device=self.device)
         shares = rows_of(c, self.place.layout, self.place.data.index)
+        if self.pipeline:
+            mine = torch.cat([torch.arange(rows.start, rows.stop, device=self.device) for rows in shares])
+            part = dropout and Dropout(dropout.keys, dropout.rows[mine])
+            loss, shares = self.pipeline.gradients(tokens[mine], labels[mine], scale, part), []
         for number, rows in enumerate(shares, 1):
             part = dropout and Dropout(dropout.keys, dropout.rows[rows])
             micro = self.micro_loss(tokens[rows].contiguous(), labels[rows].contiguous(), scale, part)
@@ -165,11 +178,20 @@ class Trainer:
         if not self.zero:
             self.place.sum_gradients(list(gradients.values()))
         twice = replicated_names(self.config) if self.place.tensor.size > 1 else frozenset()
+        for name in self._copies:
+            del gradients[name]
         own = global_norm([g for name, g in gradients.items() if name not in twice] or [torch.zeros(1)])
         shared = global_norm([g for name, g in gradients.items() if name in twice] or [torch.zeros(1)])
-        table = self.place.table(loss, own**2, shared**2)[:, 0]  # [data, tensor, values]
+        table = self.place.table(loss, own**2, shared**2)
         holders = slice(None) if self.zero else slice(1)  # of gradients: each a part of them, or all the same ones
-        return table[:, 0, 0].sum(), (table[holders, :, 1].sum() + table[holders, 0, 2].sum()).sqrt()
+        norm = (table[holders, :, :, 1].sum() + table[holders, :, 0, 2].sum()).sqrt()
+        return table[:, :, 0, 0].sum(), norm
+
+    @property
+    def _copies(self) -> frozenset[str]:
+        """Parameters that an earlier stage of the pipeline has too: a tied head's embedding."""
+        later = self.place.pipeline.index > 0 and self.config.model.tied
+        return frozenset({"embed.token"} & dict(self.model.named_parameters()).keys()) if later else frozenset()
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
@@ -193,9 +215,13 @@ class Trainer:
             rows = part[data.index * share : (data.index + 1) * share]
             mine[: len(rows)] = rows
             tokens = mine[:, :-1].clamp_min(0).contiguous()
-            total += self.micro_loss(tokens, mine[:, 1:].contiguous(), one, None).cpu()
+            labels = mine[:, 1:].contiguous()
+            if self.pipeline:
+                total += self.pipeline.evaluate(tokens, labels, one).cpu()
+            else:
+                total += self.micro_loss(tokens, labels, one, None).cpu()
         self.model.train()
-        return self.place.table(total.to(self.device))[:, 0, 0].sum().item()
+        return self.place.table(total.to(self.device))[:, :, 0, 0].sum().item()
 
     def generate(
         self,
@@ -211,7 +237,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Start writing this process's part of parameters and moments into `folder`, in the background."""
-        state = list(self.optimizer.fragments(self.place))  # copies: training goes on
+        # copies on the host: training goes on
+        state = [part for part in self.optimizer.fragments(self.place) if part.name not in self._copies]
         self.saving = save_native(folder, state, self.place.rank)
 
     def saved(self) -> bool:
@@ -230,8 +257,13 @@ class Trainer:
 
     def export(self) -> dict[str, dict[str, np.ndarray]]:
         """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
-        if self.place.talks:
+        if self.place.size > 1:
             raise RuntimeError("several processes hold this state: save it, and read the checkpoint")
+        if self.zero:
+            groups: dict[str, dict[str, np.ndarray]] = {}
+            for part in self.zero.fragments(self.place):
+                groups.setdefault(part.group, {})[part.name] = part.values.reshape(part.shape)
+            return groups
         parameters = canonical_tensors(self.config, dict(self.model.named_parameters()))
         return {"parameters": parameters} | self.optimizer.moments()
 

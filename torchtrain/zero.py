@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,9 @@ class Zero:
         settings = _settings(config, device)
         units = _Units(place) if place.tensor.size > 1 else None
         if self.stage == 3:
-            with deepspeed.zero.Init(config_dict_or_path=settings, dtype=torch.float32, mpu=units):
+            # not dtype=torch.float32: 0.19.8 makes bfloat16 of it on a CPU; from the settings it takes float32
+            shards = place.data.group if units else None  # none: all processes
+            with deepspeed.zero.Init(config_dict_or_path=settings, data_parallel_group=shards, mpu=units):
                 self.model = GPT(config, kernel, place.tensor)
                 module = _MicroLoss(self.model, micro_loss(self.model))
             for user in (self.model, module):  # both use weights that belong to modules inside them
@@ -121,7 +124,7 @@ class Zero:
         what = {1: "moments", 2: "moments and gradients", 3: "moments, gradients and weights"}[self.stage]
         kept = {"none": "", "optimizer": "; optimizer in host memory", "all": "; optimizer and weights in host memory"}
         return (
-            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} in {self.place.data.size} shards, all "
+            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} shared by {self.place.data.size}, all "
             f"in float32 (the weights are cast where they are used){kept[self.config.parallel.offload]}"
         )
 
@@ -255,11 +258,14 @@ def _used_from_above(model: GPT) -> Iterator[nn.Parameter]:
 def _deepspeed(device: torch.device) -> Any:
     """DeepSpeed, quiet, on this device, with nothing to build and no MPI to look for."""
     os.environ.setdefault("LOCAL_RANK", "0")  # the engine reads it; a process of its own has none
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     import deepspeed
     from deepspeed.accelerator import set_accelerator
 
+    logging.disable(logging.NOTSET)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # torch 2.13 renames collectives that DeepSpeed 0.19 still calls by their old names
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if device.type == "cpu":
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
         from deepspeed.ops import __compatible_ops__
@@ -282,6 +288,7 @@ def _settings(config: RunConfig, device: torch.device) -> dict[str, Any]:
     }
     if p.zero == 3:
         zero["stage3_prefetch_bucket_size"] = BUCKET
+        zero["memory_efficient_linear"] = False  # it replaces torch's own function, for all code and for good
     if p.offload != "none":
         zero["offload_optimizer"] = host
     if p.offload == "all":
