@@ -1,7 +1,8 @@
 """Collectives in a compiled program's HLO text, and the bytes that one device sends for them.
 
-XLA writes a loop's body once. The text names each loop's trip count (`known_trip_count`), so what stands in a body is
-counted that many times, loops within loops multiplied; a loop without one counts once and is reported.
+XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
+the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan counts
+from 0 by 1). A loop that says neither counts once and is reported.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _OP = re.compile(r"= (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 
@@ -46,9 +49,9 @@ def collectives(text: str) -> Collectives:
                 found.sent[kind] += times * _sent(kind, op["type"], bool(op["start"]), line)
             inner = times
             if " while(" in line:
-                trips = _TRIPS.search(line)
+                trips = _trips(line, bodies)
                 found.loops_without_count += trips is None
-                inner = times * (int(trips[1]) if trips else 1)
+                inner = times * (trips or 1)
             for called in _CALLS.findall(line):
                 walk(called, inner)
             if branches := _BRANCHES.search(line):
@@ -57,6 +60,14 @@ def collectives(text: str) -> Collectives:
 
     walk(entry, 1)
     return found
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    limits = {int(n) for text in bodies.get(condition[1], ()) for n in _LIMIT.findall(text)} if condition else set()
+    return limits.pop() if len(limits) == 1 else None
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

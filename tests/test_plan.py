@@ -290,11 +290,17 @@ HloModule step
   %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
 
+%until (p: (s32[], f32[8,4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(2)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %w2 = (s32[], f32[8,4]) while(%t), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
   %r = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add
   %st = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}
   %d = f32[16]{0} all-gather-done(%st)
+  %w4 = (s32[], f32[8,4]) while(%t), condition=%until, body=%inner
   ROOT %w3 = f32[8,4] while(%t), condition=%c, body=%none
 }
 """
@@ -302,8 +308,8 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 
 def test_collectives_of_loops_are_counted_as_often_as_they_run():
     found = collectives(HLO)
-    assert dict(found.calls) == {"all-gather": 16, "reduce-scatter": 5, "all-reduce": 1}
-    assert found.sent["all-gather"] == 15 * 64 * 4 * 2 * 7 / 8 + 16 * 4 * 3 / 4
+    assert dict(found.calls) == {"all-gather": 18, "reduce-scatter": 5, "all-reduce": 1}
+    assert found.sent["all-gather"] == 17 * 64 * 4 * 2 * 7 / 8 + 16 * 4 * 3 / 4
     assert found.sent["reduce-scatter"] == 5 * 2 * 4 * 4 * 3
     assert found.sent["all-reduce"] == 2 * 16 * 4 / 2
     assert found.loops_without_count == 1
