@@ -1,8 +1,8 @@
 """Collectives in a compiled program's HLO text, and the bytes that one device sends for them.
 
 XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
-the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan counts
-from 0 by 1). A loop that says neither counts once and is reported.
+the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan
+counts from 0 by 1). A loop that says neither counts once and is reported.
 """
 
 from __future__ import annotations
