@@ -21,6 +21,8 @@ _OP = re.compile(r"= (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -96,6 +98,9 @@ def _sent(kind: str, shape: str, started: bool, line: str) -> float:
     many = 1
     if groups:
         many = len(groups[1].split(",")) if groups[1] else int(groups[3])
+    elif mesh := _MESH.search(line):
+        axes = dict(_AXIS.findall(mesh[1]))
+        many = math.prod(int(axes[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
     if kind == "collective-permute":
         return float(size)
     if many == 1:

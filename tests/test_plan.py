@@ -287,7 +287,7 @@ HloModule step
 
 %outer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %w = (s32[], f32[8,4]) while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
-  %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}, to_apply=%add
 }
 
 %until (p: (s32[], f32[8,4])) -> pred[] {
