@@ -2,7 +2,8 @@
 
 XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
 the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan
-counts from 0 by 1). A loop that says neither counts once and is reported.
+counts from 0 by 1). A loop that says neither counts once and is reported. The TPU's compiler spreads a
+collective over several fusions that run beside matmuls: what has the same channel is one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -42,10 +44,13 @@ def collectives(text: str) -> Collectives:
     """Count the collectives of a compiled module's text, in rings: see `coretrain.traffic.ring`."""
     bodies, entry = _computations(text)
     found = Collectives()
+    counted: set[str] = set()
 
     def walk(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
-            if op := _OP.search(line):
+            channel = _CHANNEL.search(line)
+            if (op := _OP.search(line)) and (channel is None or channel[1] not in counted):
+                counted.update(channel.groups() if channel else ())
                 kind = op["kind"]
                 found.calls[kind] += times
                 found.sent[kind] += times * _sent(kind, op["type"], bool(op["start"]), line)
@@ -76,11 +81,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     bodies: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
+        # a lone brace may close a kernel's own text within an instruction: only the next header ends a computation
         if header := _HEADER.match(line):
             current = bodies.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
         elif current is not None and ("(" in line):
             current.append(line)
     return bodies, entry

@@ -282,7 +282,12 @@ HloModule step
 }
 
 %inner (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %g = bf16[64,4]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}
+  %g = bf16[64,4]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  %again = bf16[64,4]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%last (p: f32[8,4]) -> f32[8,4] {
+  %g2 = bf16[64,4]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}
 }
 
 %outer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
@@ -300,7 +305,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %r = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add
   %st = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}
   %d = f32[16]{0} all-gather-done(%st)
-  %w4 = (s32[], f32[8,4]) while(%t), condition=%until, body=%inner
+  %w4 = (s32[], f32[8,4]) while(%t), condition=%until, body=%last
   ROOT %w3 = f32[8,4] while(%t), condition=%c, body=%none
 }
 """
