@@ -87,15 +87,17 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     standing = gradients if c.train.accumulation > 1 or zero else 0.0
     jax = stack == "jax"
     fresh = n.total * master / fsdp if jax and c.train.accumulation > 1 else 0.0
+    # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
+    whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
     head = n.embedding * master
     logits = _logits(c, layout, stack, compute, master)
     moments = {
         "in the loss": {"activations": kept.saved, "copies": kept.copies + n.embedding * kept.cast, "logits": logits}
         | {"gradients": standing + head},
         "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
-        | {"gradients": standing + (fresh if jax else head)},
+        | {"gradients": standing + whole + (fresh if jax else head)},
         "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
-        | {"gradients": gradients + fresh + (head if c.train.accumulation > 1 or jax else 0.0)},
+        | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
         "in the update": {"gradients": gradients},
     }
     totals = {moment: sum(kinds.values()) for moment, kinds in moments.items()}

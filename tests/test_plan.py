@@ -26,8 +26,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import measure_memory  # noqa: E402
 import plan as script  # noqa: E402
 
-ON_CPU = {"parallel.zero": "0"}
-
 
 def made(name: str = "gpt2-124m", **more: object):
     fields = {key.replace("__", "."): str(value) for key, value in more.items()}
@@ -92,17 +90,16 @@ def test_a_table_of_ones_own(tmp_path):
 
 
 def test_memory_is_what_a_real_update_takes():
-    # Measured on this shape: -0.2 to -4.2% over the cases of docs/planning.md (median of it below 3). 10% is what is
-    # promised there. It catches a forgotten copy of the weights, a norm's kept input, a chunk of logits too few.
+    # Floor: +0.8 to +2.8% on this case in three runs, at most 6.6% over the cases of docs/planning.md. It catches a
+    # second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
     found = measure_memory.measure("torch", "Llama form, full")
     assert abs(found.error) < 0.10, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", measure_memory.CASES)
-@pytest.mark.parametrize("stack", ["torch", "jax"])
-def test_memory_of_every_case(stack, case):
-    assert abs(measure_memory.measure(stack, case).error) < 0.10
+def test_memory_of_every_case(case):
+    assert abs(measure_memory.measure("torch", case).error) < 0.10
 
 
 def test_zero_shards_by_stage_and_offload_empties_the_device():
@@ -340,6 +337,7 @@ def test_two_layers_of_every_preset_compile_and_take_what_is_computed(name, topo
     c = made(name, model__layers=2, parallel__fsdp=4, train__batch_size=16, train__accumulation=2)
     found = script.compile_for(c, topology)
     assert found["fits"], found
+    # Floor: -6.4 to +1.2% for two layers. It catches weights gathered and kept, an embedding's whole gradient.
     assert footprint(c, Layout(fsdp=4), "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
 
 
