@@ -80,21 +80,24 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     if zero:
         state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
     host = _offloaded(c, state, n.total * master * share[0]) if zero else 0.0
-    buffers = _buffers(c, layout, n, zero, compute, master)
+    buffers = _buffers(c, layout, n, zero, compute, master, stack)
     kept = _kept(c, layout, n, stack, compute)
     gradients = state.pop("gradients")
     # with one micro-batch torch frees the gradients before the next forward pass
     standing = gradients if c.train.accumulation > 1 or zero else 0.0
-    fresh = n.total * master * (1 / fsdp if stack == "jax" else 0.0) if c.train.accumulation > 1 else 0.0
+    jax = stack == "jax"
+    fresh = n.total * master / fsdp if jax and c.train.accumulation > 1 else 0.0
+    # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
+    whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
     head = n.embedding * master
     logits = _logits(c, layout, stack, compute, master)
     moments = {
         "in the loss": {"activations": kept.saved, "copies": kept.copies + n.embedding * kept.cast, "logits": logits}
         | {"gradients": standing + head},
         "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
-        | {"gradients": standing + head},
+        | {"gradients": standing + whole + (fresh if jax else head)},
         "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
-        | {"gradients": gradients + fresh + (head if c.train.accumulation > 1 and stack == "torch" else 0.0)},
+        | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
         "in the update": {"gradients": gradients},
     }
     totals = {moment: sum(kinds.values()) for moment, kinds in moments.items()}
@@ -125,6 +128,8 @@ def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> d
     norm = width * compute + rms + width * wide
     mlp = (4 if m.mlp == "swiglu" else 2) * hidden * compute
     everything = 2 * norm + (2 * heads + 2 * keys) * compute + mlp
+    if stack == "jax":  # read in the loops that the TPU's compiler makes: a norm's three float32 forms, six of the MLP
+        everything = 6 * width * wide + (3 * width + 2 * heads + 2 * keys + 6 * hidden) * compute
     matmuls = (heads + 2 * keys + (2 if m.mlp == "swiglu" else 1) * hidden + 2 * width) * compute
     return {"everything": everything, "matmuls": matmuls, "input": width * compute}
 
@@ -139,7 +144,11 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     wide = max(4, compute)
     last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient
     backward = (m.hidden / layout.tensor + 2 * m.width) * compute
-    if policy == "none":
+    if stack == "jax" and policy == "none":
+        # a scan keeps what it gathered: every block's weights, whole
+        whole = n.blocks * (cast or (compute if layout.fsdp > 1 else 0))
+        saved, block, copies = one["everything"] * layers, backward, whole
+    elif policy == "none":
         saved, block, copies = one["everything"] * layers, backward, n.blocks * cast
     elif policy == "matmuls":
         saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * cast
@@ -157,17 +166,23 @@ def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, maste
     chunk = min(config.execution.loss_chunk, tokens)
     columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
     # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before
+    if stack == "jax":
+        return chunk * columns * (2 * master + (compute if compute < 4 else 0))
     each = master if compute >= 4 else compute + master + (master + compute if tokens > chunk else compute)
     return chunk * columns * each
 
 
-def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: int, master: int) -> float:
-    """What communication needs: buckets of ZeRO, gathered weights of two layers (one in use, one on its way)."""
+def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: int, master: int, stack: Stack) -> float:
+    """What communication needs: buckets of ZeRO, gathered weights of two layers (one in use, one on its way).
+
+    JAX gathers embedding and head once for all micro-batches, in float32, and has both for the whole update.
+    """
     if zero:
         bucket = min(BUCKET, n.total) * master
         return bucket + (2 * max(n.layer, n.embedding) * master if zero == 3 else bucket)
     if layout.fsdp > 1:
-        return float(2 * n.layer * compute + n.embedding * compute)
+        ahead = 0 if config.execution.checkpoint_activations == "none" else 2 * n.layer * compute
+        return float(ahead + n.embedding * master * (1 if config.model.tied else 2))
     return 0.0
 
 

@@ -1,7 +1,9 @@
 """Collectives in a compiled program's HLO text, and the bytes that one device sends for them.
 
-XLA writes a loop's body once. The text names each loop's trip count (`known_trip_count`), so what stands in a body is
-counted that many times, loops within loops multiplied; a loop without one counts once and is reported.
+XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
+the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan
+counts from 0 by 1). A loop that says neither counts once and is reported. The TPU's compiler spreads a
+collective over several fusions that run beside matmuls: what has the same channel is one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ _OP = re.compile(r"= (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 
@@ -37,18 +44,21 @@ def collectives(text: str) -> Collectives:
     """Count the collectives of a compiled module's text, in rings: see `coretrain.traffic.ring`."""
     bodies, entry = _computations(text)
     found = Collectives()
+    counted: set[str] = set()
 
     def walk(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
-            if op := _OP.search(line):
+            channel = _CHANNEL.search(line)
+            if (op := _OP.search(line)) and (channel is None or channel[1] not in counted):
+                counted.update(channel.groups() if channel else ())
                 kind = op["kind"]
                 found.calls[kind] += times
                 found.sent[kind] += times * _sent(kind, op["type"], bool(op["start"]), line)
             inner = times
             if " while(" in line:
-                trips = _TRIPS.search(line)
+                trips = _trips(line, bodies)
                 found.loops_without_count += trips is None
-                inner = times * (int(trips[1]) if trips else 1)
+                inner = times * (trips or 1)
             for called in _CALLS.findall(line):
                 walk(called, inner)
             if branches := _BRANCHES.search(line):
@@ -59,15 +69,22 @@ def collectives(text: str) -> Collectives:
     return found
 
 
+def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    limits = {int(n) for text in bodies.get(condition[1], ()) for n in _LIMIT.findall(text)} if condition else set()
+    return limits.pop() if len(limits) == 1 else None
+
+
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     bodies: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
+        # a lone brace may close a kernel's own text within an instruction: only the next header ends a computation
         if header := _HEADER.match(line):
             current = bodies.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
         elif current is not None and ("(" in line):
             current.append(line)
     return bodies, entry
@@ -85,6 +102,9 @@ def _sent(kind: str, shape: str, started: bool, line: str) -> float:
     many = 1
     if groups:
         many = len(groups[1].split(",")) if groups[1] else int(groups[3])
+    elif mesh := _MESH.search(line):
+        axes = dict(_AXIS.findall(mesh[1]))
+        many = math.prod(int(axes[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
     if kind == "collective-permute":
         return float(size)
     if many == 1:

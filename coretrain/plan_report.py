@@ -243,6 +243,7 @@ def picture(plan: Plan, path: Path) -> None:
     """Memory against time of every choice, the one chosen marked, as a PNG (or what the name's ending says)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -266,6 +267,9 @@ def picture(plan: Plan, path: Path) -> None:
     place = best.memory.total / GIB, best.update
     axes.scatter(*place, s=160, facecolors="none", edgecolors="black", linewidths=1.8, zorder=5, label="chosen")
     axes.set(xscale="log", yscale="log", xlabel="GiB on one device at the peak", ylabel="seconds of an update (bound)")
+    for axis in (axes.xaxis, axes.yaxis):  # 20, not 2 x 10^1
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     axes.set_title(f"{plan.name} on {plan.machine}\nchosen: {best}", fontsize=10, loc="left")
     axes.grid(which="both", alpha=0.2)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -109,7 +109,7 @@ def test_activations_follow_policy_and_micro_batch():
         footprint(made(execution__checkpoint_activations=policy)).kinds["activations"]
         for policy in ("none", "matmuls", "full")
     )
-    assert none > 1.8 * matmuls > 3.6 * full
+    assert none > 1.5 * matmuls > 3 * full
     half = footprint(made(train__accumulation=16))
     assert half.kinds["activations"] == none / 2
     # blocks kept whole under `full`: one width of each block
@@ -121,10 +121,13 @@ def test_activations_follow_policy_and_micro_batch():
 
 
 def test_logits_are_a_chunk_at_a_time():
-    small, large = (footprint(made(execution__loss_chunk=n)).kinds["logits"] for n in (1024, 2048))
+    # many micro-batches, recomputed: the loss is where the peak is
+    few = {"execution__checkpoint_activations": "full", "train__accumulation": 64}
+    small, large = (footprint(made(execution__loss_chunk=n, **few)).kinds["logits"] for n in (1024, 2048))
     # bfloat16: the buffer, its float32 form, and what is left of the chunk before
     assert large == 2 * small == 2048 * 50304 * (2 + 4 + 4 + 2)
-    assert footprint(made(execution__loss_chunk=1024, precision__compute="float32")).kinds["logits"] == 1024 * 50304 * 4
+    single = footprint(made(execution__loss_chunk=8192, precision__compute="float32", **few))
+    assert single.kinds["logits"] == 8192 * 50304 * 4
 
 
 def test_the_batch_in_words():

@@ -26,8 +26,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import measure_memory  # noqa: E402
 import plan as script  # noqa: E402
 
-ON_CPU = {"parallel.zero": "0"}
-
 
 def made(name: str = "gpt2-124m", **more: object):
     fields = {key.replace("__", "."): str(value) for key, value in more.items()}
@@ -92,17 +90,16 @@ def test_a_table_of_ones_own(tmp_path):
 
 
 def test_memory_is_what_a_real_update_takes():
-    # Measured on this shape: -0.2 to -4.2% over the cases of docs/planning.md (median of it below 3). 10% is what is
-    # promised there. It catches a forgotten copy of the weights, a norm's kept input, a chunk of logits too few.
+    # Floor: +0.8 to +2.8% on this case in three runs, at most 6.6% over the cases of docs/planning.md. It catches a
+    # second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
     found = measure_memory.measure("torch", "Llama form, full")
     assert abs(found.error) < 0.10, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", measure_memory.CASES)
-@pytest.mark.parametrize("stack", ["torch", "jax"])
-def test_memory_of_every_case(stack, case):
-    assert abs(measure_memory.measure(stack, case).error) < 0.10
+def test_memory_of_every_case(case):
+    assert abs(measure_memory.measure("torch", case).error) < 0.10
 
 
 def test_zero_shards_by_stage_and_offload_empties_the_device():
@@ -282,12 +279,22 @@ HloModule step
 }
 
 %inner (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %g = bf16[64,4]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}
+  %g = bf16[64,4]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  %again = bf16[64,4]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%last (p: f32[8,4]) -> f32[8,4] {
+  %g2 = bf16[64,4]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}
 }
 
 %outer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %w = (s32[], f32[8,4]) while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
-  %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %s = f32[2,4]{1,0} reduce-scatter(%y), replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}, to_apply=%add
+}
+
+%until (p: (s32[], f32[8,4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(2)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
@@ -295,6 +302,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %r = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add
   %st = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}
   %d = f32[16]{0} all-gather-done(%st)
+  %w4 = (s32[], f32[8,4]) while(%t), condition=%until, body=%last
   ROOT %w3 = f32[8,4] while(%t), condition=%c, body=%none
 }
 """
@@ -302,8 +310,8 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 
 def test_collectives_of_loops_are_counted_as_often_as_they_run():
     found = collectives(HLO)
-    assert dict(found.calls) == {"all-gather": 16, "reduce-scatter": 5, "all-reduce": 1}
-    assert found.sent["all-gather"] == 15 * 64 * 4 * 2 * 7 / 8 + 16 * 4 * 3 / 4
+    assert dict(found.calls) == {"all-gather": 18, "reduce-scatter": 5, "all-reduce": 1}
+    assert found.sent["all-gather"] == 17 * 64 * 4 * 2 * 7 / 8 + 16 * 4 * 3 / 4
     assert found.sent["reduce-scatter"] == 5 * 2 * 4 * 4 * 3
     assert found.sent["all-reduce"] == 2 * 16 * 4 / 2
     assert found.loops_without_count == 1
@@ -329,6 +337,7 @@ def test_two_layers_of_every_preset_compile_and_take_what_is_computed(name, topo
     c = made(name, model__layers=2, parallel__fsdp=4, train__batch_size=16, train__accumulation=2)
     found = script.compile_for(c, topology)
     assert found["fits"], found
+    # Floor: -6.4 to +1.2% for two layers. It catches weights gathered and kept, an embedding's whole gradient.
     assert footprint(c, Layout(fsdp=4), "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
 
 

@@ -119,6 +119,12 @@ def test_no_exception_outlives_its_reason(name):
     assert torch ^ jax == ONE_SIDED[name]
 
 
+@pytest.mark.parametrize("name", sorted(WITHOUT_A_TWIN))
+def test_a_file_without_a_twin_says_so(name):
+    path = ROOT / name
+    assert "no twin" in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+
+
 def test_every_twin_is_documented():
     for stack in STACKS:
         for name in FILES:

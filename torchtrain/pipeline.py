@@ -1,7 +1,9 @@
 """A stage of a pipeline: some of the layers, fed with the update's micro-batches by torch's own 1F1B schedule.
 
 The first stage embeds, the last one has the final norm, the head and the loss. A tied head is a copy of the embedding
-on the last stage: both sum their gradients, and so stay the same. There is no JAX twin.
+on the last stage: both sum their gradients, and so stay the same.
+
+This file has no twin: jaxtrain/pipeline.py does it in one program.
 """
 
 from __future__ import annotations
