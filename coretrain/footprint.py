@@ -167,7 +167,8 @@ def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, maste
     columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
     # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before
     if stack == "jax":
-        return chunk * columns * (2 * master + (compute if compute < 4 else 0))
+        forms = 2 if tokens > chunk else 1  # the compiler makes no loop of one chunk, and one form fewer
+        return chunk * columns * (forms * master + (compute if compute < 4 else 0))
     each = master if compute >= 4 else compute + master + (master + compute if tokens > chunk else compute)
     return chunk * columns * each
 

@@ -29,7 +29,9 @@ def topology(name: str) -> Any:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
     except Exception as error:  # a JaxRuntimeError or a NotImplementedError, by the library's version
         reason = re.sub(r"\s+", " ", str(error)).strip()[:160]
-        raise UserError(f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list") from None
+        raise UserError(
+            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices"
+        ) from None
 
 
 def compiled(config: RunConfig, name: str) -> dict[str, Any]:

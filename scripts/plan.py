@@ -86,8 +86,9 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
     environment = os.environ | told | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     asked = json.dumps({"config": config.to_json(), "topology": topology})
     done = subprocess.run(code, input=asked, capture_output=True, text=True, env=environment)
-    if done.returncode == 2:
-        raise UserError(done.stderr.strip().removeprefix("error: "))
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
+    if done.returncode == 2 and said:
+        raise UserError(said[-1].removeprefix("error: "))
     if done.returncode:
         raise UserError(
             f"the TPU's compiler failed: {done.stderr.strip().splitlines()[-1]} (--no-compile leaves it out)"
