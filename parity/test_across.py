@@ -37,9 +37,9 @@ FIELDS = {
     "journal.tensorboard": "false",
 }
 APART = 2e-6
-"""Of losses and norms, measured 1.5e-7 and 9e-8: rows of the wrong rank or a lost micro-batch put them 1e-2 apart."""
+"""Of losses and norms; measured 1.5e-7 and 9e-8. What it would catch is planted in test_zero.py and test_mesh.py."""
 STATE = {"parameters": 5e-6, "first_moment": 2e-5, "second_moment": 2e-5}
-"""Of a tensor's 2-norm, measured 3.2e-7, 1.4e-6 and 5e-7: a shard that misses one update's gradient puts it 1e-1 apart."""
+"""Of a tensor's 2-norm; measured 3.2e-7, 1.4e-6 and 5e-7."""
 
 
 @pytest.fixture(scope="module")
