@@ -236,7 +236,7 @@ class ExecutionConfig(Section):
     scan_layers: bool | None = Field(
         None,
         description="JAX: one compiled block scanned over layers (off: unrolled). Unset: unrolled on a CPU up to "
-        "12 layers, else scanned.",
+        "12 layers where nothing is recomputed, else scanned.",
     )
     loss_chunk: Positive = Field(1024, description="Tokens per chunk of the output head and cross-entropy.")
     vocab_multiple: Positive = Field(

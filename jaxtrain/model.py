@@ -229,7 +229,7 @@ class GPT(nnx.Module):
                 weights, index = item
                 return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index)), None
 
-            return self._over_layers(checkpointed(layer, self.policy, self.sharding), x, weights, layers)[0]
+            return self._over_layers(checkpointed(layer, self.policy, self.sharding, self.scan), x, weights, layers)[0]
 
         def stage(weights: Any, x: Array, rows: Array, layers: Array) -> Array:
             return through(weights, x, dropout and Dropout(dropout.keys, rows), layers)
@@ -308,15 +308,16 @@ def look_up(table: Array, tokens: Array, sharding: Sharding) -> Array:
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=out)(table, tokens)
 
 
-def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | None = None) -> Any:
+def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | None = None, scanned: bool = True) -> Any:
     """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed.
 
     Weights gathered for a forward pass are in no case kept for the backward pass, which gathers them again.
     """
+    # Outside a scan the compiler would find the recomputed values equal to the first ones, and keep those.
     saved = {"none": _all_but_gathered, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(policy)
     if policy == "none" and (sharding is None or sharding.size("fsdp") == 1):
         return block
-    return functools.partial(jax.checkpoint, policy=saved, prevent_cse=False)(block)
+    return functools.partial(jax.checkpoint, policy=saved, prevent_cse=not scanned)(block)
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:

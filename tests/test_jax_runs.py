@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from whole_runs import arguments, state
 
 from coretrain.journal import read_metrics
-from tests.test_run import arguments, corpus, state  # noqa: F401  (corpus is a fixture)
 
 DOUBLE = ("--precision.compute", "float64", "--train.batch_size=8", "--train.sample_tokens=2")
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -27,7 +27,7 @@ def run(stack: str, *argv: object, flags: str = "", code: int = 0) -> str:
     return result.stderr if code else result.stdout
 
 
-def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus, tmp_path):  # noqa: F811
+def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus, tmp_path):
     # float64: a shard, a moment or a row lost on the way can't hide in rounding. Measured: loss and norm 1e-15, state
     # 2e-14; a lost second moment gives 1e-2
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -59,12 +59,12 @@ def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus,
         (["--parallel.coordinator", "127.0.0.1:1"], "parallel.hosts and parallel.host"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_one_sentence(argv, named, corpus, tmp_path):  # noqa: F811
+def test_a_mesh_that_does_not_fit_is_one_sentence(argv, named, corpus, tmp_path):
     err = run("jax", *arguments(corpus, "--output", tmp_path / "bad"), *argv, flags=EIGHT, code=2)
     assert named in err
     assert "Traceback" not in err
 
 
-def test_devices_that_do_not_divide_the_rows_are_left_alone(corpus, tmp_path):  # noqa: F811
+def test_devices_that_do_not_divide_the_rows_are_left_alone(corpus, tmp_path):
     said = run("jax", *arguments(corpus, "--output", tmp_path / "one", "--train.updates", "3"), flags=EIGHT)
     assert "1 device (8 are here, but they don't divide a micro-batch's 2 rows)" in said

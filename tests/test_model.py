@@ -142,3 +142,9 @@ def test_layers_are_unrolled_on_a_cpu_unless_there_are_many(small_config, layers
     more = {} if asked is None else {"execution__scan_layers": str(asked).lower()}
     config = small_config(model__layers=layers, **more)
     assert jaxtrain.trainer.choose_compile(config, jax.devices("cpu")[0]).reason.endswith(found)
+
+
+def test_recomputation_scans(small_config):
+    """Unrolled on a CPU it would recompute nothing and save nothing."""
+    config = small_config(execution__checkpoint_activations="full")
+    assert jaxtrain.trainer.choose_compile(config, jax.devices("cpu")[0]).reason.endswith("scanned")
