@@ -58,7 +58,8 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
     """
     name: str | None = None
     given: list[tuple[str, str]] = []
-    words, spawn = list(argv), False
+    # the deepspeed launcher adds --local_rank, which the environment tells too
+    words, spawn = [word for word in argv if not word.startswith("--local_rank=")], False
     if any(word in ("-h", "--help") for word in words):
         print_help(program, summary)
         sys.exit(0)

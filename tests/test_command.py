@@ -207,3 +207,14 @@ def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys):
     assert layers.split() == ["--model.layers", "int,", ">=", "1", "4", "Number", "of", "decoder", "blocks."]
     assert "examples" in words
     assert "python -m x.run --resume runs/my" in words
+
+
+def test_the_launchers_own_word_is_passed_over():
+    """deepspeed puts --local_rank before the words of the user."""
+    assert parse(["--local_rank=1", "tiny", "--train.updates", "200"], "run", "").config.train.updates == 200
+
+
+def test_spawn_is_a_flag():
+    assert parse(["--spawn", "tiny"], "run", "").spawn
+    with pytest.raises(UserError, match="--spawn takes no value"):
+        parse(["--spawn=2"], "run", "")
