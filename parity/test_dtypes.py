@@ -1,193 +1,12 @@
-"""The dtypes that each stack really computes in, against the policy: thresholds can't police it, bfloat16 is too noisy.
+"""The dtypes that each stack really computes in, against the policy (parity/audit.py)."""
 
-JAX's are read from the jaxpr of loss, gradients and norm, torch's from every call that reaches its dispatcher. What a
-fused kernel does inside is neither's to see: plain attention is audited, and test_kernels.py judges the others.
-"""
-
-import sys
-from pathlib import Path
-from typing import NamedTuple
-
-import jax
-import jax.extend.source_info_util
-import jax.numpy as jnp
-import numpy as np
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import jaxtrain.model
-import torchtrain.model
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.audit import audit, expected, jax_ops, seen, states, torch_ops, with_jax_gradients
 from parity.compare import DTYPES, facts, hold
 from parity.pair import BASIC, VARIANTS, batches, jax_gradients, make_config, scrambled, torch_gradients
 from torchtrain.trainer import Trainer as TorchTrainer
-
-COMPUTE, MASTER = "compute", "master"
-POLICY = {
-    "matmul": COMPUTE,
-    "activation": COMPUTE,
-    "residual": COMPUTE,
-    "softmax": MASTER,
-    "norm": MASTER,
-    "loss": MASTER,
-    "rotary": MASTER,
-    "embedding": MASTER,
-    "gradient norm": MASTER,
-    "weights": MASTER,
-    "gradients": MASTER,
-    "gradient sum": MASTER,
-    "first_moment": MASTER,
-    "second_moment": MASTER,
-    "momentum": MASTER,
-}
-"""What each class of operations computes in: the compute dtype, or the master weights'."""
-WIDER = {
-    # scores leave JAX's product in float32, so their cotangent comes in as float32 too; torch rounds both
-    ("jax", "matmul", "attention", "backward"),
-    # torch adds the rows' norms up in float64
-    ("torch", "gradient norm", "global_norm", "forward"),
-}
-"""Where a stack is known to compute in more than the policy asks for; never in less."""
-
-
-class Op(NamedTuple):
-    """One kind of computation, where it was seen, and the dtypes that it took."""
-
-    kind: str
-    site: str
-    phase: str
-    dtypes: tuple[str, ...]
-
-
-SITES = {  # a function of either stack, and the name of what it computes
-    "Linear": "linear layers",
-    "masked_attention": "attention",
-    "_over_chunks": "loss",
-    "_CrossEntropy": "loss",
-    "Norm": "norms",
-    "MLP": "mlp",
-    "Block": "block",
-    "rotate": "rotary",
-    "GPT._embed": "embed",
-    "global_norm": "global_norm",
-    "tree_norm": "global_norm",
-    "tree_sum": "global_norm",
-    "_gradients": "micro-batches",
-}
-MATMULS = {"dot_general", "mm", "addmm", "addmm_", "bmm", "baddbmm"}
-AT = {  # (operation, site): class; the operations have the names that each framework gives them
-    **{(op, "attention"): "softmax" for op in ("exp", "reduce_max", "reduce_sum", "div", "amax", "sum", "clamp_min")},
-    **{(op, "loss"): "loss" for op in ("exp", "log", "reduce_max", "reduce_sum", "_softmax", "amax", "sum")},
-    **{(op, "norms"): "norm" for op in ("rsqrt", "reduce_sum", "native_layer_norm", "_fused_rms_norm")},
-    **{(op, "mlp"): "activation" for op in ("tanh", "logistic", "gelu", "silu")},
-    **{(op, "rotary"): "rotary" for op in ("mul", "sub", "add")},
-    **{(op, "block"): "residual" for op in ("add",)},
-    **{(op, "embed"): "embedding" for op in ("add", "embedding", "gather")},
-    **{(op, "micro-batches"): "gradient sum" for op in ("add",)},
-    **{(op, "global_norm"): "gradient norm" for op in ("linalg_vector_norm", "reduce_sum", "sqrt", "add")},
-}
-BACKWARD = {  # torch's backward pass has no frames of ours: its own names say what they belong to
-    "native_layer_norm_backward": "norm",
-    "_fused_rms_norm_backward": "norm",
-    "gelu_backward": "activation",
-    "silu_backward": "activation",
-}
-
-
-def classify(op, function, phase, dtypes):
-    """The `Op` of an operation called `op` in `function`, or None where no class of the policy is concerned."""
-    floats = tuple(d for d in dtypes if d.startswith(("float", "bfloat")))
-    site = next((place for name, place in SITES.items() if function.startswith(name)), "elsewhere")
-    kind = "matmul" if op in MATMULS else AT.get((op, site)) or BACKWARD.get(op)
-    return Op(kind, site, phase, floats) if kind and floats else None
-
-
-class _Watch(TorchDispatchMode):
-    """Every operation that torch dispatches, with the innermost function of torchtrain that asked for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
-        if {"dtype"} & (kwargs or {}).keys() and kwargs["dtype"]:
-            dtypes = (str(kwargs["dtype"]).removeprefix("torch."),)  # an input is cast to it on the way in
-        else:
-            dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
-        function = _function()
-        phase = "backward" if function == "Trainer.gradients" else "forward"
-        if op := classify(func.overloadpacket.__name__, function, phase, dtypes):
-            self.found.add(op)
-        return func(*args, **(kwargs or {}))
-
-
-def _function():
-    frame = sys._getframe(2)
-    while frame is not None and Path(frame.f_code.co_filename).parent.name != "torchtrain":
-        frame = frame.f_back
-    return "" if frame is None else frame.f_code.co_qualname
-
-
-def torch_ops(trainer, batch):
-    """What torch computes in loss, gradients and norm."""
-    with _Watch() as watch:
-        trainer.gradients(batch, 3, 1.0)
-    return watch.found
-
-
-def jax_ops(trainer, batch):
-    """What JAX computes in loss, gradients and norm; nothing is compiled or run."""
-    one = jaxtrain.model.master_dtype(trainer.config).type(1)
-    dropout = trainer._dropout(3, len(batch))
-    traced = jax.make_jaxpr(trainer._gradients)(trainer.params, batch[:, :-1], batch[:, 1:], one, dropout)
-    found = set()
-    _walk(traced.jaxpr, found)
-    return found
-
-
-def _walk(jaxpr, found, function="", phase="forward"):
-    for eqn in jaxpr.eqns:
-        summary = jax.extend.source_info_util.summarize(eqn.source_info)  # FILE:LINE (FUNCTION)
-        # what lies inside of jax.nn's own jits has no source of its own: it is its caller's
-        own = summary.rpartition("(")[2].rstrip(")") or function
-        now = "backward" if "transpose" in str(eqn.source_info.name_stack) else phase
-        dtypes = tuple(str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype"))
-        if op := classify(eqn.primitive.name, own, now, dtypes):
-            found.add(op)
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                _walk(inner, found, own, now)
-
-
-def states(trainer, gradients):
-    """The dtypes of weights, gradients and moments, one `Op` a tensor."""
-    groups = trainer.export()
-    named = {"weights": groups.pop("parameters"), "gradients": gradients(trainer), **groups}
-    return {Op(kind, name, "state", (str(t.dtype),)) for kind, tensors in named.items() for name, t in tensors.items()}
-
-
-def audit(stack, found, dtype):
-    """Rows for the report, and those among them that are against the policy."""
-    master = "float64" if dtype == "float64" else "float32"
-    rows = []
-    for op in sorted(found):
-        wanted = dtype if POLICY[op.kind] == COMPUTE else master
-        others = set(op.dtypes) - {wanted}
-        wider = (stack, op.kind, op.site, op.phase) in WIDER and all(
-            torch.finfo(getattr(torch, d)).bits > torch.finfo(getattr(torch, wanted)).bits for d in others
-        )
-        row = {"stack": stack, "class": op.kind, "site": op.site, "phase": op.phase, "compute": dtype}
-        row |= {"dtypes": list(op.dtypes), "policy": wanted, "ok": not others or wider, "wider": bool(others) and wider}
-        rows.append(row)
-    return rows, [row for row in rows if not row["ok"]]
-
-
-def seen(found):
-    """What the audit has looked at, so that it can't pass by seeing nothing."""
-    return {(op.kind, op.site) for op in found}
 
 
 def trainers(variant, dtype):
@@ -203,23 +22,12 @@ def test_every_operation_against_the_policy(variant, dtype):
     config, ours, theirs = trainers(variant, dtype)
     batch = batches(config, 1)[0]
     in_torch, in_jax = torch_ops(ours, batch), jax_ops(theirs, batch)
-    expected = {
-        ("matmul", "linear layers"), ("matmul", "attention"), ("matmul", "loss"), ("softmax", "attention"),
-        ("norm", "norms"), ("loss", "loss"), ("activation", "mlp"), ("residual", "block"), ("embedding", "embed"),
-        ("gradient norm", "global_norm"),
-    }  # fmt: skip
-    if config.model.position == "rope":
-        expected.add(("rotary", "rotary"))
+    wanted = expected(config.model)
     for found in (in_torch, in_jax):
-        assert expected <= seen(found), expected - seen(found)
+        assert wanted <= seen(found), wanted - seen(found)
         assert {op.phase for op in found if op.kind == "matmul"} == {"forward", "backward"}
     assert ("gradient sum", "micro-batches") in seen(in_jax)  # in torch it is the gradients' own dtype, below
-    # JAX's gradients are of what it would return: shapes and dtypes are known without running it
-    one = jaxtrain.model.master_dtype(config).type(1)
-    arguments = (theirs.params, batch[:, :-1], batch[:, 1:], one, theirs._dropout(3, len(batch)))
-    theirs.grads = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(theirs._gradients, *arguments)[2]
-    )
+    with_jax_gradients(theirs, batch)
     for stack, found in (
         ("torch", in_torch | states(ours, torch_gradients)),
         ("jax", in_jax | states(theirs, jax_gradients)),
@@ -227,27 +35,3 @@ def test_every_operation_against_the_policy(variant, dtype):
         rows, wrong = audit(stack, found, dtype)
         facts["dtypes"] += [row | {"variant": variant} for row in rows]
         hold(DTYPES, len(wrong), f"{wrong[0]['stack']} {wrong[0]['class']}, {wrong[0]['site']}" if wrong else "")
-
-
-@pytest.mark.parametrize("stack", ["torch", "jax"])
-def test_a_norm_in_bfloat16_is_seen(stack, monkeypatch, alone):
-    """What the audit is for: this changes a bfloat16 run by less than its noise."""
-    if stack == "torch":
-
-        def narrow(self, x):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-
-        monkeypatch.setattr(torchtrain.model.Norm, "forward", narrow)
-    else:
-
-        def narrow(self, x):
-            return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-
-        narrow.__qualname__ = "Norm.__call__"
-        narrow.__code__ = narrow.__code__.replace(co_qualname="Norm.__call__")
-        monkeypatch.setattr(jaxtrain.model.Norm, "__call__", narrow)
-    config, ours, theirs = trainers("gpt2-like", "bfloat16")
-    batch = batches(config, 1)[0]
-    found = torch_ops(ours, batch) if stack == "torch" else jax_ops(theirs, batch)
-    assert {row["class"] for row in audit(stack, found, "bfloat16")[1]} >= {"norm"}

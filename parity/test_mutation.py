@@ -7,9 +7,10 @@ import json
 
 import pytest
 
+from parity.bugs import FEW, MUTANTS
 from parity.compare import hold
-from parity.mutants import FEW, LOCATED, MATRIX, MUTANTS, identity, kill, locate, matrix_lines, unmutated
-from parity.probes import PROBES
+from parity.mutants import LOCATED, MATRIX, identity, kill, locate, matrix_lines
+from parity.probes import PROBES, unmutated
 
 pytestmark = pytest.mark.usefixtures("alone")
 QUICK = [m for m in MUTANTS if m.name in FEW[m.side]]

@@ -5,32 +5,11 @@ import functools
 import numpy as np
 import pytest
 
-from coretrain.schedule import clip_factor, learning_rate
 from parity.ahead import needs, shared
 from parity.compare import YARDSTICK, displacement, facts, hold
-from parity.pair import BASIC, VARIANTS, WEIGHTS, batches, make_config
+from parity.pair import BASIC, VARIANTS, WEIGHTS, make_config
+from parity.probes.lower import UPDATES, moved, train
 from torchtrain.trainer import Trainer as TorchTrainer
-
-UPDATES = 200
-
-
-def train(stack, config):
-    """(losses, parameters) of UPDATES updates on a few batches."""
-    losses = []
-    for update, batch in enumerate(batches(config, 4) * (UPDATES // 4)):
-        loss, norm = stack.gradients(batch, update, 1.0)
-        stack.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
-        losses.append(loss)
-    return np.array(losses), stack.export()["parameters"]
-
-
-def moved(weights):
-    """Every weight one unit in the last place up or down, by turns."""
-    result = {}
-    for name, value in weights.items():
-        up = np.indices(value.shape).sum(0) % 2 == 0
-        result[name] = np.where(up, np.nextafter(value, np.float32(np.inf)), np.nextafter(value, np.float32(-np.inf)))
-    return result
 
 
 def in_float32(variant):

@@ -1,0 +1,119 @@
+"""Bugs in the cache, in positions and in sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from coretrain.randomness import uniforms
+from coretrain.sampling import Sampling
+from parity.compare import CACHE, SAMPLES
+from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.probes.sides import Side
+
+
+def _decoded(patch: Patch, s: Side, change: Callable[..., tuple[Any, Any]]) -> None:
+    """`change(tokens, positions, mask)` -> (positions, mask) of a decoding step."""
+
+    def step(f: Any) -> Any:
+        def call(self: Any, tokens: Any, positions: Any, mask: Any, cache: Any, at: Any) -> Any:
+            return f(self, tokens, *change(tokens, positions, mask), cache, at)
+
+        return call
+
+    wrap(patch, s.model.GPT, "step", step)
+
+
+@mutant("generation", CACHE)
+def cache_slot_off_by_one(patch: Patch, s: Side) -> None:
+    """A new token's keys overwrite the last one's."""
+
+    def step(f: Any) -> Any:
+        def call(self: Any, x: Any, rotary: Any, mask: Any, keys: Any, values: Any, at: Any) -> Any:
+            return f(self, x, rotary, mask, keys, values, at - 1 if x.shape[1] == 1 else at)
+
+        return call
+
+    wrap(patch, s.model.Block, "step", step)
+
+
+@mutant("generation", CACHE)
+def position_of_a_new_token_off_by_one(patch: Patch, s: Side) -> None:
+    """Positions counted from 1 once the prompt is in the cache."""
+    _decoded(patch, s, lambda tokens, pos, mask: (pos + 1 if tokens.shape[1] == 1 else pos, mask))
+
+
+@mutant("generation", CACHE, LLAMA)
+def rotary_position_of_a_new_token_off_by_one(patch: Patch, s: Side) -> None:
+    """Positions counted from 1 once the prompt is in the cache."""
+    _decoded(patch, s, lambda tokens, pos, mask: (pos + 1 if tokens.shape[1] == 1 else pos, mask))
+
+
+@mutant("generation", CACHE)
+def positions_count_left_padding(patch: Patch, s: Side) -> None:
+    """arange over a left-padded batch."""
+
+    def change(tokens: Any, positions: Any, mask: Any) -> tuple[Any, Any]:
+        counted = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        return (s.array(counted) if tokens.shape[1] > 1 else positions), mask
+
+    _decoded(patch, s, change)
+
+
+@mutant("generation", CACHE)
+def left_padding_is_seen(patch: Patch, s: Side) -> None:
+    """No attention mask for a batch of unequal prompts."""
+
+    def change(tokens: Any, positions: Any, mask: Any) -> tuple[Any, Any]:
+        causal = np.broadcast_to(np.tril(np.ones(mask.shape[1:], bool)), mask.shape)
+        return positions, s.array(causal) if tokens.shape[1] > 1 else mask
+
+    _decoded(patch, s, change)
+
+
+@mutant("sampling", SAMPLES)
+def temperature_after_top_p(patch: Patch, s: Side) -> None:
+    """The nucleus is cut before the temperature changes the probabilities."""
+
+    def choose(f: Any) -> Any:
+        def chosen(logits: Any, sampling: Sampling, position: int) -> Any:
+            if sampling.temperature == 0:
+                return f(logits, sampling, position)
+            order = np.argsort(-logits, axis=-1, kind="stable")
+            ranked = np.take_along_axis(logits, order, -1)
+            if sampling.top_k:
+                ranked[:, sampling.top_k :] = -np.inf
+            weights = np.exp(ranked - ranked[:, :1])
+            weights /= weights.sum(-1, keepdims=True)
+            ranked[np.cumsum(weights, -1) - weights >= sampling.top_p] = -np.inf
+            weights = np.exp((ranked - ranked[:, :1]) / sampling.temperature)
+            cumulative = np.cumsum(weights, -1)
+            draws = uniforms(sampling.seed, "sampling", position, len(logits))[:, None] * cumulative[:, -1:]
+            return np.take_along_axis(order, (cumulative <= draws).sum(-1)[:, None], -1)[:, 0]
+
+        return chosen
+
+    wrap(patch, s.generate, "choose_tokens", choose)
+
+
+@mutant("sampling", SAMPLES)
+def same_random_number_every_step(patch: Patch, s: Side) -> None:
+    """A key that is never split."""
+    wrap(patch, s.generate, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
+
+
+@mutant("sampling", SAMPLES)
+def top_k_off_by_one(patch: Patch, s: Side) -> None:
+    """The k-th largest logit itself is cut, by a comparison that isn't strict."""
+
+    def choose(f: Any) -> Any:
+        def chosen(logits: Any, sampling: Sampling, position: int) -> Any:
+            fewer = sampling.top_k - 1 if sampling.top_k else 0
+            return f(logits, dataclasses.replace(sampling, top_k=fewer), position)
+
+        return chosen
+
+    wrap(patch, s.generate, "choose_tokens", choose)

@@ -1,0 +1,144 @@
+"""Either stack behind one face, for bugs and probes; what JAX compiles for it is shared where it can be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flax import nnx
+
+import jaxtrain.attention
+import jaxtrain.data
+import jaxtrain.generate
+import jaxtrain.model
+import jaxtrain.optimizer
+import jaxtrain.trainer
+import torchtrain.attention
+import torchtrain.data
+import torchtrain.generate
+import torchtrain.model
+import torchtrain.optimizer
+import torchtrain.trainer
+from coretrain.config import RunConfig
+from parity.pair import WEIGHTS, jax_gradients, torch_gradients
+
+Seen = dict[str, Any]
+
+# An eighth of the time that -O3 takes goes into these models' arithmetic, seven into compiling it.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One stack with its modules, and the few words that the frameworks spell differently."""
+
+    name: str
+    xp: Any
+    call: str
+    nn: Any
+    model: ModuleType
+    attention: ModuleType
+    optimizer: ModuleType
+    data: ModuleType
+    generate: ModuleType
+    trainer: ModuleType
+
+    def array(self, value: np.ndarray) -> Any:
+        """A tensor of this framework."""
+        return torch.from_numpy(np.ascontiguousarray(value)) if self.name == "torch" else jnp.asarray(value)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        """x in another dtype."""
+        return x.to(getattr(torch, dtype)) if self.name == "torch" else x.astype(dtype)
+
+    def rounded(self, x: Any, dtype: str) -> Any:
+        """x through another dtype and back."""
+        return self.cast(self.cast(x, dtype), str(x.dtype).removeprefix("torch."))
+
+    def stop(self, x: Any) -> Any:
+        """x without gradient."""
+        return x.detach() if self.name == "torch" else jax.lax.stop_gradient(x)
+
+    def parameter(self, value: Any) -> Any:
+        """The array of a parameter."""
+        return value if self.name == "torch" else value[...]
+
+    def gain(self, norm: Any) -> Any:
+        """The gain of a Norm."""
+        return norm.weight if self.name == "torch" else norm.scale[...]
+
+
+TORCH = Side(
+    "torch", torch, "forward", F, torchtrain.model, torchtrain.attention, torchtrain.optimizer, torchtrain.data,
+    torchtrain.generate, torchtrain.trainer,
+)  # fmt: skip
+JAX = Side(
+    "jax", jnp, "__call__", jax.nn, jaxtrain.model, jaxtrain.attention, jaxtrain.optimizer, jaxtrain.data,
+    jaxtrain.generate, jaxtrain.trainer,
+)  # fmt: skip
+SIDES = {"torch": TORCH, "jax": JAX}
+
+UNMUTATED = frozenset({"gradients", "step", "decode"})
+"""What of JAX's compiled work is shared; a mutant shares only what it leaves alone."""
+
+
+@functools.cache
+def weights_of(config: RunConfig, state: str) -> dict[str, np.ndarray]:
+    """Weights in one of `WEIGHTS`' states, made once."""
+    return WEIGHTS[state](config)
+
+
+@functools.cache
+def _compiled(config: RunConfig, part: str) -> Any:
+    """JAX's gradients or optimizer step of `config`, compiled once."""
+    return _fresh(jaxtrain.trainer.Trainer(config), part)
+
+
+def _fresh(stack: Any, part: str) -> Any:
+    if part == "gradients":
+        return quick_jit(functools.partial(jaxtrain.trainer._gradients, stack.graph, stack.config))
+    return quick_jit(stack.optimizer.step)
+
+
+def make(s: Side, config: RunConfig, weights: Mapping[str, np.ndarray] | None, shared: frozenset[str]) -> Any:
+    """A trainer; JAX's takes what is already compiled of `shared`, and compiles the rest afresh."""
+    stack = s.trainer.Trainer(config, weights)
+    if s is JAX:
+        for part in ("gradients", "step"):
+            setattr(stack, f"_{part}", _compiled(config, part) if part in shared else _fresh(stack, part))
+    return stack
+
+
+def logits_of(s: Side, stack: Any, tokens: np.ndarray, update: int | None) -> np.ndarray:
+    """Logits [B, T, V] with the dropout of `update`, traced afresh in JAX; without dropout where it is None."""
+    dropout = None if update is None else stack._dropout(update, len(tokens))
+    if s is TORCH:
+        with torch.no_grad():
+            return stack.model.logits(stack.model(torch.from_numpy(tokens).long(), dropout)).numpy()
+
+    def forward(params, tokens, dropout):
+        model = nnx.merge(stack.graph, params)
+        return model.logits(model(tokens, dropout))
+
+    return np.asarray(quick_jit(forward)(stack.params, tokens, dropout))
+
+
+def gradients_of(s: Side, stack: Any) -> dict[str, np.ndarray]:
+    """The last gradients by canonical name."""
+    return torch_gradients(stack) if s is TORCH else jax_gradients(stack)
+
+
+def largest(errors: Any) -> float:
+    """The largest of some errors."""
+    return float(np.max(np.array(list(errors))))  # NaN counts as the largest; Python's max loses it
