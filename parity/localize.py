@@ -2,14 +2,16 @@
 
     python -m parity.localize                           # both stacks on the preset `tiny`, shrunk
     python -m parity.localize gpt2-124m --layers 3 --width 96 --optimizer.beta2 0.999
-    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm
+    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm,
+                                                        # between which checkpoints, and the replay from the last good
     python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
 
 A table and a verdict on the terminal; the picture, the text and the inputs in `--output` (default runs/localize-TIME).
 
 For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
-call `tap("name", value)` (`coretrain.taps`) at the same places; `hooked` taps the modules of a torch model that can't
-be changed. `compare` takes what was recorded by other means. `parity/example.py` is an example.
+call `tap("name", value)` (`coretrain.taps`) at the same places; `localize_module` takes a torch module as it is, and
+`hooked` taps one that is part of something else. `compare` takes what was recorded by other means. `parity/example.py`
+is an example.
 
     report = localize(torch_function, jax_function, {"x": x, "weight": weight})
     report.show()
@@ -24,51 +26,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from torch import Tensor
 
-import jaxtrain.loss
-import jaxtrain.model
-import jaxtrain.trainer
-import torchtrain.loss
-import torchtrain.model
-import torchtrain.trainer
 from coretrain.config import RunConfig, load_config
-from coretrain.data import batch_hash
 from coretrain.errors import UserError, exits_cleanly
-from coretrain.parameters import parameter_table, to_jax_tree
-from coretrain.schedule import clip_factor, learning_rate
+from coretrain.parameters import parameter_table
 from coretrain.taps import tap
-from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.pair import batches, noise_only, scrambled
+from parity.pair import batches
 from parity.recorders import JaxRecorder, Record, hooked, record_torch
-from parity.runs import compare_runs
+from parity.replay import localize_runs
+from parity.rounding import evidence_of, judge_rounding, rounding_rows
+from parity.search import UPDATES, jax_recorder, localize_config, localized_tap, search
 from parity.verdict import (
     FORWARD,
     GRADIENT,
     GRADIENT_FLOOR,
-    SCALAR,
-    SCALAR_FLOOR,
-    STATE,
-    STATE_FLOOR,
     Report,
-    Row,
-    Verdict,
-    distance,
     judge,
     tap_rows,
     tensor_rows,
 )
-from torchtrain.trainer import Trainer as TorchTrainer
 
 __all__ = [
     "compare",
@@ -76,21 +61,12 @@ __all__ = [
     "jax_recorder",
     "localize",
     "localize_config",
+    "localize_module",
     "localized_tap",
     "record_torch",
     "search",
 ]
 
-UPDATES = 3
-"""Updates that are compared: the second has moments, the third has them mixed."""
-ROUNDING_FACTOR, ROUNDING_FLOOR = 4.0, 1e-6
-"""Below float64 a framework may be so many times as far from float64 as the other, and (in float32) this much more.
-
-Measured on the presets tiny and gpt2-124m, shrunk: more than twice by 6e-8 in float32, by 6e-3 in bfloat16, whose floor
-is 8192 times as high. TF32 in one matmul is 2e-4.
-"""
-STEP_ROUNDING = 8
-"""A step may be off by so many roundings of its parameter."""
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -102,7 +78,7 @@ def compare(torch_tensors: Tensors, jax_tensors: Tensors, cap: float = FORWARD, 
     """The verdict on tensors recorded by any means, by name in the order of the computation."""
     rows = [replace(row, cap=cap) for row in tap_rows(Record(dict(torch_tensors)), Record(dict(jax_tensors)), None)]
     verdict = judge(rows)
-    return Report(title, rows, verdict, _evidence(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
+    return Report(title, rows, verdict, evidence_of(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
 
 
 def localize(
@@ -158,7 +134,33 @@ def localize(
         verdict = judge_rounding(below, narrow[0], narrow[1], "float32") or verdict
         rows = below if verdict.kind != "same" else rows
     evidence = {f"input/{name}": np.asarray(value) for name, value in inputs.items()}
-    return Report(title, rows, verdict, evidence | _evidence(verdict, ours, seated or theirs))
+    return Report(title, rows, verdict, evidence | evidence_of(verdict, ours, seated or theirs))
+
+
+def localize_module(
+    module: torch.nn.Module,
+    jax_function: Callable[..., jax.Array],
+    inputs: Tensors,
+    taps: Sequence[str],
+    **options: Any,
+) -> Report:
+    """`localize` for a torch module called with `inputs` by name, the outputs of its submodules `taps` being tapped.
+
+    Its parameters join the inputs under their own names, scrambled: each element by up to 0.2 (seed 0), so that no bias
+    is zero and no gain one. `options` are those of `localize`.
+    """
+    rng = np.random.default_rng(0)
+    weights = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    weights = {name: value + rng.uniform(-0.2, 0.2, value.shape) for name, value in weights.items()}
+
+    def torch_function(**named: Tensor) -> Tensor:
+        parameters = {name: named.pop(name) for name in weights}
+        with hooked({module.get_submodule(name): name for name in taps}):
+            output = torch.func.functional_call(module, parameters, (), named)
+        return output[0] if isinstance(output, tuple) else output
+
+    options.setdefault("title", f"{type(module).__name__}, torch and JAX")
+    return localize(torch_function, jax_function, {**inputs, **weights}, **options)
 
 
 def _direction(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -167,304 +169,6 @@ def _direction(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def _array(gradient: Tensor | None, like: Tensor) -> np.ndarray:
     return torch.zeros_like(like).numpy() if gradient is None else gradient.to_dense().numpy()
-
-
-def _evidence(verdict: Verdict, ours: Record, theirs: Record) -> dict[str, np.ndarray]:
-    """What both make of the tap that parts, and torch's values of what it is made of."""
-    part = "cotangents" if verdict.tap.startswith("cotangent of ") else "values"
-    name = verdict.tap.removeprefix("cotangent of ")
-    found = {
-        f"{side}/{name}": getattr(record, part)[name]
-        for side, record in (("torch", ours), ("jax", theirs))
-        if name in getattr(record, part)
-    }
-    return found | {f"from/{parent}": ours.values[parent] for parent in ours.parents.get(name, ())}
-
-
-# --- below float64 ----------------------------------------------------------------------------------------------------
-
-
-def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str) -> list[Row]:
-    """Each tap of both in a lower precision against float64: the worse one's error, capped by the better one's."""
-    rows = []
-    for stage, part in (("forward", "values"), ("cotangent", "cotangents")):
-        names = list(getattr(exact, part))
-        for name in names if part == "values" else reversed(names):
-            errors = [
-                distance(getattr(record, part).get(name), getattr(exact, part)[name]) for record in (ours, theirs)
-            ]
-            better, worse = sorted(errors)
-            floor = ROUNDING_FLOOR * (1 if precision == "float32" else 2.0**13)
-            cap, parents = ROUNDING_FACTOR * better + floor, exact.parents.get(name, ())
-            rows.append(
-                Row(stage, name, worse, None, cap, max(better, 1e-17), parents, ("torch", "JAX")[errors[1] == worse])
-            )
-    return rows
-
-
-def judge_rounding(rows: Sequence[Row], ours: Record, theirs: Record, precision: str) -> Verdict | None:
-    """dtype policy, or rounding or kernel, where float64 agrees and a lower precision doesn't; None where it does."""
-    for name in ours.dtypes:
-        if name in theirs.dtypes and ours.dtypes[name] != theirs.dtypes[name]:
-            return Verdict(
-                "dtype policy",
-                f"float64 agrees, but in {precision} {name} is {ours.dtypes[name]} in torch and "
-                f"{theirs.dtypes[name]} in JAX",
-                name,
-                traps="a cast on one side, a norm or softmax in the compute dtype, promotion of mixed operands",
-            )
-    verdict = judge(rows, precision)
-    if verdict.kind == "same":
-        return None
-    first = next(row for row in rows if row.parts)
-    return replace(
-        verdict,
-        kind="rounding or kernel",
-        sentence=f"float64 agrees, but in {precision} {first.title} of {first.note} is {first.error:.1e} from float64, "
-        f"the other framework's {first.floor:.1e} (allowed: {first.cap:.1e})"
-        + (f"; {verdict.predecessor}, before it, is within its noise" if verdict.predecessor else ""),
-        traps="TF32 or bfloat16 passes in matmuls, an accumulation in low precision, a fused kernel, a softmax or "
-        "norm below float32",
-    )
-
-
-# --- our two stacks ---------------------------------------------------------------------------------------------------
-
-
-def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
-    """The recorder of a JAX trainer's model and loss, layers unrolled; compiled at its first call, then kept."""
-    config = stack.config
-    execution = config.execution.model_copy(update={"scan_layers": False, "checkpoint_activations": "none"})
-    unrolled = config.model_copy(update={"execution": execution})
-    graph, _ = nnx.split(nnx.eval_shape(lambda: jaxtrain.model.GPT(unrolled, stack.kernel.name)))
-    wide = jaxtrain.model.master_dtype(config)
-    m, chunk = config.model, config.execution.loss_chunk
-
-    def loss(params: Any, tokens: jax.Array, labels: jax.Array, dropout: Any) -> jax.Array:
-        model = nnx.merge(graph, params)
-        hidden = model(tokens, dropout)
-        model.logits(hidden)  # for its tap alone: the loss makes its own, chunk by chunk
-        scale = 1 / jaxtrain.loss.count_targets(labels).astype(wide)
-        return jaxtrain.trainer.cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale)
-
-    return JaxRecorder(loss)
-
-
-def torch_taps(stack: TorchTrainer, batch: np.ndarray, update: int) -> tuple[Record, Tensors]:
-    """The record of one batch with the dropout of `update`, and the gradients."""
-    config, model = stack.config, stack.model
-    ids = torch.from_numpy(batch).to(stack.device, torch.long)
-    tokens, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    scale = 1 / torchtrain.loss.count_targets(labels).to(torchtrain.model.master_dtype(config))
-
-    class WithLogits:
-        """The model, which also makes logits, for their tap alone."""
-
-        head_weight = property(lambda self: model.head_weight)
-
-        def __call__(self, *args: Any) -> Tensor:
-            hidden = model(*args)
-            model.logits(hidden)
-            return hidden
-
-    policy, model.policy = model.policy, "none"  # recomputing would meet every tap twice
-    model.zero_grad(set_to_none=True)
-    try:
-        record = record_torch(
-            lambda: torchtrain.trainer._loss(
-                WithLogits(), config, tokens, labels, scale, stack._dropout(update, len(batch))
-            )
-        )
-    finally:
-        model.policy = policy
-    named = {
-        name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    return record, torchtrain.model.canonical_tensors(config, named)
-
-
-def jax_taps(
-    stack: JaxTrainer, recorder: JaxRecorder, batch: np.ndarray, update: int, seats: Record | None = None
-) -> tuple[Record, Tensors]:
-    """The record of one batch with the dropout of `update`, seated on torch's where given, and the gradients."""
-    dropout = stack._dropout(update, len(batch))
-    record, gradients = recorder(stack.params, batch[:, :-1], batch[:, 1:], dropout, seats=seats)
-    return record, jaxtrain.model.canonical_tensors(stack.config, gradients)
-
-
-Rate = Callable[[RunConfig, int], float]
-Clip = Callable[[float, float], float]
-
-
-def search(
-    config: RunConfig,
-    weights: Tensors,
-    torch_trainer: TorchTrainer,
-    jax_trainer: JaxTrainer,
-    recorder: JaxRecorder | None = None,
-    feeds: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
-    rates: tuple[Rate, Rate] = (learning_rate, learning_rate),
-    clips: tuple[Clip, Clip] = (clip_factor, clip_factor),
-    evidence: dict[str, np.ndarray] | None = None,
-) -> Iterator[list[Row]]:
-    """Rows, stage by stage in the order of search, of two float64 trainers put at `weights`.
-
-    Data, learning rates over the horizon, values and cotangents at the taps, gradients, what the trainers themselves
-    make of the batch (micro-batches included), clip factor, moments and parameters; each update but the first starts
-    from torch's state, and all take torch's gradients, in both. What of data, schedule and clip the two sides have of
-    their own comes in `feeds`, `rates` and `clips` (torch first). `evidence` is filled with what reproduces a parting.
-    """
-    evidence = {} if evidence is None else evidence
-    made = batches(config, UPDATES)
-    feeds = feeds or (made, made)
-    yield [
-        Row("data", f"batch {i}", float(batch_hash(a) != batch_hash(b)), None, 0, 0, note=_rows_that_differ(a, b))
-        for i, (a, b) in enumerate(zip(*feeds, strict=True))
-    ]
-    yield [_rate_row(config, rates)]
-
-    zeros = {
-        group: {name: np.zeros_like(value) for name, value in tensors.items()}
-        for group, tensors in torch_trainer.export().items()
-    }
-    for stack in (torch_trainer, jax_trainer):
-        stack.adopt({**zeros, "parameters": weights}, 0)
-    batch, apart = feeds[0][0], noise_only(config)
-    ours, our_gradients = torch_taps(torch_trainer, batch, 0)
-    recorder = recorder or jax_recorder(jax_trainer)
-    free, _ = jax_taps(jax_trainer, recorder, batch, 0)
-    seated, their_gradients = jax_taps(jax_trainer, recorder, batch, 0, ours)
-    rows = tap_rows(ours, free, seated)
-    evidence |= _evidence(judge(rows), ours, seated)
-    evidence["batch"] = batch
-    yield rows
-    yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
-
-    for update, batch in enumerate(feeds[0]):
-        (our_loss, our_norm), (their_loss, their_norm) = (
-            stack.gradients(batch, update, 1.0) for stack in (torch_trainer, jax_trainer)
-        )
-        named = {name: parameter.grad for name, parameter in torch_trainer.model.named_parameters()}
-        our_gradients = torchtrain.model.canonical_tensors(config, {n: g.to_dense() for n, g in named.items()})
-        their_gradients = jaxtrain.model.canonical_tensors(config, jax_trainer.grads)
-        note = f"update {update}"
-        factors = [clip(our_norm, config.optimizer.clip) for clip in clips]
-        yield [
-            _scalar("training loss", our_loss, their_loss, note),
-            *_noted(tensor_rows("accumulated", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart), note),
-            _scalar("gradient norm", our_norm, their_norm, note),
-            _scalar("clip factor", *factors, note),
-        ]
-        tree = to_jax_tree(config.model, our_gradients, config.execution.vocab_multiple)
-        jax_trainer.grads = jax.tree_util.tree_map_with_path(
-            lambda path, leaf, tree=tree: jnp.asarray(tree[jaxtrain.model.dotted(path)], leaf.dtype), jax_trainer.grads
-        )
-        before = torch_trainer.export()["parameters"]
-        # at the end of the warm-up: a step of its first updates is so small that the parameter's rounding hides it
-        at = min(config.schedule.warmup_updates + update, config.train.updates - 1)
-        for stack, rate, factor in zip((torch_trainer, jax_trainer), rates, factors, strict=True):
-            stack.apply(rate(config, at), factor, update)
-        ours_after, theirs_after = torch_trainer.export(), jax_trainer.export()
-        rows = []
-        for group in [group for group in ours_after if group != "parameters"]:
-            rows += tensor_rows(group, ours_after[group], theirs_after[group], STATE, STATE_FLOOR)
-        moved = [
-            {name: state["parameters"][name] - before[name] for name in before} for state in (ours_after, theirs_after)
-        ]
-        rows += [_with_rounding(row, before, moved[0]) for row in tensor_rows("parameter", *moved, STATE, STATE_FLOOR)]
-        yield _noted(rows, note)
-        jax_trainer.adopt(ours_after, update + 1)
-
-
-def localized_tap(
-    config: RunConfig, weights: Tensors, torch_trainer: TorchTrainer, jax_trainer: JaxTrainer, **options: Any
-) -> str:
-    """Name of the first tap where two float64 trainers of `config` part, "" where they don't; stops there.
-
-    `options` are those of `search`. A `recorder = jax_recorder(jax_trainer)` that is passed to many calls is compiled
-    once, as long as JAX is left as it was when it was first called.
-    """
-    for rows in search(config, weights, torch_trainer, jax_trainer, **options):
-        first = next((row for row in rows if row.parts), None)
-        if first is not None:
-            return first.title
-    return ""
-
-
-def localize_config(
-    config: RunConfig,
-    weights: Tensors | None = None,
-    title: str = "",
-    below: RunConfig | None = None,
-    make_torch: Callable[[RunConfig, Tensors], TorchTrainer] = TorchTrainer,
-    make_jax: Callable[[RunConfig, Tensors], JaxTrainer] = JaxTrainer,
-    **options: Any,
-) -> Report:
-    """Both stacks of a float64 `config`; where they agree, those of `below` (float32 and narrower) against float64.
-
-    `options` are those of `search`.
-    """
-    weights = scrambled(config) if weights is None else weights
-    evidence = {f"weights/{name}": value for name, value in weights.items()}
-    rows: list[Row] = []
-    stacks = make_torch(config, weights), make_jax(config, weights)
-    for stage in search(config, weights, *stacks, evidence=evidence, **options):
-        rows += stage
-        if any(row.parts for row in stage):
-            break
-    verdict = judge(rows)
-    title = title or f"{config.name}: {config.model.layers} layers, {config.model.width} wide"
-    if verdict.kind == "same" and below is not None:
-        batch = evidence["batch"]
-        stacks[0].adopt({"parameters": weights}, 0)
-        exact = torch_taps(stacks[0], batch, 0)[0]
-        narrow = make_torch(below, weights), make_jax(below, weights)
-        ours = torch_taps(narrow[0], batch, 0)[0]
-        theirs = jax_taps(narrow[1], jax_recorder(narrow[1]), batch, 0)[0]
-        precision = below.precision.compute
-        under = rounding_rows(exact, ours, theirs, precision)
-        if found := judge_rounding(under, ours, theirs, precision):
-            return Report(f"{title}, {precision}", under, found, evidence | _evidence(found, ours, theirs))
-        worst = max(under, key=lambda row: row.load)
-        verdict = replace(
-            verdict,
-            sentence=f"{verdict.sentence}; in {precision} both are as far from float64 as the other: at worst "
-            f"{worst.title}, {worst.error:.1e} against {worst.floor:.1e}",
-        )
-    return Report(title, rows, verdict, evidence)
-
-
-def _with_rounding(row: Row, before: Tensors, moved: Tensors) -> Row:
-    """The row of a step, its cap widened by what rounding of the parameter itself makes of the difference."""
-    size, step = (float(np.linalg.norm(tensors[row.name])) for tensors in (before, moved))
-    return replace(row, cap=row.cap + (STEP_ROUNDING * np.finfo(np.float64).eps * size / step if step else 0.0))
-
-
-def _scalar(name: str, ours: float, theirs: float, note: str) -> Row:
-    error = distance(np.float64(theirs), np.float64(ours))
-    return Row("scalar", name, error, None, SCALAR, SCALAR_FLOOR, note=note)
-
-
-def _noted(rows: Sequence[Row], note: str) -> list[Row]:
-    return [replace(row, note=note) for row in rows]
-
-
-def _rows_that_differ(a: np.ndarray, b: np.ndarray) -> str:
-    if a.shape != b.shape:
-        return f"shapes {a.shape} and {b.shape}"
-    rows = np.flatnonzero((a != b).any(1))
-    if not rows.size:
-        return ""
-    same = sorted(map(bytes, a)) == sorted(map(bytes, b))
-    return "the same rows in another order" if same else f"first in row {rows[0]}, {rows.size} of {len(a)} rows"
-
-
-def _rate_row(config: RunConfig, rates: tuple[Rate, Rate]) -> Row:
-    """Learning rates at every update of the horizon: the largest difference, over the peak."""
-    errors = [abs(rates[0](config, u) - rates[1](config, u)) / config.optimizer.lr for u in range(config.train.updates)]
-    first = next((u for u, error in enumerate(errors) if not error <= SCALAR), None)
-    note = "" if first is None else f"from update {first} on"
-    return Row("scalar", "learning rate", max(errors), None, SCALAR, SCALAR_FLOOR, note=note)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -555,7 +259,7 @@ def main() -> int:
             raise UserError(
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out"
             )
-        report = compare_runs(Path(places[0]), Path(places[1]))
+        report = localize_runs(Path(places[0]), Path(places[1]))
         report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
     elif len(places) < 2:
         for key in ("layers", "width"):

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coretrain.checkpoint import CheckpointFolder, load_interchange
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
-from parity.verdict import TRAPS, Report, Row, Verdict, distance
+from parity.snapshots import START, Interval, Snapshots, allowance, bisect
+from parity.verdict import TRAPS, Report, Row, Verdict
 
-# Two correct runs part by rounding that grows from update to update. In float32, default run: 1e-6 up to update 16,
-# 1e-4 up to 113, 0.046 at worst later (README); at lr 3e-3 1e-4 at update 38. In float64, 200 updates: 1.7e-14.
-START = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2e-2, "float16": 5e-3}
-"""Relative difference of loss and norm that rounding may make at the first update."""
-DOUBLES = 8
-"""Updates in which rounding's difference may double."""
-MOST = {"float64": 1e-6, "float32": 0.05, "bfloat16": 0.1, "float16": 0.1}
-"""Above this it is no longer called rounding, however late."""
 NORM = 10
 """A norm may differ so many times as much as a loss: it follows the gradients, which have larger errors."""
 RATE = 1e-12
+SIDES = ("first", "second")
 IRRELEVANT = {"data.workers", "data.prepare_processes", "data.cache", "train.log_interval", "train.sample_tokens"}
 KINDS = {"data": "data", "schedule": "schedule", "precision": "dtype policy", "execution": "dtype policy"}
 """What a difference in a section of the config is called, where it isn't the algorithm."""
 
 
 def compare_runs(first: Path, second: Path) -> Report:
-    """Two runs of any stack: the first update at which they part, and what it is that parts."""
+    """Two runs of any stack: the first update at which they part, what it is that parts, and between which checkpoints.
+
+    Raises `UserError` for a folder that holds no run, and for runs without a common update.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return examine(first, second, Path(scratch))[0]
+
+
+def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]:
+    """What `compare_runs` gives, and the interval; what had to be translated of the runs lies in `scratch`."""
     folders = first, second
     configs = [_config(folder) for folder in folders]
     journals = [_journal(folder) for folder in folders]
@@ -40,14 +43,15 @@ def compare_runs(first: Path, second: Path) -> Report:
     if not common:
         raise UserError(f"{first} and {second} have no update in common: give two runs that start at the same update")
     rows = _rows(common, *journals, _precision(configs))
-    states, kept = _states(folders)
-    verdict = _verdict(common, *journals, configs, rows, states)
+    snapshots = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
+    interval = bisect(*snapshots, _precision(configs), common[0])
+    verdict = _verdict(common, *journals, configs, rows, interval)
     arrays = {"update": np.array(common)}
-    for side, journal in zip(("first", "second"), journals, strict=True):
+    for side, journal in zip(SIDES, journals, strict=True):
         arrays |= {
             f"{side}/{key}": np.array([journal[u][key] for u in common], float) for key in ("loss", "grad_norm", "lr")
         }
-    return Report(f"{first.name} and {second.name}", rows + states, verdict, arrays | kept)
+    return Report(f"{first.name} and {second.name}", rows + interval.rows, verdict, arrays), interval
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -80,11 +84,6 @@ def _precision(configs: list[dict[str, Any]]) -> str:
     return max((c["precision.compute"] for c in configs), key=order.index)
 
 
-def allowance(update: int, precision: str) -> float:
-    """Relative difference of the loss that rounding may have grown to at `update`."""
-    return min(MOST[precision], START[precision] * 2 ** min(update / DOUBLES, 60))
-
-
 def _rows(common: list[int], ours: Mapping, theirs: Mapping, precision: str) -> list[Row]:
     """One row an update where anything parts first, and the worst of each quantity."""
     rows = []
@@ -111,43 +110,31 @@ def _relative(a: Any, b: Any) -> float:
     return error if math.isfinite(error) else float("inf")
 
 
-def _states(folders: tuple[Path, Path]) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Tensors of the oldest interchange checkpoint that both have."""
-    found = [{p.name: p for p in CheckpointFolder(folder / "interchange").complete()} for folder in folders]
-    common = sorted(found[0].keys() & found[1].keys())
-    if not common:
-        return [], {}
-    groups = [load_interchange(f[common[0]]).groups for f in found]
-    rows = []
-    for group in groups[0]:
-        for name in groups[0][group]:
-            other = groups[1].get(group, {})
-            error = distance(np.asarray(other[name]) if name in other else None, np.asarray(groups[0][group][name]))
-            # without a float64 reference these can't be told from rounding alone: shown, not judged
-            rows.append(Row(group, name, error, None, float("inf"), 0, note=common[0]))
-    return rows, {}
-
-
 def _verdict(
     common: list[int],
     ours: Mapping,
     theirs: Mapping,
     configs: list[dict[str, Any]],
     rows: list[Row],
-    states: list[Row],
+    interval: Interval,
 ) -> Verdict:
     differing = [k for k in sorted(configs[0] | configs[1]) if configs[0].get(k) != configs[1].get(k)]
     differing = [key for key in differing if key not in IRRELEVANT and key.partition(".")[0] in ("model", *SECTIONS)]
     named = ", ".join(f"{key} ({configs[0].get(key)!r}, {configs[1].get(key)!r})" for key in differing[:4])
     fields = f"; the configs differ in {named}" if differing else "; the configs agree"
-    where = ""
-    if states:
-        worst = max(states, key=lambda row: row.error)
-        equal = sum(row.error == 0 for row in states)
-        where = (
-            f"; in {worst.note} {equal} of {len(states)} tensors are equal, worst is {worst.title} ({worst.error:.0e})"
-        )
+    where = f"; {interval.sentence}" if interval.rows else ""
     first = next((row for row in rows if row.parts), None)
+    if first is None and interval.bad:
+        state = next(row for row in interval.rows if row.parts)
+        return Verdict(
+            "algorithm",
+            f"data, learning rates, losses and norms agree within rounding in all {len(common)} updates, and the "
+            f"states don't{fields}{where}",
+            state.title,
+            state.error,
+            state.floor,
+            traps=TRAPS.get(state.stage, TRAPS["parameter"]),
+        )
     if first is None:
         apart = [row for row in rows if row.error > 0]
         if not apart:
