@@ -25,6 +25,7 @@ SMALL = {
     "execution.device": "cpu",
     "execution.attention": "plain",
     "execution.compile": "off",
+    "execution.scan_layers": "true",  # as on every accelerator; unset, a CPU unrolls so few layers
     "execution.loss_chunk": 50,
     "model.layers": 2,
     "model.width": 48,
