@@ -86,7 +86,8 @@ def not_run() -> list[tuple[str, str]]:
         for row in compare.facts["kernels"]
         if row["status"] == "not run"
     ]
-    rows += [(test.split("::")[-1], reason) for test, reason in _outcome["skipped"]]
+    listed = {reason for _, reason in rows}
+    rows += [(test.split("::")[-1], reason) for test, reason in _outcome["skipped"] if reason not in listed]
     return rows
 
 

@@ -171,6 +171,12 @@ def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
     return weights
 
 
+def faint(config: RunConfig) -> dict[str, np.ndarray]:
+    """Scrambled, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
+    weights = scrambled(config)
+    return weights | {"head.weight": weights["head.weight"] / np.float32(256)}
+
+
 @functools.cache
 def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
     """Weights after a few updates from the initial ones, in torch."""
