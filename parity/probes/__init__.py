@@ -46,6 +46,7 @@ PROBES = {
     "resume": Probe(text.run_resume, text.judge_resume, (compare.ROWS, text.RESUME)),
     "round trip": Probe(text.run_round_trip, text.judge_round_trip, (compare.ROUND_TRIP,)),
     "decode": Probe(decode.run_decode, decode.judge_decode, (compare.LOGITS, compare.CACHE, compare.SAMPLES)),
+    "far": Probe(decode.run_far, decode.judge_far, (compare.CACHE,)),
     "health": Probe(policy.run_health, policy.judge_health, (compare.HEALTH, compare.ROWS, compare.TRAJECTORY)),
     "dtypes": Probe(lower.run_dtypes, lower.judge_dtypes, (compare.DTYPES,)),
     "alone, float32": Probe(lower.run_alone, lower.judge_alone, (compare.ALONE_32, compare.DECAY_32)),
