@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="where the session's figures go, as JSON (default: runs/parity/results.json; -m mutation: mutation.json)",
+        help="where the session's figures go, as JSON (default: runs/parity/results.json; -m mutation: mutation.json; a part of the tests: partial.json)",
     )
 
 

@@ -198,7 +198,8 @@ def largest_error(states: tuple[Mapping[str, Tensors], Mapping[str, Tensors]], s
 def hold(gate: Gate, error: float, where: str) -> None:
     """Record an error under its gate, and fail above the cap (or where it isn't a number)."""
     held[gate] = None
-    if not error <= worst.get(gate.name, (-1.0, ""))[0]:
+    before = worst.get(gate.name, (-1.0, ""))[0]
+    if np.isnan(error) or error > before:  # a NaN is never replaced by a number
         worst[gate.name] = error, where
     assert error <= gate.cap, f"{gate.name}: {error:.2e} at {where}, cap {gate.cap:.0e}; look for {gate.catches}"
 

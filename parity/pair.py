@@ -207,6 +207,8 @@ def batches(config: RunConfig, count: int) -> list[np.ndarray]:
     for batch in made:
         batch[0, :2] = 0, config.model.vocabulary - 1
         batch[:2, -1] = -100
+        if not (batch[:, 1:] >= 0).any():  # a context of 1
+            batch[0, -1] = 0
     return made
 
 

@@ -155,6 +155,18 @@ def test_rows_without_a_target(variant):
     hold(GRADIENTS, error, f"{name}, rows without a target, {variant}")
 
 
+def test_a_batch_without_a_target():
+    """By the contract its loss and all its gradients are zero, in both: a division by no targets made NaN of them."""
+    pair = make_pair(make_config(VARIANTS["llama-like"], model__context=1, model__layers=1))
+    batch = batches(pair.config, 1)[0]
+    assert (batch[:, 1:] >= 0).any(), "the judge's own batches have targets, also at a context of 1"
+    batch[:, -1] = -100
+    for seen, gradients in zip(pair.gradients(batch, 0), pair.gradient_tensors(), strict=True):
+        hold(LOSS, abs(seen[0]), "no target")
+        hold(NORM, seen[1], "no target")
+        assert all((gradient == 0).all() for gradient in gradients.values())
+
+
 def test_a_key_bias_has_no_gradient_but_rounding():
     """With learned positions; it is left out of the other gates, and this is what is left to say of it."""
     pair = make_pair(make_config(VARIANTS["gpt2-like"]))

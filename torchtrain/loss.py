@@ -22,8 +22,8 @@ def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chun
 
 
 def count_targets(labels: Tensor) -> Tensor:
-    """Number of labels that aren't ignored."""
-    return (labels != IGNORED).sum()
+    """Number of labels that aren't ignored, at least 1: a batch without a target has a loss and gradients of zero."""
+    return (labels != IGNORED).sum().clamp_min(1)
 
 
 class _CrossEntropy(torch.autograd.Function):
