@@ -147,8 +147,8 @@ INNER = (
 class JaxRecorder:
     """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or seated.
 
-    Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace; they are refused.
-    `forget`: JAX's caches are cleared before tracing, or a function that was traced before would call no tap again.
+    Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
+    these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
     """
 
     def __init__(self, loss: Callable[..., Array], forget: bool = False) -> None:

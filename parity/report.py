@@ -28,7 +28,7 @@ MUST_MATCH = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
 SMALLEST, LARGEST = 1e-18, 1.0
 """Ends of the bars' log scale."""
 RUNGS = {
-    "exact": "Equal to the last bit: names, first weights, token ids, dropout masks, checkpoints; learning rates: 1e-14.",
+    "exact": "Equal to the last bit: names, first weights, token ids, dropout masks, checkpoints; rates to 1e-14.",
     "identity": "float64 on the CPU: a correct pair agrees to rounding, and almost no mistake hides below that.",
     "rounding": "Each stack in its training precision, on every device here, against float64 from the same weights.",
     "optimizer": "The same sequence of gradients into both optimizers: rounding of the model plays no part.",

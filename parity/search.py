@@ -134,7 +134,8 @@ def search(
     Data, learning rates over the horizon, values and cotangents at the taps, gradients, what the trainers themselves
     make of the batch (micro-batches included), clip factor, moments and parameters; each update but the first starts
     from torch's state, and all take torch's gradients, in both. What of data, schedule and clip the two sides have of
-    their own comes in `feeds`, `rates` and `clips` (torch first); where both have one, there is nothing to compare. `evidence` is filled with what reproduces a parting.
+    their own comes in `feeds`, `rates` and `clips` (torch first); of what both share nothing is
+    compared. `evidence` is filled with what reproduces a parting.
     From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
     """
     evidence = {} if evidence is None else evidence

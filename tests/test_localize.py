@@ -12,9 +12,9 @@ import torchtrain.model
 import torchtrain.trainer
 from coretrain.taps import tap, tapped
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity import localize as localizer
-from parity.localize import localize_config, search
+from parity.localize import localize, localize_config, search
 from parity.pair import VARIANTS, batches, make_config, make_pair, torch_logits
+from parity.search import jax_taps, torch_taps
 from parity.verdict import judge
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -76,8 +76,8 @@ def test_the_function_before_comes_back_whatever_happens():
 def test_both_stacks_have_the_same_taps_in_the_same_order(variant):
     config, weights, stack, recorder = sides(variant)
     batch = batches(config, 1)[0]
-    ours, _ = localizer.torch_taps(TorchTrainer(config, weights), batch, 0)
-    theirs, _ = localizer.jax_taps(stack, recorder, batch, 0)
+    ours, _ = torch_taps(TorchTrainer(config, weights), batch, 0)
+    theirs, _ = jax_taps(stack, recorder, batch, 0)
     assert list(ours.values) == list(theirs.values)
     assert ours.values.keys() - {"logits"} == ours.cotangents.keys()
     block = "norm1 q k v attention out residual1 norm2 up activation down residual2"
@@ -161,7 +161,7 @@ def test_what_is_no_number_in_both_is_no_agreement():
     def ours(x):
         return tap("a", x * 1e200 * 1e-200)
 
-    verdict = localizer.localize(ours, ours, {"x": np.ones(3)}).verdict
+    verdict = localize(ours, ours, {"x": np.ones(3)}).verdict
     assert (verdict.kind, verdict.tap) == ("rounding or kernel", "a")
     assert "no number" in verdict.sentence
 
@@ -175,5 +175,5 @@ def test_what_is_far_off_in_both_is_no_rounding():
     def theirs(x):
         return tap("a", x.astype("float16").astype(x.dtype) if x.dtype == "float32" else x)
 
-    verdict = localizer.localize(narrow, theirs, {"x": np.random.default_rng(0).standard_normal(64)}).verdict
+    verdict = localize(narrow, theirs, {"x": np.random.default_rng(0).standard_normal(64)}).verdict
     assert (verdict.kind, verdict.tap) == ("rounding or kernel", "a")
