@@ -43,7 +43,7 @@ from coretrain.errors import UserError, exits_cleanly
 from coretrain.parameters import parameter_table
 from coretrain.taps import tap
 from parity.pair import batches
-from parity.recorders import JaxRecorder, Record, hooked, record_torch
+from parity.recorders import LOSS, JaxRecorder, Record, hooked, record_torch
 from parity.replay import localize_runs
 from parity.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.search import UPDATES, jax_recorder, localize_config, localized_tap, search
@@ -71,6 +71,8 @@ __all__ = [
 
 
 Tensors = Mapping[str, np.ndarray]
+ALWAYS = {"output", LOSS}
+"""Taps that `localize` itself puts on both sides."""
 
 
 # --- any pair ---------------------------------------------------------------------------------------------------------
@@ -122,6 +124,10 @@ def localize(
         recorder = JaxRecorder(jax_loss, forget=True)
         arguments = {n: cast[n] for n in wanted}, {n: v for n, v in cast.items() if n not in wanted}
         theirs, gradients = recorder(*arguments)
+        if ours.values.keys() - ALWAYS and not theirs.values.keys() - ALWAYS:
+            raise UserError(
+                "torch has taps and JAX has none: call coretrain.taps.tap at the same places of the JAX function"
+            )
         on_ours = None
         if seated:
             on_ours, gradients = recorder(*arguments, seats=ours)

@@ -167,11 +167,6 @@ class JaxRecorder:
 
     def _record(self, params: Any, rest: tuple[Any, ...], seats: Record) -> tuple[Record, Any]:
         shapes = jax.eval_shape(self._shapes, params, *rest)
-        if len(seats.values) > 1 and len(shapes) == 1:
-            raise UserError(
-                "torch has taps and JAX has none: call coretrain.taps.tap at the same places of the JAX function, "
-                "outside jax.checkpoint, scan and vmap"
-            )
 
         def seat(source: Mapping[str, np.ndarray]) -> dict[str, Array]:
             return {
