@@ -253,12 +253,10 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.
     return weights, (made, made)
 
 
-def _make_folder(folder: Path) -> None:
-    """Before anything is computed: a place that can't be written to costs no work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--output {folder} is a file, or lies in one: name a folder") from None
+def _check_place(folder: Path) -> None:
+    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError(f"--output {folder} is a file, or lies in one: name a folder")
 
 
 @exits_cleanly
@@ -290,7 +288,7 @@ def main() -> int:
             raise UserError(
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out"
             )
-        _make_folder(folder)
+        _check_place(folder)
         report = localize_runs(Path(places[0]), Path(places[1]))
         report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
     else:
@@ -305,7 +303,7 @@ def main() -> int:
         given: dict[str, Any] = {}
         if "inputs" in options:
             given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
-        _make_folder(folder)
+        _check_place(folder)
         report = localize_config(config, below=below, **given)
         report.reproduce = _command(sys.argv[1:], folder)
     report.save(folder)
