@@ -138,7 +138,11 @@ config = RunConfig.from_json(open(sys.argv[1]).read())
 trainer = Trainer(config, scrambled(config))
 loss, norm = trainer.gradients(batches(config, 1)[0], 3, 1.0)
 assert not jax.config.jax_enable_x64 and jax.numpy.zeros(1).dtype == "float32"
-np.savez(sys.argv[2], loss=loss, norm=norm, **jax_gradients(trainer))
+found = {"loss": loss, "norm": norm, **jax_gradients(trainer)}
+trainer.apply(1e-3, 0.3, 0)
+for group, tensors in trainer.export().items():
+    found |= {f"{group}/{name}": value for name, value in tensors.items()}
+np.savez(sys.argv[2], **found)
 """
 
 
@@ -149,6 +153,9 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     pair.reset(scrambled(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
+    pair.jax.apply(1e-3, 0.3, 0)
+    for group, tensors in pair.jax.export().items():
+        expected |= {f"{group}/{name}": value for name, value in tensors.items()}
     (tmp_path / "config.json").write_text(config.to_json())
     command = [sys.executable, "-c", WITHOUT_X64, str(tmp_path / "config.json"), str(tmp_path / "found.npz")]
     root = str(Path(__file__).resolve().parent.parent)

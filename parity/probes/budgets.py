@@ -59,6 +59,5 @@ def errors(seen: Seen, variant: str, state: str) -> tuple[float, float]:
 def unevenness(dtype: str, both: Sequence[Sequence[float]], device: str = "cpu") -> float:
     """How many times as far off as the better stack the worse one is, in (logits, gradient) of each."""
     figures = [budget(device, dtype, what).floor for what in ("logits", "gradient")]
-    return max(
-        max(pair) / (min(pair) + SLACK * figure) for pair, figure in zip(zip(*both, strict=True), figures, strict=True)
-    )
+    seen = np.array(both)
+    return float(np.max(seen.max(0) / (seen.min(0) + SLACK * np.array(figures))))
