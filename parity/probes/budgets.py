@@ -45,7 +45,7 @@ def judge(dtype: str) -> Callable[[Seen, Seen, str, str], dict[Gate, float]]:
 
     def judged(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
         first, second = (errors(seen, variant, state) for seen in (ours, theirs))
-        return {**dict(zip(gates(dtype)[:2], first, strict=True)), EVEN: unevenness(dtype, [first, second])}
+        return {**dict(zip(gates(dtype)[:2], first, strict=True)), EVEN: unevenness(dtype, [first[0], second[0]])}
 
     return judged
 
@@ -56,8 +56,7 @@ def errors(seen: Seen, variant: str, state: str) -> tuple[float, float]:
     return nrel(seen["logits"], exact["logits"]), worst_tensor(seen["gradients"], exact["gradients"], apart)[0]
 
 
-def unevenness(dtype: str, both: Sequence[Sequence[float]], device: str = "cpu") -> float:
-    """How many times as far off as the better stack the worse one is, in (logits, gradient) of each."""
-    figures = [budget(device, dtype, what).floor for what in ("logits", "gradient")]
-    seen = np.array(both)
-    return float(np.max(seen.max(0) / (seen.min(0) + SLACK * np.array(figures))))
+def unevenness(dtype: str, logits: Sequence[float], device: str = "cpu") -> float:
+    """How many times as far off in its logits as the better stack the worse one is."""
+    figure = SLACK * budget(device, dtype, "logits").floor
+    return float(np.max(logits) / (np.min(logits) + figure))
