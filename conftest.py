@@ -40,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="where the session's figures go, as JSON (default: runs/parity/results.json; -m mutation: mutation.json)",
+        help="where the session's figures go, as JSON (default, in runs/parity: results.json; with -m mutation "
+        "mutation.json; where only a part of the tests is picked partial.json)",
     )
 
 

@@ -28,7 +28,8 @@ def exits_cleanly(main: Callable[[], int | None]) -> Callable[[], None]:
             _say(f"error: {error}")
             sys.exit(EXIT_USER_ERROR)
         except OSError as error:
-            if error.errno not in (13, 27, 28, 122):  # EACCES, EFBIG, ENOSPC, EDQUOT: for the user to mend
+            # EACCES, EEXIST, ENOTDIR, EISDIR, EFBIG, ENOSPC, EDQUOT: for the user to mend
+            if error.errno not in (13, 17, 20, 21, 27, 28, 122):
                 raise
             place = f" at {error.filename}" if error.filename else ""
             _say(

@@ -32,8 +32,8 @@ def cross_entropy(
 
 
 def count_targets(labels: Array) -> Array:
-    """Number of labels that aren't ignored."""
-    return (labels != IGNORED).sum()
+    """Number of labels that aren't ignored, at least 1: a batch without a target has a loss and gradients of zero."""
+    return (labels != IGNORED).sum().clip(1)
 
 
 def _computed(

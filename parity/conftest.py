@@ -86,7 +86,8 @@ def not_run() -> list[tuple[str, str]]:
         for row in compare.facts["kernels"]
         if row["status"] == "not run"
     ]
-    rows += [(test.split("::")[-1], reason) for test, reason in _outcome["skipped"]]
+    listed = {reason for _, reason in rows}
+    rows += [(test.split("::")[-1], reason) for test, reason in _outcome["skipped"] if reason not in listed]
     return rows
 
 
@@ -101,9 +102,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the results, also when tests failed; a session without any gate leaves the old file alone."""
+    """Write the results, also when tests failed; a session without any gate leaves the old file alone.
+
+    Tests that somebody has picked go to partial.json: results.json is of whole sessions only.
+    """
     if compare.worst or mutants.MATRIX:
-        kind = "mutation" if "mutation" in (session.config.option.markexpr or "") else "results"
+        option = session.config.option
+        mark = (option.markexpr or "").strip()
+        deeper = any("::" in word or word.endswith(".py") for word in map(str, session.config.args))
+        picked = option.keyword or option.deselect or deeper or mark not in ("", "mutation")
+        kind = "partial" if picked else mark or "results"
         write_results(session.config.getoption("--results") or Path("runs/parity") / f"{kind}.json")
 
 
@@ -116,6 +124,7 @@ def write_results(path: Path) -> None:
         row = {"name": gate.name, "rung": gate.rung, "cap": gate.cap, "floor": gate.floor, "catches": gate.catches}
         rows.append(row | {"error": error, "where": where, "status": status})
     results = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "machine": _machine(),
         "devices": [vars(device) for device in pair.DEVICES],

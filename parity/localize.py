@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ from coretrain.errors import UserError, exits_cleanly
 from coretrain.parameters import parameter_table
 from coretrain.taps import tap
 from parity.pair import batches
-from parity.recorders import JaxRecorder, Record, hooked, record_torch
+from parity.recorders import LOSS, JaxRecorder, Record, hooked, record_torch
 from parity.replay import localize_runs
 from parity.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.search import UPDATES, jax_recorder, localize_config, localized_tap, search
@@ -69,6 +71,8 @@ __all__ = [
 
 
 Tensors = Mapping[str, np.ndarray]
+ALWAYS = {"output", LOSS}
+"""Taps that `localize` itself puts on both sides."""
 
 
 # --- any pair ---------------------------------------------------------------------------------------------------------
@@ -76,6 +80,8 @@ Tensors = Mapping[str, np.ndarray]
 
 def compare(torch_tensors: Tensors, jax_tensors: Tensors, cap: float = FORWARD, title: str = "compare") -> Report:
     """The verdict on tensors recorded by any means, by name in the order of the computation."""
+    if not torch_tensors and not jax_tensors:
+        raise UserError("compare has no tensors on either side: record some first")
     rows = [replace(row, cap=cap) for row in tap_rows(Record(dict(torch_tensors)), Record(dict(jax_tensors)), None)]
     verdict = judge(rows)
     return Report(title, rows, verdict, evidence_of(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
@@ -115,9 +121,13 @@ def localize(
             return (output * _direction(output.shape, dtype)).sum()
 
         ours = record_torch(torch_loss)
-        recorder = JaxRecorder(jax_loss)
+        recorder = JaxRecorder(jax_loss, forget=True)
         arguments = {n: cast[n] for n in wanted}, {n: v for n, v in cast.items() if n not in wanted}
         theirs, gradients = recorder(*arguments)
+        if ours.values.keys() - ALWAYS and not theirs.values.keys() - ALWAYS:
+            raise UserError(
+                "torch has taps and JAX has none: call coretrain.taps.tap at the same places of the JAX function"
+            )
         on_ours = None
         if seated:
             on_ours, gradients = recorder(*arguments, seats=ours)
@@ -219,17 +229,34 @@ def shrunk(
 
 def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.ndarray], list[np.ndarray]]]:
     """Weights, and batches of which the first is the saved one."""
+    give = "give a localize.npz of an earlier call"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with file:
             weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
             batch = file["batch"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--inputs {path} can't be read ({error}): give a localize.npz of an earlier call") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:
             raise UserError(f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from")
+    m = config.model
+    if batch.ndim != 2 or not np.issubdtype(batch.dtype, np.integer) or not 2 <= batch.shape[1] <= m.context + 1:
+        raise UserError(f"--inputs {path}: its batch isn't rows of 2 to {m.context + 1} token ids; {give}")
+    if len(batch) % config.train.accumulation or not len(batch):
+        raise UserError(f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}")
+    if batch[:, :-1].min() < 0 or batch.max() >= m.vocabulary or batch[:, -1].min() < -100:
+        raise UserError(f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}")
     made = [batch, *batches(config, UPDATES)[1:]]
     return weights, (made, made)
+
+
+def _check_place(folder: Path) -> None:
+    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError(f"--output {folder} is a file, or lies in one: name a folder")
 
 
 @exits_cleanly
@@ -254,14 +281,17 @@ def main() -> int:
         else:
             overrides.append((key, value))
     folder = Path(options.get("output") or Path("runs") / time.strftime("localize-%Y%m%d-%H%M%S"))
+    if len(places) > 2:
+        raise UserError(f"{len(places)} names are given: give a config, or the folders of two runs")
     if len(places) == 2:
         if overrides or options.keys() - {"output"}:
             raise UserError(
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out"
             )
+        _check_place(folder)
         report = localize_runs(Path(places[0]), Path(places[1]))
         report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
-    elif len(places) < 2:
+    else:
         for key in ("layers", "width"):
             if key in options and not (options[key].isdecimal() and int(options[key])):
                 raise UserError(f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2")
@@ -273,10 +303,9 @@ def main() -> int:
         given: dict[str, Any] = {}
         if "inputs" in options:
             given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
+        _check_place(folder)
         report = localize_config(config, below=below, **given)
         report.reproduce = _command(sys.argv[1:], folder)
-    else:
-        raise UserError(f"{len(places)} names are given: give a config, or the folders of two runs")
     report.save(folder)
     report.show()
     print(f"{folder}: localize.png, localize.txt, localize.npz")

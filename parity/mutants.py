@@ -171,7 +171,7 @@ def matrix_lines() -> list[str]:
         count, declared = len(row["killed_by"]), row["declared"] or "nothing: it is equivalent"
         caught = declared in row["killed_by"] if not row["equivalent"] else not count
         mark = str(count) if caught else "KILLED" if row["equivalent"] else "LIVES"
-        place = row["localized_tap"] or ""
+        place = "nowhere" if row["localized_tap"] == "" else row["localized_tap"] or ""
         if place and place != row["expected_tap"]:
             place += f" (WRONG: {row['expected_tap']})"
         lines.append(f"{row['area']:<11}{row['name']:<50}{row['side']:<7}{declared:<48}{mark:>5}  {place}".rstrip())
@@ -191,7 +191,7 @@ def wrap(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> Non
 
 def deselect_mutation(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For pytest_collection_modifyitems: the full set runs where `-m` names it or a test is asked for by its id."""
-    asked = "mutation" in (config.option.markexpr or "") or any("::" in str(word) for word in config.args)
+    asked = (config.option.markexpr or "").strip() == "mutation" or any("::" in str(word) for word in config.args)
     kept = [item for item in items if asked or item.get_closest_marker("mutation") is None]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])

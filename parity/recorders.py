@@ -138,14 +138,21 @@ def _seat_backward(saved: Any, upstream: Array) -> tuple[Array | None, ...]:
 _seat.defvjp(_seat_forward, _seat_backward)
 
 
+INNER = (
+    "a tap of the JAX function lies inside jax.jit, jax.checkpoint, scan or vmap: localize the code without them, with "
+    "its loops unrolled"
+)
+
+
 class JaxRecorder:
     """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or seated.
 
-    Taps must not lie inside scan, remat or an inner jit: their values belong to that inner trace. Unroll such code.
+    Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
+    these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
     """
 
-    def __init__(self, loss: Callable[..., Array]) -> None:
-        self.loss = loss
+    def __init__(self, loss: Callable[..., Array], forget: bool = False) -> None:
+        self.loss, self.forget = loss, forget
         self._compiled = jax.jit(self._run)
 
     def __call__(self, params: Any, *rest: Any, seats: Record | None = None) -> tuple[Record, Any]:
@@ -156,9 +163,7 @@ class JaxRecorder:
         try:
             return self._record(params, rest, seats or Record())
         except jax.errors.UnexpectedTracerError:
-            raise UserError(
-                "a tap lies inside scan, remat or jit: run this part unrolled (execution.scan_layers = false)"
-            ) from None
+            raise UserError(INNER) from None
 
     def _record(self, params: Any, rest: tuple[Any, ...], seats: Record) -> tuple[Record, Any]:
         shapes = jax.eval_shape(self._shapes, params, *rest)
@@ -177,6 +182,8 @@ class JaxRecorder:
         values, cotangents, gradients = self._compiled(
             params, probes, rest, seat(seats.values), seat(seats.cotangents), flags
         )
+        if lost := shapes.keys() ^ values.keys() or shapes.keys() - cotangents.keys():
+            raise UserError(f"{INNER} ({', '.join(sorted(lost))})")
         record = Record(dtypes={name: str(shapes[name].dtype) for name in values})
         record.values = {name: _widened(value) for name, value in values.items()}
         record.cotangents = {name: _widened(value) for name, value in cotangents.items()}
@@ -185,6 +192,10 @@ class JaxRecorder:
         for part in (record.values, record.cotangents, record.dtypes):
             part.update({name: part.pop(name) for name in order})
         return record, gradients
+
+    def _forget(self) -> None:
+        if self.forget:
+            jax.clear_caches()
 
     @staticmethod
     def _fits(source: Mapping[str, np.ndarray], name: str, shape: Any) -> bool:
@@ -197,6 +208,7 @@ class JaxRecorder:
             values[names(name)] = value
             return value
 
+        self._forget()
         with tapped(see):
             values[LOSS] = self.loss(params, *rest)
         self._order = list(values)
@@ -211,6 +223,7 @@ class JaxRecorder:
                 values[name] = value
                 return _seat(value, seats[name], cotangents[name], flags[name], probes[name])
 
+            self._forget()
             with tapped(see):
                 result = self.loss(params, *rest)
                 # the loss is seated last, and its cotangent is 1 in any case

@@ -23,10 +23,12 @@ from coretrain.errors import UserError, exits_cleanly
 RESULTS = Path("runs/parity/results.json")
 MUTATION_RESULTS = "mutation.json"
 """Beside the results: those of the newest `pytest parity -m mutation`."""
+MUST_MATCH = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
+"""Packages whose versions must be alike, or the two sessions judged different programs."""
 SMALLEST, LARGEST = 1e-18, 1.0
 """Ends of the bars' log scale."""
 RUNGS = {
-    "exact": "Equal to the last bit: names, initial weights, token ids, dropout masks, learning rates, checkpoints.",
+    "exact": "Equal to the last bit: names, first weights, token ids, dropout masks, checkpoints; rates to 1e-14.",
     "identity": "float64 on the CPU: a correct pair agrees to rounding, and almost no mistake hides below that.",
     "rounding": "Each stack in its training precision, on every device here, against float64 from the same weights.",
     "optimizer": "The same sequence of gradients into both optimizers: rounding of the model plays no part.",
@@ -45,8 +47,15 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
     gates = results["gates"]
     held = [gate for gate in gates if gate["status"] != "not run"]
     failed = [gate for gate in held if gate["status"] != "ok"]
-    good = not failed and not results["failures"]
-    verdict = "the stacks agree" if good else "the stacks differ"
+    missing = len(gates) - len(held)
+    survivors = _survivors(mutants) or len((mutation or {}).get("failures", ()))
+    good = not failed and not results["failures"] and not missing and not survivors
+    verdict = (
+        "the stacks differ" if failed or results["failures"]
+        else f"no verdict: {len(held)} of {len(gates)} gates judged" if missing
+        else "the stacks agree, and the judge has let planted bugs through" if survivors
+        else "the stacks agree"
+    )  # fmt: skip
     look = "finished" if good else "stopped"
     body = [
         f'<header><h1>Parity</h1><span class="status {look}">{verdict}</span></header>',
@@ -55,7 +64,7 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
         '<div class="cards">' + "".join(_cards(results, held, failed, mutants)) + "</div>",
         _ladder(gates),
         _trajectory(results.get("trajectory") or {}),
-        _kills(mutants),
+        _kills(mutants, mutation),
         _dtypes(results.get("dtypes") or []),
         _kernels(results.get("kernels") or []),
         _reduced(results.get("reduced_matmuls") or []),
@@ -79,17 +88,17 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
 
 
 def _cards(results: Results, held: Sequence[Any], failed: Sequence[Any], mutants: Sequence[Any]) -> Iterable[str]:
-    yield _card(f"{len(held) - len(failed)} of {len(held)}", "gates under their caps")
+    yield _card(f"{len(held) - len(failed)} of {len(results['gates'])}", "gates under their caps")
     by_name = {gate["name"]: gate for gate in held}
     for name, words in (("logits", "logits, float64"), ("every gradient", "worst gradient, float64")):
         if name in by_name:
             yield _card(_figure(by_name[name]["error"]), words)
     planted = [mutant for mutant in mutants if not mutant["equivalent"]]
     if planted:
-        dead = sum(bool(mutant["killed_by"]) for mutant in planted)
+        dead = sum(mutant["declared"] in mutant["killed_by"] for mutant in planted)
         yield _card(f"{dead} of {len(planted)}", "planted bugs killed")
         sought = [mutant for mutant in planted if mutant.get("expected_tap")]
-        if found := [mutant for mutant in sought if mutant.get("localized_tap")]:
+        if found := [mutant for mutant in sought if mutant.get("localized_tap") is not None]:
             right = sum(mutant["localized_tap"] == mutant["expected_tap"] for mutant in found)
             yield _card(f"{right} of {len(found)}", "model bugs traced to their place")
     yield _card(", ".join(device["name"] for device in results["devices"]), "devices judged")
@@ -166,12 +175,17 @@ def _trajectory(facts: Mapping[str, Any]) -> str:
         figures.append(chart(f"Loss{tail}", "nats a token", updates, lines))
     return (
         "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. The"
-        " yardstick is the same stack with its initial weights moved by one unit in the last place: two stacks that are"
-        f' further apart than that are not the same.</p><div class="grid2">{"".join(figures)}</div></section>'
+        " yardstick is the same stack with its initial weights moved by one unit in the last place: a correct pair is"
+        f' up to 1.8 times as far apart, and may be 4 times.</p><div class="grid2">{"".join(figures)}</div></section>'
     )
 
 
-def _kills(mutants: Sequence[Mapping[str, Any]]) -> str:
+def _survivors(mutants: Sequence[Mapping[str, Any]]) -> int:
+    """Bugs that their gate let through, and equivalents that a gate told apart."""
+    return sum(bool(m["killed_by"]) if m["equivalent"] else m["declared"] not in m["killed_by"] for m in mutants)
+
+
+def _kills(mutants: Sequence[Mapping[str, Any]], mutation: Results | None) -> str:
     if not mutants:
         return (
             "<section><h2>Planted bugs</h2><p>Not run in this session: pytest parity -m mutation plants each known bug"
@@ -185,8 +199,18 @@ def _kills(mutants: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<section><h2>Planted bugs</h2><p>A judge that has never convicted proves nothing. Each of these mistakes was"
         " planted in one stack while the other stayed as it is; the gate named beside it has to notice. Equivalents"
-        " change nothing that matters, and nothing may notice them.</p>"
+        f" change nothing that matters, and nothing may notice them.{html.escape(_session(mutation))}</p>"
         f"<table class='kills'><tr>{head}</tr>{''.join(parts)}</table></section>"
+    )
+
+
+def _session(mutation: Results | None) -> str:
+    if mutation is None:
+        return ""
+    versions = ", ".join(f"{name} {mutation['versions'][name]}" for name in MUST_MATCH if name in mutation["versions"])
+    failures = len(mutation["failures"])
+    return f" Planted {mutation.get('date', 'at an unknown time')} with {versions}" + (
+        f"; {failures} tests of that session failed." if failures else "."
     )
 
 
@@ -198,7 +222,8 @@ def _kill(mutant: Mapping[str, Any]) -> str:
     else:
         more = f" and {len(gates) - 1} more" if len(gates) > 1 else ""
         outcome = f'<span class="ok">killed</span>{more}' if declared in gates else '<span class="fail">LIVES</span>'
-    tap, expected = mutant.get("localized_tap") or "", mutant.get("expected_tap")
+    tap, expected = mutant.get("localized_tap"), mutant.get("expected_tap")
+    tap = "nowhere" if tap == "" else tap or ""
     wrong = f' <span class="fail">(expected {html.escape(expected)})</span>' if expected and tap != expected else ""
     return (
         f"<tr><td>{html.escape(mutant['name'])}<br><span class='why'>{html.escape(mutant['about'])}</span></td>"
@@ -283,11 +308,19 @@ def read(path: Path) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
         if not all(key in results for key in ("gates", "versions", "machine", "devices", "not_run", "failures")):
             raise ValueError("a key is missing")
+        for gate in results["gates"]:
+            if missing := {"name", "rung", "cap", "floor", "catches", "error", "where", "status"} - gate.keys():
+                raise ValueError(f"a gate has no {min(missing)}")
     except FileNotFoundError:
         raise UserError(f"{path}: no results there; run pytest parity first") from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path}: not the results of pytest parity ({error}); run it again") from None
     return results
+
+
+def _other_versions(results: Results, mutation: Results) -> str:
+    pairs = {name: (results["versions"].get(name), mutation["versions"].get(name)) for name in MUST_MATCH}
+    return ", ".join(f"{name} {theirs}, not {ours}" for name, (ours, theirs) in pairs.items() if ours != theirs)
 
 
 def main() -> int:
@@ -299,7 +332,12 @@ def main() -> int:
     results = read(given.results)
     other = given.results.with_name(MUTATION_RESULTS)
     mutation = read(other) if other.is_file() else None
+    if mutation and (stale := _other_versions(results, mutation)):
+        print(f"{other} is left out, it is of other versions ({stale}): run pytest parity -m mutation again")
+        mutation = None
     page = given.output or given.results.with_name("report.html")
+    if page.is_dir() or not all(parent.is_dir() for parent in page.parents if parent.exists()):
+        raise UserError(f"--output {page} is a folder, or lies in a file: give a path like report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     write_report(results, page, mutation)
     print(page)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from parity.compare import budget
 from parity.recorders import Record
 from parity.verdict import (
     Row,
@@ -24,8 +25,11 @@ is 8192 times as high. TF32 in one matmul is 2e-4.
 
 
 def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str) -> list[Row]:
-    """Each tap of both in a lower precision against float64: the worse one's error, capped by the better one's."""
-    rows = []
+    """Each tap of both in a lower precision against float64: the worse one's error, capped by the better one's.
+
+    Above the cap of the precision's worst gradient (budgets.toml) it isn't rounding, however alike both are.
+    """
+    rows, most = [], budget("cpu", precision, "gradient").cap
     for stage, part in (("forward", "values"), ("cotangent", "cotangents")):
         names = list(getattr(exact, part))
         for name in names if part == "values" else reversed(names):
@@ -34,7 +38,8 @@ def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str) -
             ]
             better, worse = sorted(errors)
             floor = ROUNDING_FLOOR * (1 if precision == "float32" else 2.0**13)
-            cap, parents = ROUNDING_FACTOR * better + floor, exact.parents.get(name, ())
+            # what is no number in both agrees with nothing; and what is far off in both is no rounding
+            cap, parents = min(ROUNDING_FACTOR * better + floor, most), exact.parents.get(name, ())
             rows.append(
                 Row(stage, name, worse, None, cap, max(better, 1e-17), parents, ("torch", "JAX")[errors[1] == worse])
             )
@@ -59,8 +64,12 @@ def judge_rounding(rows: Sequence[Row], ours: Record, theirs: Record, precision:
     return replace(
         verdict,
         kind="rounding or kernel",
-        sentence=f"float64 agrees, but in {precision} {first.title} of {first.note} is {first.error:.1e} from float64, "
-        f"the other framework's {first.floor:.1e} (allowed: {first.cap:.1e})"
+        sentence=(
+            f"float64 agrees, but in {precision} {first.title} is missing or no number that float64 has, in both"
+            if not np.isfinite(first.floor)
+            else f"float64 agrees, but in {precision} {first.title} of {first.note} is {first.error:.1e} from float64, "
+            f"the other framework's {first.floor:.1e} (allowed: {first.cap:.1e})"
+        )
         + (f"; {verdict.predecessor}, before it, is within its noise" if verdict.predecessor else ""),
         traps="TF32 or bfloat16 passes in matmuls, an accumulation in low precision, a fused kernel, a softmax or "
         "norm below float32",

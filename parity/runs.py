@@ -21,8 +21,7 @@ NORM = 10
 RATE = 1e-12
 SIDES = ("first", "second")
 IRRELEVANT = {"data.workers", "data.prepare_processes", "data.cache", "train.log_interval", "train.sample_tokens"}
-KINDS = {"data": "data", "schedule": "schedule", "precision": "dtype policy", "execution": "dtype policy"}
-"""What a difference in a section of the config is called, where it isn't the algorithm."""
+JOURNALED = ("loss", "grad_norm", "lr", "batch_hash")
 
 
 def compare_runs(first: Path, second: Path) -> Report:
@@ -42,9 +41,13 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
     common = [update for update in journals[0] if update in journals[1]]
     if not common:
         raise UserError(f"{first} and {second} have no update in common: give two runs that start at the same update")
-    rows = _rows(common, *journals, _precision(configs))
+    origin = next(
+        (u for u in common if any(_differ(journals[0][u], journals[1][u], key) for key in MEASURED)), common[0]
+    )
+    rows = _rows(common, *journals, _precision(configs), origin)
     snapshots = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
-    interval = bisect(*snapshots, _precision(configs), common[0])
+    # the state that a loss was computed from is that of the update before it
+    interval = bisect(*snapshots, _precision(configs), common[0], max(common[0], origin - 1))
     verdict = _verdict(common, *journals, configs, rows, interval)
     arrays = {"update": np.array(common)}
     for side, journal in zip(SIDES, journals, strict=True):
@@ -58,7 +61,11 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no run (no config.json): give the folders of two runs, or one config")
-    nested = json.loads(RunConfig.from_json(path.read_text(encoding="utf-8")).to_json())
+    try:
+        nested = json.loads(RunConfig.from_json(path.read_text(encoding="utf-8")).to_json())
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is no run's config ({reason}): give a whole run, or resume it from a copy") from None
     return {f"{s}.{k}": v for s, fields in nested.items() if isinstance(fields, dict) for k, v in fields.items()}
 
 
@@ -66,40 +73,61 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; give the folders of two runs that have begun") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it isn't text in UTF-8"
+        raise UserError(f"can't read {path}: {reason}; give the folders of two runs that have begun") from None
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
             continue  # a line that a kill cut off
+        if not isinstance(row, dict):
+            raise UserError(f"{path} holds a line that is no object ({line[:40]}): it isn't the journal of a run")
         if "loss" in row:
+            if missing := [key for key in ("update", *JOURNALED) if key not in row]:
+                raise UserError(f"{path} has an update without {missing[0]}: it isn't the journal of a run")
             rows[row["update"]] = row  # after a rollback the later one counts
     return rows
 
 
 def _precision(configs: list[dict[str, Any]]) -> str:
-    order = list(START)
-    return max((c["precision.compute"] for c in configs), key=order.index)
+    """The one with the larger allowance; a float32 with reduced-precision matmuls has TF32's ten bits, as float16."""
+    fast = ("float16" for c in configs if c["precision.compute"] == "float32" and c["precision.fast_matmul"])
+    return max((*(c["precision.compute"] for c in configs), *fast), key=lambda name: START[name])
 
 
-def _rows(common: list[int], ours: Mapping, theirs: Mapping, precision: str) -> list[Row]:
-    """One row an update where anything parts first, and the worst of each quantity."""
+MEASURED = "loss", "grad_norm"
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> bool:
+    return _relative(a[key], b[key]) != 0
+
+
+def _rows(common: list[int], ours: Mapping, theirs: Mapping, precision: str, origin: int) -> list[Row]:
+    """Batch, rate, loss and norm of every update; rounding may grow from `origin` on, the first that isn't bit-equal.
+
+    A loss that is no number, in both or in one, parts.
+    """
     rows = []
     for update in common:
         a, b = ours[update], theirs[update]
-        allowed = allowance(update - common[0], precision)
+        allowed = allowance(max(0, update - origin), precision)
+        loss = float("inf") if _nan(a["loss"]) or _nan(b["loss"]) else _relative(a["loss"], b["loss"])
         rows += [
             Row("data", f"batch of update {update}", float(a["batch_hash"] != b["batch_hash"]), None, 0, 0),
             Row("lr", f"learning rate of update {update}", _relative(a["lr"], b["lr"]), None, RATE, 0),
-            Row("loss", f"loss of update {update}", _relative(a["loss"], b["loss"]), None, allowed, allowed / 2),
+            Row("loss", f"loss of update {update}", loss, None, allowed, allowed / 2),
             Row(
                 "norm", f"norm of update {update}", _relative(a["grad_norm"], b["grad_norm"]), None,
                 NORM * allowed, NORM * allowed / 2,
             ),
         ]  # fmt: skip
     return rows
+
+
+def _nan(x: Any) -> bool:
+    return x is None or math.isnan(float(x))
 
 
 def _relative(a: Any, b: Any) -> float:
@@ -158,8 +186,11 @@ def _verdict(
     elif first.stage == "lr":
         kind, traps = "schedule", TRAPS["learning rate"]
         why = f"{ours[update]['lr']!r} against {theirs[update]['lr']!r}"
-    elif kinds := {KINDS[k.partition(".")[0]] for k in differing if k.partition(".")[0] in ("precision", "execution")}:
-        kind = kinds.pop()
+    elif first.stage == "loss" and _nan(ours[update]["loss"]) and _nan(theirs[update]["loss"]):
+        why = "it is no number in either run, and nothing after it proves anything"
+        traps = "a rate that is too high, an overflow of float16, a division by no targets"
+    elif any(key.startswith("precision.") for key in differing):
+        kind = "dtype policy"
         why, traps = (
             f"off by {first.error:.1e} where rounding may make {first.cap:.1e}",
             "a dtype of the config, fast_matmul",

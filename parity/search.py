@@ -134,18 +134,21 @@ def search(
     Data, learning rates over the horizon, values and cotangents at the taps, gradients, what the trainers themselves
     make of the batch (micro-batches included), clip factor, moments and parameters; each update but the first starts
     from torch's state, and all take torch's gradients, in both. What of data, schedule and clip the two sides have of
-    their own comes in `feeds`, `rates` and `clips` (torch first). `evidence` is filled with what reproduces a parting.
+    their own comes in `feeds`, `rates` and `clips` (torch first); of what both share nothing is
+    compared. `evidence` is filled with what reproduces a parting.
     From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
     """
     evidence = {} if evidence is None else evidence
     first, applied = begun or (0, 0)
     made = batches(config, UPDATES)
     feeds = feeds or (made, made)
-    yield [
-        Row("data", f"batch {i}", float(batch_hash(a) != batch_hash(b)), None, 0, 0, note=_rows_that_differ(a, b))
-        for i, (a, b) in enumerate(zip(*feeds, strict=True))
-    ]
-    yield [_rate_row(config, rates)]
+    if feeds[0] is not feeds[1]:
+        yield [
+            Row("data", f"batch {i}", float(batch_hash(a) != batch_hash(b)), None, 0, 0, note=_rows_that_differ(a, b))
+            for i, (a, b) in enumerate(zip(*feeds, strict=True))
+        ]
+    if rates[0] is not rates[1]:
+        yield [_rate_row(config, rates)]
 
     zeros = {
         group: {name: np.zeros_like(value) for name, value in tensors.items()}
@@ -177,7 +180,7 @@ def search(
             _scalar("training loss", our_loss, their_loss, note),
             *_noted(tensor_rows("accumulated", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart), note),
             _scalar("gradient norm", our_norm, their_norm, note),
-            _scalar("clip factor", *factors, note),
+            *([_scalar("clip factor", *factors, note)] if clips[0] is not clips[1] else []),
         ]
         tree = to_jax_tree(config.model, our_gradients, config.execution.vocab_multiple)
         jax_trainer.grads = jax.tree_util.tree_map_with_path(
@@ -289,4 +292,5 @@ def _rate_row(config: RunConfig, rates: tuple[Rate, Rate]) -> Row:
     errors = [abs(rates[0](config, u) - rates[1](config, u)) / config.optimizer.lr for u in range(config.train.updates)]
     first = next((u for u, error in enumerate(errors) if not error <= SCALAR), None)
     note = "" if first is None else f"from update {first} on"
-    return Row("scalar", "learning rate", max(errors), None, SCALAR, SCALAR_FLOOR, note=note)
+    worst = float(np.max(errors))  # Python's max loses a NaN
+    return Row("scalar", "learning rate", worst, None, SCALAR, SCALAR_FLOOR, note=note)

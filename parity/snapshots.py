@@ -123,8 +123,10 @@ class Interval:
         )
 
 
-def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0) -> Interval:
+def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0, origin: int | None = None) -> Interval:
     """The interval in which the states of two runs part; both began with update `begun`, from the same weights.
+
+    Up to update `origin` (default: `begun`) they were equal bit for bit: rounding grows from there.
 
     About log2 of the number of common checkpoints are opened. One that is damaged on either side is left out.
     """
@@ -133,7 +135,7 @@ def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0) 
 
     def parts(name: str) -> bool:
         pair = first.open(name), second.open(name)
-        seen[name] = compare_states(pair, precision, begun), pair
+        seen[name] = compare_states(pair, precision, begun if origin is None else origin), pair
         return any(row.parts for row in seen[name][0])
 
     low, high = -1, len(common) - 1  # what is at `low` agrees; what is above `high` parts, or isn't there
@@ -155,21 +157,21 @@ def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0) 
     return Interval(len(common), begun, good, bad, rows, pair)
 
 
-def compare_states(pair: tuple[Interchange, Interchange], precision: str, begun: int) -> list[Row]:
+def compare_states(pair: tuple[Interchange, Interchange], precision: str, origin: int) -> list[Row]:
     """A row for each tensor, parameters before moments; those whose gradient is noise are left out.
 
     Of a parameter the way that it has come from the run's initial weights counts.
     """
     ours, theirs = pair
     config, update = ours.config, ours.progress.update
-    apart, allowed = noise_only(config), allowance(update - begun, precision)
+    apart, allowed = noise_only(config), allowance(max(0, update - origin), precision)
     name, skipped = f"update-{update:08d}", ours.progress.applied != theirs.progress.applied
     rows = [Row("scalar", "applied updates", float(skipped), None, 0, 0, note=name)]
     start = initial_parameters(config.model, config.train.seed)
     for group in sorted(ours.groups, key=lambda name: name != "parameters"):
         cap = MOMENT * allowed
         if group == "parameters":
-            cap = min(1.0, PARAMETER * allowed + FLIPS * START[precision] ** 0.5 / max(1, update - begun))
+            cap = min(1.0, PARAMETER * allowed + FLIPS * START[precision] ** 0.5 / max(1, update - origin))
         for tensor in sorted(ours.groups[group].keys() - apart):
             a, b = (_tensor(state.groups.get(group, {}), tensor) for state in pair)
             if group == "parameters" and a is not None and b is not None and a.shape == b.shape:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -23,32 +22,21 @@ from coretrain.randomness import dropout_mask
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.tables import dropout_keys
 from parity.ahead import in_float64, needs, shared
-from parity.compare import DECAY, INITIAL, MASKS, RATE, RATE_USED, ROUND_TRIP, ROWS, TABLE, hold, mismatches
+from parity.compare import CLIP, DECAY, INITIAL, MASKS, RATE, RATE_USED, ROUND_TRIP, ROWS, TABLE, hold, mismatches
 from parity.pair import BASIC, VARIANTS, batches, make_config, make_pair, scrambled
+from parity.probes import PROBES, unmutated
+from parity.probes.contract import others_rates
 
 
-@needs(in_float64)
 @pytest.mark.parametrize("variant", BASIC)
 def test_the_table_against_both_trees(variant):
+    """And the layout, said without the table's help: a kernel is the transpose, and layers are stacked in order."""
     config = make_config(VARIANTS[variant])
-    pair = shared(config)
-    table, rows = parameter_table(config.model), padded_vocab(config.model, config.execution.vocab_multiple)
+    rows = padded_vocab(config.model, config.execution.vocab_multiple)
     assert rows > config.model.vocabulary, "the padding must be at work in this test"
-    padded = {row.name: (rows, *row.shape[1:]) if row.axes[0] == "vocab" else row.shape for row in table}
-    in_torch = {name: tuple(p.shape) for name, p in pair.torch.model.named_parameters()}
-    hold(TABLE, len(in_torch.items() ^ padded.items()), f"torch, {variant}")
-    wanted = {}
-    for row in table:
-        shape = padded[row.name][::-1] if row.transposed else padded[row.name]
-        wanted[row.jax_path] = shape if row.layer is None else (config.model.layers, *shape)
-    leaves = jax.tree_util.tree_leaves_with_path(pair.jax.params)
-    in_jax = {jaxtrain.model.dotted(path): leaf.shape for path, leaf in leaves}
-    hold(TABLE, len(in_jax.items() ^ wanted.items()), f"jax, {variant}")
-    # the layout, said without the table's help: a kernel is the transpose, and layers are stacked in order
-    kernel = {jaxtrain.model.dotted(path): leaf for path, leaf in leaves}["blocks.mlp.up.kernel"]
-    for i in range(config.model.layers):
-        weight = pair.torch.model.blocks[i].mlp.up.weight.detach().numpy()
-        hold(TABLE, mismatches(np.asarray(kernel)[i], weight.T), f"layout of layer {i}, {variant}")
+    for stack in ("torch", "jax"):
+        seen = unmutated(stack, "table", variant, "scrambled")
+        hold(TABLE, PROBES["table"].judge(seen, seen, variant, "scrambled")[TABLE], f"{stack}, {variant}")
 
 
 @pytest.mark.parametrize("variant", BASIC)
@@ -122,41 +110,6 @@ def test_rows_do_not_depend_on_workers(text, loader, workers):
         found = [batch_hash(batch) for batch in loader.train_batches(data, few, start)]
         different = sum(a != b for a, b in zip(found, expected, strict=True))
         hold(ROWS, different, f"{few.data.workers} workers, from update {start}")
-
-
-def others_rates(kind, peak, low, warmup, updates):
-    """Rates of updates 0 to `updates` by optax and by torch (None where it has no such schedule)."""
-    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-    start = updates - round(0.2 * updates)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, updates - warmup, low / peak),
-        "linear": optax.linear_schedule(peak, low, updates - warmup),
-        "constant": optax.constant_schedule(peak),
-        "wsd": optax.linear_schedule(peak, low, updates - start, start - warmup),
-    }[kind]
-    by_optax = optax.join_schedules([ramp, after], [warmup])
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=peak)
-    schedulers = torch.optim.lr_scheduler
-    decay = {
-        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, updates - warmup, low),
-        "linear": lambda: schedulers.LinearLR(optimizer, 1.0, low / peak, updates - warmup),
-        "constant": lambda: schedulers.ConstantLR(optimizer, 1.0, 1),
-        "wsd": lambda: schedulers.SequentialLR(
-            optimizer,
-            [
-                schedulers.ConstantLR(optimizer, 1.0, 1),
-                schedulers.LinearLR(optimizer, 1.0, low / peak, updates - start),
-            ],
-            [start - warmup],
-        ),
-    }[kind]()
-    by_torch = [None] * warmup
-    for _ in range(warmup, updates + 1):
-        by_torch.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        decay.step()
-    return [float(by_optax(n)) for n in range(updates + 1)], by_torch
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
@@ -271,12 +224,10 @@ def test_a_checkpoint_goes_there_and_back(variant, tmp_path):
 
 
 def test_clip_factor_is_torchs():
-    for norm in (0.0, 0.1, 0.9999995, 1.0, 1.0000005, 7.0):
-        gradient = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        gradient.grad = torch.full((1,), norm, dtype=torch.float64)
-        torch.nn.utils.clip_grad_norm_([gradient], 1.0)
-        # 2 roundings; a clip without its 1e-6 is 1e-6 away
-        assert abs(norm * clip_factor(norm, 1.0) - gradient.grad.item()) <= 1e-15 * norm
+    """At norms below, at and above the limit; a clip without its 1e-6 is 1e-6 away."""
+    seen = unmutated("torch", "clip", "gpt2-like", "initial")
+    hold(CLIP, PROBES["clip"].judge(seen, seen, "gpt2-like", "initial")[CLIP], "norms around the limit")
+    assert clip_factor(0.0, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("variant", [*BASIC, "llama-like with biases, tied, muon"])
@@ -294,6 +245,6 @@ def test_decay_reaches_what_the_table_says_and_nothing_else(variant):
             decayed = (row.name.endswith("weight") and len(row.shape) == 2) or row.name.startswith("embed.")
             assert row.decay == decayed, "the table itself, by the rule's own words"
             factor = 1 - 0.1 * config.optimizer.weight_decay if decayed else 1.0
-            # two roundings at most; a wrong decay of any kind is 1e-2
+            # two roundings at most; a decay 1.001 times as high is 1e-5 here
             wrong = not np.allclose(state["parameters"][row.name], before[row.name] * factor, rtol=1e-15, atol=0)
             hold(DECAY, int(wrong), f"{name}, {row.name}")

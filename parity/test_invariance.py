@@ -1,7 +1,10 @@
 """The same numbers however they are computed: micro-batches, chunks, padding, kernels, compilation, x64 on or off."""
 
 import dataclasses
+import functools
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from parity.ahead import shared
 from parity.compare import COMPILED, SPLIT, X64, hold, mismatches, nrel, worst_tensor
 from parity.pair import (
     GPT2,
+    LLAMA,
     VARIANTS,
     batches,
     jax_gradients,
@@ -29,15 +33,20 @@ from parity.pair import (
     scrambled,
     torch_gradients,
 )
+from parity.probes import sides
 from torchtrain.trainer import Trainer as TorchTrainer
 
 STACKS = {"torch": (TorchTrainer, torch_gradients), "jax": (JaxTrainer, jax_gradients)}
 
 
-def gradients_of(stack: str, config: RunConfig):
-    """(loss, norm, gradients) of the first batch, with scrambled weights."""
+def gradients_of(stack: str, config: RunConfig, quick: bool = False):
+    """(loss, norm, gradients) of the first batch, with scrambled weights; `quick`: JAX's compiled in a hurry."""
     make, tensors = STACKS[stack]
-    trainer = make(config, scrambled(config))
+    trainer = (
+        sides.make(sides.SIDES[stack], config, scrambled(config), frozenset())
+        if quick
+        else make(config, scrambled(config))
+    )
     loss, norm = trainer.gradients(batches(config, 1)[0], 5, 1.0)
     return loss, norm, tensors(trainer)
 
@@ -64,6 +73,59 @@ def test_micro_batches_chunks_and_padding_change_nothing(stack):
         hold(SPLIT, error, f"{where}, {stack}, {name}")
 
 
+WAYS = {
+    "unrolled": {"execution.scan_layers": "false"},
+    "recomputed in full": {"execution.checkpoint_activations": "full"},
+    "all but matmuls recomputed": {"execution.checkpoint_activations": "matmuls"},
+}
+"""Ways to go through the layers, beside SMALL's: scanned in JAX, and all activations kept."""
+
+
+@pytest.mark.parametrize(
+    ("stack", "way"), [("torch", way) for way in WAYS if "unrolled" not in way] + [("jax", way) for way in WAYS]
+)
+def test_scanning_and_recomputing_change_nothing(stack, way):
+    """Each stack against itself, dropout on: its masks go by the layer, whoever counts the layers, and are made again.
+
+    Floors: 0 in torch, 2e-16 in JAX.
+    """
+    loss, norm, expected = plain_way(stack)
+    config = make_config(GPT2 | WAYS[way])
+    other_loss, other_norm, found = gradients_of(stack, config, quick=True)
+    hold(SPLIT, abs(other_loss - loss) / loss, f"loss, {stack}, {way}")
+    hold(SPLIT, abs(other_norm - norm) / norm, f"norm, {stack}, {way}")
+    error, where = worst_tensor(found, expected, noise_only(config))
+    hold(SPLIT, error, f"{where}, {stack}, {way}")
+
+
+@functools.cache
+def plain_way(stack: str):
+    """What `WAYS` are held against."""
+    return gradients_of(stack, make_config(GPT2), quick=True)
+
+
+def program(config: RunConfig) -> tuple[str, str]:
+    """What JAX and what torch make of a config, as far as it can be told without running it."""
+    trainer, batch = JaxTrainer(config), batches(config, 1)[0]
+    one = np.float64(1)
+    gradients = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
+    step = (trainer.params, trainer.moments, trainer.params, one, one, (one, one))
+    traced = [jax.make_jaxpr(f)(*given) for f, given in ((trainer._gradients, gradients), (trainer._step, step))]
+    ours = TorchTrainer(config)
+    in_torch = (ours.config.model, ours.config.optimizer, ours.config.micro_batch, ours.kernel.name, ours.model.policy)
+    return re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, traced))), str(in_torch)
+
+
+def test_no_two_variants_are_the_same_program():
+    """A switch that comes to nothing on this device would be judged in name only."""
+    programs = {name: program(make_config(fields)) for name, fields in VARIANTS.items()}
+    for one, other in itertools.combinations(programs, 2):
+        assert programs[one] != programs[other], f"{one} and {other} are one program in both stacks"
+    for name in ("gpt2-like, full recompute", "llama-like, matmuls kept"):
+        plain = program(make_config(GPT2 if name.startswith("gpt2") else LLAMA))
+        assert all(a != b for a, b in zip(programs[name], plain, strict=True)), f"{name}: one stack doesn't recompute"
+
+
 WITHOUT_X64 = """
 import sys
 import jax
@@ -76,7 +138,11 @@ config = RunConfig.from_json(open(sys.argv[1]).read())
 trainer = Trainer(config, scrambled(config))
 loss, norm = trainer.gradients(batches(config, 1)[0], 3, 1.0)
 assert not jax.config.jax_enable_x64 and jax.numpy.zeros(1).dtype == "float32"
-np.savez(sys.argv[2], loss=loss, norm=norm, **jax_gradients(trainer))
+found = {"loss": loss, "norm": norm, **jax_gradients(trainer)}
+trainer.apply(1e-3, 0.3, 0)
+for group, tensors in trainer.export().items():
+    found |= {f"{group}/{name}": value for name, value in tensors.items()}
+np.savez(sys.argv[2], **found)
 """
 
 
@@ -87,6 +153,9 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     pair.reset(scrambled(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
+    pair.jax.apply(1e-3, 0.3, 0)
+    for group, tensors in pair.jax.export().items():
+        expected |= {f"{group}/{name}": value for name, value in tensors.items()}
     (tmp_path / "config.json").write_text(config.to_json())
     command = [sys.executable, "-c", WITHOUT_X64, str(tmp_path / "config.json"), str(tmp_path / "found.npz")]
     root = str(Path(__file__).resolve().parent.parent)

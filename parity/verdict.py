@@ -294,11 +294,18 @@ def _figure(error: float | None, cap: float) -> str:
 
 
 def distance(a: np.ndarray | None, b: np.ndarray | None) -> float:
-    """nrel; infinite where one is missing, not finite, or of another shape."""
+    """nrel; infinite where one is missing or of another shape, and where a NaN, or an infinity of one alone, is met.
+
+    Infinities that both have at the same places (masked scores) are equal; the rest is compared.
+    """
     if a is None or b is None or a.shape != b.shape:
         return float("inf")
-    error = nrel(a, b)
-    return float("inf") if np.isnan(error) else error
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        if not np.array_equal(a[~finite], b[~finite]):
+            return float("inf")
+        a, b = a[finite], b[finite]
+    return nrel(a, b)
 
 
 def tap_rows(torch: Record, free: Record | None, seated: Record | None) -> list[Row]:

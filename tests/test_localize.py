@@ -1,8 +1,10 @@
 """The localizer sees nothing in a correct pair, changes nothing, and tells rounding from a fault below float64."""
 
+import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from localizing import GPT, LLAMA, alone, sides
 
 import torchtrain.attention
@@ -10,8 +12,8 @@ import torchtrain.model
 import torchtrain.trainer
 from coretrain.taps import tap, tapped
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.localize import localize_config, search
-from parity.pair import VARIANTS, batches, jax_logits, make_config, make_pair
+from parity.localize import localize, localize_config, search
+from parity.pair import VARIANTS, batches, make_config, make_pair, torch_logits
 from parity.search import jax_taps, torch_taps
 from parity.verdict import judge
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -23,20 +25,43 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 
 
 def test_taps_change_nothing():
-    """Bit for bit: without a function, and with one that gives the value back, in both stacks."""
+    """Bit for bit, logits, loss and gradients: without a function, and with one that gives the value back."""
     config = make_config(VARIANTS[GPT], execution__scan_layers="false")
-    pair = make_pair(config)
-    tokens = batches(config, 1)[0][:, :-1]
-    plain = pair.logits(tokens, 0)
-    seen = []
-    with tapped(lambda name, value: seen.append(name) or value):
-        ours = pair.logits(tokens, 0)[0]
-        fresh = JaxTrainer(config, pair.start)  # another graph: traced within, and so with its taps
-        theirs = jax_logits(fresh, tokens, 0)
-    assert np.array_equal(ours, plain[0])
-    assert np.array_equal(theirs, plain[1])
-    assert seen[0] == "embed"
+    plain = once(config)
+    seen = {"torch": [], "jax": []}
+
+    def note(name, value):
+        seen["torch" if isinstance(value, torch.Tensor) else "jax"].append(name)
+        return value
+
+    with tapped(note):
+        found = once(config)
+    for stack in ("torch", "jax"):
+        assert found[stack].keys() == plain[stack].keys()
+        assert all(np.array_equal(value, plain[stack][name]) for name, value in found[stack].items())
+        assert {"embed", "blocks.#.attention", "norm", "logits"} <= set(seen[stack]), f"{stack} was not traced afresh"
     assert tap("unchanged", 3) == 3
+
+
+def once(config):
+    """Logits, loss and gradients of each stack by name, everything of JAX traced afresh."""
+    pair = make_pair(config)
+    batch = batches(config, 1)[0]
+
+    def forward(params, tokens, dropout):
+        model = nnx.merge(pair.jax.graph, params)
+        return model.logits(model(tokens, dropout))
+
+    logits = (
+        torch_logits(pair.torch, batch[:, :-1], 0),
+        jax.jit(forward)(pair.jax.params, batch[:, :-1], pair.jax._dropout(0, len(batch))),
+    )
+    losses = [np.array(seen) for seen in pair.gradients(batch, 0)]
+    tensors = pair.gradient_tensors()
+    return {
+        name: {"logits": np.asarray(logits[n]), "loss and norm": losses[n], **tensors[n]}
+        for n, name in enumerate(("torch", "jax"))
+    }
 
 
 def test_the_function_before_comes_back_whatever_happens():
@@ -73,8 +98,9 @@ def test_a_correct_pair_is_the_same(variant):
     rows = [row for stage in search(config, weights, TorchTrainer(config, weights), stack, recorder) for row in stage]
     verdict = judge(rows)
     assert verdict.kind == "same", verdict.sentence
-    assert {row.stage for row in rows} >= {"data", "forward", "cotangent", "gradient", "first_moment", "parameter"}
-    assert {row.name for row in rows if row.stage == "scalar"} >= {"learning rate", "gradient norm", "clip factor"}
+    assert {row.stage for row in rows} >= {"forward", "cotangent", "gradient", "first_moment", "parameter"}
+    names = {row.name for row in rows if row.stage == "scalar"}
+    assert names == {"training loss", "gradient norm"}, "what both take from one source is no finding"
     assert all(row.seated is not None for row in rows if row.stage in ("forward", "cotangent"))
 
 
@@ -127,3 +153,27 @@ def test_another_dtype_is_found(monkeypatch):
     monkeypatch.setattr(torchtrain.model.Attention, "forward", forward)
     verdict = lower(below(precision__compute="bfloat16"))
     assert (verdict.kind, verdict.tap) == ("dtype policy", "blocks.0.q")
+
+
+def test_what_is_no_number_in_both_is_no_agreement():
+    """Both frameworks overflow in float32, where float64 is fine."""
+
+    def ours(x):
+        return tap("a", x * 1e200 * 1e-200)
+
+    verdict = localize(ours, ours, {"x": np.ones(3)}).verdict
+    assert (verdict.kind, verdict.tap) == ("rounding or kernel", "a")
+    assert "no number" in verdict.sentence
+
+
+def test_what_is_far_off_in_both_is_no_rounding():
+    """Reduced-precision matmuls on both sides: each is as far off as the other, and no float32 does that."""
+
+    def narrow(x):
+        return tap("a", x.half().float() if x.dtype == torch.float32 else x)
+
+    def theirs(x):
+        return tap("a", x.astype("float16").astype(x.dtype) if x.dtype == "float32" else x)
+
+    verdict = localize(narrow, theirs, {"x": np.random.default_rng(0).standard_normal(64)}).verdict
+    assert (verdict.kind, verdict.tap) == ("rounding or kernel", "a")

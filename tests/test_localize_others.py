@@ -15,6 +15,7 @@ from coretrain.errors import UserError
 from coretrain.taps import tap
 from parity import localize as localizer
 from parity.localize import compare, localize, shrunk
+from parity.pair import batches, scrambled
 from parity.recorders import JaxRecorder
 
 small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
@@ -65,14 +66,27 @@ def test_compare_takes_tensors_recorded_elsewhere():
     verdict = compare(x, {"first": np.ones(3), "second": np.arange(3.0) * (1 + 1e-9)}).verdict
     assert (verdict.tap, verdict.predecessor) == ("second", "first")
     assert compare(x, {"first": np.full(3, np.nan), "second": x["second"]}).verdict.tap == "first"
+    masked = {"scores": np.array([1.0, -np.inf, 2.0])}
+    assert compare(masked, masked).verdict.kind == "same"
+    assert compare(masked, {"scores": np.array([1.0, 3.0, 2.0])}).verdict.kind == "algorithm"
+    assert compare(masked, {"scores": np.array([1.0, -np.inf, 2.1])}).verdict.kind == "algorithm"
+    with pytest.raises(UserError, match="no tensors"):
+        compare({}, {})
 
 
 def test_a_tap_that_cannot_be_read_is_refused_in_one_sentence():
     def scanned(x):
         return jax.lax.scan(lambda c, _: (tap("inside", c * 2), None), x, length=3)[0].sum()
 
+    inner = lambda x: tap("inside", x * 2)  # noqa: E731
+    for outer in (jax.jit, jax.checkpoint, jax.vmap):
+        for _ in range(2):  # a function that was traced before calls no tap again
+            with pytest.raises(UserError, match=r"jax\.jit"):
+                JaxRecorder(lambda x, outer=outer: outer(inner)(x).sum(), forget=True)(jnp.ones(3))
     with pytest.raises(UserError, match="unrolled"):
         JaxRecorder(scanned)(jnp.ones(3))
+    with pytest.raises(UserError, match="JAX has none"):
+        localize(lambda x: tap("a", x * 2) * 3, lambda x: x * 6, {"x": np.ones(3)})
     with pytest.raises(UserError, match="met twice"):
         JaxRecorder(lambda x: tap("x", tap("x", x)).sum())(jnp.ones(3))
 
@@ -125,6 +139,33 @@ def test_mistakes_of_users_are_one_sentence(words, hint, monkeypatch, capsys):
     assert code == 2
     assert hint in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [("torn", "can't be read"), ("npy", "single array"), ("float", "token ids"), ("long", "token ids"), ("ids", "ids")],
+)
+def test_inputs_that_are_none(kind, hint, monkeypatch, capsys, tmp_path):
+    config, _ = shrunk("tiny", [], 1, 32)
+    path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
+    weights = {f"weights/{name}": value for name, value in scrambled(config).items()}
+    batch = batches(config, 1)[0]
+    batch = {"float": batch + 0.5, "long": np.tile(batch, (1, 9)), "ids": batch + 400}.get(kind, batch)
+    np.save(path, batch) if kind == "npy" else np.savez(path, batch=batch, **weights)
+    if kind == "torn":
+        path.write_bytes(path.read_bytes()[:-100])
+    words = "tiny", "--layers", "1", "--width", "32", "--inputs", path, "--output", tmp_path / "out"
+    code, _, err = command(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert hint in err
+
+
+def test_a_place_that_is_a_file_is_refused_before_any_work(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(localizer, "localize_config", lambda *_, **__: pytest.fail("it has begun to work"))
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, err = command(monkeypatch, capsys, "tiny", "--output", place)
+        assert (code, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "gpt2-124m"])

@@ -1,6 +1,7 @@
 """Two runs: at which update they part, between which checkpoints, and what the replay of that interval names."""
 
 import functools
+import json
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from coretrain.errors import UserError
 from coretrain.runner import run
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.replay import localize_runs
-from parity.runs import compare_runs
+from parity.runs import _precision, compare_runs
 from parity.snapshots import Snapshots, bisect
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -95,6 +96,70 @@ def test_runs_that_part_at_a_known_update(runs, monkeypatch):
     assert "the configs agree" in report.verdict.sentence
     assert "update-00000006 the first that doesn't" in report.verdict.sentence
     assert any(row.stage == "parameters" and row.parts for row in report.rows)
+
+
+def copied(run, to, change):
+    """A run's config and journal, with `change` made to each line of the journal that has a loss."""
+    to.mkdir()
+    (to / "config.json").write_text((run / "config.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (to / "metrics.jsonl").write_text("".join(json.dumps(change(row) if "loss" in row else row) + "\n" for row in rows))
+    return to
+
+
+def test_rounding_grows_from_the_first_update_that_is_not_equal(runs, tmp_path):
+    """Equal bit for bit up to update 9, and then off by more than rounding makes at first: not called rounding."""
+
+    def off(row):
+        return row | {"loss": row["loss"] * (1 + 3e-6)} if row["update"] >= 9 else row
+
+    verdict = compare_runs(runs("a"), copied(runs("a"), tmp_path / "off", off)).verdict
+    assert (verdict.kind, verdict.tap) == ("algorithm", "loss of update 9")
+
+
+def test_a_loss_that_is_no_number_in_both_is_named(runs, tmp_path):
+    def broken(row):
+        return row | {"loss": None} if row["update"] >= 5 else row
+
+    sides = [copied(runs("a"), tmp_path / name, broken) for name in "ab"]
+    verdict = compare_runs(*sides).verdict
+    assert (verdict.kind, verdict.tap) == ("algorithm", "loss of update 5")
+    assert "no number in either" in verdict.sentence
+
+
+def test_only_a_precision_makes_a_dtype_policy(runs, tmp_path):
+    """A chunk of the loss that differs beside a wrong loss is said and not blamed; bfloat16 is looser than float16."""
+    other = copied(runs("a"), tmp_path / "chunk", lambda row: row | {"loss": row["loss"] * 1.5})
+    fields = json.loads((other / "config.json").read_text())
+    fields["execution"]["loss_chunk"] = 7
+    (other / "config.json").write_text(json.dumps(fields))
+    verdict = compare_runs(runs("a"), other).verdict
+    assert verdict.kind == "algorithm"
+    assert "execution.loss_chunk" in verdict.sentence
+    fields["precision"]["compute"] = "bfloat16"
+    (other / "config.json").write_text(json.dumps(fields))
+    assert compare_runs(runs("a"), other).verdict.kind == "dtype policy"
+    key = "precision.compute", "precision.fast_matmul"
+    assert _precision([dict(zip(key, (name, False), strict=True)) for name in ("float16", "bfloat16")]) == "bfloat16"
+    assert _precision([dict(zip(key, ("float32", fast), strict=True)) for fast in (True, False)]) == "float16"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"model": {'),
+        ("config.json", b"[]"),
+        ("config.json", b"\xff\xfe"),
+        ("metrics.jsonl", b"\xff\xfe\n"),
+        ("metrics.jsonl", b"7\n"),
+        ("metrics.jsonl", b'{"update": 0, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0}\n'),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_one_sentence(runs, tmp_path, name, content):
+    folder = copied(runs("a"), tmp_path / "torn", dict)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=name.split(".")[0]):
+        compare_runs(runs("a"), folder)
 
 
 def test_runs_of_another_model_or_none(runs, tmp_path):

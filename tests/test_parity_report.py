@@ -40,10 +40,14 @@ def page(tmp_path, *args):
     return (tmp_path / "report.html").read_text()
 
 
-def test_the_verdict_counts_held_gates_only(tmp_path):
+def test_where_gates_are_missing_there_is_no_verdict(tmp_path):
     text = page(tmp_path, results())
-    assert "the stacks agree" in text
-    assert "1 of 1" in text
+    assert "no verdict: 1 of 2 gates judged" in text
+    assert "the stacks agree" not in text
+    whole = results()
+    whole["gates"] = whole["gates"][:1]
+    assert "the stacks agree<" in page(tmp_path, whole)
+    assert "let planted bugs through" in page(tmp_path, whole, results(failures=["parity/test_mutation.py::x"]))
     assert "6.4e-16" in text
     assert "a &lt;bias&gt;" in text
     assert "no CUDA device here" in text
@@ -69,16 +73,18 @@ def test_survivors_false_alarms_and_wrong_places_are_seen(tmp_path):
     mutants = [
         bug | killed | {"name": "dead"},
         bug | killed | {"name": "survivor", "killed_by": []},
+        bug | killed | {"name": "lost", "killed_by": ["loss"], "localized_tap": ""},
         bug | killed | {"name": "misplaced", "localized_tap": "norm"},
         bug | {"name": "same", "declared": None, "killed_by": [], "equivalent": True},
         bug | {"name": "alarm", "declared": None, "killed_by": ["loss"], "equivalent": True},
     ]
     text = page(tmp_path, results(), results(mutants=mutants))
-    assert "2 of 3" in text
-    assert text.count("LIVES") == 1
+    assert "2 of 4" in text, "killed by the gate declared"
+    assert "2 of 4</b><span>model bugs traced" in text, "one is traced to a wrong place, one to none"
+    assert text.count("LIVES") == 2
     assert text.count("false alarm") == 1
     assert text.count("let through") == 1
-    assert text.count("(expected embed)") == 1
+    assert text.count("(expected embed)") == 2
 
 
 def test_what_is_no_result_is_refused(tmp_path):
@@ -94,5 +100,16 @@ def test_the_command_line(tmp_path):
     line = [sys.executable, "-m", "parity.report"]
     done = subprocess.run([*line, str(tmp_path / "results.json")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
-    failed = subprocess.run([*line, str(tmp_path / "no.json")], capture_output=True, text=True, check=False)
-    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    (tmp_path / "bad.json").write_text(json.dumps(results(gates=[{}])))
+    good = str(tmp_path / "results.json")
+    for words in (
+        [str(tmp_path / "no.json")],
+        [str(tmp_path / "bad.json")],
+        [good, "--output", str(tmp_path)],
+        [good, "--output", f"{good}/page.html"],
+    ):
+        failed = subprocess.run([*line, *words], capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    (tmp_path / "mutation.json").write_text(json.dumps(results(versions={"torch": "1"})))
+    done = subprocess.run([*line, good], capture_output=True, text=True, check=True)
+    assert "left out" in done.stdout

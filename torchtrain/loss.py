@@ -28,8 +28,8 @@ def cross_entropy(
 
 
 def count_targets(labels: Tensor) -> Tensor:
-    """Number of labels that aren't ignored."""
-    return (labels != IGNORED).sum()
+    """Number of labels that aren't ignored, at least 1: a batch without a target has a loss and gradients of zero."""
+    return (labels != IGNORED).sum().clamp_min(1)
 
 
 class _CrossEntropy(torch.autograd.Function):

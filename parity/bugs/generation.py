@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from coretrain.randomness import uniforms
 from coretrain.sampling import Sampling
@@ -70,6 +71,49 @@ def left_padding_is_seen(patch: Patch, s: Side) -> None:
     def change(tokens: Any, positions: Any, mask: Any) -> tuple[Any, Any]:
         causal = np.broadcast_to(np.tril(np.ones(mask.shape[1:], bool)), mask.shape)
         return positions, s.array(causal) if tokens.shape[1] > 1 else mask
+
+    _decoded(patch, s, change)
+
+
+@mutant("generation", CACHE, probe="far")
+def positions_above_256_off_by_one(patch: Patch, s: Side) -> None:
+    """A counter of one byte: short prompts are right."""
+    _decoded(patch, s, lambda tokens, pos, mask: (s.xp.where(pos > 256, pos + 1, pos), mask))
+
+
+@mutant("generation", CACHE, LLAMA, probe="far")
+def rotary_position_off_by_one_far_out(patch: Patch, s: Side) -> None:
+    """Positions counted from 1 once the prompt is in the cache: far out greedy tokens can't see it."""
+    _decoded(patch, s, lambda tokens, pos, mask: (pos + 1 if tokens.shape[1] == 1 else pos, mask))
+
+
+@mutant("generation", CACHE, LLAMA, sides=("jax",), probe="far")  # torch makes its tables once, for both
+def rotary_base_a_hundredth_high_in_the_cache(patch: Patch, s: Side) -> None:
+    """Another base in decoding than in training."""
+
+    def change(m: Any) -> Any:
+        return m.model_copy(update={"rope_theta": m.rope_theta * 1.01})
+
+    def step(f: Any) -> Any:
+        def call(self: Any, *given: Any) -> Any:
+            with pytest.MonkeyPatch.context() as inner:
+                wrap(inner, s.model, "rotary_tables", lambda t: lambda m, length: t(change(m), length))
+                return f(self, *given)
+
+        return call
+
+    wrap(patch, s.model.GPT, "step", step)
+
+
+@mutant("generation", CACHE, probe="far")
+def only_the_last_256_tokens_are_seen(patch: Patch, s: Side) -> None:
+    """A sliding window that nobody asked for."""
+
+    def change(tokens: Any, positions: Any, mask: Any) -> tuple[Any, Any]:
+        if tokens.shape[1] > 1:
+            return positions, mask
+        seen = s.array(np.arange(mask.shape[-1]) >= mask.shape[-1] - 256)
+        return positions, mask & seen
 
     _decoded(patch, s, change)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parity import compare
 from parity.compare import Gate
-from parity.probes import decode, lower, model, parts, policy, text
+from parity.probes import budgets, contract, decode, lower, model, parts, policy, text, ways
 from parity.probes.sides import SIDES, UNMUTATED, Seen, Side
 
 
@@ -46,10 +46,24 @@ PROBES = {
     "resume": Probe(text.run_resume, text.judge_resume, (compare.ROWS, text.RESUME)),
     "round trip": Probe(text.run_round_trip, text.judge_round_trip, (compare.ROUND_TRIP,)),
     "decode": Probe(decode.run_decode, decode.judge_decode, (compare.LOGITS, compare.CACHE, compare.SAMPLES)),
+    "far": Probe(decode.run_far, decode.judge_far, (compare.CACHE,)),
     "health": Probe(policy.run_health, policy.judge_health, (compare.HEALTH, compare.ROWS, compare.TRAJECTORY)),
     "dtypes": Probe(lower.run_dtypes, lower.judge_dtypes, (compare.DTYPES,)),
     "alone, float32": Probe(lower.run_alone, lower.judge_alone, (compare.ALONE_32, compare.DECAY_32)),
     "trajectory": Probe(lower.run_trajectory, lower.judge_trajectory, (compare.YARDSTICK,)),
+    "table": Probe(contract.run_table, contract.judge_table, (compare.TABLE,)),
+    "closed forms": Probe(contract.run_rates, contract.judge_rates, (compare.RATE,)),
+    "clip": Probe(contract.run_clip, contract.judge_clip, (compare.CLIP,)),
+    "key bias": Probe(ways.run_key_bias, ways.judge_key_bias, (compare.KEY_BIAS,)),
+    "split": Probe(ways.run_split, ways.judge_split, (compare.SPLIT,)),
+    "deep": Probe(ways.run_deep, ways.judge_deep, (compare.DEEP,)),
+    "kernels below float64": Probe(
+        ways.run_narrow_kernels, ways.judge_narrow_kernels, (compare.KERNEL_32, compare.KERNEL_16)
+    ),
+    **{
+        f"budget of {dtype}": Probe(budgets.run(dtype), budgets.judge(dtype), budgets.gates(dtype))
+        for dtype in ("float32", "bfloat16", "float16")
+    },
     "x64": Probe(lower.run_x64, lower.judge_x64, (compare.X64,)),
 }
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -21,19 +25,18 @@ NEW = 12
 SAMPLINGS = (Sampling(0, 0, 1.0, 0), Sampling(1.0, 0, 1.0, 3), Sampling(0.7, 5, 1.0, 4), Sampling(1.3, 50, 0.6, 5))
 
 
-def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
-    """Prefill and two single steps with given tokens out of the cache, and the same by whole forward passes."""
-    config = make_config(VARIANTS[variant])
-    m, weights = config.model, weights_of(config, state)
-    if "decode" not in shared:
-        jaxtrain.generate._step.clear_cache()
-    stack, padded = s.trainer.Trainer(config, weights), pad_prompts(PROMPTS, m.vocabulary, m.context, 2)
-    T, slots = padded.tokens.shape[1], m.context
-    empty = np.zeros((m.layers, 3, slots, m.kv, m.head))
+FORCED = np.array([[4, 250], [17, 0], [99, 8]], np.int32)
+LONG = [[int(token) for token in np.random.default_rng(0).integers(0, 301, n)] for n in (500, 3)]
+"""A prompt far longer than the others, and a short one beside it: most of that row is padding."""
+
+
+def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: np.ndarray, slots: int) -> np.ndarray:
+    """Logits [1 + steps, B, V] out of the cache: after the prompts, then after each column of `forced` [B, steps]."""
+    m, padded = stack.config.model, pad_prompts(prompts, stack.config.model.vocabulary, slots, forced.shape[1])
+    empty = np.zeros((m.layers, len(prompts), slots, m.kv, m.head))
     cache = s.model.Cache(s.array(empty), s.array(empty.copy()))
-    forced = np.array([[4, 250], [17, 0], [99, 8]], np.int32)
     inputs, positions, at, cached = padded.tokens, padded.positions, 0, []
-    for step in range(3):
+    for step in range(forced.shape[1] + 1):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
             with torch.no_grad():
@@ -44,16 +47,50 @@ def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
             cached.append(np.asarray(found))
         at += inputs.shape[1]
         inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1
-    assert at == T + 2
-    rows = np.zeros((3, m.context), np.int32)
-    for row, prompt in enumerate(PROMPTS):
-        rows[row, : len(prompt) + 2] = prompt + list(forced[row])
+    return np.stack(cached)
+
+
+def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: np.ndarray, length: int) -> np.ndarray:
+    """The same by whole forward passes, without a cache."""
+    rows = np.zeros((len(prompts), length), np.int32)
+    for row, prompt in enumerate(prompts):
+        rows[row, : len(prompt) + forced.shape[1]] = [*prompt, *forced[row]]
     whole = logits_of(s, stack, rows, None)
-    picked = [np.stack([whole[r, len(p) - 1 + step] for r, p in enumerate(PROMPTS)]) for step in range(3)]
-    tokens = [stack.generate(PROMPTS, NEW, sampling, ()) for sampling in SAMPLINGS]
+    steps = range(forced.shape[1] + 1)
+    return np.stack([np.stack([whole[r, len(p) - 1 + step] for r, p in enumerate(prompts)]) for step in steps])
+
+
+@contextlib.contextmanager
+def _traced_afresh(shared: frozenset[str]) -> Iterator[None]:
     if "decode" not in shared:
         jaxtrain.generate._step.clear_cache()
-    return {"cached": np.stack(cached), "whole": np.stack(picked), "tokens": np.array(tokens)}
+    yield
+    if "decode" not in shared:
+        jaxtrain.generate._step.clear_cache()
+
+
+def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Prefill and two single steps with given tokens out of the cache, and the same by whole forward passes."""
+    config = make_config(VARIANTS[variant])
+    stack, length = s.trainer.Trainer(config, weights_of(config, state)), config.model.context
+    with _traced_afresh(shared):
+        cached = cached_logits(s, stack, PROMPTS, FORCED, length)
+        whole = whole_logits(s, stack, PROMPTS, FORCED, length)
+        tokens = [stack.generate(PROMPTS, NEW, sampling, ()) for sampling in SAMPLINGS]
+    return {"cached": cached, "whole": whole, "tokens": np.array(tokens)}
+
+
+def run_far(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Prefill of 500 tokens and three single steps, of one layer: the cache, and whole forward passes."""
+    config = make_config(VARIANTS[variant], model__context=512, model__layers=1)
+    stack, forced = s.trainer.Trainer(config, weights_of(config, state)), FORCED[:2, [0, 1, 0]]
+    with _traced_afresh(shared):
+        cached = cached_logits(s, stack, LONG, forced, 512)
+        return {"cached": cached, "whole": whole_logits(s, stack, LONG, forced, 512)}
+
+
+def judge_far(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    return {CACHE: nrel(ours["cached"], theirs["whole"])}
 
 
 def judge_decode(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:

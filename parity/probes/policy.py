@@ -96,11 +96,11 @@ def run_health(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
 
 
 def judge_health(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    """Verdicts and updates really applied that differ; batches that differ; the states at the end."""
-    config = _config()
+    """Verdicts that differ, updates that were or weren't applied as they should; batches; the states at the end."""
+    config, wanted = _config(), set(range(UPDATES)) - {*OVERFLOWS, *SPIKES}
     both = (ours["state"], theirs["state"])
     return {
-        HEALTH: len(set(ours["events"]) ^ set(theirs["events"])) + len(set(ours["applied"]) ^ set(theirs["applied"])),
+        HEALTH: len(set(ours["events"]) ^ set(theirs["events"])) + len(set(ours["applied"]) ^ wanted),
         ROWS: sum(a != b for a, b in itertools.zip_longest(ours["rows"], theirs["rows"])),
         TRAJECTORY: largest_error(both, weights_of(config, state), noise_only(config))[0],
     }

@@ -28,7 +28,7 @@ import torchtrain.model
 import torchtrain.optimizer
 import torchtrain.trainer
 from coretrain.config import RunConfig
-from parity.pair import WEIGHTS, jax_gradients, torch_gradients
+from parity.pair import WEIGHTS, faint, jax_gradients, torch_gradients
 
 Seen = dict[str, Any]
 
@@ -95,8 +95,8 @@ UNMUTATED = frozenset({"gradients", "step", "decode"})
 
 @functools.cache
 def weights_of(config: RunConfig, state: str) -> dict[str, np.ndarray]:
-    """Weights in one of `WEIGHTS`' states, made once."""
-    return WEIGHTS[state](config)
+    """Weights in one of `WEIGHTS`' states or `faint`, made once."""
+    return faint(config) if state == "faint" else WEIGHTS[state](config)
 
 
 @functools.cache
