@@ -24,7 +24,7 @@ from coretrain.config import RunConfig, until
 from coretrain.data import Data
 from coretrain.errors import UserError
 from coretrain.memory import keep_freed_memory
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys, uses_dropout
 from jaxtrain.attention import Choice, choose_kernel
@@ -257,12 +257,17 @@ class Trainer:
         self.params, self.moments, self.lent = state["parameters"], state["moments"], False
 
     def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """Parameters and moments in the interchange form; on a mesh each tensor is fetched when it is asked for."""
+        """Parameters and moments in the interchange form; on a mesh each tensor is fetched when it is asked for.
+
+        In the table's order, but on a mesh in that of the arrays, each of which is fetched once.
+        """
         leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
         parameters = exported(self.config.model, leaves, leaves.__getitem__)
         groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
         if self.sharding is None:
-            return {group: dict(tensors) for group, tensors in groups.items()}
+            read = {group: dict(tensors) for group, tensors in groups.items()}
+            names = [row.name for row in parameter_table(self.config.model)]
+            return {group: {n: tensors[n] for n in names if n in tensors} for group, tensors in read.items()}
         self.lent = True
         return groups
 
