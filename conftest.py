@@ -58,9 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow sweeps run where `-m` names them or a test is asked for by its id."""
-    asked = "slow" in (config.option.markexpr or "") or any("::" in str(word) for word in config.args)
-    left = [] if asked else [item for item in items if item.get_closest_marker("slow")]
+    """Slow sweeps run where `-m` names them or a test is asked for by its id.
+
+    The rungs of scale, minutes of processes, run with the whole of `pytest` and where they are asked for; `pytest
+    parity` alone is the ladder.
+    """
+    marks, words = config.option.markexpr or "", [str(word) for word in config.args]
+    ladder = all(word.rstrip("/").endswith("parity") for word in words)
+    out = {"slow": "slow" not in marks and not any("::" in word for word in words), "scale": ladder and not marks}
+    left = [item for item in items if any(off and item.get_closest_marker(mark) for mark, off in out.items())]
     if left:
         config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in set(left)]

@@ -11,6 +11,7 @@ import pytest
 from coretrain.checkpoint import load_interchange, newest_interchange
 from coretrain.journal import read_metrics
 
+pytestmark = pytest.mark.scale
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'twintrain[deepspeed]'")
 
 WORDS = ["def", "return", "class", "import", "for", "while", "if", "else", "self", "value", "index", "print", "None"]

@@ -17,6 +17,7 @@ import pytest
 
 from parity.mesh_worker import BUGS
 
+pytestmark = pytest.mark.scale
 GPT, LLAMA, MUON = "gpt2-like", "llama-like", "unrolled, muon"
 Case = tuple[str, dict[str, int], str | None]
 

@@ -14,6 +14,7 @@ from parity.compare import APART, SHARED, SHARED_32, hold, largest_error
 from parity.processes import LLAMA, Case, alone, batches, state_of, together, weights
 from torchtrain.checkpoint import load_native
 
+pytestmark = pytest.mark.scale
 SINGLE = {"precision.compute": "float32"}
 HALF = 10
 BAD = 7
