@@ -64,6 +64,8 @@ def softmax_in_the_compute_dtype(patch: Patch, s: Side) -> None:
 def norm_not_cast_back(patch: Patch, s: Side) -> None:
     """What leaves the norm stays float32, and so does every matmul after it: right, and twice as slow."""
     wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, s.cast(x, "float32")))
+    # the stream itself stays bfloat16, or JAX's scan refuses it
+    wrap(patch, s.model.Block, s.call, lambda f: lambda *given: s.cast(f(*given), "bfloat16"))
 
 
 @mutant("dtypes", DTYPES, LLAMA)

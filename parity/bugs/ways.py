@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import torch
 
 import jaxtrain.model
 from parity.bugs.budgets import dtype_of
@@ -48,19 +47,6 @@ def every_layer_drops_as_the_first_under_scan(patch: Patch, s: Side) -> None:
 def masks_by_the_row_in_its_micro_batch(patch: Patch, s: Side) -> None:
     """Each micro-batch's rows counted from 0: one stack's gradients depend on how many there are."""
     wrap(patch, s.trainer, "Dropout", lambda f: lambda keys, rows: f(keys, rows - rows[0]))
-
-
-@mutant("dropout", SPLIT, sides=("torch",))
-def recomputed_without_dropout(patch: Patch, s: Side) -> None:
-    """A recomputed forward pass in evaluation mode."""
-
-    def drop(f: Any) -> Any:
-        def maybe(x: Any, rate: float, dropout: Any, site: Any) -> Any:
-            return f(x, 0.0 if torch._C._current_graph_task_id() != -1 else rate, dropout, site)
-
-        return maybe
-
-    wrap(patch, s.model, "drop", drop)
 
 
 def _masked(patch: Patch, s: Side, weigh: Any) -> None:
