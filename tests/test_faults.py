@@ -75,7 +75,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_exactly(whole, corpus, tmp
 
 def test_a_process_that_stops_is_named(corpus, tmp_path):
     folder = tmp_path / "stopped"
-    process = start("torch", *arguments(corpus, "--output", str(folder), *UPDATES, *TWO, "--parallel.timeout", "6"))
+    process = start("torch", *arguments(corpus, "--output", str(folder), *UPDATES, *TWO, "--parallel.timeout", "12"))
     wait_for_updates(folder, 5, process)
     ranks = ranks_of(process)
     ranks[1].suspend()
