@@ -89,7 +89,7 @@ def attention_in_float32(patch: Patch, s: Side) -> None:
 
 def change_attention(patch: Patch, s: Side, change: Callable[[Any, Any, Any], tuple[Any, Any, Any]]) -> None:
     """`change` on q, k, v before attention."""
-    wrap(patch, s.model, "attention", lambda f: lambda kernel, q, k, v: f(kernel, *change(q, k, v)))
+    wrap(patch, s.model, "attention", lambda f: lambda kernel, q, k, v, *more: f(kernel, *change(q, k, v), *more))
 
 
 @mutant("model", LOGITS, LLAMA, "blocks.0.attention")

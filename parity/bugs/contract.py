@@ -39,7 +39,7 @@ def clip_without_epsilon_in_the_contract(patch: Patch, s: Side) -> None:
 def vocabulary_not_padded(patch: Patch, s: Side) -> None:
     """A table of as many rows as there are tokens: right, and slow."""
     patch.setattr(s.model, "padded_vocab", lambda model, multiple: model.vocabulary)
-    wrap(patch, s.model, "to_jax_tree" if s.name == "jax" else "pad_vocab", _without_padding)
+    wrap(patch, s.model, "placed" if s.name == "jax" else "pad_vocab", _without_padding)
 
 
 def _without_padding(f: Any) -> Any:
@@ -54,8 +54,8 @@ def layers_stacked_in_reverse(patch: Patch, s: Side) -> None:
     """The last layer first, there and back: a checkpoint goes through unharmed, and so does the sum of all layers."""
 
     def flipped(f: Any) -> Any:
-        def tree(model: Any, tensors: Mapping[str, np.ndarray], *more: Any) -> dict[str, np.ndarray]:
-            made = f(model, tensors, *more)
+        def tree(*given: Any) -> dict[str, Any]:
+            made = f(*given)
             return {name: value[::-1] if name.startswith("blocks.") else value for name, value in made.items()}
 
         return tree
@@ -68,5 +68,5 @@ def layers_stacked_in_reverse(patch: Patch, s: Side) -> None:
 
         return tensors
 
-    wrap(patch, s.model, "to_jax_tree", flipped)
+    wrap(patch, s.model, "placed", flipped)
     wrap(patch, s.model, "from_jax_tree", flipped_back)
