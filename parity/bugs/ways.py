@@ -18,10 +18,9 @@ def layers_in_reverse_under_scan(patch: Patch, s: Side) -> None:
     """reverse=True left over from a backward scan; unrolled, as a CPU goes through a few layers, all is right."""
 
     def over(f: Any) -> Any:
-        def layers(self: Any, layer: Any, x: Any, stacked: Any) -> Any:
+        def layers(self: Any, layer: Any, x: Any, stacked: Any, indices: Any) -> Any:
             if not self.scan:
-                return f(self, layer, x, stacked)
-            indices = jax.numpy.arange(self.config.layers)
+                return f(self, layer, x, stacked, indices)
             return jax.lax.scan(layer, x, (stacked, indices), reverse=True)
 
         return layers
@@ -34,9 +33,9 @@ def every_layer_drops_as_the_first_under_scan(patch: Patch, s: Side) -> None:
     """The index is left out of what is scanned over: all layers have one layer's dropout masks."""
 
     def over(f: Any) -> Any:
-        def layers(self: Any, layer: Any, x: Any, stacked: Any) -> Any:
+        def layers(self: Any, layer: Any, x: Any, stacked: Any, indices: Any) -> Any:
             inner = (lambda carry, item: layer(carry, (item[0], 0 * item[1]))) if self.scan else layer
-            return f(self, inner, x, stacked)
+            return f(self, inner, x, stacked, indices)
 
         return layers
 
