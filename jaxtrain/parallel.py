@@ -1,7 +1,7 @@
 """The processes of a run in JAX, and how they share its work (twin: torchtrain/parallel.py).
 
-`choose_devices` and `Processes` have no twin: in JAX one process may hold many devices, and its coordination
-service, not a collective of the devices, carries what processes tell each other.
+`Devices` and `choose_devices` have no twin: in JAX one process may hold many devices. What processes tell each other
+goes over JAX's coordination service, not over a collective of the devices.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def join(config: RunConfig) -> World:
             rank,
             initialization_timeout=p.timeout,
             heartbeat_timeout_seconds=p.timeout,
-            **local,  # type: ignore[arg-type]
+            **local,  # type: ignore[arg-type]  # mypy holds the one key's list against every argument's type
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(

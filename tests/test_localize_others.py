@@ -78,7 +78,9 @@ def test_a_tap_that_cannot_be_read_is_refused_in_one_sentence():
     def scanned(x):
         return jax.lax.scan(lambda c, _: (tap("inside", c * 2), None), x, length=3)[0].sum()
 
-    inner = lambda x: tap("inside", x * 2)  # noqa: E731
+    def inner(x):
+        return tap("inside", x * 2)
+
     for outer in (jax.jit, jax.checkpoint, jax.vmap):
         for _ in range(2):  # a function that was traced before calls no tap again
             with pytest.raises(UserError, match=r"jax\.jit"):

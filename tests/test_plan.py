@@ -1,6 +1,7 @@
 """The planner against figures worked out by hand, its refusals, its command lines, and the TPU's compiler."""
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from coretrain.traffic import traffic
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-import measure_memory  # noqa: E402
-import plan as script  # noqa: E402
+import measure_memory  # noqa: E402  # scripts are on the path from here on
+import plan as script  # noqa: E402  # as above
 
 
 def made(name: str = "gpt2-124m", **more: object):
@@ -235,7 +236,7 @@ def test_the_program_ends_with_two_on_a_mistake():
 @pytest.mark.parametrize("width", [100, 140])
 def test_tables_and_picture(width, tmp_path):
     plan = planned("gpt2-1558m", "--on", "4090x8", "--price", 2.5)
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(tables(plan))
     text = console.export_text()
     for word in ("ZeRO 0", "ZeRO 3", "> ZeRO", "torchrun --nproc-per-node 8", "Chinchilla", "bound"):

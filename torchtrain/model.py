@@ -1,4 +1,8 @@
-"""The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`."""
+"""The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
+
+`hold`, `fill`, `part_of` and `block` have no twin: each process holds its part of a tensor, where JAX has whole arrays
+with a sharding.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside."""
+"""AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside.
+
+`adamw` has no twin: it is torch's own, made here for one process and for ZeRO. `fragment`, `replicated` and
+`replicated_names` say what each process holds and writes of a state, which in JAX the arrays' shardings know.
+"""
 
 from __future__ import annotations
 

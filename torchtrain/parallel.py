@@ -2,6 +2,9 @@
 
 One process for each device. Ranks run with the tensor axis fastest, then pipeline, then data, so that the processes
 that talk most are neighbours on one machine: rank = (data * pipeline_size + pipeline) * tensor_size + tensor.
+
+`Axis`, `Place`, `place_of`, `enter` and `leave` have no twin: they are the groups of processes and the sums over them
+that in JAX the compiler puts in.
 """
 
 from __future__ import annotations
