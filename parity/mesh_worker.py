@@ -28,6 +28,7 @@ from coretrain.parameters import initial_parameters
 from coretrain.schedule import clip_factor, learning_rate
 from jaxtrain.sharding import Sharding
 from parity.compare import largest_error
+from parity.forms import GPT2_FORM, LLAMA_FORM
 from parity.pair import noise_only
 
 UPDATES, UPDATES_WITH_A_BUG = 20, 3
@@ -53,27 +54,17 @@ TINY = {
 }
 VARIANTS = {
     "gpt2-like": {
-        "model.norm": "layernorm",
-        "model.position": "learned",
-        "model.mlp": "gelu",
-        "model.bias": "true",
-        "model.tied": "true",
+        **GPT2_FORM,
         "model.residual_dropout": 0.1,
         "model.embedding_dropout": 0.1,
     },
     "llama-like": {
-        "model.norm": "rmsnorm",
-        "model.position": "rope",
-        "model.mlp": "swiglu",
+        **LLAMA_FORM,
         "model.kv_heads": 4,
-        "model.bias": "false",
-        "model.tied": "false",
         "model.residual_dropout": 0.1,
     },
     "unrolled, muon": {
-        "model.norm": "rmsnorm",
-        "model.position": "rope",
-        "model.mlp": "swiglu",
+        **LLAMA_FORM,
         "model.bias": "true",
         "model.tied": "true",
         "optimizer.name": "muon",

@@ -18,6 +18,7 @@ from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.forms import GPT2_FORM, LLAMA_FORM
 from torchtrain.trainer import Trainer as TorchTrainer
 
 SMALL = {
@@ -36,11 +37,7 @@ SMALL = {
     "train.updates": 200,
     "schedule.warmup_updates": 10,
     "optimizer.clip": 0.2,
-    "model.norm": "layernorm",
-    "model.position": "learned",
-    "model.mlp": "gelu",
-    "model.bias": "true",
-    "model.tied": "true",
+    **GPT2_FORM,
 }
 GPT2 = {
     "model.residual_dropout": 0.1,
@@ -48,12 +45,8 @@ GPT2 = {
     "train.accumulation": 2,
 }
 LLAMA = {
-    "model.norm": "rmsnorm",
-    "model.position": "rope",
-    "model.mlp": "swiglu",
+    **LLAMA_FORM,
     "model.kv_heads": 2,
-    "model.bias": "false",
-    "model.tied": "false",
 }
 VARIANTS = {
     "gpt2-like": GPT2,

@@ -35,6 +35,7 @@ from coretrain.randomness import normal_rows
 from coretrain.sampling import Sampling
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.world import World
+from parity.forms import GPT2_FORM, LLAMA_FORM
 from torchtrain.checkpoint import load_native
 from torchtrain.parallel import Axis, Place, join
 from torchtrain.trainer import Trainer
@@ -51,11 +52,7 @@ FIELDS = {
     "model.heads": 4,
     "model.context": 16,
     "model.vocab": 101,
-    "model.norm": "layernorm",
-    "model.position": "learned",
-    "model.mlp": "gelu",
-    "model.bias": "true",
-    "model.tied": "true",
+    **GPT2_FORM,
     "model.residual_dropout": 0.1,
     "model.embedding_dropout": 0.1,
     "train.batch_size": 8,
@@ -65,10 +62,7 @@ FIELDS = {
     "optimizer.clip": 0.5,
 }
 """Small, with micro-batches, a clip that binds, dropout and a tied head. (parity.pair has another one, and JAX.)"""
-LLAMA = {
-    "model.norm": "rmsnorm", "model.position": "rope", "model.mlp": "swiglu", "model.kv_heads": 2,
-    "model.bias": "false", "model.tied": "false",
-}  # fmt: skip
+LLAMA = {**LLAMA_FORM, "model.kv_heads": 2}
 
 
 @dataclasses.dataclass(frozen=True)

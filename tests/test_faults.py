@@ -43,13 +43,16 @@ def whole(request, corpus, tmp_path_factory) -> tuple[str, Path]:
 
 
 def test_two_processes_train_as_one(whole, corpus, tmp_path):
-    """Loss and norm of every update, to the float32 rounding of a sum in another order."""
+    """Loss and norm of every update, to the float32 rounding of a sum in another order.
+
+    Measured 1.8e-7 at worst. Sharing that trains something else is planted in parity/test_zero.py and test_mesh.py.
+    """
     stack, folder = whole
     run(stack, *arguments(corpus, "--output", str(tmp_path / "one"), *UPDATES))
     for one, two in zip(rows(tmp_path / "one"), rows(folder), strict=True):
         assert one.get("batch_hash") == two.get("batch_hash")
         for name in {"loss", "grad_norm", "val_loss"} & one.keys():
-            assert one[name] == pytest.approx(two[name], rel=2e-5), one
+            assert one[name] == pytest.approx(two[name], rel=2e-6), one
 
 
 def test_a_killed_process_ends_the_run_and_it_goes_on_exactly(whole, corpus, tmp_path):
