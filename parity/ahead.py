@@ -67,7 +67,7 @@ def start(configs: list[RunConfig]) -> None:
     """Begin to make the pairs of `configs`, if there is a second core to do it on."""
     _ended.clear()
     if (os.cpu_count() or 1) > 1:
-        threading.Thread(target=_make_all, args=(configs,), daemon=True).start()
+        threading.Thread(target=_make_all, args=(configs,), name="pairs ahead", daemon=True).start()
 
 
 def stop() -> None:
