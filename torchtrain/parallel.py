@@ -9,6 +9,7 @@ that in JAX the compiler puts in.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import functools
 import importlib.util
@@ -47,7 +48,14 @@ def join(config: RunConfig) -> World:
     timeout = datetime.timedelta(seconds=2 * config.parallel.timeout)  # coretrain.watch names who hangs before that
     alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
+    # the group's threads left running at exit now and then abort the process, whatever code it was to end with
+    atexit.register(_part)
     return Processes(timeout)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _refuse(config: RunConfig) -> None:
