@@ -4,6 +4,7 @@ Runs of the product have it off; parity/test_invariance.py shows that float32 wo
 The judge's options are here, where pytest finds them whether or not a folder is named.
 """
 
+import os
 from pathlib import Path
 
 import jax
@@ -11,6 +12,9 @@ import pytest
 
 from coretrain.errors import UserError
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch and other processes
+# XLA cuts a function into 32 pieces to compile in parallel: for small ones on few cores that costs more than it gives
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Nothing compiled here may outlast the session; and on a CPU, compiling for the disk cache takes 1.7 times as long.
@@ -43,6 +47,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where the session's figures go, as JSON (default, in runs/parity: results.json; with -m mutation "
         "mutation.json; where only a part of the tests is picked partial.json)",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The judge alone runs in a process for each core; `-n 0` is for one, where a debugger can get in."""
+    from parity.workers import count
+
+    return count(str(word) for word in config.args)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -209,12 +209,17 @@ def largest_error(states: tuple[Mapping[str, Tensors], Mapping[str, Tensors]], s
     return _largest({name: error for error, name in errors})
 
 
-def hold(gate: Gate, error: float, where: str) -> None:
-    """Record an error under its gate, and fail above the cap (or where it isn't a number)."""
+def note(gate: Gate, error: float, where: str) -> None:
+    """Record an error under its gate."""
     held[gate] = None
     before = worst.get(gate.name, (-1.0, ""))[0]
     if np.isnan(error) or error > before:  # a NaN is never replaced by a number
         worst[gate.name] = error, where
+
+
+def hold(gate: Gate, error: float, where: str) -> None:
+    """Record an error under its gate, and fail above the cap (or where it isn't a number)."""
+    note(gate, error, where)
     assert error <= gate.cap, f"{gate.name}: {error:.2e} at {where}, cap {gate.cap:.0e}; look for {gate.catches}"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from coretrain.checkpoint import write_atomically
-from parity import ahead, compare, mutants, pair
+from parity import compare, mutants, pair, workers
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 _outcome: dict[str, Any] = {"failures": [], "skipped": [], "started": time.time()}
@@ -39,20 +39,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def float64_is_really_on(request, tmp_path_factory):
+def float64_is_really_on(tmp_path_factory):
     """float64 in JAX can be off without a word; and nothing that is compiled here may outlast the session."""
     assert jax.numpy.zeros(1).dtype == "float64", "jax_enable_x64 came too late: an array was made before it"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pair.SMALL, "data.cache", str(tmp_path_factory.mktemp("cache")))
-        ahead.start(ahead.needed(request.session.items))
-        yield
-        ahead.stop()
-
-
-@pytest.fixture
-def alone():
-    """For tests that patch a stack: no pair is made ahead meanwhile, it would be traced with the bug in it."""
-    with ahead.alone():
         yield
 
 
@@ -104,15 +95,31 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the results, also when tests failed; a session without any gate leaves the old file alone.
 
-    Tests that somebody has picked go to partial.json: results.json is of whole sessions only.
+    Tests that somebody has picked go to partial.json: results.json is of whole sessions only. One of several processes
+    gives what it has seen to the one that writes.
     """
-    if compare.worst or mutants.MATRIX:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = workers.report()
+    elif compare.worst or mutants.MATRIX:
         option = session.config.option
         mark = (option.markexpr or "").strip()
         deeper = any("::" in word or word.endswith(".py") for word in map(str, session.config.args))
         picked = option.keyword or option.deselect or deeper or mark not in ("", "mutation")
         kind = "partial" if picked else mark or "results"
         write_results(session.config.getoption("--results") or Path("runs/parity") / f"{kind}.json")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What shares a pair goes to one process."""
+    return workers.Scheduler(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended; one that crashed has nothing to give, and its tests have failed."""
+    if text := getattr(node, "workeroutput", {}).get("parity"):
+        workers.merge(text)
 
 
 def write_results(path: Path) -> None:

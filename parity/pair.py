@@ -297,3 +297,9 @@ def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -
     """Both trainers with `weights` (default: scrambled)."""
     weights = scrambled(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
+
+
+@functools.cache
+def shared(config: RunConfig) -> Pair:
+    """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first."""
+    return make_pair(config)

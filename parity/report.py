@@ -163,12 +163,11 @@ def _mark(status: str) -> str:
 
 
 def _trajectory(facts: Mapping[str, Any]) -> str:
-    if not facts.get("updates"):
+    if not facts:
         return ""
-    updates = facts["updates"]
     figures = []
-    for variant, curves in (facts.get("variants") or {"": facts}).items():
-        tail = f", {variant}" if variant else ""
+    for variant, curves in facts.items():
+        tail, updates = f", {variant}", list(range(len(curves["difference"])))
         lines = [Line("between the stacks", curves["difference"]), Line("1 ULP", curves["yardstick"], "faint")]
         figures.append(chart(f"How far apart{tail}", "loss, nats", updates, lines, log=True))
         lines = [Line("PyTorch", curves["loss_torch"], "faint"), Line("JAX", curves["loss_jax"])]

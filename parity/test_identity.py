@@ -15,7 +15,6 @@ from coretrain.health import HealthMonitor
 from coretrain.parameters import parameter_table, to_jax_tree
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
-from parity.ahead import shared
 from parity.compare import (
     ALONE,
     ALONE_32,
@@ -35,7 +34,7 @@ from parity.compare import (
     nrel,
     worst_tensor,
 )
-from parity.pair import BASIC, LONG, VARIANTS, WEIGHTS, batches, make_config, make_pair
+from parity.pair import BASIC, LONG, VARIANTS, WEIGHTS, batches, make_config, make_pair, shared
 from parity.probes.contract import clipped_by_torch
 
 

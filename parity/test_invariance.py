@@ -20,7 +20,6 @@ import jaxtrain.attention
 import torchtrain.attention
 from coretrain.config import RunConfig
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.ahead import shared
 from parity.compare import COMPILED, SPLIT, X64, hold, mismatches, nrel, worst_tensor
 from parity.pair import (
     GPT2,
@@ -31,6 +30,7 @@ from parity.pair import (
     make_config,
     noise_only,
     scrambled,
+    shared,
     torch_gradients,
 )
 from parity.probes import sides
@@ -131,18 +131,20 @@ import sys
 import jax
 import numpy as np
 from coretrain.config import RunConfig
+from jaxtrain.model import canonical_tensors
 from jaxtrain.trainer import Trainer
-from parity.pair import batches, jax_gradients, scrambled
 
 config = RunConfig.from_json(open(sys.argv[1]).read())
-trainer = Trainer(config, scrambled(config))
-loss, norm = trainer.gradients(batches(config, 1)[0], 3, 1.0)
+weights = dict(np.load(sys.argv[2]))
+batch = weights.pop("batch")
+trainer = Trainer(config, weights)
+loss, norm = trainer.gradients(batch, 3, 1.0)
 assert not jax.config.jax_enable_x64 and jax.numpy.zeros(1).dtype == "float32"
-found = {"loss": loss, "norm": norm, **jax_gradients(trainer)}
+found = {"loss": loss, "norm": norm, **canonical_tensors(config, trainer.grads)}
 trainer.apply(1e-3, 0.3, 0)
 for group, tensors in trainer.export().items():
     found |= {f"{group}/{name}": value for name, value in tensors.items()}
-np.savez(sys.argv[2], **found)
+np.savez(sys.argv[3], **found)
 """
 
 
@@ -157,7 +159,9 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     for group, tensors in pair.jax.export().items():
         expected |= {f"{group}/{name}": value for name, value in tensors.items()}
     (tmp_path / "config.json").write_text(config.to_json())
-    command = [sys.executable, "-c", WITHOUT_X64, str(tmp_path / "config.json"), str(tmp_path / "found.npz")]
+    np.savez(tmp_path / "given.npz", **pair.start, batch=batches(config, 1)[0])
+    files = [str(tmp_path / name) for name in ("config.json", "given.npz", "found.npz")]
+    command = [sys.executable, "-c", WITHOUT_X64, *files]
     root = str(Path(__file__).resolve().parent.parent)
     quiet = {"JAX_ENABLE_X64": "0", "JAX_ENABLE_COMPILATION_CACHE": "0", "PYTHONPATH": root}
     subprocess.run(command, check=True, env=os.environ | quiet, timeout=300)
@@ -168,9 +172,10 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_torch():
+@pytest.mark.parametrize("form", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_compiled_torch(form):
     config = make_config(
-        {"model.layers": 1},
+        form | {"model.layers": 1},
         precision__compute="float32",
         execution__attention="sdpa",
         model__width=32,

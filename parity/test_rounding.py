@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import jaxtrain.model
 import torchtrain.model
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.ahead import needs, shared
 from parity.compare import EVEN, NORMS_32, budget, facts, hold, nrel, worst_tensor
 from parity.pair import (
     BASIC,
@@ -23,6 +22,7 @@ from parity.pair import (
     make_config,
     noise_only,
     scrambled,
+    shared,
     torch_gradients,
     torch_logits,
 )
@@ -81,7 +81,6 @@ def errors(trainer, logits, gradients, variant, scale=1.0):
     return nrel(logits(trainer, batch[:, :-1], 3), exact_logits), worst, name
 
 
-@needs(lambda variant, dtype: config_of(variant, dtype))
 @pytest.mark.parametrize("variant", BASIC)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_within_its_budget(variant, dtype, device):

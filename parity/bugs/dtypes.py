@@ -159,3 +159,15 @@ def rotary_tables_without_a_dtype(patch: Patch, s: Side) -> None:
 def norm_summed_in_float64(patch: Patch, s: Side) -> None:
     """A float64 that is asked for, and had in tests only."""
     wrap(patch, s.trainer, "global_norm", lambda f: lambda gradients: f([g.astype("float64") for g in gradients]))
+
+
+@mutant("x64", X64, sides=("jax",))
+def adams_epsilon_as_a_numpy_scalar(patch: Patch, s: Side) -> None:
+    """The gradients are the same, and the update is not."""
+    configured(patch, s, eps=np.float64(1e-8))
+
+
+@mutant("x64", X64, LLAMA, sides=("jax",))
+def decay_as_a_numpy_scalar(patch: Patch, s: Side) -> None:
+    """Weights that become float64 in tests only."""
+    configured(patch, s, weight_decay=np.float64(0.1))

@@ -128,7 +128,7 @@ def _straight(variant: str) -> dict[str, np.ndarray]:
 
 
 def run_x64(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
-    """Loss, norm and gradients in float32 with x64 on and with it off; torch has no such switch."""
+    """Loss, norm, gradients and a step in float32 with x64 on and with it off; torch has no such switch."""
     if s is not JAX:
         return {}
     config = make_config(VARIANTS[variant], precision__compute="float32")
@@ -137,7 +137,10 @@ def run_x64(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
         with jax.enable_x64(wide):
             stack = make(s, config, weights_of(config, state), frozenset())
             loss, norm = stack.gradients(batches(config, 1)[0], 3, 1.0)
-            return {"loss": np.array(loss), "norm": np.array(norm), **gradients_of(s, stack)}
+            gradients = gradients_of(s, stack)
+            stack.apply(1e-3, 0.3, 0)
+            stepped = {f"{group}/{name}": t for group, tensors in stack.export().items() for name, t in tensors.items()}
+            return {"loss": np.array(loss), "norm": np.array(norm), **gradients, **stepped}
 
     return {"on": once(True), "off": once(False)}
 
