@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def test_two_processes_train_as_one(whole, corpus, tmp_path):
             assert one[name] == pytest.approx(two[name], rel=2e-6), one
 
 
+def test_one_process_generates_from_a_run_of_two(whole):
+    """How a run was shared is no matter for who has its folder."""
+    stack, folder = whole
+    command = [sys.executable, "-m", f"{stack}train.generate", str(folder), "def", "--tokens", "4"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.startswith("def")
+
+
+def test_a_tensor_axis_waits_for_the_vocabulary(corpus, tmp_path):
+    """Which only the data tells; whether the axis divides it is seen then."""
+    words = arguments(corpus, "--output", str(tmp_path / "t"), "--parallel.tensor", "2", "--spawn")
+    assert "5." in run("torch", *words, "--train.updates", "2")
+
+
 def test_a_killed_process_ends_the_run_and_it_goes_on_exactly(whole, corpus, tmp_path):
     stack, reference = whole
     folder = tmp_path / "killed"
@@ -88,12 +102,16 @@ def test_a_process_that_stops_is_named(corpus, tmp_path):
     assert not any(rank.is_running() for rank in ranks)
 
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_sigterm_to_all_saves_once(stack, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("stack", "number"), [("torch", signal.SIGTERM), ("jax", signal.SIGTERM), ("torch", signal.SIGINT)]
+)
+def test_a_signal_saves_once(stack, number, corpus, tmp_path):
+    """SIGINT as a terminal sends it, to all that it has started."""
     folder = tmp_path / "told"
-    process = start(stack, *arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO))
+    words = arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO)
+    process = start(stack, *words, start_new_session=True)
     wait_for_updates(folder, 6, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
     assert out.count("saved after update") == 1

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from coretrain.accelerators import accelerators, machine
+from coretrain.combinations import check_combination
 from coretrain.command import parse
 from coretrain.config import load_config, presets
 from coretrain.errors import UserError
@@ -167,6 +168,15 @@ def test_tensor_parallel_sends_four_all_reduces_a_block():
 
 
 # ---------------------------------------------------------------- choosing
+
+
+@pytest.mark.parametrize("words", [("llama-7b", "4090x16"), ("llama-13b", "h100x64"), ("llama-1b", "4090x8", "muon")])
+def test_what_is_recommended_can_be_run(words):
+    """torch refuses a pipeline with ZeRO, and Muon with whatever cuts matrices."""
+    name, machine, *optimizer = words
+    plan = planned(name, "--on", machine, *(("--optimizer.name", *optimizer) if optimizer else ()))
+    for choice in plan.found:
+        check_combination(choice.config, "torch", choice.layout)
 
 
 def test_the_choice_fits_and_nothing_that_fits_is_much_faster():
