@@ -35,15 +35,15 @@ def packed(weight: Quantized, device: jax.Device | None = None) -> Packed:
     return Packed(weight.kind, weight.shape, **arrays)
 
 
-def dequantize(weight: Packed, dtype: jnp.dtype = jnp.float32) -> Array:
-    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype`."""
+def dequantize(weight: Packed, dtype: jnp.dtype | None = None) -> Array:
+    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype` (default float32)."""
     if weight.kind == "int8":
         numbers = weight.values.astype(jnp.float32)
     else:
         codes = jnp.stack([weight.values >> 4, weight.values & 15], -1).reshape(-1)
         numbers = _levels(codes, weight.kind)
     blocks = numbers.reshape(-1, BLOCK[weight.kind]) * _largest(weight)[:, None]
-    return blocks.reshape(weight.shape).astype(dtype)
+    return blocks.reshape(weight.shape).astype(dtype or jnp.float32)
 
 
 def _levels(codes: Array, kind: str) -> Array:

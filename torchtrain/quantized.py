@@ -22,21 +22,21 @@ class Packed:
     offset: Tensor | None = None
 
 
-def packed(weight: Quantized, device: torch.device | str = "cpu") -> Packed:
+def packed(weight: Quantized, device: torch.device | str | None = None) -> Packed:
     """A quantized weight on a device."""
     arrays = {name: torch.from_numpy(array.copy()).to(device) for name, array in weight.arrays.items()}
     return Packed(weight.kind, weight.shape, **arrays)
 
 
-def dequantize(weight: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype`."""
+def dequantize(weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
+    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype` (default float32)."""
     if weight.kind == "int8":
         numbers = weight.values.to(torch.float32)
     else:
         codes = torch.stack([weight.values >> 4, weight.values & 15], -1).reshape(-1)
         numbers = _levels(codes, weight.kind)
     blocks = numbers.reshape(-1, BLOCK[weight.kind]) * _largest(weight)[:, None]
-    return blocks.reshape(weight.shape).to(dtype)
+    return blocks.reshape(weight.shape).to(dtype or torch.float32)
 
 
 def _levels(codes: Tensor, kind: str) -> Tensor:
