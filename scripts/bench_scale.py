@@ -381,6 +381,7 @@ def main() -> int:
         for name in [given.shape] if given.shape else SHAPES:
             # few tokens, so that it takes seconds: with micro-batches, which what sums or gathers for each is told by
             few = {"model.context": 128, "train.batch_size": 4, "train.accumulation": 2}
+            few |= {"execution.scan_layers": "true"}  # JAX's program as on accelerators
             rows += sent(name, QUIET | SHAPES[name] | few | more, given.only, max(1, given.updates or 2))
     else:
         rows = overhead({"execution.device": "cpu"} | more, given.only, max(1, given.updates or 300))
