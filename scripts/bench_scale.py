@@ -100,7 +100,12 @@ class Children:
             environment["OMP_NUM_THREADS"] = str(threads)
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        shared = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
         self.processes = []
         for rank in range(count):
             facts = shared | {"RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
@@ -356,7 +361,9 @@ def given_fields(words: Sequence[str]) -> Fields:
     """`--section.field VALUE` pairs of the command line."""
     names, values = words[::2], words[1::2]
     if len(names) != len(values) or not all(name.startswith("--") and "." in name for name in names):
-        raise UserError(f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest")
+        raise UserError(
+            f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest"
+        )
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 
 
@@ -367,10 +374,14 @@ def main() -> int:
     parser.add_argument("part", choices=HEADINGS)
     parser.add_argument("--shape", choices=SHAPES, help="default: gpt2 for ratio, both for bytes; overhead has tiny")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows whose names hold all these words")
-    parser.add_argument("--rounds", type=int, default=7, help=f"of ratio: turns of {TURN} updates (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help=f"of ratio: turns of {TURN} updates (default %(default)s)"
+    )
     parser.add_argument("--updates", type=int, help="that count, of bytes (default 2) and of overhead (default 300)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to FILE, such as runs/bench/scale.json")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="add the results to FILE, such as runs/bench/scale.json"
+    )
     given, rest = parser.parse_known_args()
     more = given_fields(rest)
     if given.part == "ratio":
@@ -388,7 +399,10 @@ def main() -> int:
     if given.json:
         before = json.loads(given.json.read_text()) if given.json.is_file() else {}
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(given.json, (json.dumps(before | {given.part: {"machine": machine(), "rows": rows}}, indent=1) + "\n").encode())
+        write_atomically(
+            given.json,
+            (json.dumps(before | {given.part: {"machine": machine(), "rows": rows}}, indent=1) + "\n").encode(),
+        )
     show(given.part, rows, given.markdown)
     return 0
 

@@ -139,7 +139,9 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     answer(
         {
             "seconds": [after - before for before, after in zip(starts, starts[1:], strict=False)],
-            "stack": [first + second for first, second in zip(inside[::2], inside[1::2], strict=True)][: len(starts) - 1],
+            "stack": [first + second for first, second in zip(inside[::2], inside[1::2], strict=True)][
+                : len(starts) - 1
+            ],
             "data": [there - asked for asked, there in zip(starts[:-1], got, strict=False)],
         }
     )
