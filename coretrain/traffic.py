@@ -2,9 +2,10 @@
 
 A ring of n sends (n - 1) / n of a buffer in a gather or a reduce-scatter, and twice that in an all-reduce. ZeRO's
 volumes are Rajbhandari et al.'s (2020, section 7), but stages 1 and 2 sum gradients with all-reduces, as DeepSpeed
-0.19 does by default, not with the paper's reduce-scatters: twice its bytes. Tensor parallelism's Shoeybi et al.'s (2019): two all-reduces of
-the activations a block forward, two backward, two more where the block is recomputed; one more of the embedding
-forward and of the head backward. `scripts/bench_scale.py bytes` measures how far the stacks are from it.
+0.19 does by default, not with the paper's reduce-scatters: twice its bytes. Tensor parallelism's are Shoeybi et al.'s
+(2019): two all-reduces of the activations a block forward, two backward, two more where the block is recomputed; one
+more of the embedding forward and of the head backward. `scripts/bench_scale.py bytes` measures how far the stacks are
+from all this.
 """
 
 from __future__ import annotations

@@ -6,23 +6,22 @@ Usage: python scripts/bench_scale.py ratio|bytes|overhead [--shape tiny|gpt2] [-
 `ratio`: a run shared by 2 processes of one thread against one process with one thread and with two, the same global
 batches; all take turns, so that what else the machine does hits all, and ratios are taken within a round, then their
 median. `bytes`: what one device sends in an update, beside `coretrain.traffic`: torch's as the kernel counts them on
-the processes' own sockets, JAX's from the compiled program. `overhead`: the loop around the stack, and its wait for data.
+the processes' own sockets, JAX's from the compiled program. `overhead`: the loop around the stack, and its wait for
+data.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,11 +33,12 @@ from coretrain.config import load_config
 from coretrain.data.files import write_atomically
 from coretrain.errors import UserError, exits_cleanly
 from coretrain.layout import layout_of
-from coretrain.spawn import environment_alone, free_port
 from coretrain.traffic import traffic
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from scale_worker import Children, cores
+
 Fields = dict[str, Any]
-WORKER = Path(__file__).with_name("scale_worker.py")
 PROCESSES = 2
 """Devices that share a run."""
 WARM_UP = 2
@@ -88,74 +88,6 @@ TORCH = [
     Way("torch, pipeline", "torch", "pipeline"),
 ]
 JAX = [Way(f"jax, {axis}", "jax", axis) for axis in ("data", "fsdp", "tensor", "context", "pipeline")]
-
-
-class Children:
-    """Processes that share a task, kept alive between their turns."""
-
-    def __init__(self, task: dict[str, Any], count: int = 1, threads: int | None = None, devices: int = 1) -> None:
-        """`threads` for each process, on cores of its own (None: as many as the machine has), `devices` virtual ones"""
-        environment = environment_alone()
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        if devices > 1:
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        shared = {
-            "WORLD_SIZE": count,
-            "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
-        }
-        self.processes = []
-        for rank in range(count):
-            facts = shared | {"RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
-            mine = task | {"cores": cores(rank, count, threads)}
-            command = [sys.executable, str(WORKER), json.dumps(mine)]
-            pipe, null = subprocess.PIPE, subprocess.DEVNULL  # faults come back as answers
-            env = environment | {name: str(value) for name, value in facts.items()}
-            self.processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True, env=env))
-
-    def turn(self, updates: int) -> list[dict[str, Any]]:
-        """Each process's answer to so many more updates. Raises `UserError` with what a process failed of."""
-        for process in self.processes:
-            try:
-                print(updates, file=_pipe(process.stdin), flush=True)
-            except BrokenPipeError:
-                continue  # it has said why
-        return self.answers()
-
-    def answers(self) -> list[dict[str, Any]]:
-        """The next answer of each process."""
-        found = []
-        for process in self.processes:
-            line = _pipe(process.stdout).readline()
-            found.append(json.loads(line) if line else {"error": f"its process ended with status {process.wait()}"})
-        if failed := [answer["error"] for answer in found if "error" in answer]:
-            raise UserError(f"a process of the measurement failed: {failed[0]}")
-        return found
-
-    def close(self) -> None:
-        """End the processes."""
-        for process in self.processes:
-            _pipe(process.stdin).close()
-        for process in self.processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream
-    return stream
-
-
-def cores(rank: int, count: int, threads: int | None) -> list[int]:
-    """Cores of a process's own, so that no library can use more; none where there are too few, or none can be given."""
-    if threads is None or not hasattr(os, "sched_getaffinity"):
-        return []
-    present = sorted(os.sched_getaffinity(0))
-    return present[rank * threads : (rank + 1) * threads] if len(present) >= count * threads else []
 
 
 # ---------------------------------------------------------------- ratio
@@ -332,14 +264,17 @@ def show(part: str, rows: Sequence[dict[str, Any]], as_markdown: bool) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
 
 
+def keep(path: Path, part: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the results of a part into a JSON file, beside the other parts'."""
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = before | {part: {"machine": machine() | {"pinned": bool(cores(0, PROCESSES, 1))}, "rows": rows}}
+    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    info, cpu = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "jax")}
-    return {"cpu": cpu, "cores": os.cpu_count(), "pinned": bool(cores(0, PROCESSES, 1))} | versions
+    """Processor, cores and versions, as `bench.py` has them."""
+    return importlib.import_module("bench").machine()
 
 
 def pairs(fields: Fields) -> list[tuple[str, str]]:
@@ -374,14 +309,10 @@ def main() -> int:
     parser.add_argument("part", choices=HEADINGS)
     parser.add_argument("--shape", choices=SHAPES, help="default: gpt2 for ratio, both for bytes; overhead has tiny")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows whose names hold all these words")
-    parser.add_argument(
-        "--rounds", type=int, default=7, help=f"of ratio: turns of {TURN} updates (default %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=7, help=f"of ratio, of {TURN} updates (default %(default)s)")
     parser.add_argument("--updates", type=int, help="that count, of bytes (default 2) and of overhead (default 300)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="add the results to FILE, such as runs/bench/scale.json"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to FILE: runs/bench/scale.json")
     given, rest = parser.parse_known_args()
     more = given_fields(rest)
     if given.part == "ratio":
@@ -397,12 +328,7 @@ def main() -> int:
     else:
         rows = overhead({"execution.device": "cpu"} | more, given.only, max(1, given.updates or 300))
     if given.json:
-        before = json.loads(given.json.read_text()) if given.json.is_file() else {}
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            given.json,
-            (json.dumps(before | {given.part: {"machine": machine(), "rows": rows}}, indent=1) + "\n").encode(),
-        )
+        keep(given.json, given.part, rows)
     show(given.part, rows, given.markdown)
     return 0
 

@@ -1,4 +1,5 @@
-"""What `scripts/bench_scale.py` measures, in processes of its own: one JSON task as argument, answers on stdout.
+"""What `scripts/bench_scale.py` measures, in processes of its own (`Children`): one JSON task as argument, answers on
+stdout.
 
 `train`: one process of those that share a run; for each number on stdin, so many updates. `compiled`: the collectives
 of JAX's step on virtual devices. `loop`: the times of `coretrain.loop` around a stack.
@@ -7,22 +8,26 @@ of JAX's step on virtual devices. `loop`: the times of `coretrain.loop` around a
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that isn't installed
 
 import numpy as np
 
 from coretrain.config import RunConfig, load_config
+from coretrain.errors import UserError
+from coretrain.spawn import environment_alone, free_port
 
 LR = 1e-4
 """Learning rate of all that is timed: it changes nothing about speed or bytes."""
@@ -112,7 +117,7 @@ def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
 
 
 def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
-    """Seconds of each update of a run without evaluations and saves: in all, in the stack, and waiting for its batch."""
+    """Seconds of each update of a run without evaluations and saves: in all, in the stack, and waiting for data."""
     from coretrain.checkpoint import Progress
     from coretrain.data import open_data
     from coretrain.journal import Journal
@@ -127,18 +132,20 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     computing = ("gradients", "apply") if task["stack"] == "torch" else ("_gradients", "_step")
     for name in computing:
         setattr(trainer, name, _timed(getattr(trainer, name), inside, task["stack"]))
-    with tempfile.TemporaryDirectory() as place:
-        with Journal(Path(place), config, task["stack"], 0, trainer.device_name) as journal:
-            run = Loop(config, trainer, data, Path(place), journal, Progress())
-            run.at = lambda what: marks.append((what, time.perf_counter()))
-            run.evaluate = lambda: 0.0  # type: ignore[method-assign]  # how often is the user's choice
-            run.save = lambda *_, **__: None  # type: ignore[method-assign]
-            run.train()
+    with (
+        tempfile.TemporaryDirectory() as place,
+        Journal(Path(place), config, task["stack"], 0, trainer.device_name) as journal,
+    ):
+        run = Loop(config, trainer, data, Path(place), journal, Progress())
+        run.at = lambda what: marks.append((what, time.perf_counter()))
+        run.evaluate = lambda: 0.0  # type: ignore[method-assign]  # how often is the user's choice
+        run.save = lambda *_, **__: None  # type: ignore[method-assign]
+        run.train()
     starts = [at for what, at in marks if what.startswith("the batch of")]
     got = [at for what, at in marks if what.startswith("the gradients of")]
     answer(
         {
-            "seconds": [after - before for before, after in zip(starts, starts[1:], strict=False)],
+            "seconds": [after - before for before, after in itertools.pairwise(starts)],
             "stack": [first + second for first, second in zip(inside[::2], inside[1::2], strict=True)][
                 : len(starts) - 1
             ],
@@ -157,6 +164,77 @@ def _timed(function: Callable[..., Any], into: list[float], stack: str) -> Calla
         return result
 
     return run
+
+
+# ---------------------------------------------------------------- in the parent
+
+
+class Children:
+    """Processes that share a task, kept alive between their turns."""
+
+    def __init__(self, task: dict[str, Any], count: int = 1, threads: int | None = None, devices: int = 1) -> None:
+        """`threads` for each process, on cores of its own (None: all of them); `devices`: virtual ones."""
+        environment = environment_alone()
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        if devices > 1:
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        shared = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
+        self.processes = []
+        for rank in range(count):
+            facts = shared | {"RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
+            mine = task | {"cores": cores(rank, count, threads)}
+            command = [sys.executable, str(Path(__file__).resolve()), json.dumps(mine)]
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL  # faults come back as answers
+            env = environment | {name: str(value) for name, value in facts.items()}
+            self.processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True, env=env))
+
+    def turn(self, updates: int) -> list[dict[str, Any]]:
+        """Each process's answer to so many more updates. Raises `UserError` with what a process failed of."""
+        for process in self.processes:
+            try:
+                print(updates, file=_pipe(process.stdin), flush=True)
+            except BrokenPipeError:
+                continue  # it has said why
+        return self.answers()
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The next answer of each process."""
+        found = []
+        for process in self.processes:
+            line = _pipe(process.stdout).readline()
+            found.append(json.loads(line) if line else {"error": f"its process ended with status {process.wait()}"})
+        if failed := [answer["error"] for answer in found if "error" in answer]:
+            raise UserError(f"a process of the measurement failed: {failed[0]}")
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            _pipe(process.stdin).close()
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream
+    return stream
+
+
+def cores(rank: int, count: int, threads: int | None) -> list[int]:
+    """Cores of a process's own, so that no library can use more; none where there are too few, or none can be given."""
+    if threads is None or not hasattr(os, "sched_getaffinity"):
+        return []
+    present = sorted(os.sched_getaffinity(0))
+    return present[rank * threads : (rank + 1) * threads] if len(present) >= count * threads else []
 
 
 def main() -> int:

@@ -101,7 +101,7 @@ def test_a_process_that_fails_is_said(bench):
 
 def test_fields_of_the_command_line(bench):
     assert bench.given_fields(["--model.layers", "2"]) == {"model.layers": "2"}
-    with pytest.raises(UserError, match="--section.field VALUE"):
+    with pytest.raises(UserError, match=r"--section\.field VALUE"):
         bench.given_fields(["--layers", "2"])
 
 
