@@ -76,7 +76,8 @@ def test_two_processes_in_turns_with_one(tmp_path):
 def test_the_loop_around_the_stack(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
-    (text / "a.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    for n in range(50):  # documents, some of which validation takes
+        (text / f"{n}.txt").write_text(f"{n} quick brown foxes jump over {n + 1} lazy dogs\n" * 40)
     data = {"data__source": text, "data__tokenizer": "bytes", "data__cache": tmp_path / "cache"}
     shape = {key: value for key, value in SHAPE.items() if key != "model__vocab"}
     options = ("--updates", "5", "--only", "torch", "0")
