@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from coretrain.errors import UserError
 from coretrain.sections import (
+    AdapterConfig,
     CheckpointConfig,
     DataConfig,
     ExecutionConfig,
@@ -34,6 +35,7 @@ from coretrain.sections import (
 __all__ = [
     "CONFIG_VERSION",
     "PRESETS",
+    "AdapterConfig",
     "CheckpointConfig",
     "DataConfig",
     "ExecutionConfig",
@@ -74,6 +76,7 @@ class RunConfig(Section):
     precision: PrecisionConfig = Field(default_factory=lambda: PrecisionConfig())
     execution: ExecutionConfig = Field(default_factory=lambda: ExecutionConfig())
     parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
     health: HealthConfig = Field(default_factory=lambda: HealthConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
     journal: JournalConfig = Field(default_factory=lambda: JournalConfig())
@@ -102,6 +105,14 @@ class RunConfig(Section):
                 f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
                 "lower it (a tenth of lr is usual)"
             )
+        if self.adapter.kind != "none":
+            shared = {"zero": self.parallel.zero, "data": (self.parallel.data or 1) - 1}
+            shared |= {axis: getattr(self.parallel, axis) - 1 for axis in ("fsdp", "tensor", "context", "pipeline")}
+            if axis := next((name for name, more in shared.items() if more), None):
+                raise ValueError(
+                    f"parallel.{axis} is set, but a run with adapter.kind = {self.adapter.kind} takes one device so "
+                    f"far: leave parallel.{axis} out"
+                )
         return self
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from coretrain.errors import UserError
 
@@ -303,3 +304,48 @@ class JournalConfig(Section):
 
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
     wandb: bool = Field(False, description="Log to Weights & Biases (needs the wandb extra).")
+
+
+class AdapterConfig(Section):
+    """Low-rank adapters on a frozen base (Hu et al. 2021): y = W x + scale B A drop(x), and only A and B train."""
+
+    kind: Literal["none", "lora"] = Field("none", description="none: all parameters train; lora: low-rank adapters.")
+    name: str = Field(
+        "default", pattern=r"^[A-Za-z0-9_-]+$", description="Name of the adapter, by which it is switched and merged."
+    )
+    base: str | None = Field(
+        None, description="Folder of the run whose newest interchange weights stay frozen below the adapter."
+    )
+    fingerprint: str = Field(
+        "", pattern=r"^([0-9a-f]{32})?$", description="Fingerprint of the base's weights; the run fills it in."
+    )
+    rank: Positive = Field(8, description="Rows r of A and columns of B; at most the smaller side of every target.")
+    alpha: float = Field(8.0, gt=0, description="Scale of the update: alpha / rank, or alpha / sqrt(rank) with rslora.")
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank), which keeps its size at high ranks (Kalajdzievski 2023)."
+    )
+    dropout: Fraction = Field(0.0, description="Dropout on each adapter's input (an embedding's has none).")
+    targets: tuple[str, ...] = Field(
+        ("blocks.*.weight",),
+        description="Glob patterns over canonical names: matrices of blocks, embed.token, head.weight. "
+        "One string is taken apart at its commas.",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none", description="Biases that train too: none, all of the model's, or those beside an adapter."
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _patterns(cls, raw: Any) -> Any:
+        return tuple(part.strip() for part in raw.split(",") if part.strip()) if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.targets:
+            raise ValueError("adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
