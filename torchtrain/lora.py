@@ -46,8 +46,9 @@ def attach(config: RunConfig, model: Any) -> None:
     for target in adapter_targets(config):
         rows = len(model.head.weight) if target.module == "head" else target.b.shape[0]
         module = model.get_submodule(target.module)
-        with _device_of(module):
-            module.adapter = LowRank(config, target, rows)
+        like = next(module.parameters())
+        with like.device:
+            module.adapter = LowRank(config, target, rows).to(like.dtype)
 
 
 def detach(model: Any) -> None:
@@ -136,8 +137,3 @@ class Adapters:
         for name, delta in added(config, tensors).items():
             value = pad_vocab(rows[name], sign * delta, config.execution.vocab_multiple)
             own[name].copy_(own[name].double() + torch.from_numpy(value).to(own[name].device))
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters lie, as a context in which new ones are made."""
-    return next(module.parameters()).device
