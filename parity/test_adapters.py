@@ -43,8 +43,8 @@ def test_updates_beside_a_frozen_base(variant, tmp_path):
     config = make_config(ADAPTED[variant])
     stacks = [make(s, config, adapted_weights(config), frozenset()) for s in (TORCH, JAX)]
     before = [base_of(s, stack) for s, stack in zip((TORCH, JAX), stacks, strict=True)]
-    start, losses = stacks[0].export()["parameters"], []
-    plain = batches(config, 3)
+    start, plain = stacks[0].export()["parameters"], batches(config, 3)
+    first = stacks[0].evaluate(plain[0])
     for update in range(UPDATES):
         if update == UPDATES // 2:
             for stack in stacks:
@@ -53,14 +53,17 @@ def test_updates_beside_a_frozen_base(variant, tmp_path):
                 stack.adopt(load_interchange(tmp_path / other).groups, update)
         seen = [stack.gradients(plain[update % 3], update, 1.0) for stack in stacks]
         hold(LOSS, abs(seen[0][0] - seen[1][0]), f"adapters, update {update}")
-        losses.append(seen[0][0])
         for stack, (_, norm) in zip(stacks, seen, strict=True):
             stack.apply(5 * learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
-    assert losses[-1] < losses[0] - 0.1, "the adapter must have learned something"
+    assert stacks[0].evaluate(plain[0]) < 0.995 * first, "the adapter must have learned something"
     hold(TRAJECTORY, *largest_error([stack.export() for stack in stacks], start, noise_only(config)))
     for s, stack, base in zip((TORCH, JAX), stacks, before, strict=True):
         hold(FROZEN, changed(base, base_of(s, stack)), f"{s.name}, {variant}")
         assert not stack.export()["parameters"].keys() & {"norm.weight", "blocks.0.attention.q.weight"}
+    if variant == "llama-like":  # layers without an adapter have rows of zeros in JAX's stacked arrays, which stay so
+        for tensor in stacks[1].params["blocks"]["mlp"]["down"]["adapter"].values():
+            assert not np.asarray(tensor[...])[0].any()
+            assert np.asarray(tensor[...])[1].any()
 
 
 @pytest.mark.parametrize(
@@ -80,16 +83,3 @@ def test_adapters_however_they_are_computed(side, way):
     hold(SPLIT, abs(loss - expected["loss"]) / loss, f"loss with adapters, {side.name}")
     error, name = worst_tensor(gradients_of(side, stack), expected["gradients"])
     hold(SPLIT, error, f"{name}, {side.name}")
-
-
-def test_layers_without_an_adapter_stay_without():
-    """In JAX they have rows of zeros in the stacked arrays, which no update may move."""
-    config = make_config(ADAPTED["llama-like"])
-    stack = make(JAX, config, adapted_weights(config), frozenset())
-    for update, batch in enumerate(batches(config, 2)):
-        stack.gradients(batch, update, 1.0)
-        stack.apply(1e-2, 1.0, update)
-    adapter = stack.params["blocks"]["mlp"]["down"]["adapter"]
-    for tensor in (adapter["a"], adapter["b"]):
-        assert not np.asarray(tensor[...])[0].any()
-        assert np.asarray(tensor[...])[1].any()

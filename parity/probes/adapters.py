@@ -61,7 +61,7 @@ def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
     weights = scrambled(config) | initial_adapter(config)
     for row in adapter_table(config):
-        weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.1)
+        weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)
     return weights
 
 
