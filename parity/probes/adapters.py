@@ -126,7 +126,9 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     config = make_config(ADAPTED[variant])
     weights, tokens = adapted_weights(config), batches(config, 1)[0][:, :-1]
     stack = make(s, config, weights, shared)
-    adapter = stack.export()["parameters"]
+    # biases that the adapter has trained aren't the base's
+    adapter = {n: v + 0.1 * n.endswith(".bias") for n, v in stack.export()["parameters"].items()}
+    stack.adopt({"parameters": adapter}, 0)
     beside = logits_of(s, stack, tokens, None)
     rows = {row.name for row in adapter_table(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
