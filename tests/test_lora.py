@@ -13,7 +13,7 @@ from whole_runs import arguments, run
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
 from coretrain.adapters import adapter_table, adapter_targets, fingerprint, initial_adapter, trained_table
 from coretrain.checkpoint import Progress, load_interchange, newest_interchange, save_interchange
-from coretrain.command import Command
+from coretrain.command import Command, resumed_config
 from coretrain.convert import export_run
 from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters
@@ -117,7 +117,7 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
 
 
 def test_from_a_base_to_a_merged_run(corpus, tmp_path):
-    """Train, adapt, go on in the other stack, merge, and generate from either form: the same text."""
+    """Train, adapt, go on in the other stack, merge."""
     base, lora, whole = (tmp_path / name for name in ("base", "lora", "merged"))
     run("torch", *arguments(corpus, "--train.updates=4", f"--output={base}"))
     free = [word for word in arguments(corpus) if not word.startswith(("--model.", "--data.tokenizer"))]
@@ -125,7 +125,8 @@ def test_from_a_base_to_a_merged_run(corpus, tmp_path):
     out = run("torch", *free, *adapt, "--optimizer.lr=0.1", f"--output={lora}")
     assert "14 matrices, rank 8" in out
     run("jax", "--resume", lora, "--train.updates=6")
-    assert "adapter.rank can't change" in run("torch", "--resume", lora, "--adapter.rank=3", code=2)
+    with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
+        resumed_config(lora, [("adapter.rank", "3")])
     with pytest.raises(UserError, match="holds an adapter alone: merge it first"):
         export_run(lora, tmp_path / "hf", "huggingface")
     merge_run(lora, whole)
@@ -137,7 +138,9 @@ def test_from_a_base_to_a_merged_run(corpus, tmp_path):
 
 
 def test_peft_computes_the_same(small_config, monkeypatch):
-    """Logits and gradients of Hugging Face's Llama with PEFT's adapters, in float64. Floor: 2e-15 and 1e-14."""
+    """Logits and gradients of Hugging Face's Llama with PEFT's adapters, in float64: floors 2.2e-15 and 1.0e-14. A scale of
+    alpha / rank, or an embedding's B as another's A, is an error of 1e-2 and more.
+    """
     peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
     transformers = pytest.importorskip("transformers")
     llama = transformers.models.llama.modeling_llama
@@ -174,12 +177,12 @@ def test_peft_computes_the_same(small_config, monkeypatch):
         stack = make(config, weights | adapter)
         stack.gradients(batch, 0, 1.0)
         ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch[:, :-1], 0)
-        assert np.linalg.norm(ours - logits.detach().numpy()) < 1e-12 * np.linalg.norm(ours), stack.name
+        assert np.linalg.norm(ours - logits.detach().numpy()) < 1e-13 * np.linalg.norm(ours), stack.name
         found = (torch_gradients if make is TorchTrainer else jax_gradients)(stack)
         assert found.keys() == adapter.keys()
         for name, value in found.items():
             gradient = named[_peft_name(name, named)].grad.numpy()
-            assert np.linalg.norm(value - gradient) < 1e-11 * np.linalg.norm(gradient), (stack.name, name)
+            assert np.linalg.norm(value - gradient) < 1e-12 * np.linalg.norm(gradient), (stack.name, name)
 
 
 PLACES = {

@@ -144,7 +144,6 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
         "merged": bank.merge,
         "out again": bank.unmerge,
         "the other": lambda: bank.switch("other"),
-        "the first again": lambda: bank.switch(config.adapter.name),
         "none": lambda: bank.switch(None),
     }.items():
         act()
@@ -163,7 +162,7 @@ def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
 
 
 def judge_merge(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    same = ("switched on", "merged", "out again", "the first again")
+    same = ("switched on", "merged", "out again")
     errors = [nrel(ours[name], ours["beside"]) for name in same] + [nrel(ours["none"], ours["base"])]
     errors.append(nrel(ours["the other"], theirs["the other"]))
     return {MERGED: max(errors, key=lambda error: float("inf") if np.isnan(error) else error)}
