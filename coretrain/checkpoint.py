@@ -19,12 +19,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
+from coretrain.adapters import trained_table
 from coretrain.config import RunConfig
 from coretrain.data import files
 from coretrain.data.files import sync_folder
 from coretrain.errors import UserError
 from coretrain.manifest import MANIFEST, DamagedCheckpoint, Manifest, Progress, read_sealed, seal, verify
-from coretrain.parameters import Array, check_tensors
+from coretrain.parameters import Array, check_rows
 from coretrain.world import PeerError, World
 
 __all__ = [
@@ -256,15 +257,16 @@ def _shards(tensors: Mapping[str, Array], limit: int) -> Iterator[dict[str, Arra
 
 
 def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Names and shapes against the table: all of the parameters, and each parameter's moments at most once a group."""
+    """Names and shapes against the table: all that trains, and each parameter's moments at most once a group."""
     shapes = {
         group: {name: np.broadcast_to(np.float32(0), facts["shape"]) for name, facts in tensors.items()}
         for group, tensors in index.items()
     }
     parameters = shapes.get("parameters", {})
-    check_tensors(config.model, parameters, f"{where} (group parameters)")
+    table = trained_table(config)
+    check_rows(table, parameters, f"{where} (group parameters)")
     for group, tensors in shapes.items():
-        check_tensors(config.model, parameters | tensors, f"{where} (group {group})")
+        check_rows(table, parameters | tensors, f"{where} (group {group})")
 
 
 def load_interchange(folder: Path) -> Interchange:

@@ -34,8 +34,8 @@ EXAMPLES = """\
   {program} gpt2-124m --data.source stdlib                a preset on this Python's own library: no download
   {program} my.toml --optimizer.lr=3e-4 --output runs/my  a file of yours, one field changed, its folder named
   {program} --resume runs/my --train.updates 2000         goes on, for longer"""
-FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache")
-"""Fields of data that change nothing of what is trained."""
+FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache", "adapter.base")
+"""Fields of data and adapter that change nothing of what is trained; a base must have the same fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def open_run(folder: Path) -> RunConfig:
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
     """The run's own config with `overrides`, of which none may make it another training."""
     for key, _ in overrides:
-        if key.split(".")[0] in ("model", "data") and key not in FREE_AT_RESUME:
+        if key.split(".")[0] in ("model", "data", "adapter") and key not in FREE_AT_RESUME:
             raise UserError(f"{key} can't change at --resume, since it would be another training: start a new run")
     raw = open_run(folder).model_dump(mode="json")
     return build_config(apply_overrides(_without_nulls(raw), overrides), str(folder / "config.json"))

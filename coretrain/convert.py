@@ -40,6 +40,10 @@ def export_run(source: Path, folder: Path, form: str) -> list[str]:
     if form == "interchange":
         save_interchange(folder, loaded.config, loaded.groups, loaded.progress, loaded.stack)
         return [f"wrote {folder}: {path} ({done}) with {', '.join(loaded.groups)}"]
+    if loaded.config.adapter.kind != "none":
+        raise UserError(
+            f"{source} holds an adapter alone: merge it first, with scripts/convert.py merge {source} FOLDER"
+        )
     tokenizer = tokenizer_folder(path)
     export_huggingface(folder, loaded.config.model, loaded.groups["parameters"], tokenizer)
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"

@@ -8,7 +8,7 @@ layers hold [in, out].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coretrain.config import ModelConfig
 from coretrain.errors import UserError
-from coretrain.randomness import normal_rows
+from coretrain.randomness import normal_rows, uniform_rows
 
 Array = NDArray[np.generic]
 
@@ -30,13 +30,13 @@ class Parameter:
     """Canonical name, which is also torchtrain's: `blocks.0.attention.q.weight`."""
     shape: tuple[int, ...]
     """Canonical shape, without padding."""
-    init: Literal["normal", "zeros", "ones"]
+    init: Literal["normal", "zeros", "ones", "uniform"]
     std: float
-    """Standard deviation of a normal start, else 0."""
+    """Standard deviation of a normal or uniform start, else 0."""
     decay: bool
     """Weight decay applies: matrices and embeddings."""
     axes: tuple[str, ...]
-    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden."""
+    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden, rank."""
     jax_path: str
     """Place in jaxtrain's tree: `blocks.attention.q.kernel`."""
     layer: int | None
@@ -113,6 +113,8 @@ def initial_value(row: Parameter, seed: int) -> NDArray[np.float32]:
         return np.zeros(row.shape, np.float32)
     if row.init == "ones":
         return np.ones(row.shape, np.float32)
+    if row.init == "uniform":
+        return uniform_rows(seed, row.name, row.shape, math.sqrt(3) * row.std)
     return normal_rows(seed, row.name, row.shape, row.std)
 
 
@@ -144,21 +146,31 @@ def padded_vocab(model: ModelConfig, multiple: int) -> int:
 
 def check_tensors(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
     """Raise `UserError` unless `tensors` has exactly the table's names and shapes."""
-    check_names(model, tensors, where)
-    for row in parameter_table(model):
-        check_shape(row, tensors[row.name], where)
+    check_rows(parameter_table(model), tensors, where)
 
 
 def check_names(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
     """Raise `UserError` unless `tensors` has exactly the table's names; none of them is read."""
-    table = {row.name for row in parameter_table(model)}
-    if missing := [row.name for row in parameter_table(model) if row.name not in tensors]:
+    check_names_of(parameter_table(model), tensors, where)
+
+
+def check_rows(table: Sequence[Parameter], tensors: Mapping[str, Array], where: str) -> None:
+    """Raise `UserError` unless `tensors` has exactly the names and shapes of some rows: a model's, or an adapter's."""
+    check_names_of(table, tensors, where)
+    for row in table:
+        check_shape(row, tensors[row.name], where)
+
+
+def check_names_of(table: Sequence[Parameter], tensors: Mapping[str, Array], where: str) -> None:
+    """As `check_rows`, of names alone."""
+    names = {row.name for row in table}
+    if missing := [row.name for row in table if row.name not in tensors]:
         raise UserError(
             f"{where} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + ": it belongs to another model config"
         )
-    if extra := [name for name in tensors if name not in table]:
+    if extra := [name for name in tensors if name not in names]:
         raise UserError(f"{where} has {extra[0]}, which this model doesn't: it belongs to another model config")
 
 
@@ -182,10 +194,10 @@ def to_jax_tree(model: ModelConfig, tensors: Mapping[str, Array], vocab_multiple
     return flat | {path: np.stack(values) for path, values in stacked.items()}
 
 
-def from_jax_tree(model: ModelConfig, tree: Mapping[str, Array]) -> dict[str, Array]:
-    """The inverse of `to_jax_tree`; paths that `tree` lacks are left out (as where an optimizer splits the table)."""
+def from_jax_tree(table: Sequence[Parameter], tree: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `to_jax_tree`, of the rows whose path `tree` has (an optimizer splits the table)."""
     tensors: dict[str, Array] = {}
-    for row in parameter_table(model):
+    for row in table:
         if row.jax_path not in tree:
             continue
         value = np.asarray(tree[row.jax_path])

@@ -63,6 +63,16 @@ def normal_rows(
     return result.astype(np.float32).reshape(stop - start, *shape[1:])
 
 
+def uniform_rows(seed: int, name: str, shape: tuple[int, ...], bound: float) -> NDArray[np.float32]:
+    """A tensor of `shape`, uniform in (-bound, bound), in the same blocks of rows as `normal_rows`."""
+    width, parts = math.prod(shape[1:]), []
+    for first in range(0, shape[0], ROWS_PER_BLOCK):
+        rows = min(ROWS_PER_BLOCK, shape[0] - first)
+        parts.append(uniforms(seed, f"weights/{name}", first // ROWS_PER_BLOCK, rows * width))
+    result: NDArray[np.float64] = (2 * np.concatenate(parts) - 1) * bound
+    return result.astype(np.float32).reshape(shape)
+
+
 def dropout_key(seed: int, update: int, site: int) -> int:
     """The 32-bit key of one dropout site in one update. Site 0 is the embedding; block i has 1 + 2i and 2 + 2i."""
     return stream_key(seed, f"dropout/{update}/{site}") & MASK_32

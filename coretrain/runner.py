@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.adapter_runs import adapter_config, adapter_summary, check_tokenizer, on_base, settled
 from coretrain.budget import batch_sentence, summary
 from coretrain.checkpoint import (
     CheckpointFolder,
@@ -49,19 +50,20 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
     """
     module = MODULES[stack_name]
-    command = parse(argv, f"python -m {module}.run", "Train a GPT.")
+    command = on_base(parse(argv, f"python -m {module}.run", "Train a GPT."))
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command)
     world = join(command.config)
     common = _common(command.config)
     world.same(common.to_json(), "config or command line")
     data = world.together(lambda: open_data(common))
-    config = common.with_vocab(data.tokenizer.vocab)
+    world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
+    config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
     resumed = command.resume is not None
     folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     world.same(data.fingerprint, "data fingerprint")
-    stack = world.together(lambda: make_stack(config, None))
+    stack = world.together(lambda: make_stack(config, base))
 
     def warn(text: str) -> None:
         if world.first:
@@ -85,7 +87,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
                 "machine": list(stack.describe()),
-                "model": summary(config),
+                "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
                 "batch": batch_sentence(config, data.train.tokens),
             }
@@ -215,12 +217,16 @@ def alone(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": ParallelConfig(timeout=config.parallel.timeout), "train": train})
 
 
-def open_for_generation(folder: Path, make_stack: MakeStack) -> tuple[Stack, Tokenizer]:
-    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer."""
-    config = alone(open_run(folder))
-    stack = make_stack(config, None)
-    restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
-    return stack, load_tokenizer(folder)
+def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> tuple[Stack, Tokenizer]:
+    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer.
+
+    With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
+    """
+    run = adapter or folder
+    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    stack = make_stack(config, base)
+    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
+    return stack, load_tokenizer(run)
 
 
 def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> None:
@@ -230,6 +236,7 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     )
     parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
     parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
+    parser.add_argument("--adapter", type=Path, help="folder of a run that trained an adapter on this one")
     parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument(
@@ -237,9 +244,9 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # options may stand before the prompts
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
-    stack, tokenizer = open_for_generation(given.run, make_stack)
+    stack, tokenizer = open_for_generation(given.run, make_stack, given.adapter)
     prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
     room = open_run(given.run).model.context - max(map(len, prompts))
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))

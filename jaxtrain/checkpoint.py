@@ -12,8 +12,10 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from coretrain.adapters import trained_table
 from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
+from jaxtrain.lora import freeze
 from jaxtrain.model import abstract_model, dotted
 from jaxtrain.optimizer import Optimizer
 from jaxtrain.tensors import exported
@@ -57,7 +59,7 @@ def export_interchange(run: Path, name: str) -> Path:
     config = sealed.config
     if config.precision.compute == "float64":
         jax.config.update("jax_enable_x64", True)
-    params = abstract_model(config, "plain", jax.devices("cpu")[0])[1]
+    params = freeze(config, abstract_model(config, "plain", jax.devices("cpu")[0])[1])[0]
     optimizer = Optimizer(config, params)
     moments = optimizer.abstract(params)
     forms = _flat({"parameters": params, "moments": moments})
@@ -68,7 +70,7 @@ def export_interchange(run: Path, name: str) -> Path:
         return _load(folder, {group: {key: leaf}}, part=True)[group][key]
 
     leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    parameters = exported(config.model, leaves, lambda path: read(leaves[path]))
+    parameters = exported(trained_table(config), leaves, lambda path: read(leaves[path]))
     groups = {"parameters": parameters, **optimizer.moments(moments, read)}
     target = run / "interchange" / name
     save_interchange(target, config, groups, sealed.progress, "jax")

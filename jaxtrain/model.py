@@ -17,12 +17,14 @@ from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
+from coretrain.adapters import PARTS, whole_table
 from coretrain.config import ModelConfig, RunConfig
-from coretrain.parameters import check_tensors, from_jax_tree, padded_vocab, parameter_table
+from coretrain.parameters import check_rows, from_jax_tree, padded_vocab
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
+from jaxtrain.lora import LowRank, attach
 from jaxtrain.pipeline import pipelined
 from jaxtrain.sharding import Sharding
 from jaxtrain.tensors import placed
@@ -41,7 +43,10 @@ def master_dtype(config: RunConfig) -> jnp.dtype:
 
 
 class Dropout(NamedTuple):
-    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch.
+
+    With an adapter that has dropout, 7L + 1 keys of its own sites follow.
+    """
 
     keys: Array
     rows: Array
@@ -66,6 +71,14 @@ def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> A
     return jnp.where(kept, x * (1 / (1 - rate)), 0)
 
 
+def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> tuple[Dropout, ...]:
+    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+    if dropout is None or len(dropout.keys) == 1 + 2 * layers:
+        return ()
+    keys = jax.lax.dynamic_slice_in_dim(dropout.keys, 1 + 2 * layers + len(PARTS) * layer, len(PARTS))
+    return (Dropout(keys, dropout.rows),)
+
+
 def _hash32(x: Array) -> Array:
     first, second = (jnp.uint32(m) for m in HASH_MULTIPLIERS)
     x = (x ^ (x >> 16)) * first
@@ -74,15 +87,22 @@ def _hash32(x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x."""
+    """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x.
+
+    An adapter adds its own, of x under its mask.
+    """
 
     def __init__(self, into: int, out: int, bias: bool, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
+        self.adapter: LowRank | None = nnx.data(None)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.adapter is None:
+            return y
+        return y + self.adapter(drop(x, self.adapter.rate, masks, self.adapter.part))
 
 
 class Norm(nnx.Module):
@@ -113,14 +133,14 @@ class Attention(nnx.Module):
         self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
         self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
 
-    def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
-        q, k, v = self.heads(x, rotary)
+    def __call__(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> Array:
+        q, k, v = self.heads(x, rotary, *masks)
         mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v, self.sharding).reshape(*x.shape[:2], -1))
-        return tap("blocks.#.out", self.out(mixed))
+        return tap("blocks.#.out", self.out(mixed, *masks))
 
-    def heads(self, x: Array, rotary: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+    def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
+        q, k, v = (part(x, *masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
@@ -142,12 +162,12 @@ class MLP(nnx.Module):
         self.up = Linear(m.width, m.hidden, m.bias, stack, dtype)
         self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *masks: Dropout) -> Array:
         if self.gate is None:
-            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x)), approximate=True)
+            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate=True)
         else:
-            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x))) * tap("blocks.#.up", self.up(x))
-        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden)))
+            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
+        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
 
 
 class Block(nnx.Module):
@@ -155,18 +175,18 @@ class Block(nnx.Module):
 
     def __init__(self, m: ModelConfig, kernel: str, dtype: jnp.dtype, sharding: Sharding | None) -> None:
         # Torch has a list of blocks; here one block holds [L, ...], so that a scan compiles it once.
-        self.rate = m.residual_dropout
+        self.rate, self.layers = m.residual_dropout, m.layers
         self.norm1 = Norm(m, (m.layers,), dtype)
         self.attention = Attention(m, kernel, (m.layers,), dtype, sharding)
         self.norm2 = Norm(m, (m.layers,), dtype)
         self.mlp = MLP(m, (m.layers,), dtype)
 
     def __call__(self, x: Array, rotary: tuple[Array, Array] | None, dropout: Dropout | None, layer: Array) -> Array:
-        site = 1 + 2 * layer
+        site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary), self.rate, dropout, site))
+        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary, *masks), self.rate, dropout, site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed), self.rate, dropout, site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))
 
     def step(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
@@ -184,6 +204,7 @@ class Embed(nnx.Module):
     def __init__(self, m: ModelConfig, rows: int, dtype: jnp.dtype) -> None:
         self.token = nnx.Param(jnp.empty((rows, m.width), dtype))
         self.position = nnx.Param(jnp.empty((m.context, m.width), dtype)) if m.position == "learned" else None
+        self.adapter: LowRank | None = nnx.data(None)
 
 
 class Head(nnx.Module):
@@ -191,6 +212,7 @@ class Head(nnx.Module):
 
     def __init__(self, m: ModelConfig, rows: int, dtype: jnp.dtype) -> None:
         self.weight = nnx.Param(jnp.empty((rows, m.width), dtype))
+        self.adapter: LowRank | None = nnx.data(None)
 
 
 class GPT(nnx.Module):
@@ -206,11 +228,18 @@ class GPT(nnx.Module):
         self.blocks = Block(m, kernel, dtype, sharding)
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
+        attach(config, self)
 
     @property
     def head_weight(self) -> Array:
-        """The output head [V, D], padded; the token embedding where the head is tied."""
-        return (self.embed.token if self.head is None else self.head.weight)[...]
+        """The output head [V, D], padded; the token embedding where the head is tied; [V, D + r] with its adapter's B.
+
+        Hidden states are then as wide, A x beside x, so that their product is W x + scale B A x, chunk by chunk.
+        """
+        if self.head is None:
+            return self.embed.token[...]
+        weight, adapter = self.head.weight[...], self.head.adapter
+        return weight if adapter is None else jnp.concatenate([weight, adapter.b[...]], 1)
 
     def __call__(self, tokens: Array, dropout: Dropout | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
@@ -240,7 +269,7 @@ class GPT(nnx.Module):
             assert self.sharding is not None
             rows = dropout.rows if dropout else jnp.zeros(tokens.shape[:2], jnp.uint32)
             x = self._rows(pipelined(self.sharding, stage, stacked, x, rows, self.config.layers))
-        return tap("norm", self.norm(x))
+        return self._for_head(tap("norm", self.norm(x)), dropout)
 
     def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
@@ -253,16 +282,24 @@ class GPT(nnx.Module):
             return x, (keys, values)
 
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
-        return self.norm(x), Cache(keys, values)
+        return self._for_head(self.norm(x)), Cache(keys, values)
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] in at least float32, padding cut off."""
         logits = hidden @ self.head_weight[: self.config.vocabulary].astype(hidden.dtype).T
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
 
+    def _for_head(self, x: Array, dropout: Dropout | None = None) -> Array:
+        adapter = None if self.head is None else self.head.adapter
+        if adapter is None:
+            return x
+        return jnp.concatenate([x, adapter.down(drop(x, adapter.rate, dropout, adapter.part))], -1)
+
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
         x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
+        if self.embed.adapter is not None:
+            x = x + self.embed.adapter.look_up(tokens)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
@@ -333,12 +370,13 @@ def build_model(
 
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
-    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in parameter_table(config.model)}
+    table = whole_table(config)
+    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in table}
     known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
-    check_tensors(config.model, known, "the parameters")
+    check_rows(table, known, "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = placed(config.model, flat, tensors, config.execution.vocab_multiple)
+    arrays = placed(table, flat, tensors, config.execution.vocab_multiple)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))
 
 
@@ -357,7 +395,7 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
 def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return from_jax_tree(config.model, flat)
+    return from_jax_tree(whole_table(config), flat)
 
 
 def dotted(path: Any) -> str:

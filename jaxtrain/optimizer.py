@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 from jax import Array
 
+from coretrain.adapters import trained_table
 from coretrain.config import RunConfig
-from coretrain.parameters import parameter_table
 from jaxtrain.model import dotted
 from jaxtrain.tensors import exported, placed
 
@@ -98,7 +98,7 @@ class Optimizer:
     def __init__(self, config: RunConfig, params: nnx.State) -> None:
         o = config.optimizer
         self.config = config
-        table = {row.jax_path: row for row in parameter_table(config.model)}
+        table = {row.jax_path: row for row in trained_table(config)}
         paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
         decays = jax.tree.map(lambda path: table[path].decay, paths)
         kinds = jax.tree.map(
@@ -145,7 +145,7 @@ class Optimizer:
     ) -> dict[str, Mapping[str, np.ndarray]]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
         return {
-            group: exported(self.config.model, leaves, lambda path, leaves=leaves: read(leaves[path]))
+            group: exported(trained_table(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
             for group, leaves in _groups(state).items()
         }
 
@@ -153,7 +153,7 @@ class Optimizer:
         """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""
         multiple = self.config.execution.vocab_multiple
         filled = {
-            group: placed(self.config.model, leaves, moments.get(group, {}), multiple)
+            group: placed(trained_table(self.config), leaves, moments.get(group, {}), multiple)
             for group, leaves in _groups(state).items()
         }
         return jax.tree_util.tree_map_with_path(lambda path, _: filled[_group(path)][_parameter(path)], state)

@@ -6,7 +6,7 @@ This file has no twin: torch's parameters are the canonical tensors, here they l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,8 +43,8 @@ def initial_tensors(model: ModelConfig, seed: int) -> LazyTensors:
     return LazyTensors(rows, lambda name: initial_value(rows[name], seed))
 
 
-def exported(model: ModelConfig, paths: Iterable[str], read: Callable[[str], Any]) -> LazyTensors:
-    """Canonical tensors, without padding, of arrays by dotted path, of which `read` gives one, whole.
+def exported(table: Sequence[Parameter], paths: Iterable[str], read: Callable[[str], Any]) -> LazyTensors:
+    """Canonical tensors of `table`, without padding, of arrays by dotted path, of which `read` gives one, whole.
 
     In the order of the paths: the layers that lie in one array follow each other, and it is read once.
     """
@@ -65,20 +65,20 @@ def exported(model: ModelConfig, paths: Iterable[str], read: Callable[[str], Any
             value = value[: row.shape[0]]
         return np.array(value.T if row.transposed else value, order="C")
 
-    by_path = _by_path(model)
+    by_path = _by_path(table)
     rows = {row.name: row for path in paths for row in by_path[path]}
     return LazyTensors(rows, tensor)
 
 
 def placed(
-    model: ModelConfig, templates: Mapping[str, jax.ShapeDtypeStruct], tensors: Tensors, multiple: int
+    table: Sequence[Parameter], templates: Mapping[str, jax.ShapeDtypeStruct], tensors: Tensors, multiple: int
 ) -> dict[str, Array]:
     """Arrays of these shapes, dtypes and shardings by dotted path, made of canonical tensors; zeros where one lacks.
 
     The vocabulary is padded to `multiple`. Only this process's shards are made, from one tensor at a time.
     """
     names = frozenset(tensors)  # asking a lazy mapping whether it has one may read it
-    by_path = {path: [row for row in rows if row.name in names] for path, rows in _by_path(model).items()}
+    by_path = {path: [row for row in rows if row.name in names] for path, rows in _by_path(table).items()}
     return {path: _placed(by_path[path], template, tensors, multiple) for path, template in templates.items()}
 
 
@@ -97,9 +97,9 @@ def _placed(rows: list[Parameter], template: jax.ShapeDtypeStruct, tensors: Tens
     return jax.make_array_from_callback(shape, sharding, lambda index: parts[_bounds(index, shape)])
 
 
-def _by_path(model: ModelConfig) -> dict[str, list[Parameter]]:
+def _by_path(table: Sequence[Parameter]) -> dict[str, list[Parameter]]:
     found: dict[str, list[Parameter]] = {}
-    for row in parameter_table(model):
+    for row in table:
         found.setdefault(row.jax_path, []).append(row)
     return found
 

@@ -20,23 +20,25 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.config import RunConfig, until
 from coretrain.data import Data
 from coretrain.errors import UserError
 from coretrain.memory import keep_freed_memory
-from coretrain.parameters import initial_parameters, parameter_table
+from coretrain.parameters import check_rows, initial_parameters
 from coretrain.sampling import Sampling
-from coretrain.tables import dropout_keys, uses_dropout
+from coretrain.tables import dropout_keys
 from jaxtrain.attention import Choice, choose_kernel
 from jaxtrain.checkpoint import load_native, save_native
 from jaxtrain.data import train_batches
 from jaxtrain.generate import generate
+from jaxtrain.lora import freeze, thaw
 from jaxtrain.loss import IGNORED, count_targets, cross_entropy
 from jaxtrain.model import Dropout, abstract_model, build_model, dotted, master_dtype
 from jaxtrain.optimizer import Optimizer, global_norm
 from jaxtrain.parallel import choose_devices
 from jaxtrain.sharding import Sharding, make_mesh
-from jaxtrain.tensors import exported, initial_tensors
+from jaxtrain.tensors import exported, initial_tensors, placed
 
 COMPILE_CACHE_AFTER = 1.0
 """Seconds of compiling above which the result is kept on disk."""
@@ -94,19 +96,20 @@ class Programs:
     """The model's structure."""
     params: Any
     moments: Any
-    """Trees of shapes, dtypes and places."""
+    """Trees of shapes, dtypes and places, of what trains."""
     optimizer: Optimizer
     gradients: Any
-    """(params, tokens, labels, loss scale, dropout) -> loss, norm, gradients."""
+    """(params, tokens, labels, loss scale, dropout) -> loss, norm, gradients; `frozen=` is what doesn't train."""
     evaluate: Any
-    """(params, tokens, labels, scale, None) -> loss."""
+    """(whole params, tokens, labels, scale, None) -> loss."""
     step: Any
     """(params, moments, gradients, lr, factor, corrections) -> params, moments; takes the first two for its own."""
 
 
 def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> Programs:
     """The jitted functions of a run. On a mesh their results lie where the next call wants them."""
-    graph, params = abstract_model(config, kernel, device)
+    graph, whole = abstract_model(config, kernel, device)
+    params, _ = freeze(config, whole)
     optimizer = Optimizer(config, params)
     moments = optimizer.abstract(params)
     gradients, step = functools.partial(_gradients, graph, config), optimizer.step
@@ -146,6 +149,7 @@ class Trainer:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
         self.device_choice = choose_device(config)
         self.devices = choose_devices(config, jax.devices(self.device_choice.name))
+        check_alone(config, self.devices.layout.devices)
         self.device = self.devices.devices[0]
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
@@ -162,7 +166,8 @@ class Trainer:
         if tensors is None:
             start = initial_parameters if self.sharding is None else initial_tensors
             tensors = start(config.model, config.train.seed)
-        self.params = nnx.state(build_model(config, self.kernel.name, tensors, self.place))
+        tensors = with_adapter(config, tensors)
+        self.params, self.frozen = freeze(config, nnx.state(build_model(config, self.kernel.name, tensors, self.place)))
         self.moments = self.optimizer.load(made.moments, {})
         self.grads: Any = None
         self.saving: Any = None
@@ -191,7 +196,9 @@ class Trainer:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         wide = master_dtype(self.config)
         inputs = batch[:, :-1], batch[:, 1:], wide.type(loss_scale), self._dropout(update, len(batch))
-        loss, norm, self.grads = self._gradients(self.params, *(self._shared(*inputs) if self.sharding else inputs))
+        frozen = {} if self.frozen is None else {"frozen": self.frozen}
+        inputs = self._shared(*inputs) if self.sharding else inputs
+        loss, norm, self.grads = self._gradients(self.params, *inputs, **frozen)
         return float(loss) / loss_scale, float(norm) / loss_scale
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
@@ -210,8 +217,9 @@ class Trainer:
         """Sum of the losses of the batch's targets, without dropout."""
         size, one = self.config.micro_batch, master_dtype(self.config).type(1)
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        params = self._whole()
         if self.sharding is None:
-            return sum(float(self._evaluate(self.params, part[:, :-1], part[:, 1:], one, None)) for part in parts)
+            return sum(float(self._evaluate(params, part[:, :-1], part[:, 1:], one, None)) for part in parts)
         total = 0.0
         for part in parts:
             missing = ((0, size - len(part)), (0, 0))  # rows without a target, so that all devices have as many
@@ -220,7 +228,7 @@ class Trainer:
             if self.devices.layout.pipeline > 1:
                 tokens, labels, axes = tokens[None], labels[None], (None, *axes)
             shared = (self.sharding.put(rows, *axes) for rows in (tokens, labels))
-            total += float(self._evaluate(self.params, *shared, one, None))
+            total += float(self._evaluate(params, *shared, one, None))
         return total
 
     def generate(
@@ -234,7 +242,7 @@ class Trainer:
         """Up to `tokens` new ids after each prompt; see `generate.generate`."""
         # a step's few rows are not shared: the compiler follows the weights
         graph = self.graph if self.sharding is None else abstract_model(self.config, self.kernel.name, self.device)[0]
-        return generate(nnx.merge(graph, self.params), prompts, tokens, sampling, stop, on_tokens)
+        return generate(nnx.merge(graph, self._whole()), prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> None:
         """Start writing parameters and moments into `folder`, in the background."""
@@ -262,11 +270,12 @@ class Trainer:
         In the table's order, but on a mesh in that of the arrays, each of which is fetched once.
         """
         leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
-        parameters = exported(self.config.model, leaves, leaves.__getitem__)
+        table = trained_table(self.config)
+        parameters = exported(table, leaves, leaves.__getitem__)
         groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
         if self.sharding is None:
             read = {group: dict(tensors) for group, tensors in groups.items()}
-            names = [row.name for row in parameter_table(self.config.model)]
+            names = [row.name for row in table]
             return {group: {n: tensors[n] for n in names if n in tensors} for group, tensors in read.items()}
         self.lent = True
         return groups
@@ -274,16 +283,31 @@ class Trainer:
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form."""
         self.params, self.lent = None, False  # not two models at once
-        self.params = nnx.state(build_model(self.config, self.kernel.name, groups["parameters"], self.place))
+        self.params = self._trained(groups["parameters"])
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.moments = None
             self.moments = self.optimizer.load(self.forms["moments"], moments)
 
+    def _whole(self) -> Any:
+        """What trains and what doesn't, together: the state that the model's structure takes."""
+        # Torch's model holds both.
+        return thaw(self.params, self.frozen)
+
+    def _trained(self, tensors: Mapping[str, np.ndarray]) -> Any:
+        """What trains, from canonical tensors."""
+        if self.frozen is None:
+            return nnx.state(build_model(self.config, self.kernel.name, tensors, self.place))
+        table, form = trained_table(self.config), self.forms["parameters"]
+        check_rows(table, tensors, "the parameters")
+        flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(form)}
+        arrays = placed(table, flat, tensors, self.config.execution.vocab_multiple)
+        return jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], form)
+
     def _dropout(self, update: int, rows: int) -> Dropout | None:
-        if not uses_dropout(self.config.model):
+        if not run_uses_dropout(self.config):
             return None
-        keys = dropout_keys(self.config.model, self.config.train.seed, update)
+        keys = run_keys(self.config, update, dropout_keys(self.config.model, self.config.train.seed, update))
         return Dropout(keys, np.arange(rows, dtype=np.uint32))
 
     def _shared(self, tokens: np.ndarray, labels: np.ndarray, scale: Any, dropout: Dropout | None) -> tuple[Any, ...]:
@@ -324,10 +348,18 @@ def _gradients(
     loss_scale: Array,
     dropout: Any,
     places: Any = None,
+    frozen: Any = None,
 ) -> tuple[Array, Array, Any]:
-    """Of tokens [B, T], or cut into micro-batches [A, B / A, T]; `places` are the gradients', on a mesh."""
+    """Of tokens [B, T], or cut into micro-batches [A, B / A, T]; `places` are the gradients', on a mesh.
+
+    `frozen` is the rest of the model, where not all of it trains.
+    """
     scale = loss_scale / count_targets(labels).astype(loss_scale.dtype)
-    value_and_grad = jax.value_and_grad(functools.partial(_loss, graph, config))
+
+    def loss_of(params: Any, *inputs: Any) -> Array:
+        return _loss(graph, config, thaw(params, frozen), *inputs)
+
+    value_and_grad = jax.value_and_grad(loss_of)
     steps = config.train.accumulation
     if config.parallel.pipeline > 1:  # which is fed with all of them
         loss, grads = value_and_grad(params, tokens, labels, scale, dropout)

@@ -134,11 +134,16 @@ SHARED_32 = Gate(
     "torch ZeRO, float32, in one process's rounding", 4, 1.0, "a norm of the shard, a tied weight untied", "scale"
 )
 APART = Gate("torch processes, figures that differ between them", 0, 0, "a decision taken on a part", "scale")
+FROZEN = Gate("base weights that an adapter's updates change", 0, 0, "a base that decays or trains along", "exact")
+# Both sides are sums of the same numbers in another order: B (A x) and (B A) x, logits after all layers.
+MERGED = Gate(
+    "logits with an adapter merged, and taken out again", 1e-12, 1.5e-15, "a merge without the scale", "invariance"
+)
 GATES = [
     TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
-    HEALTH, TRAJECTORY, KEY_BIAS, NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK, DTYPES, KERNEL_64, KERNEL_32,
-    KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, X64, COMPILED, SHARED, SHARED_32,
-    APART,
+    HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK, DTYPES, KERNEL_64,
+    KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, MERGED, X64, COMPILED, SHARED,
+    SHARED_32, APART,
 ]  # fmt: skip
 """Every gate but those of `budget`."""
 

@@ -83,7 +83,7 @@ def mutant(
         shared = frozenset() if retraced else frozenset(_UNTOUCHED.get(area, ()))
         for side in sides:
             how = probe or (_PROBE_OF[gate] if gate else "gradients")
-            if gate is LOGITS and side == "jax":
+            if gate is LOGITS and side == "jax" and probe is None:
                 how = "logits"  # compiling the gradients too would cost four times as much
             MUTANTS.append(Mutant(name, side, area, about, plant, variant, state, how, gate, tap, shared))
         return plant

@@ -273,7 +273,7 @@ def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.nda
 
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
-    return np.asarray(_logits(stack.graph, stack.params, tokens, stack._dropout(update, len(tokens))))
+    return np.asarray(_logits(stack.graph, stack._whole(), tokens, stack._dropout(update, len(tokens))))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -284,7 +284,7 @@ def _logits(graph, params, tokens, dropout):
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    named = {name: p.grad for name, p in stack.model.named_parameters()}
+    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad}
     return torchtrain.model.canonical_tensors(stack.config, named)
 
 

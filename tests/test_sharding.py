@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from coretrain.errors import UserError
 from coretrain.layout import Layout
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import initial_parameters, parameter_table
 from jaxtrain.attention import KERNELS
 from jaxtrain.model import GPT, abstract_model, dotted
 from jaxtrain.parallel import choose_devices
@@ -47,10 +47,10 @@ def test_tensors_go_in_and_come_out_one_at_a_time(small_config):
     noted = LazyTensors(lazy, lambda name: (asked.append(name), lazy[name])[1])
     _, state = abstract_model(config, "plain", CPU)
     forms = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = placed(config.model, forms, noted, config.execution.vocab_multiple)
+    arrays = placed(parameter_table(config.model), forms, noted, config.execution.vocab_multiple)
     assert sorted(asked) == sorted(wanted), "each is made once"
     read: list[str] = []
-    found = exported(config.model, forms, lambda path: (read.append(path), arrays[path])[1])
+    found = exported(parameter_table(config.model), forms, lambda path: (read.append(path), arrays[path])[1])
     assert found.keys() == wanted.keys()
     for name in found:
         np.testing.assert_array_equal(found[name], wanted[name])

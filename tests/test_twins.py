@@ -54,6 +54,8 @@ ONE_SIDED = {
         "leave",
         "place_of",
     },
+    # JAX: what trains and what doesn't are two trees, which torch's model holds together
+    "lora.py": {"thaw"},
     # How long a compilation pays: torch chooses whether to compile, JAX whether to keep what it compiled
     # JAX: what is compiled of a run is also asked for by scripts/plan.py, before there is any array
     "trainer.py": {"COMPILE_PAYS_AFTER", "COMPILE_CACHE_AFTER", "Programs", "programs", "choose_layers"},
@@ -72,6 +74,7 @@ DIFFERENT_ARGUMENTS = {
 DIFFERENT_METHODS = {
     # nn.Module's forward is nnx.Module's __call__, and nnx layers are made stacked and of a dtype; optimizer: as above
     "model.py",
+    "lora.py",
     "optimizer.py",
 }
 

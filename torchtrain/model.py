@@ -7,7 +7,7 @@ with a sharding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from coretrain.adapters import PARTS, whole_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.fragments import Edges, block_of, take
-from coretrain.parameters import Parameter, check_names, check_shape, padded_vocab, parameter_table
+from coretrain.parameters import Parameter, check_names_of, check_shape, padded_vocab
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
+from torchtrain.lora import LowRank, attach, freeze
 from torchtrain.parallel import ALONE, Axis, enter, leave
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -41,7 +43,10 @@ def master_dtype(config: RunConfig) -> torch.dtype:
 
 @dataclass
 class Dropout:
-    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch."""
+    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch.
+
+    With an adapter that has dropout, 7L + 1 keys of its own sites follow.
+    """
 
     keys: Tensor
     rows: Tensor
@@ -67,6 +72,13 @@ def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
     return torch.where(kept, x * (1 / (1 - rate)), 0)
 
 
+def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> tuple[Dropout, ...]:
+    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+    if dropout is None or len(dropout.keys) == 1 + 2 * layers:
+        return ()
+    return (Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows),)
+
+
 def _signed(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
@@ -86,7 +98,8 @@ def _hash32(x: Tensor) -> Tensor:
 class Linear(nn.Module):
     """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x.
 
-    With `summed`, each process of that axis has some of the inputs, and their results are added before the bias.
+    With `summed`, each process of that axis has some of the inputs, and their results are added before the bias. An
+    adapter adds its own, of x under its mask.
     """
 
     def __init__(self, into: int, out: int, bias: bool, summed: Axis = ALONE) -> None:
@@ -94,11 +107,15 @@ class Linear(nn.Module):
         self.summed = summed
         self.weight = nn.Parameter(torch.empty(out, into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
+        self.adapter: LowRank | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.summed.size == 1:
-            return F.linear(x, self.weight.to(x.dtype), bias)
+            y = F.linear(x, self.weight.to(x.dtype), bias)
+            if self.adapter is None:
+                return y
+            return y + self.adapter(drop(x, self.adapter.rate, masks, self.adapter.part))
         total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
 
@@ -131,15 +148,15 @@ class Attention(nn.Module):
         self.v = Linear(m.width, kv, m.bias)
         self.out = Linear(heads, m.width, m.bias, tensor)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = self.heads(x, rotary)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> Tensor:
+        q, k, v = self.heads(x, rotary, *masks)
         mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v).flatten(2))
-        return tap("blocks.#.out", self.out(mixed))
+        return tap("blocks.#.out", self.out(mixed, *masks))
 
-    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
         x = enter(x, self.tensor)
-        q, k, v = (part(x).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
+        q, k, v = (part(x, *masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
@@ -164,13 +181,13 @@ class MLP(nn.Module):
         self.up = Linear(m.width, hidden, m.bias)
         self.down = Linear(hidden, m.width, m.bias, tensor)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *masks: Dropout) -> Tensor:
         x = enter(x, self.tensor)
         if self.gate is None:
-            hidden = F.gelu(tap("blocks.#.up", self.up(x)), approximate="tanh")
+            hidden = F.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate="tanh")
         else:
-            hidden = F.silu(tap("blocks.#.gate", self.gate(x))) * tap("blocks.#.up", self.up(x))
-        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden)))
+            hidden = F.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
+        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
 
 
 class Block(nn.Module):
@@ -178,17 +195,18 @@ class Block(nn.Module):
 
     def __init__(self, m: ModelConfig, layer: int, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
-        self.site, self.rate = 1 + 2 * layer, m.residual_dropout
+        self.site, self.rate, self.layer, self.layers = 1 + 2 * layer, m.residual_dropout, layer, m.layers
         self.norm1 = Norm(m)
         self.attention = Attention(m, kernel, tensor)
         self.norm2 = Norm(m)
         self.mlp = MLP(m, tensor)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, dropout: Dropout | None) -> Tensor:
+        masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary), self.rate, dropout, self.site))
+        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary, *masks), self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed), self.rate, dropout, self.site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
 
     def step(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
@@ -207,6 +225,7 @@ class Embed(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.empty(rows, m.width))
         self.position = nn.Parameter(torch.empty(m.context, m.width)) if m.position == "learned" else None
+        self.adapter: LowRank | None = None
 
 
 class Head(nn.Module):
@@ -215,6 +234,7 @@ class Head(nn.Module):
     def __init__(self, m: ModelConfig, rows: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, m.width))
+        self.adapter: LowRank | None = None
 
 
 class GPT(nn.Module):
@@ -235,6 +255,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(m, i, kernel, tensor) for i in range(m.layers))
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
+        attach(config, self)
         if m.position == "rope":
             wide = torch.promote_types(self.dtype, torch.float32)
             for name, table in zip(("cos", "sin"), rotary_tables(m, m.context), strict=True):
@@ -242,8 +263,14 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head [V, D], padded; the token embedding where the head is tied."""
-        return self.embed.token if self.head is None else self.head.weight
+        """The output head [V, D], padded; the token embedding where the head is tied; [V, D + r] with its adapter's B.
+
+        Hidden states are then as wide, A x beside x, so that their product is W x + scale B A x, chunk by chunk.
+        """
+        if self.head is None:
+            return self.embed.token
+        adapter = self.head.adapter
+        return self.head.weight if adapter is None else torch.cat([self.head.weight, adapter.b], 1)
 
     def forward(self, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
@@ -253,7 +280,7 @@ class GPT(nn.Module):
         rotary = (self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None
         for block in self.blocks:
             x = checkpointed(block, self.policy)(x, rotary, dropout)
-        return tap("norm", self.norm(x))
+        return self._for_head(tap("norm", self.norm(x)), dropout)
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
@@ -261,7 +288,7 @@ class GPT(nn.Module):
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for i, block in enumerate(self.blocks):
             x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
-        return self.norm(x), cache
+        return self._for_head(self.norm(x)), cache
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in at least float32, padding cut off."""
@@ -271,6 +298,10 @@ class GPT(nn.Module):
             part = F.linear(hidden, self.head_weight.to(hidden.dtype))
             logits = self.tensor.joined(part)[..., : self.config.vocabulary]
         return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
+
+    def _for_head(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
+        adapter = None if self.head is None else self.head.adapter
+        return x if adapter is None else torch.cat([x, adapter.down(drop(x, adapter.rate, dropout, adapter.part))], -1)
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
@@ -282,6 +313,8 @@ class GPT(nn.Module):
             here = (local >= 0) & (local < len(self.embed.token))
             rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
             x = leave(rows.where(here.unsqueeze(-1), 0), self.tensor)
+        if self.embed.adapter is not None:
+            x = x + self.embed.adapter.look_up(tokens)
         return (x if position is None else x + position).to(self.dtype)
 
 
@@ -315,19 +348,26 @@ def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], devic
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
     fill(config, dict(model.named_parameters()), tensors, model.tensor)
+    freeze(config, model)
     return model
 
 
 @torch.no_grad()
 def fill(
-    config: RunConfig, tree: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], tensor: Axis = ALONE
+    config: RunConfig,
+    tree: Mapping[str, Tensor],
+    tensors: Mapping[str, np.ndarray],
+    tensor: Axis = ALONE,
+    table: Sequence[Parameter] | None = None,
 ) -> None:
     """Copy this process's part of canonical `tensors` into those of `tree`, one tensor at a time, padding with zeros.
 
-    Raises `UserError` where names or shapes aren't the table's.
+    `table` are the rows that `tensors` must have: all, or those that train. Raises `UserError` where names or shapes
+    aren't theirs.
     """
-    check_names(config.model, tensors, "the parameters")
-    for row in parameter_table(config.model):
+    table = whole_table(config) if table is None else table
+    check_names_of(table, tensors, "the parameters")
+    for row in table:
         if row.name in tree:
             value = tensors[row.name]
             check_shape(row, value, "the parameters")
@@ -356,6 +396,6 @@ def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     return {
         row.name: tree[row.name].detach()[: row.shape[0]].cpu().contiguous().numpy().copy()
-        for row in parameter_table(config.model)
+        for row in whole_table(config)
         if row.name in tree
     }

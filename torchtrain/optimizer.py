@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.adapters import trained_table
 from coretrain.config import RunConfig
 from coretrain.fragments import Fragment, size_of
-from coretrain.parameters import Parameter, parameter_table
+from coretrain.parameters import Parameter
 from torchtrain.model import GPT, block, canonical_tensors, part_of
 from torchtrain.parallel import Axis, Place
 
@@ -66,8 +67,9 @@ class Optimizer:
 
     def __init__(self, config: RunConfig, model: GPT) -> None:
         o = config.optimizer
-        self.config, self.tensor, self.parameters = config, model.tensor, dict(model.named_parameters())
-        table = [row for row in parameter_table(config.model) if row.name in self.parameters]
+        self.config, self.tensor = config, model.tensor
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        table = [row for row in trained_table(config) if row.name in self.parameters]
         self.muon = [r.name for r in table if o.name == "muon" and r.layer is not None and len(r.shape) == 2]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
         self.decay = 0.0 if o.name == "adam" else o.weight_decay
@@ -120,7 +122,7 @@ class Optimizer:
     @torch.no_grad()
     def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take moments as `moments` gives them, after `applied` updates."""
-        for row in parameter_table(self.config.model):
+        for row in trained_table(self.config):
             if row.name not in self.parameters:
                 continue
             parameter = self.parameters[row.name]
@@ -143,7 +145,7 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
     """Numbers [start, start + n) of this process's part of a tensor, for a checkpoint: none where they are padding,
     or where all of the tensor axis have them and this isn't the first.
     """
-    row = next(row for row in parameter_table(config.model) if row.name == name)
+    row = next(row for row in trained_table(config) if row.name == name)
     edges = block(config, row, tensor)
     if tensor.index > 0 and replicated(row):
         return
@@ -155,7 +157,7 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
 
 def replicated_names(config: RunConfig) -> frozenset[str]:
     """The parameters that all processes of the tensor axis hold whole."""
-    return frozenset(row.name for row in parameter_table(config.model) if replicated(row))
+    return frozenset(row.name for row in trained_table(config) if replicated(row))
 
 
 def replicated(row: Parameter) -> bool:

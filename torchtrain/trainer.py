@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data
@@ -22,7 +23,7 @@ from coretrain.layout import rows_of
 from coretrain.memory import keep_freed_memory
 from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
-from coretrain.tables import dropout_keys, uses_dropout
+from coretrain.tables import dropout_keys
 from torchtrain.attention import Choice, choose_kernel
 from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
@@ -86,6 +87,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
         self.config, self.place = config, place_of(config)
+        check_alone(config, self.place.size)
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
         if self.device.type == "cpu":
@@ -97,6 +99,7 @@ class Trainer:
         if tensors is None:
             start = InitialParameters if self.place.talks else initial_parameters  # one at a time; all of them at once
             tensors = start(config.model, config.train.seed)
+        tensors = with_adapter(config, tensors)
         self.saving: Future[None] | None = None
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
@@ -172,7 +175,8 @@ class Trainer:
 
     def _shared(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm of the whole batch from this process's part, the same bits on all processes."""
-        gradients = {n: p.grad for n, p in self.model.named_parameters()} if not self.zero else self.zero.gradients()
+        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        gradients = {n: p.grad for n, p in trained} if not self.zero else self.zero.gradients()
         if self.place.size == 1:
             return loss, global_norm(gradients.values())
         if not self.zero:
@@ -264,7 +268,7 @@ class Trainer:
             for part in self.zero.fragments(self.place):
                 groups.setdefault(part.group, {})[part.name] = part.values.reshape(part.shape)
             return groups
-        parameters = canonical_tensors(self.config, dict(self.model.named_parameters()))
+        parameters = canonical_tensors(self.config, self.optimizer.parameters)
         return {"parameters": parameters} | self.optimizer.moments()
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
@@ -272,15 +276,17 @@ class Trainer:
         if self.zero:
             self.zero.fill(groups["parameters"])
         else:
-            fill(self.config, dict(self.model.named_parameters()), groups["parameters"], self.place.tensor)
+            trained, table = dict(self.model.named_parameters()), trained_table(self.config)
+            fill(self.config, trained, groups["parameters"], self.place.tensor, table)
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.optimizer.load(moments, applied)
 
     def _dropout(self, update: int, rows: int) -> Dropout | None:
-        if not uses_dropout(self.config.model):
+        if not run_uses_dropout(self.config):
             return None
-        keys = dropout_keys(self.config.model, self.config.train.seed, update).view(np.int32)
+        keys = run_keys(self.config, update, dropout_keys(self.config.model, self.config.train.seed, update))
+        keys = keys.view(np.int32)
         indices = torch.arange(rows, dtype=torch.int32, device=self.device)
         return Dropout(torch.from_numpy(keys).to(self.device), indices)
 

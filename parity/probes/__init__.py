@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parity import compare
 from parity.compare import Gate
-from parity.probes import budgets, contract, decode, lower, model, parts, policy, text, ways
+from parity.probes import adapters, budgets, contract, decode, lower, model, parts, policy, text, ways
 from parity.probes.sides import SIDES, UNMUTATED, Seen, Side
 
 
@@ -65,6 +65,14 @@ PROBES = {
         for dtype in ("float32", "bfloat16", "float16")
     },
     "x64": Probe(lower.run_x64, lower.judge_x64, (compare.X64,)),
+    "adapter start": Probe(adapters.run_start, adapters.judge_start, (compare.INITIAL,)),
+    "adapter gradients": Probe(
+        adapters.run_gradients,
+        adapters.judge_gradients,
+        (compare.LOGITS, compare.LOSS, compare.NORM, compare.GRADIENTS),
+    ),
+    "adapter updates": Probe(adapters.run_updates, adapters.judge_updates, (compare.FROZEN, compare.UPDATE)),
+    "adapter merge": Probe(adapters.run_merge, adapters.judge_merge, (compare.MERGED,)),
 }
 
 

@@ -131,7 +131,7 @@ def logits_of(s: Side, stack: Any, tokens: np.ndarray, update: int | None) -> np
         model = nnx.merge(stack.graph, params)
         return model.logits(model(tokens, dropout))
 
-    return np.asarray(quick_jit(forward)(stack.params, tokens, dropout))
+    return np.asarray(quick_jit(forward)(stack._whole(), tokens, dropout))
 
 
 def gradients_of(s: Side, stack: Any) -> dict[str, np.ndarray]:

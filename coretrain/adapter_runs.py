@@ -1,0 +1,145 @@
+"""Runs that train an adapter on another run's weights: their model, tokenizer and base, and what a merge writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from coretrain.adapters import adapter_table, adapter_targets, fingerprint, merged, trained_table
+from coretrain.checkpoint import (
+    Progress,
+    interchange_of,
+    load_interchange,
+    newest_interchange,
+    save_interchange,
+    write_atomically,
+)
+from coretrain.command import Command, open_run, run_of
+from coretrain.config import AdapterConfig, RunConfig
+from coretrain.data import load_tokenizer
+from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
+from coretrain.errors import UserError
+from coretrain.parameters import Array, parameter_table
+
+FREE = ("residual_dropout", "embedding_dropout")
+"""Fields of the model that an adapter's run may have otherwise than its base."""
+
+
+def on_base(command: Command) -> Command:
+    """A new run with `adapter.base`, its model and tokenizer those of the base. Others are returned as they are."""
+    adapter = command.config.adapter
+    if adapter.kind == "none" or command.resume is not None:
+        return command
+    if adapter.base is None:
+        raise UserError(
+            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
+        )
+    base = open_run(Path(adapter.base))
+    if base.adapter.kind != "none":
+        raise UserError(
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
+        )
+    given = {key for key, _ in command.overrides}
+    if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
+        raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
+    free = {name: getattr(command.config.model, name) for name in FREE if f"model.{name}" in given}
+    config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
+    ranks = run_of(Path(adapter.base)) / SAVED_RANKS
+    if "data.tokenizer" not in given and ranks.is_file():
+        data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
+        config = config.model_copy(update={"data": data})
+    adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
+    return replace(command, config=config)
+
+
+def settled(config: RunConfig) -> tuple[RunConfig, Mapping[str, Array] | None]:
+    """The config with its base's fingerprint, and the base's weights; None where the run trains all of a model.
+
+    Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
+    """
+    adapter = config.adapter
+    if adapter.kind == "none":
+        return config, None
+    if adapter.base is None:
+        raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
+    loaded = load_interchange(newest_interchange(Path(adapter.base)))
+    if loaded.config.adapter.kind != "none":
+        raise UserError(
+            f"adapter.base = {adapter.base} holds an adapter: merge it first, with scripts/convert.py merge"
+        )
+    theirs, ours = (c.model.model_dump(exclude=set(FREE)) for c in (loaded.config, config))
+    if other := next((name for name in ours if ours[name] != theirs[name]), None):
+        raise UserError(
+            f"model.{other} = {ours[other]}, the base {adapter.base} has {theirs[other]}: it is another model; "
+            "give the base that the adapter belongs to"
+        )
+    tensors = loaded.groups["parameters"]
+    found = fingerprint(config, tensors)
+    if adapter.fingerprint not in ("", found):
+        raise UserError(
+            f"adapter.base = {adapter.base} has weights of fingerprint {found}, the adapter was trained on "
+            f"{adapter.fingerprint}: give that base, or start a new run"
+        )
+    filled = adapter.model_copy(update={"fingerprint": found})
+    return config.model_copy(update={"adapter": filled}), tensors
+
+
+def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
+    """The config of an adapter's run, on `base` where one is given. Raises `UserError` where it has no adapter."""
+    config = open_run(folder)
+    if config.adapter.kind == "none":
+        raise UserError(f"{folder} trained a whole model and no adapter: give a run with adapter.kind = lora")
+    if base is None:
+        return config
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
+
+
+def check_tokenizer(config: RunConfig, found: str) -> None:
+    """Raise `UserError` unless the data's tokenizer, of this fingerprint, is the one that the base was trained with."""
+    base = config.adapter.base
+    if config.adapter.kind == "none" or base is None or not (run_of(Path(base)) / SAVED_FACTS).is_file():
+        return
+    if load_tokenizer(run_of(Path(base))).fingerprint != found:
+        raise UserError(
+            f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
+            f"{run_of(Path(base)) / SAVED_RANKS}"
+        )
+
+
+def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
+    """Lines for the run's header; none without an adapter."""
+    c = config.adapter
+    if c.kind == "none":
+        return []
+    trained = sum(row.size for row in trained_table(config))
+    share = trained / sum(row.size for row in parameter_table(config.model))
+    scale = "alpha / sqrt(rank)" if c.rslora else "alpha / rank"
+    return [
+        ("adapter", f"{c.name}: {len(adapter_table(config)) // 2} matrices, rank {c.rank}, {scale} = {c.scale:g}"),
+        ("base", f"{c.base}, frozen (fingerprint {c.fingerprint})"),
+        ("trained", f"{trained:,} parameters, {share:.2%} of the model's"),
+    ]
+
+
+def merge_run(source: Path, folder: Path) -> list[str]:
+    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: choose another folder")
+    adapter_config(source)
+    path = newest_interchange(source)
+    loaded = load_interchange(path)
+    config, base = settled(loaded.config)
+    assert base is not None
+    tensors = merged(config, base, loaded.groups["parameters"])
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
+    whole = config.model_copy(update={"name": name, "adapter": AdapterConfig()})
+    save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
+    if (run_of(source) / SAVED_FACTS).is_file():
+        load_tokenizer(run_of(source)).save(folder)
+    write_atomically(folder / "config.json", whole.to_json())  # last: without it the folder is no run
+    return [
+        f"wrote {folder}: {config.adapter.base} with the adapter {config.adapter.name} of {path} merged into it",
+        f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
+    ]

@@ -1,0 +1,215 @@
+"""Low-rank adapters in the contract: which tensors they have, how they start, what trains, and what they add to W.
+
+y = W x + scale B A drop(x) (Hu et al. 2021), names and starts as PEFT has them: of a linear layer A [rank, in] is
+U(+-1/sqrt(in)) and B [out, rank] zero; of an embedding [V, D], A [rank, V] is zero and B [D, rank] normal, and its rows
+change by scale (B A)^T. Only A, B and the biases that `adapter.bias` asks for train, have moments and are saved.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from coretrain.parameters import Array, Parameter, check_rows, initial_value, parameter_table
+from coretrain.randomness import MASK_32, stream_key
+from coretrain.tables import uses_dropout
+
+PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
+"""A block's matrices in the order of their dropout sites."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A matrix with an adapter."""
+
+    row: Parameter
+    """The matrix W itself, in the base."""
+    a: Parameter
+    b: Parameter
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds W: `blocks.0.attention.q`, `embed`, `head`."""
+        return self.row.name.rpartition(".")[0]
+
+    @property
+    def embedding(self) -> bool:
+        """W is looked up, not multiplied by."""
+        return self.row.name == "embed.token"
+
+    @property
+    def part(self) -> int:
+        """Index of the dropout site among its layer's; the head's is counted from the end of all sites."""
+        return PARTS.index(self.module.split(".", 2)[2]) if self.row.layer is not None else -1
+
+
+@functools.cache
+def adapter_targets(config: RunConfig) -> tuple[Target, ...]:
+    """The matrices that `adapter.targets` names, in the order of the parameter table; none without adapters.
+
+    Raises `UserError` for a pattern that matches nothing, a rank above a matrix, and what can't be merged or held.
+    """
+    c = config.adapter
+    if c.kind == "none":
+        return ()
+    possible = [row for row in parameter_table(config.model) if _can_have_one(row)]
+    for pattern in c.targets:
+        if not any(fnmatch.fnmatchcase(row.name, pattern) for row in possible):
+            raise UserError(
+                f"adapter.targets: {pattern} matches no matrix of this model: "
+                f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}"
+            )
+    chosen = [row for row in possible if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in c.targets)]
+    for row in chosen:
+        _check_target(config, row)
+    _check_biases(config, chosen)
+    return tuple(_target(row, c.rank) for row in chosen)
+
+
+def _can_have_one(row: Parameter) -> bool:
+    return row.name in ("embed.token", "head.weight") or (row.layer is not None and len(row.shape) == 2)
+
+
+def _check_target(config: RunConfig, row: Parameter) -> None:
+    c = config.adapter
+    if c.rank > min(row.shape):
+        raise UserError(
+            f"adapter.rank = {c.rank} is above the smaller side of {row.name} {row.shape}: "
+            f"choose at most {min(row.shape)}, or leave it out of adapter.targets"
+        )
+    if row.name == "embed.token" and config.model.tied:
+        raise UserError(
+            "adapter.targets names embed.token, which is this tied model's head too: an adapter on one of the two "
+            "could not be merged; leave it out of adapter.targets"
+        )
+
+
+def _check_biases(config: RunConfig, chosen: Sequence[Parameter]) -> None:
+    of_blocks = [row.name.split(".", 2)[2] for row in chosen if row.layer is not None]
+    some = any(of_blocks.count(part) != config.model.layers for part in of_blocks)
+    if config.adapter.bias == "lora_only" and config.model.bias and some:
+        raise UserError(
+            "adapter.bias = lora_only with adapters in some layers only can't be held by stacked layers: "
+            "choose adapter.targets that are the same in all layers, or adapter.bias = none or all"
+        )
+
+
+def _target(row: Parameter, rank: int) -> Target:
+    stem, path = row.name.rpartition(".")[0], row.jax_path.rpartition(".")[0]
+    out, into = row.shape if row.name != "embed.token" else row.shape[::-1]
+    out_axis, in_axis = row.axes if row.name != "embed.token" else row.axes[::-1]
+    a = replace(row, name=f"{stem}.adapter.a", jax_path=f"{path}.adapter.a", shape=(rank, into), axes=("rank", in_axis))
+    b = replace(row, name=f"{stem}.adapter.b", jax_path=f"{path}.adapter.b", shape=(out, rank), axes=(out_axis, "rank"))
+    if row.name == "embed.token":
+        return Target(row, replace(a, init="zeros", std=0.0), replace(b, init="normal", std=1.0))
+    return Target(row, replace(a, init="uniform", std=1 / math.sqrt(3 * into)), replace(b, init="zeros", std=0.0))
+
+
+@functools.cache
+def adapter_table(config: RunConfig) -> tuple[Parameter, ...]:
+    """A and B of every target, in the order of the parameter table."""
+    return tuple(row for target in adapter_targets(config) for row in (target.a, target.b))
+
+
+@functools.cache
+def whole_table(config: RunConfig) -> tuple[Parameter, ...]:
+    """The model's parameters and the adapter's."""
+    return parameter_table(config.model) + adapter_table(config)
+
+
+@functools.cache
+def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
+    """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for."""
+    if config.adapter.kind == "none":
+        return parameter_table(config.model)
+    beside = {target.module for target in adapter_targets(config)}
+    biases = [
+        row
+        for row in parameter_table(config.model)
+        if row.name.endswith(".bias")
+        and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
+    ]
+    return adapter_table(config) + tuple(biases)
+
+
+def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
+    """A and B before the first update, by canonical name."""
+    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config)}
+
+
+def with_adapter(config: RunConfig, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+    """`tensors` of the base, with the adapter's start where they lack one."""
+    if config.adapter.kind == "none":
+        return tensors
+    start = {name: value for name, value in initial_adapter(config).items() if name not in tensors}
+    return {**{name: tensors[name] for name in tensors}, **start}
+
+
+def adapter_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:
+    """Keys [7L + 1] of the adapter's dropout sites in one update: `PARTS` of each block, then the head's."""
+    purposes = [f"blocks.{layer}.{part}" for layer in range(config.model.layers) for part in PARTS] + ["head"]
+    seed = config.train.seed
+    keys = [stream_key(seed, f"dropout/{update}/adapter/{purpose}") & MASK_32 for purpose in purposes]
+    return np.array(keys, np.uint32)
+
+
+def run_keys(config: RunConfig, update: int, model_keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """All keys of one update: the model's [1 + 2L], and behind them the adapter's where it has dropout."""
+    dropped = config.adapter.kind != "none" and config.adapter.dropout > 0
+    return np.concatenate([model_keys, adapter_keys(config, update)]) if dropped else model_keys
+
+
+def run_uses_dropout(config: RunConfig) -> bool:
+    """Whether any dropout rate of the model or its adapter is above 0."""
+    return uses_dropout(config.model) or (config.adapter.kind != "none" and config.adapter.dropout > 0)
+
+
+def check_alone(config: RunConfig, devices: int) -> None:
+    """Raise `UserError` where a run with an adapter would be shared by several devices or processes."""
+    if config.adapter.kind != "none" and devices > 1:
+        raise UserError(
+            f"adapter.kind = {config.adapter.kind} takes one device so far, and here are {devices}: "
+            "set parallel.data = 1, or start one process"
+        )
+
+
+def added(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:
+    """What a merge adds to each target, in float64 by the target's name: scale B A, of an embedding its transpose."""
+    check_rows(trained_table(config), tensors, f"adapter {config.adapter.name}")
+    result = {}
+    for target in adapter_targets(config):
+        a, b = (np.asarray(tensors[row.name], np.float64) for row in (target.a, target.b))
+        delta = config.adapter.scale * (b @ a)
+        result[target.row.name] = delta.T if target.embedding else delta
+    return result
+
+
+def merged(config: RunConfig, base: Mapping[str, Array], tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The base's tensors with the adapter in them, in the base's dtypes, rounded once."""
+    deltas = added(config, tensors)
+    result: dict[str, Array] = {}
+    for row in parameter_table(config.model):
+        value = np.asarray(tensors[row.name] if row.name in tensors else base[row.name])
+        if row.name in deltas:
+            value = (value.astype(np.float64) + deltas[row.name]).astype(value.dtype)
+        result[row.name] = value
+    return result
+
+
+def fingerprint(config: RunConfig, tensors: Mapping[str, Array]) -> str:
+    """32 hexadecimal digits of the base's weights: names, dtypes, shapes and every bit, in the table's order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in parameter_table(config.model):
+        value = np.ascontiguousarray(tensors[row.name])
+        digest.update(f"{row.name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

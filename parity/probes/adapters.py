@@ -1,0 +1,168 @@
+"""Low-rank adapters: their start, gradients beside a frozen base, updates that leave it alone, a merge and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+import jaxtrain.lora
+import torchtrain.lora
+from coretrain.adapters import adapter_table, initial_adapter
+from coretrain.config import RunConfig
+from coretrain.randomness import normal_rows
+from coretrain.schedule import clip_factor, learning_rate
+from parity.compare import (
+    FROZEN,
+    GRADIENTS,
+    INITIAL,
+    LOGITS,
+    LOSS,
+    MERGED,
+    NORM,
+    UPDATE,
+    Gate,
+    largest_error,
+    mismatches,
+    nrel,
+    worst_tensor,
+)
+from parity.pair import GPT2, LLAMA, batches, make_config, noise_only, scrambled
+from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make
+
+ADAPTED = {
+    "gpt2-like": GPT2
+    | {
+        "adapter.kind": "lora",
+        "adapter.rank": 4,
+        "adapter.alpha": 12,
+        "adapter.dropout": 0.2,
+        "adapter.bias": "all",
+    },
+    # layers without an adapter beside some that have one, in stacked arrays; an embedding and a head
+    "llama-like": LLAMA
+    | {
+        "adapter.kind": "lora",
+        "adapter.rank": 5,
+        "adapter.alpha": 16,
+        "adapter.rslora": "true",
+        "adapter.dropout": 0.3,
+        "adapter.targets": "blocks.*.attention.*.weight,blocks.1.mlp.*,embed.token,head.weight",
+        "execution.checkpoint_activations": "full",
+    },
+}
+"""An adapter for each form of the model: every field at work in one of them, alpha unlike the rank."""
+
+LORA = {"torch": torchtrain.lora, "jax": jaxtrain.lora}
+
+
+def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
+    """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
+    weights = scrambled(config) | initial_adapter(config)
+    for row in adapter_table(config):
+        weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)
+    return weights
+
+
+def base_of(s: Side, stack: Any) -> dict[str, np.ndarray]:
+    """Copies of what must not train, by each stack's own names."""
+    if s is TORCH:
+        named = stack.model.named_parameters()
+        return {name: p.detach().numpy().copy() for name, p in named if not p.requires_grad}
+    return {".".join(path): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
+
+
+def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> int:
+    """Elements of the base that aren't what they were."""
+    return sum(mismatches(after[name], value) for name, value in before.items())
+
+
+def run_start(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    config = make_config(ADAPTED[variant])
+    return s.trainer.Trainer(config, scrambled(config)).export()["parameters"]
+
+
+def judge_start(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    return {INITIAL: sum(mismatches(ours[name], theirs[name]) for name in theirs)}
+
+
+def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    config = make_config(ADAPTED[variant])
+    stack, batch = make(s, config, adapted_weights(config), shared), batches(config, 1)[0]
+    logits = logits_of(s, stack, batch[:, :-1], 3)
+    loss, norm = stack.gradients(batch, 3, 1.0)
+    return {"logits": logits, "loss": loss, "norm": norm, "gradients": gradients_of(s, stack)}
+
+
+def judge_gradients(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    apart = noise_only(make_config(ADAPTED[variant]))
+    return {
+        LOGITS: nrel(ours["logits"], theirs["logits"]),
+        LOSS: abs(ours["loss"] - theirs["loss"]),
+        NORM: abs(ours["norm"] - theirs["norm"]) / theirs["norm"],
+        GRADIENTS: worst_tensor(ours["gradients"], theirs["gradients"], apart)[0],
+    }
+
+
+def run_updates(s: Side, variant: str, state: str, shared: frozenset[str], updates: int = 3) -> Seen:
+    config = make_config(ADAPTED[variant])
+    stack = make(s, config, adapted_weights(config), shared)
+    before, start = base_of(s, stack), stack.export()["parameters"]
+    for update, batch in enumerate(batches(config, updates)):
+        _, norm = stack.gradients(batch, update, 1.0)
+        stack.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
+    return {"changed": changed(before, base_of(s, stack)), "start": start, "state": stack.export()}
+
+
+def judge_updates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    apart = noise_only(make_config(ADAPTED[variant]))
+    error, _ = largest_error((ours["state"], theirs["state"]), theirs["start"], apart)
+    return {FROZEN: ours["changed"], UPDATE: error}
+
+
+def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Logits without dropout: with the adapter beside the weights, merged into them, out again, and switched off."""
+    config = make_config(ADAPTED[variant])
+    weights, tokens = adapted_weights(config), batches(config, 1)[0][:, :-1]
+    stack = make(s, config, weights, shared)
+    # biases that the adapter has trained aren't the base's
+    adapter = {n: v + 0.1 * n.endswith(".bias") for n, v in stack.export()["parameters"].items()}
+    stack.adopt({"parameters": adapter}, 0)
+    beside = logits_of(s, stack, tokens, None)
+    rows = {row.name for row in adapter_table(config)}
+    bare = make_config(ADAPTED[variant], adapter__kind="none")
+    plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
+    base = logits_of(s, plain, tokens, None)
+    model = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params)
+    bank = LORA[s.name].Adapters(bare, model)
+    bank.add(config, adapter)
+    bank.add(*other_adapter(config))
+    seen = {"beside": beside, "base": base}
+    for name, act in {
+        "switched on": lambda: bank.switch(config.adapter.name),
+        "merged": bank.merge,
+        "out again": bank.unmerge,
+        "the other": lambda: bank.switch("other"),
+        "none": lambda: bank.switch(None),
+    }.items():
+        act()
+        if s is not TORCH:
+            plain.graph, plain.params = nnx.split(model)
+        seen[name] = logits_of(s, plain, tokens, None)
+    return seen
+
+
+def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
+    """Another adapter for the same base: of rank 2, on values alone."""
+    fields = {"name": "other", "rank": 2, "bias": "none", "targets": ("blocks.*.attention.v.weight",), "alpha": 3.0}
+    other = config.model_copy(update={"adapter": config.adapter.model_copy(update=fields)})
+    rows = adapter_table(other)
+    return other, {row.name: normal_rows(3, f"scramble/{row.name}", row.shape, 0.3) for row in rows}
+
+
+def judge_merge(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    same = ("switched on", "merged", "out again")
+    errors = [nrel(ours[name], ours["beside"]) for name in same] + [nrel(ours["none"], ours["base"])]
+    errors.append(nrel(ours["the other"], theirs["the other"]))
+    return {MERGED: max(errors, key=lambda error: float("inf") if np.isnan(error) else error)}

@@ -1,0 +1,85 @@
+"""Low-rank adapters in float64: gradients, updates beside a frozen base, checkpoints, ways to compute, merges."""
+
+import numpy as np
+import pytest
+
+from coretrain.checkpoint import Progress, load_interchange, save_interchange
+from coretrain.schedule import clip_factor, learning_rate
+from parity.compare import (
+    FROZEN,
+    GRADIENTS,
+    INITIAL,
+    LOGITS,
+    LOSS,
+    MERGED,
+    NORM,
+    SPLIT,
+    TRAJECTORY,
+    hold,
+    largest_error,
+    worst_tensor,
+)
+from parity.pair import batches, make_config, noise_only
+from parity.probes import PROBES, unmutated
+from parity.probes.adapters import ADAPTED, adapted_weights, base_of, changed
+from parity.probes.sides import JAX, TORCH, gradients_of, make
+
+UPDATES = 24
+
+
+@pytest.mark.parametrize("variant", ADAPTED)
+@pytest.mark.parametrize("probe", ["adapter start", "adapter gradients", "adapter merge"])
+def test_adapters_agree(variant, probe):
+    for side, other in (("torch", "jax"), ("jax", "torch")):
+        seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]
+        for gate, error in PROBES[probe].judge(*seen, variant, "scrambled").items():
+            assert gate in (INITIAL, LOGITS, LOSS, NORM, GRADIENTS, MERGED)
+            hold(gate, error, f"{probe}, {side}, {variant}")
+
+
+@pytest.mark.parametrize("variant", ADAPTED)
+def test_updates_beside_a_frozen_base(variant, tmp_path):
+    """Halfway each stack goes on from what the other saved in the interchange form."""
+    config = make_config(ADAPTED[variant])
+    stacks = [make(s, config, adapted_weights(config), frozenset()) for s in (TORCH, JAX)]
+    before = [base_of(s, stack) for s, stack in zip((TORCH, JAX), stacks, strict=True)]
+    start, plain = stacks[0].export()["parameters"], batches(config, 3)
+    first = stacks[0].evaluate(plain[0])
+    for update in range(UPDATES):
+        if update == UPDATES // 2:
+            for stack in stacks:
+                save_interchange(tmp_path / stack.name, config, stack.export(), Progress(), stack.name)
+            for stack, other in zip(stacks, ("jax", "torch"), strict=True):
+                stack.adopt(load_interchange(tmp_path / other).groups, update)
+        seen = [stack.gradients(plain[update % 3], update, 1.0) for stack in stacks]
+        hold(LOSS, abs(seen[0][0] - seen[1][0]), f"adapters, update {update}")
+        for stack, (_, norm) in zip(stacks, seen, strict=True):
+            stack.apply(5 * learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
+    assert stacks[0].evaluate(plain[0]) < 0.995 * first, "the adapter must have learned something"
+    hold(TRAJECTORY, *largest_error([stack.export() for stack in stacks], start, noise_only(config)))
+    for s, stack, base in zip((TORCH, JAX), stacks, before, strict=True):
+        hold(FROZEN, changed(base, base_of(s, stack)), f"{s.name}, {variant}")
+        assert not stack.export()["parameters"].keys() & {"norm.weight", "blocks.0.attention.q.weight"}
+    if variant == "llama-like":  # layers without an adapter have rows of zeros in JAX's stacked arrays, which stay so
+        for tensor in stacks[1].params["blocks"]["mlp"]["down"]["adapter"].values():
+            assert not np.asarray(tensor[...])[0].any()
+            assert np.asarray(tensor[...])[1].any()
+
+
+@pytest.mark.parametrize(
+    ("side", "way"),
+    [
+        (TORCH, {"execution.checkpoint_activations": "matmuls"}),
+        (TORCH, {"train.accumulation": 4, "execution.loss_chunk": 7}),
+        (JAX, {"execution.checkpoint_activations": "matmuls"}),
+        (JAX, {"execution.checkpoint_activations": "none", "execution.scan_layers": "false"}),
+    ],
+)
+def test_adapters_however_they_are_computed(side, way):
+    config = make_config(ADAPTED["llama-like"] | way)
+    stack = make(side, config, adapted_weights(config), frozenset())
+    loss, _ = stack.gradients(batches(config, 1)[0], 3, 1.0)
+    expected = unmutated(side.name, "adapter gradients", "llama-like", "scrambled")
+    hold(SPLIT, abs(loss - expected["loss"]) / loss, f"loss with adapters, {side.name}")
+    error, name = worst_tensor(gradients_of(side, stack), expected["gradients"])
+    hold(SPLIT, error, f"{name}, {side.name}")

@@ -1,0 +1,208 @@
+"""Adapters as a user meets them: fields and their faults, files, the command lines; PEFT as an outside oracle."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_huggingface import Float64Norm, Float64Rotary
+from whole_runs import arguments, run
+
+from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
+from coretrain.adapters import adapter_table, adapter_targets, fingerprint, initial_adapter, trained_table
+from coretrain.checkpoint import Progress, load_interchange, newest_interchange, save_interchange
+from coretrain.command import Command, resumed_config
+from coretrain.convert import export_run
+from coretrain.errors import UserError
+from coretrain.parameters import initial_parameters
+from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
+from torchtrain.trainer import Trainer as TorchTrainer
+
+LORA = {"adapter__kind": "lora", "adapter__rank": 4}
+
+
+def test_the_table_and_its_start(small_config):
+    config = small_config(**LORA, adapter__bias="lora_only", adapter__targets="blocks.*.mlp.down.weight")
+    assert [row.name for row in trained_table(config)] == [
+        f"blocks.{layer}.mlp.down.{part}" for layer in (0, 1) for part in ("adapter.a", "adapter.b")
+    ] + ["blocks.0.mlp.down.bias", "blocks.1.mlp.down.bias"]
+    assert [row.shape for row in adapter_table(config)[:2]] == [(4, 128), (32, 4)]
+    start = initial_adapter(config)
+    # U(+-1/sqrt(in)), as kaiming_uniform_(a=sqrt(5)): its largest of 512 draws is within 5% of the bound
+    assert 0.95 < np.abs(start["blocks.0.mlp.down.adapter.a"]).max() * 128**0.5 <= 1
+    assert not start["blocks.0.mlp.down.adapter.b"].any()
+    assert not adapter_targets(small_config())
+    assert small_config(**LORA, adapter__alpha=8).adapter.scale == 2
+    assert small_config(**LORA, adapter__alpha=8, adapter__rslora="true").adapter.scale == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"adapter__targets": "blocks.*.attention.query.*"}, "matches no matrix of this model: names are as"),
+        ({"adapter__targets": "blocks.*.norm1.weight"}, "matches no matrix of this model"),
+        ({"adapter__rank": 33}, r"adapter\.rank = 33 is above the smaller side of blocks.0.attention.q.weight"),
+        ({"adapter__targets": "embed.token"}, "this tied model's head too"),
+        ({"adapter__targets": "blocks.0.*", "adapter__bias": "lora_only"}, "in some layers only"),
+    ],
+)
+def test_faults_of_fields_name_them(small_config, fields, word):
+    config = small_config(**(LORA | fields))
+    with pytest.raises(UserError, match=word):
+        adapter_table(config)
+    with pytest.raises(UserError, match=word):
+        TorchTrainer(config)
+
+
+def test_devices_are_refused(small_config):
+    with pytest.raises(UserError, match=r"parallel\.tensor is set, but a run with adapter\.kind = lora takes one"):
+        small_config(**LORA, parallel__tensor=2)
+    with pytest.raises(UserError, match=r"adapter\.targets is empty"):
+        small_config(**LORA, adapter__targets="[]")
+
+
+@pytest.fixture
+def base(tmp_path, small_config):
+    """The folder of a run that has only its weights."""
+    config, folder = small_config(), tmp_path / "base"
+    tensors = initial_parameters(config.model, 5)
+    save_interchange(folder / "interchange" / "update-00000000", config, {"parameters": tensors}, Progress(), "import")
+    (folder / "config.json").write_text(config.to_json())
+    return folder
+
+
+def test_a_base_brings_its_model_and_is_known_by_its_weights(small_config, base, tmp_path):
+    config = small_config(**LORA, adapter__base=base, model__width=64)
+    given = (("adapter.base", str(base)), ("model.residual_dropout", "0.3"))
+    command = Command(config, None, None, given)
+    assert on_base(command).config.model.width == 32
+    with pytest.raises(UserError, match=r"model\.width is the base's, .*: leave it out"):
+        on_base(replace(command, overrides=(*given, ("model.width", "64"))))
+    with pytest.raises(UserError, match=r"has no base: give the folder"):
+        on_base(replace(command, config=small_config(**LORA)))
+    filled, tensors = settled(on_base(command).config)
+    assert filled.adapter.fingerprint == fingerprint(config, tensors)
+    with pytest.raises(UserError, match=r"model\.width = 64, the base .* has 32: it is another model"):
+        settled(config)
+    other = initial_parameters(small_config().model, 6)
+    shutil.rmtree(base / "interchange")
+    where = base / "interchange" / "update-00000000"
+    save_interchange(where, small_config(), {"parameters": other}, Progress(), "import")
+    with pytest.raises(UserError, match=r"fingerprint .*, the adapter was trained on .*: give that base"):
+        settled(filled)
+    with pytest.raises(UserError, match="trained a whole model and no adapter"):
+        adapter_config(base)
+
+
+@pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
+def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path):
+    config = small_config(**LORA, adapter__dropout=0.1)
+    stack, batch = make(config), np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    stack.gradients(batch, 0, 1.0)
+    stack.apply(1e-2, 1.0, 0)
+    (tmp_path / "native").mkdir()
+    stack.save(tmp_path / "native")
+    stack.wait()
+    other = make(config)
+    other.load(tmp_path / "native", 1)
+    ours, theirs = stack.export(), other.export()
+    assert set(ours["parameters"]) == {row.name for row in adapter_table(config)} == set(ours["first_moment"])
+    for group, tensors in ours.items():
+        for name, value in tensors.items():
+            assert np.array_equal(value, theirs[group][name]), (group, name)
+    assert stack.evaluate(batch) == other.evaluate(batch)
+
+
+def test_from_a_base_to_a_merged_run(corpus, tmp_path):
+    """Train, adapt, go on in the other stack, merge."""
+    base, lora, whole = (tmp_path / name for name in ("base", "lora", "merged"))
+    run("torch", *arguments(corpus, "--train.updates=4", f"--output={base}"))
+    free = [word for word in arguments(corpus) if not word.startswith(("--model.", "--data.tokenizer"))]
+    adapt = ["--adapter.kind=lora", f"--adapter.base={base}", "--adapter.dropout=0.1", "--train.updates=4"]
+    out = run("torch", *free, *adapt, "--optimizer.lr=0.1", f"--output={lora}")
+    assert "14 matrices, rank 8" in out
+    run("jax", "--resume", lora, "--train.updates=6")
+    with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
+        resumed_config(lora, [("adapter.rank", "3")])
+    with pytest.raises(UserError, match="holds an adapter alone: merge it first"):
+        export_run(lora, tmp_path / "hf", "huggingface")
+    merge_run(lora, whole)
+    loaded = load_interchange(newest_interchange(whole))
+    weights = load_interchange(newest_interchange(base)).groups["parameters"]
+    moved = [name for name in weights if not np.array_equal(weights[name], loaded.groups["parameters"][name])]
+    assert len(moved) == 14
+    assert json.loads((whole / "config.json").read_text())["adapter"]["kind"] == "none"
+
+
+def test_peft_computes_the_same(small_config, monkeypatch):
+    """Logits and gradients of Hugging Face's Llama with PEFT's adapters, in float64.
+
+    Floors 2.2e-15 and 1.0e-14; a scale of alpha / rank would change the logits by 1.0 of their norm.
+    """
+    peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
+    transformers = pytest.importorskip("transformers")
+    llama = transformers.models.llama.modeling_llama
+    monkeypatch.setattr(llama, "LlamaRMSNorm", Float64Norm)  # its own go through float32
+    monkeypatch.setattr(llama, "LlamaRotaryEmbedding", Float64Rotary)
+    form = {"model__norm": "rmsnorm", "model__position": "rope", "model__mlp": "swiglu", "model__bias": "false"}
+    more = {"model__tied": "false", "model__kv_heads": 2, "precision__compute": "float64", "adapter__alpha": 12}
+    targets = "blocks.*.attention.*.weight,blocks.1.mlp.down.weight,embed.token,head.weight"
+    config = small_config(**LORA, **form, **more, adapter__targets=targets, adapter__rslora="true", optimizer__clip=0)
+    m, rng = config.model, np.random.default_rng(0)
+    weights = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
+    adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_table(config)}
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=m.vocabulary, hidden_size=m.width, intermediate_size=m.hidden, num_hidden_layers=m.layers,
+            num_attention_heads=m.heads, num_key_value_heads=m.kv, max_position_embeddings=m.context,
+            rms_norm_eps=m.norm_eps, tie_word_embeddings=False, attn_implementation="sdpa",
+            rope_parameters={"rope_type": "default", "rope_theta": m.rope_theta},
+        )
+    )  # fmt: skip
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "embed_tokens", "lm_head", "layers.1.mlp.down_proj"]
+    wanted = peft.LoraConfig(r=4, lora_alpha=12, use_rslora=True, target_modules=names, lora_dropout=0.0)
+    model = peft.get_peft_model(theirs, wanted).double()
+    named = dict(model.named_parameters())
+    assert len([name for name in named if "lora_" in name]) == len(adapter)
+    with torch.no_grad():
+        for name, value in (weights | adapter).items():
+            named[_peft_name(name, named)].copy_(torch.from_numpy(value))
+    batch = rng.integers(0, m.vocabulary, (4, m.context + 1), dtype=np.int32)
+    ids = torch.from_numpy(batch).long()
+    logits = model(ids[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for make in (TorchTrainer, JaxTrainer):
+        stack = make(config, weights | adapter)
+        stack.gradients(batch, 0, 1.0)
+        ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch[:, :-1], 0)
+        assert np.linalg.norm(ours - logits.detach().numpy()) < 1e-13 * np.linalg.norm(ours), stack.name
+        found = (torch_gradients if make is TorchTrainer else jax_gradients)(stack)
+        assert found.keys() == adapter.keys()
+        for name, value in found.items():
+            gradient = named[_peft_name(name, named)].grad.numpy()
+            assert np.linalg.norm(value - gradient) < 1e-12 * np.linalg.norm(gradient), (stack.name, name)
+
+
+PLACES = {
+    "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj", "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
+}  # fmt: skip
+
+
+def _peft_name(name, named):
+    """PEFT's name of a canonical one."""
+    module, _, leaf = name.rpartition(".adapter.") if ".adapter." in name else name.rpartition(".")
+    if module.startswith("blocks."):
+        _, layer, part = module.split(".", 2)
+        stem = f"base_model.model.model.layers.{layer}.{PLACES[part]}"
+    else:
+        stem = "base_model.model." + {"embed": "model.embed_tokens", "head": "lm_head", "norm": "model.norm"}[module]
+    if ".adapter." in name:
+        kind = f"lora_embedding_{leaf.upper()}" if module == "embed" else f"lora_{leaf.upper()}"
+        return f"{stem}.{kind}.default" + ("" if module == "embed" else ".weight")
+    plain = f"{stem}.weight"
+    return plain if plain in named else f"{stem}.base_layer.weight"
