@@ -28,7 +28,7 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF files need the package gguf: pip install 'gguf>=0.19'") from None
+        raise UserError("GGUF files need the package gguf: pip install -e '.[export]'") from None
     return gguf
 
 

@@ -53,7 +53,7 @@ def export_onnx(source: Path, target: Path, quantization: str = "none") -> list[
         raise UserError(f"{target} exists: choose another name")
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"ONNX files need the package {package}: pip install onnx onnxscript onnxruntime")
+            raise UserError(f"ONNX files need the package {package}: pip install -e '.[export]'")
     path = newest_interchange(source)
     loaded = load_interchange(path)
     network = Logits(_model(loaded.config, loaded.groups["parameters"], quantization)).eval()
