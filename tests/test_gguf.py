@@ -14,8 +14,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 import transformers
-from test_huggingface import LLAMA, MODELS, SMALL, convert, model_kinds, scrambled
+from test_huggingface import LLAMA, MODELS, ROOT, SMALL, convert, model_kinds, scrambled
 from tokenizers import pre_tokenizers
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
@@ -29,6 +30,7 @@ from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
 from coretrain.gguf_tokenizer import PATTERNS, read_gguf_tokenizer
 from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES
 from coretrain.huggingface import export_huggingface
+from torchtrain.model import build_model
 from torchtrain.onnx_export import export_onnx
 
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
@@ -326,6 +328,35 @@ def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> Non
     assert "has no tokenizer" in out.stderr
 
 
+def llama_cpp(file: Path, prompts: list[Any]) -> list[dict[str, Any]]:
+    """What llama.cpp says of each prompt: its length in tokens, and the likeliest to come."""
+    command = [sys.executable, "tests/llama_cpp_oracle.py", str(file), json.dumps(prompts)]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, out.stderr[-500:]
+    return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="pip install xllamacpp")
+@model_kinds
+def test_llama_cpp_computes_the_same(tmp_path: Path, model: ModelConfig, trained: Tokenizer) -> None:
+    """After every prefix of random ids, the log-probabilities of its five likeliest tokens."""
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    ids = np.random.default_rng(1).integers(0, 256, 24)
+    steps = llama_cpp(tmp_path / "m.gguf", [ids[:length].tolist() for length in range(1, 25)])
+    network = build_model(RunConfig(model=model), "plain", scrambled(model), torch.device("cpu"))
+    with torch.no_grad():
+        ours = network.logits(network(torch.from_numpy(ids)[None]))[0].log_softmax(-1)
+    assert [step["tokens"] for step in steps] == list(range(1, 25))
+    told = [(place, step["likeliest"]) for place, step in enumerate(steps) if step["likeliest"]]
+    assert len(told) > 12
+    worst = max(abs(float(ours[place, int(i)]) - value) for place, step in told for i, value in step.items())
+    print(f"worst difference in log-probability {worst:.1e}")
+    # measured 3.6e-6 (llama) and 1.2e-3 (gpt2: llama.cpp looks GELU up in a float16 table); a wrong eps gives 2.6e-3
+    # and 3.7e-3, a bias left out 0.04 and more, a wrong theta 1, rows of q and k that are not interleaved 5
+    assert worst < (2e-5 if model.position == "rope" else 2.5e-3)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 @pytest.mark.parametrize("kind", ["llama grouped untied", pytest.param("gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("quantization", ["none", pytest.param("f16", marks=pytest.mark.slow)])
@@ -335,7 +366,7 @@ def test_onnx_computes_the_same(tmp_path: Path, kind: str, quantization: str) ->
     place = interchange_of(run, "update-00000007")
     save_interchange(place, RunConfig(model=model), {"parameters": scrambled(model)}, Progress(update=7), "jax")
     command = [sys.executable, "scripts/convert.py", str(run), "--to", "onnx", "--quantize", quantization]
-    out = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert "onnxruntime's logits are within" in out.stdout
     target = exported_to(run, "onnx", quantization)

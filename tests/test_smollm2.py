@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from test_gguf import llama_cpp
 
 import coretrain.gguf_model
 from coretrain.checkpoint import load_interchange, newest_interchange
@@ -33,10 +34,10 @@ pytestmark = [
 PARAGRAPH = (
     "The Amazon rainforest is a moist broadleaf tropical rainforest in the Amazon biome that covers most of the Amazon "
     "basin of South America. This basin encompasses seven million square kilometers, of which five and a half million "
-    "square kilometers are covered by the rainforest. The majority of the forest is contained within Brazil, with sixty "
-    "percent of the rainforest, followed by Peru with thirteen percent and Colombia with ten percent. The rainforest "
-    "contains an estimated 390 billion individual trees, divided into 16,000 species. More than 30 million people of 350 "
-    "different ethnic groups live in the Amazon."
+    "square kilometers are covered by the rainforest. The majority of the forest is contained within Brazil, with "
+    "sixty percent of the rainforest, followed by Peru with thirteen percent and Colombia with ten percent. The "
+    "rainforest contains an estimated 390 billion individual trees, divided into 16,000 species. More than 30 million "
+    "people of 350 different ethnic groups live in the Amazon."
 )
 
 
@@ -78,7 +79,7 @@ def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
 def test_transformers_computes_the_same(run: Path, source: Path, tmp_path: Path, ids: torch.Tensor) -> None:
     export_run(run, tmp_path / "hf", "hf")
     found = logits_of(run, load_interchange(newest_interchange(run)).groups["parameters"], ids)
-    # q and k as they lie in the file, and as they are wanted: measured 11.635 and 63 (see docs/export.md)
+    # q and k as they lie in the file, and as they are wanted: measured 11.635, and 52.5 if they are not turned
     assert abs(perplexity(found, ids) - 11.635) < 0.01
     oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -131,18 +132,18 @@ def test_exports_hold_what_the_package_makes_of_them(
     assert found < worst
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_llama_cpp_computes_the_same(run: Path, tmp_path: Path, ids: torch.Tensor) -> None:
-    import llama_cpp
-
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="pip install xllamacpp")
+def test_llama_cpp_computes_the_same(run: Path, tmp_path: Path) -> None:
+    """What it says after a text: its tokenizer, its reading of the file and its arithmetic against ours."""
     export_run(run, tmp_path / "m.gguf", "gguf")
-    llama = llama_cpp.Llama(
-        str(tmp_path / "m.gguf"), n_ctx=256, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
-    )
-    assert llama.tokenize(PARAGRAPH.encode(), add_bos=False, special=False) == ids[0].tolist()
-    llama.eval(ids[0].tolist())
-    theirs = torch.from_numpy(np.array(llama.scores[: ids.shape[1]])).log_softmax(-1)
-    found = logits_of(run, load_interchange(newest_interchange(run)).groups["parameters"], ids)[0].log_softmax(-1)
-    worst = float((theirs - found).abs().max())
+    texts = [PARAGRAPH, *(text for text in SAMPLES if text)]
+    steps = llama_cpp(tmp_path / "m.gguf", texts)
+    parameters = load_interchange(newest_interchange(run)).groups["parameters"]
+    tokenizer, worst = load_tokenizer(run), 0.0
+    for text, step in zip(texts, steps, strict=True):
+        ids = torch.from_numpy(tokenizer.encode(text).astype(np.int64))[None]
+        assert step["tokens"] == ids.shape[1], text
+        ours = logits_of(run, parameters, ids)[0, -1].log_softmax(-1)
+        worst = max([worst, *(abs(float(ours[int(i)]) - value) for i, value in step["likeliest"].items())])
     print(f"llama.cpp: largest difference in log-probability {worst:.1e}")
-    assert worst < 1e-3  # with float32 keys and values; a bug in a row of q or k gives whole units
+    assert worst < 1e-3  # with float32 keys and values; another id in the text gives more than 1e-1
