@@ -87,12 +87,9 @@ def test_transformers_computes_the_same(run: Path, source: Path, tmp_path: Path,
     # measured 8.2e-7, rounding of 30 layers in float32; one row of q out of place gives more than 1e-2
     assert float((found - wanted).norm() / wanted.norm()) < 4e-6
     mine, theirs = load_tokenizer(run), transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    of_file = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     for text in (*SAMPLES, PARAGRAPH):
         assert theirs(text)["input_ids"] == mine.encode(text).tolist()
-        assert of_file(text, add_special_tokens=False)["input_ids"] == mine.encode(text).tolist()
-    turns = [{"role": "user", "content": "Hi"}]
-    assert theirs.apply_chat_template(turns, tokenize=False) == of_file.apply_chat_template(turns, tokenize=False)
+    assert theirs.chat_template == GGUFFile(source).facts["tokenizer.chat_template"]
 
 
 def test_rows_left_interleaved_would_show(
@@ -146,4 +143,4 @@ def test_llama_cpp_computes_the_same(run: Path, tmp_path: Path) -> None:
         ours = logits_of(run, parameters, ids)[0, -1].log_softmax(-1)
         worst = max([worst, *(abs(float(ours[int(i)]) - value) for i, value in step["likeliest"].items())])
     print(f"llama.cpp: largest difference in log-probability {worst:.1e}")
-    assert worst < 1e-3  # with float32 keys and values; another id in the text gives more than 1e-1
+    assert worst < 1e-3  # measured 2.3e-4; rows of q and k in another place give whole units (5 in a small model)
