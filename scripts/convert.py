@@ -39,6 +39,8 @@ def main() -> int:
     if given.to is None or verb == "import":
         if given.target is None:
             parser.error("name the folder of the new run, or give --to FORM to write a run out")
+        if given.quantize != "none":
+            parser.error("--quantize is for what is written out: give --to FORM too, or leave it out")
         command = parse(rest, "scripts/convert.py SOURCE RUN", "")
         lines = import_run(given.source, given.target, command.config, command.overrides)
     else:
