@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The judge alone runs in a process for each core; `-n 0` is for one, where a debugger can get in."""
+    """Folders are run in a process for each core; `-n 0` is for one, where a debugger can get in."""
     from parity.workers import count
 
     return count(str(word) for word in config.args)

@@ -122,15 +122,15 @@ class CheckpointFolder:
         """The newest checkpoint that is whole, with what `loader(folder, progress)` makes of it.
 
         A damaged one is passed over with a warning through `say`. Raises `UserError` when none is left, and whatever
-        else the loader raises (a checkpoint of another model is a mistake, not damage). With a `world`, the first
-        process checks the files, and a checkpoint that is damaged for one process is passed over by all.
+        else the loader raises (a checkpoint of another model is a mistake, not damage). With a `world`, each
+        process checks a part of the files, and a checkpoint that is damaged for one is passed over by all.
         """
         world = world or World()
         for name in world.told("\n".join(path.name for path in self.complete())).split():
             path = self.path / name
             damage, result = "", None
             try:
-                manifest = world.together(functools.partial(self._seen, path, world.first))
+                manifest = world.together(functools.partial(self._seen, path, world))
                 result = world.together(functools.partial(loader, path, manifest.progress))
             except (DamagedCheckpoint, PeerError) as fault:
                 damage = str(fault)
@@ -141,10 +141,10 @@ class CheckpointFolder:
             say(f"skipping checkpoint {path.name}: {damage}")
         raise UserError(f"no usable checkpoint in {self.path}: start the run anew, or restore one there")
 
-    def _seen(self, path: Path, check: bool) -> Manifest:
+    def _seen(self, path: Path, world: World) -> Manifest:
         if not path.is_dir():
             raise UserError(f"{path} is not there for every process: put the run on a file system that all hosts share")
-        return verify(path) if check else read_sealed(path)
+        return verify(path, world.rank, world.size)
 
 
 def _delete(folder: Path) -> None:

@@ -18,8 +18,10 @@ from coretrain.parameters import padded_vocab, parameter_table
 
 Stack = Literal["torch", "jax"]
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-BUCKET = 50_000_000
-"""Elements that ZeRO reduces or gathers at once (parallel.zero above 0)."""
+BUCKET = 2**25
+"""Numbers that ZeRO reduces or gathers at once (parallel.zero above 0)."""
+FLAT = 2**24
+"""Numbers of gradient that plain data parallelism in torch copies and sums at once."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
     head = n.embedding * master
     logits = _logits(c, layout, stack, compute, master)
+    flat = min(n.total, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     moments = {
         "in the loss": {"activations": kept.saved, "copies": kept.copies + n.embedding * kept.cast, "logits": logits}
         | {"gradients": standing + head},
@@ -98,7 +101,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
         | {"gradients": standing + whole + (fresh if jax else head)},
         "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
         | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
-        "in the update": {"gradients": gradients},
+        "in the update": {"gradients": gradients + flat},
     }
     totals = {moment: sum(kinds.values()) for moment, kinds in moments.items()}
     worst = max(totals, key=lambda moment: totals[moment])
@@ -140,6 +143,8 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     one = block_bytes(config, layout.tensor, stack)
     layers = m.layers // layout.pipeline
     flying = min(layout.pipeline, config.train.accumulation)
+    if stack == "jax" and layout.pipeline > 1:  # one scan over all ticks, differentiated as a whole
+        flying = config.train.accumulation + layout.pipeline - 1
     cast = compute if compute < 4 else 0
     wide = max(4, compute)
     last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient

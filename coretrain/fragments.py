@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,21 +92,6 @@ def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> N
     stem = FILE.format(rank=rank)
     write_tensors(folder / f"{stem}.safetensors", tensors)
     write_atomically(folder / f"{stem}.json", json.dumps({"fragments": index}).encode())
-
-
-def write_in_background(work: Callable[[], None]) -> Future[None]:
-    """Run `work` in a thread; the future ends with it, and raises what went wrong."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint").start()  # no daemon: the interpreter waits for it
-    return future
 
 
 def read_fragments(folder: Path) -> dict[str, FragmentedGroup]:

@@ -40,8 +40,12 @@ class Collectives:
     loops_without_count: int = 0
 
 
-def collectives(text: str) -> Collectives:
-    """Count the collectives of a compiled module's text, in rings: see `coretrain.traffic.ring`."""
+def collectives(text: str, channels: bool = True) -> Collectives:
+    """Count the collectives of a compiled module's text, in rings: see `coretrain.traffic.ring`.
+
+    `channels`: whether what has the same channel is one. False for the CPU's compiler, which leaves all collectives of
+    `shard_map` on channel 1.
+    """
     bodies, entry = _computations(text)
     found = Collectives()
     counted: set[str] = set()
@@ -49,7 +53,7 @@ def collectives(text: str) -> Collectives:
     def walk(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
             channel = _CHANNEL.search(line)
-            if (op := _OP.search(line)) and (channel is None or channel[1] not in counted):
+            if (op := _OP.search(line)) and (channel is None or not channels or channel[1] not in counted):
                 counted.update(channel.groups() if channel else ())
                 kind = op["kind"]
                 found.calls[kind] += times

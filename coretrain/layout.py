@@ -40,6 +40,13 @@ def layout_of(config: RunConfig, devices: int) -> Layout:
 
     Raises `UserError` where the axes don't multiply to `devices`, or don't divide what they share.
     """
+    layout = arranged(config, devices)
+    check_layout(config, layout)
+    return layout
+
+
+def arranged(config: RunConfig, devices: int) -> Layout:
+    """As `layout_of`, before the vocabulary is known: what the axes share is not looked at."""
     p = config.parallel
     others = {"fsdp": p.fsdp, "tensor": p.tensor, "context": p.context, "pipeline": p.pipeline}
     taken = math.prod(others.values())
@@ -55,7 +62,6 @@ def layout_of(config: RunConfig, devices: int) -> Layout:
             f"parallel: {layout} = {layout.devices} devices, but there are {devices}: "
             "change an axis (parallel.data unset takes what is left), or start that many"
         )
-    check_layout(config, layout)
     return layout
 
 

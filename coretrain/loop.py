@@ -18,12 +18,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.checkpoint import CheckpointFolder, Progress, seal
+from coretrain.checkpoint import CheckpointFolder, Progress
 from coretrain.config import RunConfig
 from coretrain.data import Data, batch_hash, validation_batches, validation_bytes_per_token
 from coretrain.health import HealthMonitor
 from coretrain.journal import Journal
 from coretrain.sampling import Sampling
+from coretrain.saving import Saver, Saves
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.world import World
 
@@ -32,10 +33,9 @@ Tensors = Mapping[str, NDArray[np.generic]]
 SCALE_GROWS_AFTER = 2000
 
 
-class Stack(Protocol):
+class Stack(Saves, Protocol):
     """What a framework brings to the loop. The model, the moments and the last gradients live inside it."""
 
-    name: str
     device_name: str
 
     def describe(self) -> Sequence[tuple[str, str]]:
@@ -62,15 +62,6 @@ class Stack(Protocol):
         on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt, ended early by a `stop` id."""
-
-    def save(self, folder: Path) -> None:
-        """Write parameters and moments into `folder`; may go on in the background until `saved` or `wait`."""
-
-    def saved(self) -> bool:
-        """Whether the last `save` has ended."""
-
-    def wait(self) -> None:
-        """Block until the last `save` has ended; raises what it raised."""
 
     def load(self, folder: Path, applied: int) -> None:
         """Take parameters and moments from what `save` wrote."""
@@ -148,7 +139,7 @@ class Loop:
         scaled = config.precision.compute == "float16"
         self.scale = LossScale(**(progress.loss_scale or {"scale": config.precision.loss_scale})) if scaled else None
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
-        self.pending: tuple[Path, Progress] | None = None
+        self.saver = Saver(config, stack, self.checkpoints, journal, self.world, at)
 
     def train(self) -> str:
         """Run to the last update, or to a preemption; returns how it ended: finished, preempted or stopped."""
@@ -205,7 +196,7 @@ class Loop:
                 value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
                 if last or preempted or done % config.checkpoint.interval == 0:
                     self.save(value, wait=last or bool(preempted))
-                self.commit_save(wait=False)
+                self.saver.finish(wait=False)
                 if preempted and not last:
                     self.journal.event(done, "preempted", f"{preempted}: saved after update {done}")
                     return "preempted"
@@ -245,61 +236,19 @@ class Loop:
 
     def save(self, validation: float | None = None, wait: bool = False) -> None:
         """Start a checkpoint of the present state; with `wait`, finish it too."""
-        self.at(f"the save after update {self.progress.update}")
-        self.commit_save()
         best = self.progress.best
         if validation is not None and math.isfinite(validation) and (not best or validation < best["val_loss"]):
             self.progress = replace(self.progress, best={"update": self.progress.update, "val_loss": validation})
         self.progress = replace(
             self.progress, health=self.health.state(), loss_scale=dict(vars(self.scale)) if self.scale else {}
         )
-        self.world.by_first(self.begin_save)
-        folder = self.checkpoints.temporary(self.progress.update)
-        self.pending = folder, self.progress
-        try:
-            self.world.together(lambda: self.stack.save(folder))
-        except BaseException:
-            self.abandon_save()
-            raise
+        self.saver.start(self.progress)
         if wait:
-            self.commit_save()
-
-    def begin_save(self) -> None:
-        """Make the folder that the next checkpoint is written into."""
-        self.checkpoints.begin(self.progress.update)
-
-    def commit_save(self, wait: bool = True) -> None:
-        """Make the checkpoint under way count, once all of it is on disk; without `wait` only if it already is."""
-        if self.pending is None or not (wait or self.world.all(self.stack.saved())):
-            return
-        folder, progress = self.pending
-        self.at(f"the end of the save after update {progress.update}")
-        try:
-            self.world.together(self.stack.wait)
-            self.world.by_first(lambda: self.seal_save(folder, progress))
-        except BaseException:
-            self.abandon_save()
-            raise
-        self.pending = None
-
-    def seal_save(self, folder: Path, progress: Progress) -> None:
-        """Seal what all processes have written, give it its name, and remove what need not be kept."""
-        seal(folder, progress, self.config, self.stack.name)
-        path = self.checkpoints.commit(folder, progress.update)
-        if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
-            self.checkpoints.note_best(progress.update, progress.best["val_loss"])
-        self.checkpoints.prune(self.config.checkpoint.keep)
-        self.journal.event(progress.update, "checkpoint", str(path))
-
-    def abandon_save(self) -> None:
-        """Remove what a failed save has written; earlier checkpoints stay as they are."""
-        if self.pending and self.world.first:
-            self.checkpoints.abandon(self.pending[0])
-        self.pending = None
+            self.saver.finish()
 
     def roll_back(self) -> Iterator[Tokens]:
         """Return to the newest checkpoint and skip past the data that did the damage."""
-        self.commit_save()
+        self.saver.finish()
         bad = self.progress.data_index
         folder, progress = self.checkpoints.first_that_loads(self._load, self._warn, self.world)
         self.health.roll_back_to(progress.health)

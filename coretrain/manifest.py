@@ -79,20 +79,16 @@ def seal(
     config: RunConfig,
     stack: str,
     tensors: Mapping[str, Mapping[str, Any]] | None = None,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Flush every file in `folder` to disk and write its manifest, which makes the checkpoint count.
 
-    Raises OSError (a full disk): then there is no manifest, and the folder doesn't count.
+    `files` is what `digests` gave, where several processes have shared it out. Raises OSError (a full disk): then
+    there is no manifest, and the folder doesn't count.
     """
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        elif path.name != MANIFEST or path.parent != folder:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    files = digests(folder) if files is None else dict(sorted(files.items()))
+    for path in folder.rglob("*/"):
+        sync_folder(path)
     content = {
         "version": FORMAT_VERSION,
         "stack": stack,
@@ -102,6 +98,30 @@ def seal(
         "tensors": tensors or {},
     }
     write_atomically(folder / MANIFEST, json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode())
+
+
+def digests(folder: Path, index: int = 0, count: int = 1) -> dict[str, dict[str, Any]]:
+    """Flush the files of `folder` to disk and hash them: {name: {"bytes", "sha256"}}; part `index` of `count`."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes.pop(MANIFEST, None)
+    found = {}
+    for name in _share(sizes, index, count):
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+        found[name] = {"bytes": sizes[name], "sha256": sha256_of(folder / name)}
+    return found
+
+
+def _share(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
+    """Part `index` of `count` of some files, the parts about as large as each other."""
+    loads: list[int] = [0] * count
+    mine = []
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += sizes[name] + 1
+        if lightest == index:
+            mine.append(name)
+    return sorted(mine)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -116,14 +136,14 @@ def read_sealed(folder: Path) -> Manifest:
     return _manifest(folder, _read(folder / MANIFEST))
 
 
-def verify(folder: Path) -> Manifest:
-    """Read a sealed checkpoint's manifest and check every file against it.
+def verify(folder: Path, index: int = 0, count: int = 1) -> Manifest:
+    """Read a sealed checkpoint's manifest and check every file against it, or part `index` of `count` of them.
 
     Raises `DamagedCheckpoint` naming the file that is missing, truncated or altered, else as `read_sealed` does.
     """
     raw = _read(folder / MANIFEST)
-    for name, facts in raw["files"].items():
-        _check_file(folder / name, facts["bytes"], facts["sha256"])
+    for name in _share({name: facts["bytes"] for name, facts in raw["files"].items()}, index, count):
+        _check_file(folder / name, raw["files"][name]["bytes"], raw["files"][name]["sha256"])
     return _manifest(folder, raw)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from coretrain.accelerators import GIB, Machine
 from coretrain.budget import flops_per_token, forward_flops_per_token, matmul_parameters
+from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.footprint import Footprint, Stack, block_bytes, footprint, sizes
@@ -160,14 +161,20 @@ def layouts(config: RunConfig, machine: Machine, stack: Stack) -> Iterator[Layou
 
 
 def _sharding(layout: Layout, stack: Stack) -> list[tuple[int, str]]:
-    """Stages of ZeRO and kinds of offload to try: AutoTP goes with stages up to 2, a pipeline with 1."""
+    """Stages of ZeRO and kinds of offload to try."""
     if stack == "jax":
         return [(0, "none")]
     if layout.data == 1:  # nothing to shard over, but a device alone can offload
         return [(0, "none"), (1, "optimizer"), (3, "all")] if layout.devices == 1 else [(0, "none")]
-    most = 1 if layout.pipeline > 1 else 2 if layout.tensor > 1 else 3
-    offloads = [(stage, "optimizer") for stage in range(1, most + 1)] + ([(3, "all")] if most == 3 else [])
-    return [(stage, "none") for stage in range(most + 1)] + offloads
+    return [(stage, "none") for stage in range(4)] + [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+
+
+def _allowed(config: RunConfig, layout: Layout, stack: Stack) -> bool:
+    try:
+        check_combination(config, stack, layout)
+    except UserError:
+        return False
+    return True
 
 
 def choices(
@@ -202,6 +209,9 @@ def choices(
                     continue
                 axes = {axis: size for axis, size in dataclasses.asdict(layout).items() if axis != "data"}
                 parallel = config.parallel.model_copy(update=axes | {"data": None, "zero": zero, "offload": offload})
+                sharing = config.model_copy(update={"parallel": parallel})
+                if not _allowed(sharing, layout, stack):
+                    continue
                 for policy in policies:
                     execution = config.execution.model_copy(update={"checkpoint_activations": policy})
                     parts = {"train": train, "parallel": parallel, "execution": execution}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from coretrain.checkpoint import (
     read_sealed,
     save_interchange,
 )
-from coretrain.command import open_run, parse, run_folder
-from coretrain.config import RunConfig
+from coretrain.command import Command, open_run, parse, run_folder
+from coretrain.config import ParallelConfig, RunConfig
 from coretrain.data import Data, load_tokenizer, open_data
 from coretrain.data.files import write_atomically
 from coretrain.data.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ from coretrain.world import World
 Tensors = Mapping[str, NDArray[np.generic]]
 MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
+SHARED_WITHIN = 30
+"""Seconds within which every process must see what the first has written."""
 MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
 
 
@@ -50,11 +53,12 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command)
     world = join(command.config)
-    world.same(command.config.to_json(), "config or command line")
-    data = world.together(lambda: open_data(command.config))
-    config = command.config.with_vocab(data.tokenizer.vocab)
+    common = _common(command.config)
+    world.same(common.to_json(), "config or command line")
+    data = world.together(lambda: open_data(common))
+    config = common.with_vocab(data.tokenizer.vocab)
     resumed = command.resume is not None
-    folder = Path(world.told(str(world.together(lambda: run_folder(command)))))
+    folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     world.same(data.fingerprint, "data fingerprint")
     stack = world.together(lambda: make_stack(config, None))
@@ -72,6 +76,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
             progress = restored
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.by_first(lambda: begin_folder(folder, config, data))
+    world.together(lambda: check_shared(folder, config, world))
     line = f"python -m {module}.run --resume {folder}" + (" --spawn" if command.spawn else "")
     first = world.first
     journal = Journal(folder, config, stack_name, progress.update, stack.device_name) if first else SilentJournal()
@@ -96,6 +101,28 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     if status != "finished" and first:
         print(f"{status} after update {loop.progress.update}; go on with: {line}")
     return 1 if status == "stopped" else 0
+
+
+def _common(config: RunConfig) -> RunConfig:
+    """What all processes have in common: each has a `parallel.host` of its own."""
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"host": None})})
+
+
+def _folder(command: Command, world: World) -> Path:
+    """The run's folder; of several processes absolute, for they may be at different places."""
+    return run_folder(command) if world.size == 1 else run_folder(command).absolute()
+
+
+def check_shared(folder: Path, config: RunConfig, world: World) -> None:
+    """Raise `UserError` where this process doesn't see what the first has just written into the run's folder."""
+    for _ in range(SHARED_WITHIN):  # a network's file system shows new files late
+        try:
+            if world.first or (folder / "config.json").read_text() == config.to_json():
+                return
+        except OSError:
+            pass
+        time.sleep(1)
+    raise UserError(f"{folder} is not there for every process: put --output on a file system that all hosts share")
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
@@ -182,9 +209,15 @@ def translate(stack_name: str, folder: Path, name: str) -> None:
         raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
 
 
+def alone(config: RunConfig) -> RunConfig:
+    """A run's config for one process on whatever devices are here: how the run was shared is no matter."""
+    train = config.train.model_copy(update={"accumulation": 1})
+    return config.model_copy(update={"parallel": ParallelConfig(timeout=config.parallel.timeout), "train": train})
+
+
 def open_for_generation(folder: Path, make_stack: MakeStack) -> tuple[Stack, Tokenizer]:
     """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer."""
-    config = open_run(folder)
+    config = alone(open_run(folder))
     stack = make_stack(config, None)
     restore(stack, folder, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
     return stack, load_tokenizer(folder)

@@ -23,6 +23,10 @@ GRACE = 20.0
 """Seconds that the others get to end by themselves once one has failed."""
 
 
+PASSED_ON = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
+"""Signals to this process, and what the ranks get; a terminal that closes asks them to save."""
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return "RANK" in os.environ
@@ -40,7 +44,7 @@ def processes_of(command: Command) -> int:
 
 
 def spawn(module: str, argv: Sequence[str], command: Command) -> int:
-    """Run `python -m module` once for each device; the exit code. SIGTERM and SIGINT are passed on to all.
+    """Run `python -m module` once for each device; the exit code. SIGTERM, SIGINT and SIGHUP are passed on to all.
 
     When a process dies, the others get `GRACE` seconds, are killed, and its rank, its end and the line that goes on
     are said.
@@ -56,9 +60,10 @@ def spawn(module: str, argv: Sequence[str], command: Command) -> int:
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"} | {
             name: str(value) for name, value in facts.items()
         }
-        ranks.append(subprocess.Popen([sys.executable, "-m", module, *words], env=environment))
+        ranks.append(subprocess.Popen([sys.executable, "-m", module, *words], env=environment, start_new_session=True))
+    # A session of their own: a terminal's Ctrl-C would reach them twice, and twice means at once.
     before = {
-        number: signal.signal(number, lambda n, _: _signal(ranks, n)) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda n, _: _signal(ranks, PASSED_ON[signal.Signals(n)])) for number in PASSED_ON
     }
     try:
         return _watch(ranks, module, command)

@@ -1,8 +1,11 @@
 """Bytes that one device sends in one update, by kind: what the collectives need in theory, in rings.
 
 A ring of n sends (n - 1) / n of a buffer in a gather or a reduce-scatter, and twice that in an all-reduce. ZeRO's
-volumes are Rajbhandari et al.'s (2020, section 7), tensor parallelism's Shoeybi et al.'s (2019): two all-reduces of
-the activations a block forward, two backward, two more where the block is recomputed.
+volumes are Rajbhandari et al.'s (2020, section 7), but stages 1 and 2 sum gradients with all-reduces, as DeepSpeed
+0.19 does by default, not with the paper's reduce-scatters: twice its bytes. Tensor parallelism's are Shoeybi et al.'s
+(2019): two all-reduces of the activations a block forward, two backward, two more where the block is recomputed; one
+more of the embedding forward and of the head backward. `scripts/bench_scale.py bytes` measures how far the stacks are
+from all this.
 """
 
 from __future__ import annotations
@@ -28,18 +31,32 @@ def traffic(config: RunConfig, layout: Layout, stack: Stack = "torch") -> dict[s
     found = {"gradients": 0.0, "weights": 0.0, "tensor": 0.0, "context": 0.0, "pipeline": 0.0}
     if stack == "torch":
         zero, share = c.parallel.zero, ring(layout.data) * n * master
-        found["gradients"] = share * {0: 2, 1: 1, 2: micro, 3: micro}[zero]
+        found["gradients"] = share * {0: 2, 1: 2, 2: 2 * micro, 3: micro}[zero]
         found["weights"] = share * {0: 0, 1: 1, 2: 1, 3: 2 * micro}[zero]
     else:
         # gathered and reduced in the compute dtype, layer by layer; each micro-batch's sum goes over data too
         found["weights"] = 2 * micro * ring(layout.fsdp) * n * compute
-        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(layout.data) * n / layout.fsdp) * compute
+        copies = layout.data * layout.context  # devices that share tokens sum their gradients as those that share rows
+        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(copies) * n / layout.fsdp) * compute
     m = c.model
+    if m.tied and layout.pipeline > 1:  # the first and the last stage have a copy each, and sum its gradient
+        found["gradients"] += 2 * ring(2) * sizes(config, layout).embedding * master
     tokens = c.train.batch_size * m.context / layout.sharing_rows / layout.context
     layers = m.layers / layout.pipeline
     passes = 3 if c.execution.checkpoint_activations == "full" else 2
-    found["tensor"] = 2 * passes * layers * 2 * ring(layout.tensor) * tokens * m.width * compute
+    ends = 2 if layout.pipeline == 1 else 1  # embedding and head, on one device or on two
+    found["tensor"] = (2 * passes * layers + ends) * 2 * ring(layout.tensor) * tokens * m.width * compute
     keys = 2 * m.kv * m.head / layout.tensor * tokens * layout.context
     found["context"] = passes * layers * ring(layout.context) * keys * compute
-    found["pipeline"] = 2.0 * tokens * m.width * compute if layout.pipeline > 1 else 0.0
+    found["pipeline"] = _passed_on(layout, stack, micro) * tokens * m.width * compute
     return {kind: size for kind, size in found.items() if size}
+
+
+def _passed_on(layout: Layout, stack: Stack, micro: int) -> float:
+    """Activations and their gradients that a stage sends, in those of the update's tokens."""
+    stages = layout.pipeline
+    if stages == 1:
+        return 0.0
+    if stack == "jax":  # all stages pass on in every tick, also those that have nothing to do
+        return 2 * (micro + stages - 1) / micro
+    return 2.0 if stages > 2 else 1.0  # the first sends activations, the last gradients, those between both

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from coretrain.background import in_background
 from coretrain.errors import UserError
 
 Result = TypeVar("Result")
+PATIENCE = 10.0
+"""Seconds after which the processes hear of each other while the first one works."""
 
 
 class World:
@@ -60,14 +64,26 @@ class World:
         return result
 
     def by_first(self, do: Callable[[], None]) -> None:
-        """Have the first process do something, the others wait for it; a fault of it is raised on all."""
-        self.together(do if self.first else lambda: None)
+        """Have the first process do something, the others wait for it; a fault of it is raised on all.
+
+        It may take longer than any timeout between the processes: they hear from each other meanwhile.
+        """
+        if self.size == 1:
+            return do()
+        work = in_background(do) if self.first else None
+        while not self.any(work is not None and _ended(work, PATIENCE)):
+            pass
+        return self.together(work.result if work else lambda: None)
 
     def same(self, text: str, what: str) -> None:
         """Raise `UserError` on every process unless all hold the same `text`."""
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
             raise UserError(f"rank {odd[0]} has another {what} than rank 0: start every process with the same one")
+
+
+def _ended(work: Future[None], seconds: float) -> bool:
+    return bool(wait([work], seconds).done)
 
 
 class PeerError(UserError):

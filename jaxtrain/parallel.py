@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.layout import Layout, layout_of
@@ -23,15 +25,17 @@ from coretrain.world import World
 def join(config: RunConfig) -> World:
     """The world of this process: the hosts that run with it, or itself alone.
 
-    They are found in `parallel.coordinator`, `hosts` and `host`, or in what torchrun or `--spawn` told this process.
+    They are found in `parallel.coordinator`, `hosts` and `host`, in what torchrun or `--spawn` told this process, or by
+    the cluster (a TPU slice, Slurm, Open MPI, Kubernetes), unless `parallel.hosts` is 1.
     Raises `UserError` where the others don't come within `parallel.timeout` seconds.
     """
+    check_combination(config, "jax")
     p = config.parallel
     address, count, rank = p.coordinator, p.hosts, p.host
     if address is None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    if address is None and (count or 1) == 1:
+        address = f"{os.environ['MASTER_ADDR']}:{_free_for_jax(rank)}"
+    if address is None and (count == 1 or (count is None and _processes_of_cluster() == 1)):
         return World()
     if address is not None and (count is None or rank is None):
         raise UserError(
@@ -53,6 +57,30 @@ def join(config: RunConfig) -> World:
             f"parallel.timeout = {p.timeout} s ({str(error).splitlines()[0]}): start all of them, with one coordinator"
         ) from None
     return Processes(p.timeout)
+
+
+def _free_for_jax(rank: int) -> int:
+    """The launcher's port, or the next one where torchrun itself listens on it."""
+    port = int(os.environ["MASTER_PORT"])
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return port
+    with socket.socket() as probe:
+        if rank == 0 and probe.connect_ex(("127.0.0.1", port + 1)) == 0:
+            raise UserError(
+                f"port {port + 1}, the one after torchrun's, is taken, and JAX's processes meet there: "
+                "give torchrun another --master-port"
+            )
+    return port + 1
+
+
+def _processes_of_cluster() -> int:
+    """How many processes the cluster that this one runs in has started; 1 outside of any."""
+    from jax._src.clusters import ClusterEnv  # jax has no public name for what `initialize` itself looks at
+
+    for cluster in ClusterEnv._cluster_types:
+        if not cluster.opt_in_only_method and cluster.is_env_present():
+            return int(cluster.get_process_count())
+    return 1
 
 
 class Processes(World):
@@ -109,6 +137,11 @@ def choose_devices(config: RunConfig, devices: Sequence[jax.Device]) -> Devices:
     As `parallel` says; where it says nothing, all of them as copies of the model if they divide a micro-batch's rows,
     else one. `UserError` where the axes asked for need more devices than there are, or don't fit the model.
     """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"JAX sees {jax.process_count()} processes that have not met: "
+            "give parallel.coordinator, parallel.hosts and parallel.host, or start one process alone"
+        )
     p, present = config.parallel, len(devices)
     asked = p.fsdp * p.tensor * p.context * p.pipeline
     if p.data is None and asked == 1:

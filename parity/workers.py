@@ -25,13 +25,12 @@ MOST = 4
 
 
 def count(words: Iterable[str]) -> int:
-    """Processes for a session of the judge's tests that `words` name on the command line; 0 for any other session.
+    """Processes for a session of the folders that `words` name on the command line; 0 where they name single files.
 
-    Tests picked by name start quicker without. A TPU belongs to one process, which must be this one.
+    Those start quicker without, and a debugger can get in. A TPU belongs to one process, which must be this one.
     """
-    folders = [word.rstrip("/") for word in words]
-    ladder = bool(folders) and all(Path(word).name == "parity" for word in folders)
-    return min(MOST, os.cpu_count() or 1) if ladder and not _on_tpu() else 0
+    folders = not any("::" in word or word.endswith(".py") for word in words)
+    return min(MOST, os.cpu_count() or 1) if folders and not _on_tpu() else 0
 
 
 def _on_tpu() -> bool:

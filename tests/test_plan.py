@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from coretrain.accelerators import accelerators, machine
+from coretrain.combinations import check_combination
 from coretrain.command import parse
 from coretrain.config import load_config, presets
 from coretrain.errors import UserError
@@ -156,17 +157,41 @@ def test_bytes_sent_by_hand():
         p = c.parallel.model_copy(update={"zero": zero})
         return sum(traffic(c.model_copy(update={"parallel": p}), Layout(data=8)).values()) / (n * 4 * 7 / 8)
 
-    assert (sent(0), sent(1), sent(2), sent(3)) == pytest.approx((2, 2, 5, 12))
+    assert (sent(0), sent(1), sent(2), sent(3)) == pytest.approx((2, 3, 9, 12))
     assert traffic(c, Layout()) == {}
 
 
-def test_tensor_parallel_sends_four_all_reduces_a_block():
+def test_tensor_parallel_sends_four_all_reduces_a_block_and_two_at_the_ends():
     c = made("gpt2-124m", execution__checkpoint_activations="matmuls")
     tokens, d = 512 * 1024, 768
-    assert traffic(c, Layout(tensor=4)) == {"tensor": 12 * 4 * (2 * 3 / 4) * tokens * d * 2}
+    assert traffic(c, Layout(tensor=4)) == {"tensor": (12 * 4 + 2) * (2 * 3 / 4) * tokens * d * 2}
+
+
+def test_stages_pass_on_activations_and_sum_a_tied_head():
+    c = made("gpt2-124m", train__accumulation=8)
+    head, tokens = 50304 * 768 * 4, 512 * 1024 * 768 * 2
+    assert traffic(c, Layout(pipeline=2)) == {"gradients": head, "pipeline": tokens}
+    assert traffic(c, Layout(pipeline=4)) == {"gradients": head, "pipeline": 2 * tokens}, "between, both ways"
+    assert traffic(c, Layout(pipeline=4), "jax")["pipeline"] == 2 * tokens * (8 + 3) / 8, "in every tick"
+
+
+def test_devices_that_share_tokens_sum_their_gradients():
+    c = made("gpt2-124m")
+    shared = traffic(c, Layout(context=4), "jax")
+    assert shared["gradients"] == traffic(c, Layout(data=4), "jax")["gradients"]
+    assert shared["context"] > 0
 
 
 # ---------------------------------------------------------------- choosing
+
+
+@pytest.mark.parametrize("words", [("llama-7b", "4090x16"), ("llama-13b", "h100x64"), ("llama-1b", "4090x8", "muon")])
+def test_what_is_recommended_can_be_run(words):
+    """torch refuses a pipeline with ZeRO, and Muon with whatever cuts matrices."""
+    name, machine, *optimizer = words
+    plan = planned(name, "--on", machine, *(("--optimizer.name", *optimizer) if optimizer else ()))
+    for choice in plan.found:
+        check_combination(choice.config, "torch", choice.layout)
 
 
 def test_the_choice_fits_and_nothing_that_fits_is_much_faster():
@@ -307,6 +332,11 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   ROOT %w3 = f32[8,4] while(%t), condition=%c, body=%none
 }
 """
+
+
+def test_one_channel_is_one_collective_but_on_a_cpu():
+    both = collectives(HLO, channels=False).calls["all-gather"]
+    assert both - collectives(HLO).calls["all-gather"] == 5 * 3, "%again, in each turn of both loops"
 
 
 def test_collectives_of_loops_are_counted_as_often_as_they_run():

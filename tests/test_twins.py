@@ -49,7 +49,6 @@ ONE_SIDED = {
     "parallel.py": {
         "Devices",
         "choose_devices",
-        "BUCKET",
         "Axis",
         "ALONE",
         "Place",

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from coretrain.background import in_background
 from coretrain.checkpoint import read_sealed, save_interchange
 from coretrain.errors import exits_cleanly
-from coretrain.fragments import Fragment, read_fragments, write_fragments, write_in_background
+from coretrain.fragments import Fragment, read_fragments, write_fragments
 
 STATE = "state"
 
@@ -21,7 +22,7 @@ def save_native(folder: Path, state: Sequence[Fragment], rank: int = 0) -> Futur
 
     Any number of processes, under any layout, reads back what all of them have written.
     """
-    return write_in_background(lambda: write_fragments(folder / STATE, rank, state))
+    return in_background(lambda: write_fragments(folder / STATE, rank, state))
 
 
 def load_native(folder: Path) -> Mapping[str, Mapping[str, np.ndarray]]:

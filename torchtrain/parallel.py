@@ -22,14 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
-from coretrain.layout import Layout, layout_of
+from coretrain.footprint import FLAT
+from coretrain.layout import Layout, arranged, layout_of
 from coretrain.spawn import launched
 from coretrain.world import PeerError, World
-
-BUCKET = 2**24
-"""Numbers of gradient that are summed over the data axis in one collective."""
 
 
 def join(config: RunConfig) -> World:
@@ -39,18 +38,22 @@ def join(config: RunConfig) -> World:
     """
     _refuse(config)
     size = int(os.environ["WORLD_SIZE"]) if launched() else 1
-    layout_of(config, size)
+    check_combination(config, "torch", arranged(config, size))
     if not launched() and config.parallel.zero == 0:
         return World()
     cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    timeout = datetime.timedelta(seconds=2 * config.parallel.timeout)  # coretrain.watch names who hangs before that
+    timeout = _timeout(config)
     alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     # the group's threads left running at exit now and then abort the process, whatever code it was to end with
     atexit.register(_part)
     return Processes(timeout)
+
+
+def _timeout(config: RunConfig) -> datetime.timedelta:
+    return datetime.timedelta(seconds=2 * config.parallel.timeout)  # coretrain.watch names who hangs before that
 
 
 def _part() -> None:
@@ -59,51 +62,11 @@ def _part() -> None:
 
 
 def _refuse(config: RunConfig) -> None:
-    p = config.parallel
-    if p.fsdp > 1:
+    check_combination(config, "torch")
+    if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            f"parallel.fsdp = {p.fsdp} is for JAX: in torch set parallel.zero = 3, which shards weights over data"
-        )
-    if p.context > 1:
-        raise UserError(
-            f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
-            "larger train.accumulation for long rows, or train with jaxtrain"
-        )
-    if p.pipeline > 1 and p.zero:
-        raise UserError(
-            f"parallel.zero = {p.zero} hooks into a backward pass of its own, and parallel.pipeline = {p.pipeline} "
-            "has another: set one of them to its default"
-        )
-    if p.tensor > 1 and config.optimizer.name == "muon":
-        raise UserError(
-            f"parallel.tensor = {p.tensor} cuts matrices, which Muon orthogonalizes whole: "
-            "use optimizer.name = adamw, or parallel.tensor = 1"
-        )
-    for name in ("coordinator", "hosts", "host"):
-        if getattr(p, name) is not None:
-            raise UserError(
-                f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
-                "--spawn); leave it out"
-            )
-    if p.offload != "none" and p.zero == 0:
-        raise UserError(f"parallel.offload = {p.offload} needs DeepSpeed: set parallel.zero = 1, 2 or 3")
-    if p.offload == "all" and p.zero != 3:
-        raise UserError(f"parallel.offload = all needs parallel.zero = 3, not {p.zero}: use it, or offload = optimizer")
-    if p.zero == 0:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            f"parallel.zero = {p.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', or set parallel.zero = 0"
-        )
-    if config.optimizer.name == "muon":
-        raise UserError(
-            f"parallel.zero = {p.zero} cuts matrices into flat shards, which Muon can't orthogonalize: "
-            "use optimizer.name = adamw, or parallel.zero = 0"
-        )
-    if config.precision.compute == "float64":
-        raise UserError(
-            f"parallel.zero = {p.zero} keeps DeepSpeed's shards in float32: "
-            "precision.compute = float64 needs parallel.zero = 0"
+            f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
+            "or set parallel.zero = 0"
         )
 
 
@@ -183,11 +146,11 @@ class Place:
         return f"{self.size} over {dist.get_backend()}, {self.layout} (tensor fastest, then pipeline, then data)"
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Replace gradients by their sums over the data axis, `BUCKET` numbers at a time."""
+        """Replace gradients by their sums over the data axis, `FLAT` numbers at a time."""
         if self.data.size == 1:
             return
         # Overlapped with nothing: the sum comes once an update, after all micro-batches. ZeRO overlaps, where it pays.
-        for bucket in _buckets(gradients, BUCKET):
+        for bucket in _buckets(gradients, FLAT):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             self.data.sum(flat)
             for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -196,7 +159,7 @@ class Place:
     def table(self, *values: Tensor) -> Tensor:
         """Every process's scalars, the same bits on all: [data, pipeline, tensor, values] in float64 (MPS: float32)."""
         wide = torch.float32 if values[0].device.type == "mps" else torch.float64
-        mine = torch.stack([value.to(wide) for value in values])
+        mine = torch.stack([value.to(values[0].device, wide) for value in values])
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         if self.size > 1:
             dist.all_gather(rows, mine)
@@ -254,11 +217,11 @@ def place_of(config: RunConfig) -> Place:
     """This process's place in the layout; alone where `join` was not called. All processes call it in step."""
     if not dist.is_initialized():
         return Place()
-    return _place(layout_of(config, dist.get_world_size()))
+    return _place(layout_of(config, dist.get_world_size()), _timeout(config))
 
 
 @functools.cache
-def _place(layout: Layout) -> Place:
+def _place(layout: Layout, timeout: datetime.timedelta) -> Place:
     rank = dist.get_rank()
     T, P, D = layout.tensor, layout.pipeline, layout.data
     t, p, d = rank % T, rank // T % P, rank // (T * P)
@@ -270,7 +233,7 @@ def _place(layout: Layout) -> Place:
         for a in range(others[0]):
             for b in range(others[1]):  # every process makes every group, in the same order
                 ranks = ranks_of(a, b)
-                group = dist.new_group(ranks)
+                group = dist.new_group(ranks, timeout)
                 mine = group if rank in ranks else mine
         return Axis(size, index, mine)
 
@@ -278,7 +241,7 @@ def _place(layout: Layout) -> Place:
     for a in range(D):
         for b in range(T):
             ranks = [(a * P + k) * T + b for k in (0, P - 1)]
-            group = dist.new_group(ranks) if P > 1 else None
+            group = dist.new_group(ranks, timeout) if P > 1 else None
             ends = group if rank in ranks else ends
     return Place(
         layout,

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from coretrain.config import RunConfig
+from coretrain.footprint import BUCKET
 from coretrain.fragments import Fragment
 from coretrain.parameters import check_names, check_shape, parameter_table
 from torchtrain.model import GPT, build_model, part_of
 from torchtrain.optimizer import adamw, fragment
 from torchtrain.parallel import Place
 
-BUCKET = 2**25
-"""Numbers of gradient that DeepSpeed reduces, or weights that it gathers, at once."""
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
 
 

@@ -1,0 +1,90 @@
+"""Which settings go together in which stack: said before anything is made, and kept to by the planner."""
+
+from __future__ import annotations
+
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from coretrain.footprint import Stack
+from coretrain.layout import Layout
+
+
+def check_combination(config: RunConfig, stack: Stack, layout: Layout | None = None) -> None:
+    """Raise `UserError` where `stack` can't carry out the settings of `parallel` together, with the way out.
+
+    `layout` is the one that they come to, where the number of devices is known.
+    """
+    p = config.parallel
+    for wrong, sentence in _in_torch(config, layout) if stack == "torch" else _in_jax(config):
+        if wrong:
+            raise UserError(sentence)
+    if stack == "torch":
+        for name in ("coordinator", "hosts", "host"):
+            if getattr(p, name) is not None:
+                raise UserError(
+                    f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
+                    "--spawn); leave it out"
+                )
+
+
+def _in_torch(config: RunConfig, layout: Layout | None) -> list[tuple[bool, str]]:
+    p, muon = config.parallel, config.optimizer.name == "muon"
+    lone = layout is not None and layout.data == 1 and layout.devices > 1
+    return [
+        (
+            p.fsdp > 1,
+            f"parallel.fsdp = {p.fsdp} is for JAX: in torch set parallel.zero = 3, which shards weights over data",
+        ),
+        (
+            p.context > 1,
+            f"parallel.context = {p.context} is for JAX: in torch set execution.checkpoint_activations = full and a "
+            "larger train.accumulation for long rows, or train with jaxtrain",
+        ),
+        (
+            p.pipeline > 1 and p.zero > 0,
+            f"parallel.zero = {p.zero} hooks into a backward pass of its own, and parallel.pipeline = {p.pipeline} "
+            "has another: set one of them to its default",
+        ),
+        (
+            p.tensor > 1 and muon,
+            f"parallel.tensor = {p.tensor} cuts matrices, which Muon orthogonalizes whole: "
+            "use optimizer.name = adamw, or parallel.tensor = 1",
+        ),
+        (
+            p.offload != "none" and p.zero == 0,
+            f"parallel.offload = {p.offload} needs DeepSpeed: set parallel.zero = 1, 2 or 3",
+        ),
+        (
+            p.offload == "all" and p.zero != 3,
+            f"parallel.offload = all needs parallel.zero = 3, not {p.zero}: use it, or offload = optimizer",
+        ),
+        (
+            p.zero > 0 and muon,
+            f"parallel.zero = {p.zero} cuts matrices into flat shards, which Muon can't orthogonalize: "
+            "use optimizer.name = adamw, or parallel.zero = 0",
+        ),
+        (
+            p.zero > 0 and config.precision.compute == "float64",
+            f"parallel.zero = {p.zero} keeps DeepSpeed's shards in float32: "
+            "precision.compute = float64 needs parallel.zero = 0",
+        ),
+        (
+            p.zero > 0 and lone,
+            f"parallel.zero = {p.zero} shards over data, and {layout} leaves no data axis: set parallel.zero = 0, or "
+            "start more processes",
+        ),
+    ]
+
+
+def _in_jax(config: RunConfig) -> list[tuple[bool, str]]:
+    p = config.parallel
+    return [
+        (
+            p.zero > 0,
+            f"parallel.zero = {p.zero} is for torch: in JAX set parallel.fsdp to the number of devices that share "
+            "weights, gradients and moments, and parallel.zero = 0",
+        ),
+        (
+            p.offload != "none",
+            f"parallel.offload = {p.offload} is for torch: in JAX leave it out, and raise parallel.fsdp",
+        ),
+    ]

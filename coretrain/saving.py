@@ -1,0 +1,110 @@
+"""A checkpoint on its way: written by all processes, hashed by all, in the background, and sealed by the first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+from coretrain.background import in_background
+from coretrain.checkpoint import CheckpointFolder
+from coretrain.config import RunConfig
+from coretrain.journal import Journal
+from coretrain.manifest import Progress, digests, seal
+from coretrain.world import World
+
+
+class Saves(Protocol):
+    """What of a stack writes its state."""
+
+    name: str
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and moments into `folder`; may go on in the background until `saved` or `wait`."""
+
+    def saved(self) -> bool:
+        """Whether the last `save` has ended."""
+
+    def wait(self) -> None:
+        """Block until the last `save` has ended; raises what it raised."""
+
+
+class Saver:
+    """The checkpoints of one run, one under way at a time. All processes call every method, in step."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stack: Saves,
+        checkpoints: CheckpointFolder,
+        journal: Journal,
+        world: World,
+        at: Callable[[str], None],
+    ) -> None:
+        self.config, self.stack, self.checkpoints, self.journal = config, stack, checkpoints, journal
+        self.world, self.at = world, at
+        self._pending: tuple[Path, Progress] | None = None
+        self._hashing: Future[dict[str, dict[str, Any]]] | None = None
+
+    def start(self, progress: Progress) -> None:
+        """Start to write the stack's present state; what was under way before is finished first."""
+        self.finish()
+        self.at(f"the save after update {progress.update}")
+        self.world.by_first(lambda: self._begin(progress.update))
+        folder = self.checkpoints.temporary(progress.update)
+        self._pending = folder, progress
+        try:
+            self.world.together(lambda: self.stack.save(folder))
+        except BaseException:
+            self._abandon()
+            raise
+
+    def finish(self, wait: bool = True) -> None:
+        """Make the checkpoint under way count, once all of it is on disk; without `wait` only if it already is."""
+        if self._pending is None:
+            return
+        try:
+            if self._written(wait) and self._hashed(wait):
+                self._seal(*self._pending)
+                self._pending = self._hashing = None
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _begin(self, update: int) -> None:
+        self.checkpoints.begin(update)
+
+    def _written(self, wait: bool) -> bool:
+        """Whether every process has written its part; then each begins to hash a part of what all have written."""
+        if self._hashing is None and self._pending and (wait or self.world.all(self.stack.saved())):
+            folder, progress = self._pending
+            self.at(f"the end of the save after update {progress.update}")
+            self.world.together(self.stack.wait)
+            self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
+        return self._hashing is not None
+
+    def _hashed(self, wait: bool) -> bool:
+        return self._hashing is not None and (wait or self.world.all(self._hashing.done()))
+
+    def _seal(self, folder: Path, progress: Progress) -> None:
+        assert self._hashing is not None
+        parts = self.world.gather(json.dumps(self.world.together(self._hashing.result)))
+        files = {name: facts for part in parts for name, facts in json.loads(part).items()}
+        self.world.by_first(lambda: self._commit(folder, progress, files))
+
+    def _commit(self, folder: Path, progress: Progress, files: dict[str, dict[str, Any]]) -> None:
+        """Seal what all processes have written, give it its name, and remove what need not be kept."""
+        seal(folder, progress, self.config, self.stack.name, files=files)
+        path = self.checkpoints.commit(folder, progress.update)
+        if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
+            self.checkpoints.note_best(progress.update, progress.best["val_loss"])
+        self.checkpoints.prune(self.config.checkpoint.keep)
+        self.journal.event(progress.update, "checkpoint", str(path))
+
+    def _abandon(self) -> None:
+        """Remove what a failed save has written; earlier checkpoints stay as they are."""
+        if self._pending and self.world.first:
+            self.checkpoints.abandon(self._pending[0])
+        self._pending = self._hashing = None

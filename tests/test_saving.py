@@ -1,0 +1,165 @@
+"""A checkpoint that several processes write, hash and seal together; here they are threads."""
+
+import functools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from coretrain import world as worlds
+from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, verify
+from coretrain.config import RunConfig
+from coretrain.journal import SilentJournal
+from coretrain.manifest import Progress, digests
+from coretrain.saving import Saver
+from coretrain.world import PeerError, World
+
+SIZES = (5_000, 40, 300, 300, 0, 9_000, 700)
+
+
+class Threads(World):
+    """One of several threads in the place of processes."""
+
+    def __init__(self, rank: int, meeting: threading.Barrier, words: list[str]) -> None:
+        self.rank, self.size, self.meeting, self.words = rank, len(words), meeting, words
+
+    def gather(self, text: str) -> list[str]:
+        self.words[self.rank] = text
+        self.meeting.wait(20)
+        told = list(self.words)
+        self.meeting.wait(20)
+        return told
+
+
+def all_of(count: int, do) -> list:
+    """`do(world)` in each of `count` threads; what it gave, or raised."""
+    meeting, words = threading.Barrier(count), [""] * count
+
+    def run(rank: int):
+        try:
+            return do(Threads(rank, meeting, words))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+class Part:
+    """A stack that writes one file for each rank, slowly; rank `full` finds no room."""
+
+    name = "torch"
+
+    def __init__(self, rank: int, full: int | None = None) -> None:
+        self.rank, self.full, self.hashing = rank, full, False
+
+    def save(self, folder: Path) -> None:
+        if self.rank == self.full:
+            raise OSError(28, "No space left on device")
+        (folder / f"{self.rank}").write_bytes(bytes(1000 * (self.rank + 1)))
+
+    def saved(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        time.sleep(0.01 * self.rank)
+
+
+def saver(folder: Path, world: World, full: int | None = None) -> Saver:
+    checkpoints = CheckpointFolder(folder)
+    return Saver(RunConfig(), Part(world.rank, full), checkpoints, SilentJournal(), world, lambda place: None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_every_file_is_hashed_by_one_process(tmp_path, count):
+    (tmp_path / "in").mkdir()
+    for number, size in enumerate(SIZES):
+        (tmp_path / "in" / str(number)).write_bytes(bytes(size))
+    parts = [digests(tmp_path, index, count) for index in range(count)]
+    assert {name: facts for part in parts for name, facts in part.items()} == digests(tmp_path)
+    assert sum(map(len, parts)) == len(SIZES)
+    if count == 2:  # 9,000 against all others: 6,340
+        assert sorted(sum(facts["bytes"] for facts in part.values()) for part in parts) == [6_340, 9_000]
+
+
+def test_all_write_and_the_first_seals(tmp_path):
+    def save(world):
+        mine = saver(tmp_path, world)
+        mine.start(Progress(update=3))
+        assert not CheckpointFolder(tmp_path).complete()
+        mine.finish()
+        mine.start(Progress(update=4))
+        while not CheckpointFolder(tmp_path).final(4).exists():
+            mine.finish(wait=False)
+            world.barrier()
+
+    assert all_of(3, save) == [None] * 3
+    for path in CheckpointFolder(tmp_path).complete():
+        assert sorted(file.name for file in path.iterdir()) == ["0", "1", "2", "manifest.json"]
+        assert verify(path).progress.update in (3, 4)
+
+
+def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path):
+    def save(world):
+        first, second = saver(tmp_path, world), saver(tmp_path, world, full=1)
+        first.start(Progress(update=3))
+        first.finish()
+        second.start(Progress(update=4))
+
+    errors = all_of(2, save)
+    assert [type(error) for error in errors] == [PeerError, OSError]
+    assert "rank 1: " in str(errors[0])
+    assert [path.name for path in CheckpointFolder(tmp_path).complete()] == ["update-00000003"]
+
+
+def load(folder: Path, said: list[str], world: World) -> tuple[Path, str]:
+    return CheckpointFolder(folder).first_that_loads(lambda path, progress: path.name, said.append, world)
+
+
+def test_damage_in_anyones_part_is_found_by_all(tmp_path):
+    def save(world):
+        mine = saver(tmp_path, world)
+        for update in (3, 4):
+            mine.start(Progress(update=update))
+            mine.finish()
+
+    all_of(2, save)
+    newest = CheckpointFolder(tmp_path).final(4)
+    for damaged in ("0", "1"):
+        kept = (newest / damaged).read_bytes()
+        (newest / damaged).write_bytes(b"x" + kept[1:])
+        with pytest.raises(DamagedCheckpoint, match=f"{damaged} is damaged"):
+            verify(newest)
+        said: list[str] = []
+        loads = all_of(2, functools.partial(load, tmp_path, said))
+        assert [name for _, name in loads] == ["update-00000003"] * 2
+        assert any(f"{damaged} is damaged" in text for text in said)
+        (newest / damaged).write_bytes(kept)
+
+
+def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
+    """What the first does may take longer than any timeout between the processes."""
+    monkeypatch.setattr(worlds, "PATIENCE", 0.05)
+    done = []
+
+    def slow():
+        time.sleep(0.3)
+        done.append("first")
+
+    def work(world):
+        meetings = []
+        gather = world.gather
+        world.gather = lambda text: meetings.append(text) or gather(text)
+        world.by_first(slow)
+        return len(meetings)
+
+    counts = all_of(2, work)
+    assert done == ["first"]
+    assert counts[0] == counts[1] >= 4
+
+    def fail(world):
+        world.by_first(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    assert [type(error) for error in all_of(2, fail)] == [OSError, PeerError]
