@@ -1,12 +1,16 @@
-"""What `scripts/convert.py` does: a run's checkpoint out to another form, and a Hugging Face model in as a run."""
+"""What `scripts/convert.py` does: a run's checkpoint out to another form, and a pretrained model in as a run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from coretrain.checkpoint import (
+    Interchange,
     Progress,
     interchange_of,
     load_interchange,
@@ -14,11 +18,16 @@ from coretrain.checkpoint import (
     save_interchange,
     write_atomically,
 )
-from coretrain.config import RunConfig, apply_overrides, build_config
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
+from coretrain.config import ModelConfig, RunConfig, apply_overrides, build_config
+from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, Tokenizer, load_tokenizer
 from coretrain.errors import UserError
-from coretrain.hf_tokenizer import read_tokenizer
+from coretrain.gguf_file import GGUFFile
+from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
+from coretrain.gguf_tokenizer import read_gguf_tokenizer
+from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template, read_tokenizer
 from coretrain.huggingface import export_huggingface, import_huggingface
+from coretrain.manifest import MANIFEST
+from coretrain.parameters import Array, parameter_table
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
@@ -27,65 +36,146 @@ def tokenizer_folder(checkpoint: Path) -> Path | None:
     return next((place for place in places if (place / SAVED_FACTS).is_file()), None)
 
 
-def export_run(source: Path, folder: Path, form: str) -> list[str]:
-    """Write the newest interchange checkpoint of `source` (a run or a checkpoint) into `folder`; lines to print.
+def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
+    """Where an export of a run goes if no place is given: into its own folder."""
+    if (source / MANIFEST).is_file():
+        raise UserError(f"{source} is a checkpoint, which is sealed: name a target for the export after it")
+    name = source.absolute().name + ("" if quantization == "none" else f"-{quantization}")
+    return source / "export" / (f"{name}.{form}" if form in ("gguf", "onnx") else f"{name}-{form}")
 
-    `form` is `huggingface` or `interchange`. Raises `UserError` naming what is missing, damaged or not exportable.
+
+def export_run(source: Path, target: Path, form: str, quantization: str = "none") -> list[str]:
+    """Write the newest interchange checkpoint of `source` (a run or a checkpoint) to `target`; lines to print.
+
+    `form` is `hf`, `gguf` (one file) or `interchange`; `quantization` one of `QUANTIZATIONS`, of which only GGUF has
+    the block ones. Raises `UserError` naming what is missing, damaged or not exportable.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+    if form != "gguf" and quantization not in ("none", "f16"):
+        raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty: choose another folder")
     path = newest_interchange(source)
     loaded = load_interchange(path)
-    done = f"after update {loaded.progress.update}, written by {loaded.stack}"
+    done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
     if form == "interchange":
-        save_interchange(folder, loaded.config, loaded.groups, loaded.progress, loaded.stack)
-        return [f"wrote {folder}: {path} ({done}) with {', '.join(loaded.groups)}"]
+        if quantization != "none":
+            raise UserError("an interchange checkpoint holds float32: leave --quantize out")
+        save_interchange(target, loaded.config, loaded.groups, loaded.progress, loaded.stack)
+        return [f"wrote {target}: {done} with {', '.join(loaded.groups)}"]
     if loaded.config.adapter.kind != "none":
         raise UserError(
             f"{source} holds an adapter alone: merge it first, with scripts/convert.py merge {source} FOLDER"
         )
     tokenizer = tokenizer_folder(path)
-    export_huggingface(folder, loaded.config.model, loaded.groups["parameters"], tokenizer)
+    if form == "gguf":
+        return _export_gguf(source, target, loaded, tokenizer, quantization, done)
+    parameters: Mapping[str, Array] = loaded.groups["parameters"]
+    parameters = parameters if quantization == "none" else HalfPrecision(parameters)
+    export_huggingface(target, loaded.config.model, parameters, tokenizer)
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"
     return [
-        f"wrote {folder}: {path} ({done}), {say}",
-        f'load it with transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
+        f"wrote {target}: {done}, {say}",
+        f'load it with transformers.AutoModelForCausalLM.from_pretrained("{target}")',
     ]
+
+
+class HalfPrecision(Mapping[str, Array]):
+    """Tensors as float16, each when it is asked for. Raises `UserError` where a value is beyond its range."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Array:
+        value = np.asarray(self._tensors[name])
+        with np.errstate(over="ignore"):
+            half = value.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise UserError(f"{name} has values that float16 can't hold: give --quantize none")
+        return half
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _export_gguf(
+    source: Path, target: Path, loaded: Interchange, tokenizer: Path | None, quantization: str, done: str
+) -> list[str]:
+    if tokenizer is None:
+        raise UserError(f"{source} has no tokenizer ({SAVED_FACTS}), which a GGUF file holds: give the run's folder")
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file, as in {target / 'model.gguf'}")
+    model, name = loaded.config.model, loaded.config.name
+    words, template = load_tokenizer(tokenizer), read_chat_template(tokenizer)
+    remark = export_gguf(target, name, model, loaded.groups["parameters"], words, template, quantization)
+    lines = [f"wrote {target}: {done}, {target.stat().st_size:,} bytes, {quantization}", remark or ""]
+    return [line for line in lines if line]
 
 
 def import_run(
     source: Path, folder: Path, base: RunConfig | None = None, overrides: Sequence[tuple[str, str]] = ()
 ) -> list[str]:
-    """Make `folder` a run at update 0 that starts from the weights of a Hugging Face folder; lines to print.
+    """Make `folder` a run at update 0 with the weights of a GGUF file or a Hugging Face folder; lines to print.
 
     Its config is `base`, with the imported model, then `overrides`. The run holds config.json, an interchange
-    checkpoint without moments (the optimizer starts afresh) whose Progress names no data yet, and the source's
-    tokenizer where that is a byte-level BPE that ranks describe exactly; `data.tokenizer` then names it.
+    checkpoint without moments (the optimizer starts afresh) whose Progress names no data yet, the source's chat
+    template, and its tokenizer where that is a byte-level BPE that ranks describe exactly; `data.tokenizer` then names
+    it. A GGUF file must have such a tokenizer, a Hugging Face folder may do without.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
-    model, tensors = import_huggingface(source)
+    found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
     raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
-    raw |= {"model": model.model_dump(mode="json", exclude_none=True)}
-    try:
-        tokenizer = read_tokenizer(source)
-        say = "its tokenizer is the run's"
+    raw |= {"model": found.model.model_dump(mode="json", exclude_none=True)}
+    if found.tokenizer:
+        say = "its tokenizer is the run's" + (", its chat template too" if found.chat_template else "")
         raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
-    except UserError as obstacle:
-        tokenizer = None
-        say = f"without a tokenizer ({obstacle}): data.tokenizer = {raw['data']['tokenizer']}"
+    else:
+        say = f"without a tokenizer ({found.obstacle}): data.tokenizer = {raw['data']['tokenizer']}"
     config = build_config(apply_overrides(raw, overrides), str(source))
-    if tokenizer:
-        config.with_vocab(tokenizer.vocab)
+    if found.tokenizer:
+        config.with_vocab(found.tokenizer.vocab)
     # config.json comes last: without it the folder is no run
     target = interchange_of(folder, "update-00000000")
-    save_interchange(target, config, {"parameters": tensors}, Progress(), "import")
-    if tokenizer:
-        tokenizer.save(folder)
+    save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
+    if found.tokenizer:
+        found.tokenizer.save(folder)
+    if found.chat_template:
+        write_atomically(folder / CHAT_TEMPLATE, found.chat_template)
     write_atomically(folder / "config.json", config.to_json())
+    size = sum(row.size for row in parameter_table(found.model))
     return [
-        f"wrote {folder}: {source} as a run at update 0, {sum(value.size for value in tensors.values()):,} parameters",
+        f"wrote {folder}: {source} as a run at update 0, {size:,} parameters",
         say,
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
     ]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pretrained model, as it was found."""
+
+    model: ModelConfig
+    tensors: Mapping[str, Array]
+    tokenizer: Tokenizer | None
+    chat_template: str | None
+    obstacle: str = ""
+    """Why there is no tokenizer."""
+
+
+def _gguf_source(path: Path) -> Source:
+    file = GGUFFile(path)
+    model = gguf_model(file)
+    tensors = GGUFTensors(file, model)
+    return Source(model, tensors, *read_gguf_tokenizer(file))
+
+
+def _huggingface_source(folder: Path) -> Source:
+    model, tensors = import_huggingface(folder)
+    try:
+        return Source(model, tensors, read_tokenizer(folder), read_chat_template(folder))
+    except UserError as obstacle:
+        return Source(model, tensors, None, None, str(obstacle))

@@ -39,14 +39,14 @@ def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def hf_config(m: ModelConfig, dtype: str, eot: int | None) -> dict[str, Any]:
-    """The content of `config.json`. What was renamed in transformers 5 stands there under both names."""
+def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str, Any]:
+    """The content of `config.json`, `roles` the ids of special tokens. What transformers 5 renamed has both names."""
     common = {
         "vocab_size": m.vocabulary,
         "tie_word_embeddings": m.tied,
         "initializer_range": m.init_std,
-        "bos_token_id": eot,
-        "eos_token_id": eot,
+        "bos_token_id": roles.get("bos"),
+        "eos_token_id": roles.get("eos"),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from coretrain.data.files import read_json
 from coretrain.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
 from coretrain.errors import UserError
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""How turns become text, where the model was trained for chat: kept in a run's folder and in Hugging Face's."""
+DIGITS_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"""
+"""GPT-2's pattern after every digit has been cut out, as one: white space before a digit ends its piece."""
 SAMPLES = (
     "Hello, world! It's 12345 o'clock.\n\nWe'll SEE THAT'S done.",
     "def f(x: int) -> str:\n    return f'{x:>8}'  # naïve\n\n\n\tif True:\r\n\t\tpass   \n",
@@ -50,13 +54,13 @@ def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             yield parts[0], parts[1]
 
 
-def _oniguruma(pattern: str) -> str:
+def oniguruma(pattern: str) -> str:
     """`pattern` for the engine of the package tokenizers, where `{1,3}+` isn't possessive: an atomic group says it."""
     return re.sub(r"(\\p\{\w+\}|\\\w|\[[^\]]*\])(\{[\d,]+\})\+", r"(?>\1\2)", pattern)
 
 
 def hf_tokenizer(tokenizer: Tokenizer) -> Any:
-    """A `tokenizers.Tokenizer` that gives the same ids, and besides reads `<|endoftext|>` as the special token."""
+    """A `tokenizers.Tokenizer` that gives the same ids, and besides reads the specials, `<|endoftext|>` among them."""
     try:
         from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Fast
@@ -67,15 +71,16 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
     def word(token: bytes) -> str:
         return "".join(characters[byte] for byte in token)
 
-    vocab = {word(token): rank for token, rank in tokenizer.ranks.items()} | {END_OF_TEXT: tokenizer.eot}
+    vocab = {word(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.specials
     merges = [] if tokenizer.pattern is None else [(word(a), word(b)) for a, b in merges_of(tokenizer.ranks)]
     fast = Fast(models.BPE(vocab=vocab, merges=merges, ignore_merges=tokenizer.pattern is not None))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if tokenizer.pattern is not None:
-        steps.insert(0, pre_tokenizers.Split(Regex(_oniguruma(tokenizer.pattern)), "isolated"))
+        steps.insert(0, pre_tokenizers.Split(Regex(oniguruma(tokenizer.pattern)), "isolated"))
     fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
     fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    names = sorted(tokenizer.specials, key=tokenizer.specials.__getitem__)
+    fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return fast
 
 
@@ -94,20 +99,34 @@ def check_same_ids(tokenizer: Tokenizer, fast: Any) -> None:
             )
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`. Raises as `check_same_ids` does."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_template: str | None = None) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and the chat template. Raises as `check_same_ids` does."""
     fast = hf_tokenizer(tokenizer)
     check_same_ids(tokenizer, fast)
     write_atomically(folder / "tokenizer.json", fast.to_str())
+    names = {token: name for name, token in tokenizer.specials.items()}
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
+        **{f"{role}_token": names[token] for role, token in tokenizer.roles.items()},
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
+    if chat_template is not None:
+        facts["chat_template"] = chat_template  # for transformers before 4.43; later ones read the file
+        write_atomically(folder / CHAT_TEMPLATE, chat_template)
     write_atomically(folder / "tokenizer_config.json", json.dumps(facts, indent=2) + "\n")
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template of a run or of a Hugging Face folder, if it has one."""
+    path = folder / CHAT_TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    facts = folder / "tokenizer_config.json"
+    template = read_json(facts, "the tokenizer's facts").get("chat_template") if facts.is_file() else None
+    if isinstance(template, list):  # several by name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -123,42 +142,70 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         if model["type"] != "BPE" or raw.get("normalizer"):
             raise UserError(f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
-        back = {character: byte for byte, character in enumerate(byte_characters())}
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
-        ranks = {
-            bytes(back[character] for character in word): rank
-            for word, rank in model["vocab"].items()
-            if word not in specials
-        }
+        words = {word: rank for word, rank in model["vocab"].items() if word not in specials}
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
-    characters = byte_characters()
-    if pairs != [tuple("".join(characters[byte] for byte in part) for part in pair) for pair in merges_of(ranks)]:
-        raise UserError(f"{path}: the ids don't have the order of the merges, so that ranks can't describe it")
-    if END_OF_TEXT in specials:
-        eot = specials[END_OF_TEXT]
-    else:
-        facts = folder / "tokenizer_config.json"
-        name = read_json(facts, "the tokenizer's special tokens").get("eos_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        if name not in specials:
-            raise UserError(f"{facts} names no eos_token that {path.name} has")
-        eot = specials[name]
-    tokenizer = Tokenizer(folder.absolute().name, ranks, pattern, eot)
+    roles = _roles(folder / "tokenizer_config.json", specials)
+    tokenizer = ranked_tokenizer(path, folder.absolute().name, words, pairs, pattern, specials, roles)
     from tokenizers import Tokenizer as Fast
 
     check_same_ids(tokenizer, Fast.from_file(str(path)))
     return tokenizer
 
 
+def _roles(facts: Path, specials: Mapping[str, int]) -> dict[str, int]:
+    raw = read_json(facts, "the tokenizer's special tokens") if facts.is_file() else {}
+    roles = {}
+    for role in ("bos", "eos", "pad", "unk"):
+        name = raw.get(f"{role}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        if isinstance(name, str) and name in specials:
+            roles[role] = specials[name]
+    return roles
+
+
+def ranked_tokenizer(
+    path: Path,
+    name: str,
+    words: Mapping[str, int],
+    pairs: Iterable[tuple[str, ...]],
+    pattern: str | None,
+    specials: Mapping[str, int],
+    roles: Mapping[str, int],
+) -> Tokenizer:
+    """The tokenizer of a byte-level BPE given by words {in the byte alphabet: id} and the pairs that it merges.
+
+    Raises `UserError` naming `path` where ranks can't describe it, or no special token ends a text.
+    """
+    characters = byte_characters()
+    back = {character: byte for byte, character in enumerate(characters)}
+    try:
+        ranks = {bytes(back[character] for character in word): rank for word, rank in words.items()}
+    except KeyError:
+        raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
+    if list(pairs) != [tuple("".join(characters[byte] for byte in part) for part in pair) for pair in merges_of(ranks)]:
+        raise UserError(f"{path}: the ids don't have the order of the merges, so that ranks can't describe it")
+    eot = specials.get(END_OF_TEXT, roles.get("eos"))
+    if eot is None:
+        raise UserError(f"{path} has no special token that ends a text: neither {END_OF_TEXT} nor an eos_token")
+    partial = any(character not in words for character in characters)
+    return Tokenizer(name, ranks, pattern, eot, specials, {"eos": eot, **roles}, partial)
+
+
 def _pattern(pre_tokenizer: Any) -> str | None:
     """The split pattern of a byte-level pre-tokenizer; None where nothing is split."""
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     *before, last = steps
-    if last["type"] != "ByteLevel" or last["add_prefix_space"] or (before and last["use_regex"]):
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         raise UserError(f"the pre-tokenizer {last['type']} with these settings can't be described by one pattern")
-    if last["use_regex"]:
+    regex = last["use_regex"]
+    if before and before[0] == {"type": "Digits", "individual_digits": True} and len(before) == 1 and regex:
+        return DIGITS_PATTERN
+    if before and regex:
+        raise UserError("the pre-tokenizer's steps can't be described by one pattern")
+    if regex:
         return GPT2_PATTERN
     if not before:
         return None

@@ -22,7 +22,7 @@ from coretrain.data.files import read_json
 from coretrain.data.tokenizer import load_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_config import architecture, hf_config, model_config
-from coretrain.hf_tokenizer import write_tokenizer
+from coretrain.hf_tokenizer import read_chat_template, write_tokenizer
 from coretrain.parameters import Array, check_tensors, parameter_table
 from coretrain.safetensors_file import TensorFile
 
@@ -109,12 +109,12 @@ def export_huggingface(
     temporary.mkdir(parents=True)
     try:
         dtype = _write_weights(temporary, config, tensors, shard_bytes)
-        eot = tokenizer.eot if tokenizer else None
-        _write_json(temporary / "config.json", hf_config(config, dtype, eot))
-        ids = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
-        _write_json(temporary / "generation_config.json", {key: value for key, value in ids.items() if eot is not None})
-        if tokenizer:
-            write_tokenizer(temporary, tokenizer, config.context)
+        roles = tokenizer.roles if tokenizer else {}
+        _write_json(temporary / "config.json", hf_config(config, dtype, roles))
+        ids = {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if role in roles}
+        _write_json(temporary / "generation_config.json", ids)
+        if tokenizer and tokenizer_folder:
+            write_tokenizer(temporary, tokenizer, config.context, read_chat_template(tokenizer_folder))
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

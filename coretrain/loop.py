@@ -272,5 +272,5 @@ class Loop:
         tokenizer = self.data.tokenizer
         prompt = [int(token) for token in tokenizer.encode(train.sample_prompt)] or [tokenizer.eot]
         budget = min(train.sample_tokens, self.config.model.context - len(prompt))
-        ids = self.stack.generate([prompt], budget, Sampling(0.7, 0, 0.9, self.config.train.seed), (tokenizer.eot,))[0]
+        ids = self.stack.generate([prompt], budget, Sampling(0.7, 0, 0.9, self.config.train.seed), tokenizer.ends)[0]
         self.journal.sample(train.sample_prompt, tokenizer.decode(ids))

@@ -251,7 +251,7 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     room = open_run(given.run).model.context - max(map(len, prompts))
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
     if len(prompts) > 1:
-        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, (tokenizer.eot,)), strict=True):
+        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, tokenizer.ends), strict=True):
             print(f"{text}{tokenizer.decode(ids)}\n{'-' * 40}")
         return
     decoder = tokenizer.stream()
@@ -260,5 +260,5 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     def show(ids: NDArray[np.int64]) -> None:
         print(decoder.push(int(ids[0])), end="", flush=True)
 
-    stack.generate(prompts, tokens, sampling, (tokenizer.eot,), show)
+    stack.generate(prompts, tokens, sampling, tokenizer.ends, show)
     print(decoder.finish())

@@ -1,9 +1,12 @@
-"""Convert checkpoints: out of a run into a Hugging Face folder or an interchange checkpoint, from Hugging Face in, or
-an adapter merged into its base.
+"""Convert: a pretrained model into a run (GGUF, Hugging Face), and a run out (Hugging Face, GGUF, ONNX).
 
-Usage: python scripts/convert.py export RUN_OR_CHECKPOINT FOLDER [--format huggingface|interchange]
-       python scripts/convert.py import HUGGINGFACE_FOLDER RUN_FOLDER [CONFIG] [--section.field VALUE ...]
-       python scripts/convert.py merge ADAPTER_RUN RUN_FOLDER
+Usage: python scripts/convert.py SOURCE RUN [CONFIG] [--section.field VALUE ...]
+       python scripts/convert.py RUN [TARGET] --to hf|gguf|onnx|interchange [--quantize none|f16|q8_0|q4_0]
+       python scripts/convert.py merge ADAPTER_RUN RUN
+
+In: SOURCE is a .gguf file or a Hugging Face folder of the GPT-2 or Llama architecture; CONFIG and --section.field as
+the trainers take them. Out: RUN is the folder of a run or of an interchange checkpoint; TARGET is by default in
+RUN/export. `import SOURCE RUN` and `export RUN TARGET [--format FORM]` say the same.
 """
 
 from __future__ import annotations
@@ -17,35 +20,47 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
 
 from coretrain.adapter_runs import merge_run
 from coretrain.command import parse
-from coretrain.convert import export_run, import_run
+from coretrain.convert import export_run, exported_to, import_run
 from coretrain.errors import exits_cleanly
+from coretrain.gguf_file import QUANTIZATIONS
 
 
 def main() -> int:
     """Convert, then say what was written and how to use it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    out = commands.add_parser("export", help="a run's newest interchange checkpoint, in another form")
-    out.add_argument("source", type=Path, help="folder of a run, or of an interchange checkpoint")
-    out.add_argument("folder", type=Path, help="folder to write; must not exist, or be empty")
-    out.add_argument("--format", choices=("huggingface", "interchange"), default="huggingface")
-    into = commands.add_parser("import", help="a GPT-2 or Llama folder of Hugging Face, as a run to go on training")
-    into.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
-    into.add_argument("folder", type=Path, help="folder of the new run; must not exist, or be empty")
-    into.epilog = "CONFIG and --section.field VALUE as the trainers take them: the data, the learning rate, the length"
-    one = commands.add_parser("merge", help="the adapter that a run trained, in its base's weights, as a run")
-    one.add_argument("source", type=Path, help="folder of the adapter's run")
-    one.add_argument("folder", type=Path, help="folder of the new run; must not exist, or be empty")
-    given, rest = parser.parse_known_args()
-    if rest and given.command != "import":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    if given.command == "export":
-        lines = export_run(given.source, given.folder, given.format)
-    elif given.command == "merge":
-        lines = merge_run(given.source, given.folder)
+    words = sys.argv[1:]
+    verb = words.pop(0) if words[:1] in (["import"], ["export"], ["merge"]) else ""
+    parser = argparse.ArgumentParser(
+        usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path, nargs="?")
+    forms = ("hf", "huggingface", "gguf", "onnx", "interchange")
+    parser.add_argument("--to", "--format", choices=forms, default="hf" if verb == "export" else None)
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
+    given, rest = parser.parse_known_intermixed_args(words)
+    if verb == "merge":
+        if rest or given.target is None or given.to is not None:
+            parser.error("merge takes the adapter's run and the folder of the new run, and nothing else")
+        print("\n".join(merge_run(given.source, given.target)))
+        return 0
+    if given.to is None or verb == "import":
+        if given.target is None:
+            parser.error("name the folder of the new run, or give --to FORM to write a run out")
+        if given.quantize != "none":
+            parser.error("--quantize is for what is written out: give --to FORM too, or leave it out")
+        command = parse(rest, "scripts/convert.py SOURCE RUN", "")
+        lines = import_run(given.source, given.target, command.config, command.overrides)
     else:
-        command = parse(rest, "scripts/convert.py import", "")
-        lines = import_run(given.source, given.folder, command.config, command.overrides)
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        form = "hf" if given.to == "huggingface" else given.to
+        target = given.target or exported_to(given.source, form, given.quantize)
+        if form == "onnx":
+            from torchtrain.onnx_export import export_onnx
+
+            lines = export_onnx(given.source, target, given.quantize)
+        else:
+            lines = export_run(given.source, target, form, given.quantize)
     print("\n".join(lines))
     return 0
 

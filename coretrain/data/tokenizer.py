@@ -1,6 +1,7 @@
 """Text to token ids and back: GPT-2's, OpenAI's later ones, plain bytes, a file of ranks, or one trained on the corpus.
 
 Every tokenizer is a byte-level BPE that tiktoken runs: merge ranks, a split pattern, and one special, `<|endoftext|>`.
+A pretrained model's has further specials, and may lack tokens for bytes that its corpus never held.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,40 +35,75 @@ Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer:
-    """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` is the largest id + 1, eot included."""
+    """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` is the largest id + 1, specials included."""
 
-    def __init__(self, name: str, ranks: dict[bytes, int], pattern: str | None, eot: int) -> None:
-        """`pattern` None means that every byte is its own token (no merges, no splitting)."""
+    def __init__(
+        self,
+        name: str,
+        ranks: dict[bytes, int],
+        pattern: str | None,
+        eot: int,
+        specials: Mapping[str, int] | None = None,
+        roles: Mapping[str, int] | None = None,
+        partial: bool = False,
+    ) -> None:
+        """`pattern` None means that every byte is its own token (no merges, no splitting).
+
+        A pretrained model's tokenizer has `specials` {text: id}, `<|endoftext|>` alone where unset, and `roles` of them
+        (`bos`, `eos`, `pad`, `unk`), all eot where unset. A `partial` one drops the bytes that it has no token for, as
+        its model's does; any other must have a token for each.
+        """
         self.name = name
         self.ranks = ranks
         self.pattern = pattern
         self.eot = eot
-        self.vocab: int = max(max(ranks.values()), eot) + 1
+        self.specials: dict[str, int] = dict(specials or {END_OF_TEXT: eot})
+        self.roles: dict[str, int] = dict(roles or {"bos": eot, "eos": eot, "pad": eot})
+        self.partial = partial
+        self.vocab: int = max(*ranks.values(), *self.specials.values(), eot) + 1
         self._bytes: dict[int, bytes] = {rank: token for token, rank in ranks.items()}
-        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-        if missing:
+        self._names: dict[int, bytes] = {token: text.encode() for text, token in self.specials.items()}
+        missing = [bytes([byte]) for byte in range(256) if bytes([byte]) not in ranks]
+        if missing and not partial:
             raise UserError(
-                f"tokenizer {name} has no token for byte {missing[0]}, so it can't encode every text: "
+                f"tokenizer {name} has no token for byte {missing[0][0]}, so it can't encode every text: "
                 "use a byte-level tokenizer"
             )
-        if len(self._bytes) != len(ranks) or eot in self._bytes:
+        if len(self._bytes) != len(ranks) or not self._bytes.keys().isdisjoint({eot, *self.specials.values()}):
             raise UserError(f"tokenizer {name} gives one id to two tokens: its file is damaged, make it again")
+        # tiktoken wants a token for every byte: those that are missing get ids beyond the vocabulary, which are dropped
+        whole = ranks | {byte: self.vocab + place for place, byte in enumerate(missing)}
+        self._drops = bool(missing)
         self._encoding = (
             None
             if pattern is None
-            else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot})
+            else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
         )
         self.fingerprint: str = self._fingerprint()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids at which generation stops: the end of a document, and of a turn where the model has one."""
+        return tuple(dict.fromkeys((self.eot, self.roles.get("eos", self.eot))))
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         digest.update(json.dumps([self.pattern, END_OF_TEXT, self.eot]).encode())
+        if self._version == 2:
+            digest.update(json.dumps([self.specials, self.roles, self.partial], sort_keys=True).encode())
         for rank, token in sorted(self._bytes.items()):
             digest.update(rank.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()
 
+    @property
+    def _version(self) -> int:
+        """Of the saved form: 1 says all about a tokenizer whose only special is `<|endoftext|>`."""
+        plain = self.specials == {END_OF_TEXT: self.eot} and set(self.roles.values()) <= {self.eot} and not self.partial
+        return 1 if plain else 2
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.name, self.ranks, self.pattern, self.eot)
+        given = (self.name, self.ranks, self.pattern, self.eot, self.specials, self.roles, self.partial)
+        return Tokenizer, given
 
     def encode(self, text: str) -> Ids:
         """Token ids, uint32 [T]. `<|endoftext|>` inside the text is text like any other, never the special."""
@@ -84,12 +120,12 @@ class Tokenizer:
             ids: Ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
         except UnicodeEncodeError:
             ids = np.array(self._encoding.encode_ordinary(to_utf8(text).decode()), np.uint32)
-        return ids
+        return ids[ids < self.vocab] if self._drops else ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id; an id without a token (a gap, padding of the vocabulary) reads as U+FFFD."""
-        if token == self.eot:
-            return END_OF_TEXT.encode()
+        if (name := self._names.get(int(token))) is not None:
+            return name
         return self._bytes.get(int(token), b"\xef\xbf\xbd")
 
     def decode(self, ids: Iterable[int] | npt.NDArray[Any]) -> str:
@@ -101,7 +137,7 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def byte_lengths(self) -> npt.NDArray[np.int32]:
-        """Bytes of text behind each id, int32 [V]; 0 for `<|endoftext|>`, which is no text."""
+        """Bytes of text behind each id, int32 [V]; 0 for specials, which are no text."""
         lengths = np.zeros(self.vocab, np.int32)
         for rank, token in self._bytes.items():
             lengths[rank] = len(token)
@@ -113,14 +149,16 @@ class Tokenizer:
         lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in sorted(self._bytes.items())]
         write_atomically(folder / SAVED_RANKS, b"".join(lines))
         facts = {
-            "version": 1,
+            "version": self._version,
             "name": self.name,
             "pattern": self.pattern,
             "eot": self.eot,
             "vocab": self.vocab,
-            "specials": {END_OF_TEXT: self.eot},
+            "specials": self.specials,
             "fingerprint": self.fingerprint,
         }
+        if self._version == 2:
+            facts |= {"roles": self.roles, "partial": self.partial}
         write_atomically(folder / SAVED_FACTS, json.dumps(facts, indent=1).encode())
 
 
@@ -188,11 +226,19 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
-    if facts["version"] > 1:
+    if facts["version"] > 2:
         raise UserError(
-            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 1: upgrade twintrain"
+            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 2: upgrade twintrain"
         )
-    tokenizer = Tokenizer(facts["name"], read_ranks(folder / SAVED_RANKS), facts["pattern"], facts["eot"])
+    tokenizer = Tokenizer(
+        facts["name"],
+        read_ranks(folder / SAVED_RANKS),
+        facts["pattern"],
+        facts["eot"],
+        facts.get("specials"),
+        facts.get("roles"),
+        facts.get("partial", False),
+    )
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
             f"{folder / SAVED_RANKS} does not match the fingerprint in {SAVED_FACTS}: "

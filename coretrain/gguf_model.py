@@ -1,0 +1,234 @@
+"""A model to and from GGUF: the architectures llama and gpt2, their fields and tensors, and the run's tokenizer.
+
+llama.cpp rotates neighbouring rows of q and k where the contract rotates halves, so that the rows of each head are
+interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coretrain.config import ModelConfig, build_config
+from coretrain.data.tokenizer import Tokenizer
+from coretrain.errors import UserError
+from coretrain.gguf_file import GGUFFile, Piece, write_gguf
+from coretrain.gguf_tokenizer import tokenizer_facts
+from coretrain.hf_config import architecture
+from coretrain.parameters import Array, check_shape, parameter_table
+
+FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
+"""llama.cpp's numbers for what most tensors are held as."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of a GGUF file, made of one or more canonical tensors one below the other."""
+
+    name: str
+    parts: tuple[str, ...]
+    heads: int = 0
+    """Heads whose rows are interleaved; 0 where rows stay."""
+
+
+def interleave(value: Array, heads: int) -> Array:
+    """Rows of each head from halves (0 1 2 3) to neighbouring pairs (0 2 1 3); value [heads x C] or [heads x C, D]."""
+    halves = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:])
+    return halves.swapaxes(1, 2).reshape(value.shape)
+
+
+def restore_halves(value: Array, heads: int) -> Array:
+    """The inverse of `interleave`."""
+    pairs = value.reshape(heads, len(value) // heads // 2, 2, *value.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(value.shape)
+
+
+def gguf_places(m: ModelConfig) -> Iterator[Place]:
+    """Every tensor of the GGUF file of `m`. A tied head has none."""
+    gpt2 = m.position == "learned"
+    kinds = ("weight", "bias") if m.bias else ("weight",)
+    norms = ("weight", "bias") if m.norm == "layernorm" else ("weight",)
+    yield Place("token_embd.weight", ("embed.token",))
+    if gpt2:
+        yield Place("position_embd.weight", ("embed.position",))
+    for i in range(m.layers):
+        theirs, ours = f"blk.{i}", f"blocks.{i}"
+        for kind in norms:
+            yield Place(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
+            yield Place(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
+        for kind in kinds:
+            q, k, v = (f"{ours}.attention.{part}.{kind}" for part in "qkv")
+            if gpt2:
+                yield Place(f"{theirs}.attn_qkv.{kind}", (q, k, v))
+            else:
+                yield Place(f"{theirs}.attn_q.{kind}", (q,), m.heads)
+                yield Place(f"{theirs}.attn_k.{kind}", (k,), m.kv)
+                yield Place(f"{theirs}.attn_v.{kind}", (v,))
+            yield Place(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
+            for part in ("gate", "up", "down") if m.mlp == "swiglu" else ("up", "down"):
+                yield Place(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
+    for kind in norms:
+        yield Place(f"output_norm.{kind}", (f"norm.{kind}",))
+    if not m.tied:
+        yield Place("output.weight", ("head.weight",))
+
+
+class GGUFTensors(Mapping[str, Array]):
+    """Canonical float32 tensors out of a GGUF file, each read when it is asked for."""
+
+    def __init__(self, file: GGUFFile, m: ModelConfig) -> None:
+        """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
+        self._file, self._rows = file, {row.name: row for row in parameter_table(m)}
+        places = list(gguf_places(m))
+        self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
+        for place in places:
+            if place.name not in file.names:
+                raise UserError(f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again")
+            wanted = [self._rows[part].shape for part in place.parts]
+            shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
+            if file.shape(place.name) != shape:
+                raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
+        known = {place.name for place in places} | ({"output.weight"} if m.tied else set())
+        if extra := [name for name in file.names if name not in known]:
+            raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
+
+    def __getitem__(self, name: str) -> Array:
+        place, index = self._places[name]
+        value = self._file.read(place.name)
+        value = restore_halves(value, place.heads) if place.heads else value
+        start = sum(self._rows[part].shape[0] for part in place.parts[:index])
+        value = np.ascontiguousarray(value[start : start + self._rows[name].shape[0]])
+        check_shape(self._rows[name], value, str(self._file.path))
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def gguf_model(file: GGUFFile) -> ModelConfig:
+    """The contract's model for a GGUF file. Raises `UserError` naming the field that it doesn't have."""
+    kind = file.fact("general.architecture")
+    if kind not in ("llama", "gpt2"):
+        raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
+    width, heads = int(file.fact(f"{kind}.embedding_length")), file.fact(f"{kind}.attention.head_count")
+    if not isinstance(heads, int):
+        raise UserError(f"{file.path}: {kind}.attention.head_count varies by layer, which the contract doesn't have")
+    if "token_embd.weight" not in file.names:
+        raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
+    fields = {
+        "layers": file.fact(f"{kind}.block_count"),
+        "width": width,
+        "heads": heads,
+        "context": file.fact(f"{kind}.context_length"),
+        "mlp_width": file.fact(f"{kind}.feed_forward_length"),
+        "vocab": file.shape("token_embd.weight")[0],
+        "tied": _tied(file),
+    }
+    fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
+    return build_config({"model": fields}, str(file.path)).model
+
+
+def _tied(file: GGUFFile) -> bool:
+    """Whether the head is the embedding: it is left out, or a copy, as older files of gpt2 have it."""
+    if "output.weight" not in file.names:
+        return True
+    head, embedding = file.raw("output.weight"), file.raw("token_embd.weight")
+    return head.dtype == embedding.dtype and np.array_equal(head, embedding)
+
+
+def _short(value: float) -> float:
+    """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _gpt2_fields(file: GGUFFile) -> dict[str, Any]:
+    return {"norm_eps": _short(file.fact("gpt2.attention.layer_norm_epsilon"))}
+
+
+def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
+    facts = file.facts
+    head = int(facts.get("llama.attention.key_length", width // heads))
+    refused = {
+        "llama.rope.scaling.type": ("none", "default"),
+        "llama.rope.dimension_count": (head,),
+        "llama.attention.value_length": (head,),
+        "llama.expert_count": (0,),
+    }
+    for key, allowed in refused.items():
+        if facts.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
+    return {
+        "kv_heads": int(facts.get("llama.attention.head_count_kv", heads)),
+        "head_width": None if head * heads == width else head,
+        "norm": "rmsnorm",
+        "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),
+        "position": "rope",
+        "rope_theta": _short(facts.get("llama.rope.freq_base", 10000.0)),
+        "mlp": "swiglu",
+        "bias": "blk.0.attn_q.bias" in file.names,
+    }
+
+
+def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
+    """The metadata of a model. Raises `UserError` naming a switch that neither architecture has."""
+    kind = architecture(m)
+    facts: dict[str, Any] = {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": FILE_TYPES[quantization],
+        "general.quantization_version": 2,
+        f"{kind}.vocab_size": m.vocabulary,
+        f"{kind}.context_length": m.context,
+        f"{kind}.embedding_length": m.width,
+        f"{kind}.block_count": m.layers,
+        f"{kind}.feed_forward_length": m.hidden,
+        f"{kind}.attention.head_count": m.heads,
+    }
+    if kind == "gpt2":
+        return facts | {"gpt2.attention.layer_norm_epsilon": m.norm_eps}
+    return facts | {
+        "llama.attention.head_count_kv": m.kv,
+        "llama.attention.key_length": m.head,
+        "llama.attention.value_length": m.head,
+        "llama.attention.layer_norm_rms_epsilon": m.norm_eps,
+        "llama.rope.dimension_count": m.head,
+        "llama.rope.freq_base": m.rope_theta,
+    }
+
+
+def export_gguf(
+    path: Path,
+    name: str,
+    m: ModelConfig,
+    tensors: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    chat_template: str | None = None,
+    quantization: str = "none",
+) -> str | None:
+    """Write canonical `tensors` and the tokenizer as one GGUF file, whole or not at all.
+
+    Returns a sentence to print where llama.cpp splits text in another way than the tokenizer. Raises `UserError` naming
+    what GGUF's architectures lack, or a file that exists.
+    """
+    facts = model_facts(m, name, quantization)
+    words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
+    shapes = {row.name: row.shape for row in parameter_table(m)}
+    pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    write_gguf(path, architecture(m), facts | words, pieces, quantization)
+    return remark
+
+
+def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> Piece:
+    def value() -> Array:
+        joined = np.concatenate([np.asarray(tensors[part], np.float32) for part in place.parts])
+        return interleave(joined, place.heads) if place.heads else joined
+
+    rows = sum(shapes[part][0] for part in place.parts)
+    return Piece(place.name, (rows, *shapes[place.parts[0]][1:]), value)

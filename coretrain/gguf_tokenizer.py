@@ -1,0 +1,139 @@
+"""The tokenizer inside a GGUF file: tokens in GPT-2's byte alphabet, merges, special tokens, a named pre-tokenizer.
+
+llama.cpp knows the ways to split text by name only. A run's own pattern that has no name there is kept in the file
+beside the nearest name. Source: llama-vocab.cpp at github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from coretrain.data.bpe import byte_characters
+from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer
+from coretrain.errors import UserError
+from coretrain.gguf_file import GGUFFile
+from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of, oniguruma, ranked_tokenizer
+
+LLAMA3_PATTERN = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+PATTERNS = {
+    "gpt-2": GPT2_PATTERN,
+    "smollm": DIGITS_PATTERN,
+    "llama-bpe": LLAMA3_PATTERN,
+    "qwen2": LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
+NEAREST = "llama-bpe"
+OWN_PATTERN = "twintrain.tokenizer.pattern"
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
+    """The tokenizer of a GGUF file, and its chat template if it has one.
+
+    Raises `UserError` where there is none, where it is no byte-level BPE that ranks describe exactly, or where the
+    package tokenizers, given the file's own tokens and merges, makes other ids of the samples.
+    """
+    facts = file.facts
+    if "tokenizer.ggml.model" not in facts:
+        raise UserError(f"{file.path} has no tokenizer (tokenizer.ggml.model): take a file that has one")
+    if facts["tokenizer.ggml.model"] != "gpt2":
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.model = {facts['tokenizer.ggml.model']} can't be imported: "
+            "gpt2, a byte-level BPE, can"
+        )
+    name = facts.get("tokenizer.ggml.pre", "none")
+    if name not in PATTERNS and OWN_PATTERN not in facts:
+        raise UserError(f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can")
+    pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
+    tokens = file.fact("tokenizer.ggml.tokens")
+    kinds = facts.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    words = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == NORMAL}
+    specials = {
+        token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind in (CONTROL, USER_DEFINED)
+    }
+    pairs = [tuple(merge.split(" ")) for merge in file.fact("tokenizer.ggml.merges")]
+    ids = {role: facts.get(f"tokenizer.ggml.{key}_token_id") for role, key in ROLES.items()}
+    roles = {role: token for role, token in ids.items() if isinstance(token, int) and token in specials.values()}
+    called = _called(file.path)
+    tokenizer = ranked_tokenizer(file.path, called, words, pairs, pattern, specials, roles)
+    check_same_ids(
+        tokenizer, _reference(words | specials, pairs, name if pattern == PATTERNS.get(name) else "", pattern)
+    )
+    template = facts.get("tokenizer.chat_template")
+    return tokenizer, template if isinstance(template, str) else None
+
+
+def _called(path: Path) -> str:
+    return path.name.removesuffix(".gguf")
+
+
+def _reference(words: dict[str, int], pairs: list[tuple[str, ...]], name: str, pattern: str) -> Any:
+    """The package tokenizers' BPE of the file's own tokens and merges, splitting in the steps the name stands for."""
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Fast
+
+    fast = Fast(models.BPE(vocab=words, merges=[(a, b) for a, b in pairs], ignore_merges=name in ("", "llama-bpe")))
+    steps: list[Any] = {
+        "gpt-2": [],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+    }.get(name, [pre_tokenizers.Split(Regex(oniguruma(pattern)), "isolated")])
+    own = name in ("gpt-2", "smollm")
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return fast
+
+
+def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None) -> tuple[dict[str, Any], str | None]:
+    """A tokenizer as metadata for a model of `vocab` rows, and a sentence where llama.cpp would split otherwise.
+
+    Ids without a token (padding of the vocabulary) are marked as unused. Raises `UserError` for one without merges.
+    """
+    if tokenizer.pattern is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name} can't be exported to GGUF: llama.cpp asks for merges, and it has none; "
+            "export to Hugging Face's form (--to hf)"
+        )
+    if tokenizer.vocab > vocab:
+        raise UserError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}: give the tokenizer that the "
+            "model was trained with"
+        )
+    characters = byte_characters()
+
+    def word(token: bytes) -> str:
+        return "".join(characters[byte] for byte in token)
+
+    tokens, kinds = [f"[PAD{i}]" for i in range(vocab)], [UNUSED] * vocab
+    for token, rank in tokenizer.ranks.items():
+        tokens[rank], kinds[rank] = word(token), NORMAL
+    for text, token_id in tokenizer.specials.items():
+        tokens[token_id], kinds[token_id] = text, CONTROL
+    name = next((name for name, pattern in PATTERNS.items() if pattern == tokenizer.pattern), NEAREST)
+    facts: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [f"{word(a)} {word(b)}" for a, b in merges_of(tokenizer.ranks)],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in tokenizer.roles.items()}
+    if chat_template:
+        facts["tokenizer.chat_template"] = chat_template
+    if tokenizer.pattern == PATTERNS[name]:
+        return facts, None
+    return facts | {OWN_PATTERN: tokenizer.pattern}, _remark(tokenizer, name)
+
+
+def _remark(tokenizer: Tokenizer, name: str) -> str:
+    t = tokenizer
+    theirs = Tokenizer(t.name, t.ranks, PATTERNS[name], t.eot, t.specials, t.roles, t.partial)
+    other = sum(list(theirs.encode(text)) != list(t.encode(text)) for text in SAMPLES)
+    return (
+        f"llama.cpp has no name for how tokenizer {t.name} splits text; {name} is the nearest: "
+        f"{other} of {len(SAMPLES)} sample texts get other ids there"
+    )
