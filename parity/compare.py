@@ -137,7 +137,7 @@ APART = Gate("torch processes, figures that differ between them", 0, 0, "a decis
 FROZEN = Gate("base weights that an adapter's updates change", 0, 0, "a base that decays or trains along", "exact")
 # Both sides are sums of the same numbers in another order: B (A x) and (B A) x, logits after all layers.
 MERGED = Gate(
-    "logits with an adapter merged, and taken out again", 1e-12, 1.5e-15, "a merge without the scale", "invariance"
+    "logits with an adapter merged, and taken out again", 1e-12, 7.7e-16, "a merge without the scale", "invariance"
 )
 GATES = [
     TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
