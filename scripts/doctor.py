@@ -31,6 +31,8 @@ OPTIONAL = {
     "libtpu": "tpu",
     "jax-cuda13-plugin": "cuda",
     "transformers": "bench",
+    "gguf": "export",
+    "onnxruntime": "export",
 }
 """Optional package: the extra that installs it."""
 
