@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from coretrain.adapter_bank import AdapterBank
 from coretrain.adapters import Target, adapter_targets, added, trained_table, whole_table
 from coretrain.config import RunConfig
-from coretrain.errors import UserError
-from coretrain.parameters import Parameter, check_rows, parameter_table
+from coretrain.parameters import Parameter, parameter_table
 from jaxtrain.tensors import placed
 
 
@@ -83,67 +83,34 @@ def thaw(trained: Any, frozen: Any) -> Any:
     return trained if frozen is None else nnx.merge_state(trained, frozen)
 
 
-class Adapters:
+class Adapters(AdapterBank):
     """Adapters by name over one model that is otherwise left alone: one at a time is at work, or merged, or none.
 
     All are of the model's own base. Merging and taking out again leaves rounding: 1e-16 of a weight in float64.
     """
 
     def __init__(self, config: RunConfig, model: Any) -> None:
+        super().__init__()
         self.model = model
-        self.kept: dict[str, tuple[RunConfig, Mapping[str, np.ndarray]]] = {}
-        self.active: str | None = None
-        self.merged = False
         self.base = {row.jax_path: row for row in parameter_table(config.model)}
         self.biases = {path: jnp.copy(_at(model, path)[...]) for path in self.base if path.endswith(".bias")}
 
-    def add(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep an adapter, as `Trainer.export` gives it, under `config.adapter.name`, in place of one of that name.
+    def _fits(self, target: Target) -> bool:
+        row = self.base.get(target.row.jax_path)
+        return row is not None and row.shape == target.row.shape and (row.layer or 0) >= (target.row.layer or 0)
 
-        Raises `UserError` where tensors aren't those of `config`, or its model another one.
-        """
-        name = config.adapter.name
-        if name == self.active:
-            raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
-        check_rows(trained_table(config), tensors, f"adapter {name}")
-        for target in adapter_targets(config):
-            row = self.base.get(target.row.jax_path)
-            if row is None or row.shape != target.row.shape or (row.layer or 0) < (target.row.layer or 0):
-                raise UserError(f"adapter {name} is of another model: {target.row.name} isn't the same here")
-        self.kept[name] = config, tensors
+    def _take_off(self) -> None:
+        detach(self.model)
 
-    def switch(self, name: str | None) -> None:
-        """Put the adapter `name` to work, or none; one that is merged is taken out first."""
-        if name is not None and name not in self.kept:
-            raise UserError(f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}")
-        if self.merged:
-            self.unmerge()
+    def _clear(self) -> None:
         detach(self.model)
         for path, value in self.biases.items():
             _at(self.model, path)[...] = value
-        self.active = name
-        if name is not None:
-            config, tensors = self.kept[name]
-            attach(config, self.model)
-            rows = trained_table(config)
-            for path, value in _arrays(config, self.model, rows, tensors).items():
-                _at(self.model, path)[...] = value
 
-    def merge(self) -> None:
-        """Add the adapter at work into the weights: W + scale x B A."""
-        if self.active is None or self.merged:
-            raise UserError("no adapter is at work that isn't merged: switch to one first")
-        detach(self.model)
-        self._add(1)
-        self.merged = True
-
-    def unmerge(self) -> None:
-        """Take the merged adapter out of the weights; it is at work beside them again."""
-        if not self.merged:
-            raise UserError("no adapter is merged: merge one first")
-        self._add(-1)
-        self.merged = False
-        self.switch(self.active)
+    def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
+        attach(config, self.model)
+        for path, value in _arrays(config, self.model, trained_table(config), tensors).items():
+            _at(self.model, path)[...] = value
 
     def _add(self, sign: int) -> None:
         assert self.active is not None

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coretrain.adapter_bank import AdapterBank
 from coretrain.adapters import Target, adapter_targets, added, trained_table, whole_table
 from coretrain.config import RunConfig
-from coretrain.errors import UserError
-from coretrain.parameters import check_rows, pad_vocab
+from coretrain.parameters import pad_vocab
 
 
 class LowRank(nn.Module):
@@ -65,69 +65,38 @@ def freeze(config: RunConfig, model: Any) -> None:
         parameter.requires_grad_(name in names)
 
 
-class Adapters:
+class Adapters(AdapterBank):
     """Adapters by name over one model that is otherwise left alone: one at a time is at work, or merged, or none.
 
     All are of the model's own base. Merging and taking out again leaves rounding: 1e-16 of a weight in float64.
     """
 
     def __init__(self, config: RunConfig, model: Any) -> None:
+        super().__init__()
         self.model = model
-        self.kept: dict[str, tuple[RunConfig, Mapping[str, np.ndarray]]] = {}
-        self.active: str | None = None
-        self.merged = False
         self.biases = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith(".bias")}
 
-    def add(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep an adapter, as `Trainer.export` gives it, under `config.adapter.name`, in place of one of that name.
-
-        Raises `UserError` where tensors aren't those of `config`, or its model another one.
-        """
-        name = config.adapter.name
-        if name == self.active:
-            raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
-        check_rows(trained_table(config), tensors, f"adapter {name}")
+    def _fits(self, target: Target) -> bool:
         own = dict(self.model.named_parameters())
-        for target in adapter_targets(config):
-            if target.row.name not in own or own[target.row.name].shape[1:] != target.row.shape[1:]:
-                raise UserError(f"adapter {name} is of another model: {target.row.name} isn't the same here")
-        self.kept[name] = config, tensors
+        return target.row.name in own and own[target.row.name].shape[1:] == target.row.shape[1:]
+
+    def _take_off(self) -> None:
+        detach(self.model)
 
     @torch.no_grad()
-    def switch(self, name: str | None) -> None:
-        """Put the adapter `name` to work, or none; one that is merged is taken out first."""
-        if name is not None and name not in self.kept:
-            raise UserError(f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}")
-        if self.merged:
-            self.unmerge()
+    def _clear(self) -> None:
         detach(self.model)
         own = dict(self.model.named_parameters())
         for bias, value in self.biases.items():
             own[bias].copy_(value)
-        self.active = name
-        if name is not None:
-            config, tensors = self.kept[name]
-            attach(config, self.model)
-            own = dict(self.model.named_parameters())
-            for row in trained_table(config):
-                value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
-                own[row.name].data = torch.from_numpy(np.array(value)).to(own[row.name])
 
-    def merge(self) -> None:
-        """Add the adapter at work into the weights: W + scale x B A."""
-        if self.active is None or self.merged:
-            raise UserError("no adapter is at work that isn't merged: switch to one first")
-        detach(self.model)
-        self._add(1)
-        self.merged = True
-
-    def unmerge(self) -> None:
-        """Take the merged adapter out of the weights; it is at work beside them again."""
-        if not self.merged:
-            raise UserError("no adapter is merged: merge one first")
-        self._add(-1)
-        self.merged = False
-        self.switch(self.active)
+    @torch.no_grad()
+    def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
+        attach(config, self.model)
+        own = dict(self.model.named_parameters())
+        for row in trained_table(config):
+            value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
+            own[row.name].data = torch.from_numpy(np.array(value)).to(own[row.name])
 
     @torch.no_grad()
     def _add(self, sign: int) -> None:

@@ -1,0 +1,81 @@
+"""Adapters by name over one model: which are kept, which is at work, and in what order they come and go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from coretrain.adapters import Target, adapter_targets, trained_table
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from coretrain.parameters import Array, check_rows
+
+
+class AdapterBank(ABC):
+    """One adapter at a time is at work, or merged, or none; what that does to a model is each stack's own."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[RunConfig, Mapping[str, Array]]] = {}
+        self.active: str | None = None
+        self.merged = False
+
+    def add(self, config: RunConfig, tensors: Mapping[str, Array]) -> None:
+        """Keep an adapter, as `Trainer.export` gives it, under `config.adapter.name`, in place of one of that name.
+
+        Raises `UserError` where tensors aren't those of `config`, or its model another one.
+        """
+        name = config.adapter.name
+        if name == self.active:
+            raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
+        check_rows(trained_table(config), tensors, f"adapter {name}")
+        for target in adapter_targets(config):
+            if not self._fits(target):
+                raise UserError(f"adapter {name} is of another model: {target.row.name} isn't the same here")
+        self.kept[name] = config, tensors
+
+    def switch(self, name: str | None) -> None:
+        """Put the adapter `name` to work, or none; one that is merged is taken out first."""
+        if name is not None and name not in self.kept:
+            raise UserError(f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}")
+        if self.merged:
+            self.unmerge()
+        self._clear()
+        self.active = name
+        if name is not None:
+            self._put(*self.kept[name])
+
+    def merge(self) -> None:
+        """Add the adapter at work into the weights: W + scale x B A."""
+        if self.active is None or self.merged:
+            raise UserError("no adapter is at work that isn't merged: switch to one first")
+        self._take_off()
+        self._add(1)
+        self.merged = True
+
+    def unmerge(self) -> None:
+        """Take the merged adapter out of the weights; it is at work beside them again."""
+        if not self.merged:
+            raise UserError("no adapter is merged: merge one first")
+        self._add(-1)
+        self.merged = False
+        self.switch(self.active)
+
+    @abstractmethod
+    def _fits(self, target: Target) -> bool:
+        """Whether the model has the matrix of a target."""
+
+    @abstractmethod
+    def _take_off(self) -> None:
+        """Take the adapter's own tensors from beside the matrices; biases that it trained stay."""
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """The model as it was before any adapter, biases too."""
+
+    @abstractmethod
+    def _put(self, config: RunConfig, tensors: Mapping[str, Array]) -> None:
+        """Put an adapter beside the matrices, and its biases in place."""
+
+    @abstractmethod
+    def _add(self, sign: int) -> None:
+        """Add the active adapter's product to the weights `sign` times."""
