@@ -116,6 +116,20 @@ class DataConfig(Section):
         (), description='Several sources with weights, instead of source: [{source = "a", weight = 95}, ...].'
     )
     text_field: str = Field("text", description="The field that holds the text, in jsonl, parquet and datasets.")
+    format: Literal["text", "chat"] = Field(
+        "text",
+        description="text; chat: rows of messages, or of prompt and completion, in .jsonl or .parquet, of which the "
+        "assistant's turns are learnt, packed into rows of context tokens.",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="File of the Jinja template that turns messages into text. Unset: the base's or the run's own, "
+        "else ChatML where the tokenizer has its special tokens, else a plain one.",
+    )
+    misfits: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What to do about a chat sample longer than the context, or whose answer begins inside a token.",
+    )
     tokenizer: str = Field(
         "trained",
         description="`trained` (a BPE from this corpus), `gpt2`, `cl100k_base`, `o200k_base`, `bytes`, "

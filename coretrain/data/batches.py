@@ -22,10 +22,13 @@ from coretrain.data.order import parts_at, rows_of_update
 from coretrain.data.prepare import SPLITS, prepared_folder, read_manifest, trained_tokenizer
 from coretrain.data.shards import AGAIN, Shard, read_shard
 from coretrain.data.sources import open_source
+from coretrain.data.template import Template
 from coretrain.data.tokenizer import Tokenizer, load_tokenizer, named_tokenizer
 from coretrain.errors import UserError
 
 Tokens = npt.NDArray[np.int32]
+IGNORED = -100
+"""Label of a position that is no target, as the stacks' losses have it."""
 ALWAYS_HASHED = 2**30
 VERIFIED = "verified.json"
 
@@ -44,6 +47,14 @@ class Split:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Split, (self.name, self.shards)  # a pickled memory map would carry its whole content
+
+    def like(self, shards: Sequence[Shard]) -> Split:
+        """A split of the same kind over other shards."""
+        return Split(self.name, shards)
+
+    def describe(self) -> str:
+        """Its size in words."""
+        return f"{self.tokens:,} tokens, {self.documents:,} documents, {self.bytes_per_token:.2f} bytes a token"
 
     @property
     def bytes_per_token(self) -> float:
@@ -93,6 +104,8 @@ class Data:
 
     tokenizer: Tokenizer
     parts: tuple[Part, ...]
+    template: Template | None = None
+    """That of the conversations, where these are what is trained on: batches are packed rows then."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,12 +118,12 @@ class Data:
     @cached_property
     def train(self) -> Split:
         """The training tokens, all parts one after another."""
-        return Split("train", [shard for part in self.parts for shard in part.train.shards])
+        return self.parts[0].train.like([shard for part in self.parts for shard in part.train.shards])
 
     @cached_property
     def validation(self) -> Split:
         """The validation tokens, all parts one after another."""
-        return Split("validation", [shard for part in self.parts for shard in part.validation.shards])
+        return self.parts[0].validation.like([shard for part in self.parts for shard in part.validation.shards])
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -127,14 +140,8 @@ class Data:
         return [
             ("source", ", ".join(names)),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
-            *(
-                (
-                    split.name,
-                    f"{split.tokens:,} tokens, {split.documents:,} documents, {split.bytes_per_token:.2f} bytes "
-                    "a token",
-                )
-                for split in (self.train, self.validation)
-            ),
+            *([("template", self.template.name)] if self.template else []),
+            *((split.name, split.describe()) for split in (self.train, self.validation)),
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
@@ -147,13 +154,17 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
     """
     chosen = config.data.mixture or None
     names = [(part.source, part.weight) for part in chosen] if chosen else [(config.data.source, 1.0)]
+    if config.data.format == "chat":
+        from coretrain.data.conversations import open_conversations  # which imports this module
+
+        return open_conversations(config, names, say)
     sources = [open_source(name, config.data.text_field) for name, _ in names]
     if config.data.tokenizer == "trained":
         tokenizer = trained_tokenizer(sources, config.data, say)
     else:
         tokenizer = named_tokenizer(config.data.tokenizer)
     parts = [
-        _open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
+        open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
         for source, (_, weight) in zip(sources, names, strict=True)
     ]
     for part in parts:
@@ -170,10 +181,11 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
 def open_folder(folder: Path) -> Data:
     """Open one prepared folder by its path, without its source."""
     manifest = read_manifest(folder)
-    return Data(load_tokenizer(folder), (_open_part(folder, manifest["source"], 1.0),))
+    return Data(load_tokenizer(folder), (open_part(folder, manifest["source"], 1.0),))
 
 
-def _open_part(folder: Path, source: str, weight: float) -> Part:
+def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Sequence[Shard]], Split] = Split) -> Part:
+    """One prepared folder, checked; its splits are of `kind`. Raises `UserError` naming a damaged file."""
     manifest = read_manifest(folder)
     splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     for entry in manifest["shards"]:
@@ -186,7 +198,7 @@ def _open_part(folder: Path, source: str, weight: float) -> Part:
         [shard for split in SPLITS for shard in splits[split]],
         {entry["file"]: entry["sha256"] for entry in manifest["shards"]},
     )
-    train, validation = (Split(split, splits[split]) for split in SPLITS)
+    train, validation = (kind(split, splits[split]) for split in SPLITS)
     return Part(source, weight, folder, manifest["fingerprint"], train, validation)
 
 
@@ -212,6 +224,8 @@ def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
 @dataclass(frozen=True)
 class Updates:
     """A run's training batches by update: item n is rows [start, stop) of update n's global batch, int32 [b, T+1].
+
+    Packed rows of conversations are int32 [b, 3, T] (see packing.py).
 
     Random access, so that grain and torch's DataLoader can carry it; made by `updates_of`, cheap to send to a worker.
     """
@@ -300,5 +314,14 @@ def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
 def validation_bytes_per_token(data: Data, config: RunConfig) -> float:
     """Bytes of text a label of `validation_batches` stands for, exactly; bits per byte = loss / ln 2 / this."""
     lengths = data.tokenizer.byte_lengths()
-    labels = np.concatenate([batch[:, 1:].ravel() for batch in validation_batches(data, config)])
+    labels = np.concatenate([planes(batch)[1].ravel() for batch in validation_batches(data, config)])
+    labels = labels[labels != IGNORED]
     return float(lengths[labels].sum(dtype=np.int64) / len(labels))
+
+
+def planes(batch: Any) -> tuple[Any, ...]:
+    """Inputs [B, T] and labels [B, T] of a batch of either kind, and of packed rows positions [B, T] after them.
+
+    Takes numpy's arrays and any framework's that are cut in the same way.
+    """
+    return (batch[:, :-1], batch[:, 1:]) if batch.ndim == 2 else (batch[:, 0], batch[:, 1], batch[:, 2])

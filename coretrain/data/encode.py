@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
 
 CHUNK = 2**20
@@ -33,13 +33,37 @@ class HasText(Protocol):
         """The text."""
 
 
+class Coder(Protocol):
+    """What turns documents into numbers that a shard can hold: a tokenizer, or that of conversations."""
+
+    @property
+    def name(self) -> str:
+        """Name of its tokenizer."""
+
+    @property
+    def vocab(self) -> int:
+        """The largest number + 1."""
+
+    @property
+    def eot(self) -> int:
+        """The number that ends a document."""
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that tell it from others."""
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Numbers of a document, uint32 [n]."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into `folder`."""
+
+
 D = TypeVar("D", bound=HasText)
 Encoded = tuple[D, npt.NDArray[Any]]
 
 
-def encode_in_order(
-    documents: Iterable[D], tokenizer: Tokenizer, processes: int, size: int | None
-) -> Iterator[Encoded[D]]:
+def encode_in_order(documents: Iterable[D], tokenizer: Coder, processes: int, size: int | None) -> Iterator[Encoded[D]]:
     """Pairs (document, ids [n], `<|endoftext|>` last), in the documents' order, the same for any number of processes.
 
     `processes` 0 takes one for each core, but no more than `size` bytes of text are worth starting.
@@ -90,14 +114,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[Any]:
+def _encode(tokenizer: Coder, text: str) -> npt.NDArray[Any]:
     return np.append(tokenizer.encode(text), np.uint32(tokenizer.eot))
 
 
-_worker_tokenizer: list[Tokenizer] = []
+_worker_tokenizer: list[Coder] = []
 
 
-def _start(tokenizer: Tokenizer) -> None:
+def _start(tokenizer: Coder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_tokenizer[:] = [tokenizer]
     end_with_parent()

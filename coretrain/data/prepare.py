@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from coretrain.config import DataConfig
 from coretrain.data.bpe import capped, train_tokenizer
-from coretrain.data.encode import Encoded, encode_in_order, progress_bar
+from coretrain.data.encode import Coder, Encoded, encode_in_order, progress_bar
 from coretrain.data.files import TEMPORARY, locked, read_json, remove, sha256_of, short_hash, write_atomically
 from coretrain.data.shards import AGAIN, VERSION, read_shard, write_shard
 from coretrain.data.sources import Source
@@ -51,7 +51,7 @@ class Writer:
 
     split: str
     folder: Path
-    tokenizer: Tokenizer
+    tokenizer: Coder
     limit: int
     finished: list[dict[str, Any]]
     reused: int = 0
@@ -188,7 +188,7 @@ def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[st
         return tokenizer
 
 
-def prepared_folder(source: Source, tokenizer: Tokenizer, data: DataConfig, say: Callable[[str], None] = print) -> Path:
+def prepared_folder(source: Source, tokenizer: Coder, data: DataConfig, say: Callable[[str], None] = print) -> Path:
     """The folder of this source's shards, prepared now unless it is there already; its manifest is written last."""
     key = short_hash(
         "shards",
@@ -229,7 +229,7 @@ def _cache_folder(data: DataConfig) -> Path:
     return folder
 
 
-def _prepare(source: Source, tokenizer: Tokenizer, data: DataConfig, folder: Path) -> None:
+def _prepare(source: Source, tokenizer: Coder, data: DataConfig, folder: Path) -> None:
     finished = _finished(folder, tokenizer)
     remove(path for path in folder.glob("*.bin") if path.name not in {entry["file"] for entry in finished})
     remove(folder.glob(f"{TEMPORARY}*"))
@@ -261,7 +261,7 @@ def _prepare(source: Source, tokenizer: Tokenizer, data: DataConfig, folder: Pat
     remove([folder / PROGRESS])
 
 
-def _finished(folder: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _finished(folder: Path, tokenizer: Coder) -> list[dict[str, Any]]:
     """Entries of progress.jsonl whose shards are whole, up to each split's first that isn't."""
     if not (folder / PROGRESS).is_file():
         return []
@@ -283,7 +283,7 @@ def _finished(folder: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     return good
 
 
-def _manifest(source: Source, tokenizer: Tokenizer, writers: dict[str, Writer]) -> dict[str, Any]:
+def _manifest(source: Source, tokenizer: Coder, writers: dict[str, Writer]) -> dict[str, Any]:
     shards = [entry for writer in writers.values() for entry in writer.finished]
     totals = {
         split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,7 +16,8 @@ from typing import Any
 from coretrain.errors import UserError
 
 PLAIN = (".txt", ".md", ".py")
-SUFFIXES = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SUFFIXES = (*PLAIN, *RECORDS)
 # tables of characters are a tenth of the tokens, and no more than noise to a small model
 SKIPPED_TABLES = {"html/entities.py", "stringprep.py"}
 SKIPPED_FOLDERS = {"encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -90,6 +92,52 @@ def _local(name: str, path: Path, text_field: str) -> Source:
 
     packed = any(file.suffix in (".gz", ".zst", ".parquet") for file in files)
     return Source(name, (text_field, *_stats(files, root)), documents, None if packed else _total(files))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Records of .jsonl and .parquet files: `rows()` starts a fresh pass over (file and line, record)."""
+
+    name: str
+    listing: tuple[Any, ...]
+    rows: Callable[[], Iterator[tuple[str, Any]]]
+    size: int | None = None
+
+
+def open_rows(name: str) -> Rows:
+    """The records that `data.source` names. Raises `UserError` when they are missing or of no known kind."""
+    path, kinds = Path(name).expanduser(), " ".join(RECORDS)
+    if path.is_file() and path.name.endswith(RECORDS):
+        files, root = [path], path.parent
+    elif path.is_dir():
+        files, root = _walk(path, RECORDS, set()), path
+    elif path.exists():
+        raise UserError(
+            f"data.source = {name}: data.format = chat reads {kinds}: give such a file, or a folder of them"
+        )
+    else:
+        raise UserError(f"data.source = {name}: no such file or folder: data.format = chat needs one of {kinds}")
+    if not files:
+        raise UserError(f"data.source = {name}: no {kinds} file in that folder")
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for file in files:
+            with _readable(file):
+                yield from _parquet_rows(file) if file.suffix == ".parquet" else json_rows(file)
+
+    packed = any(file.suffix in (".gz", ".zst", ".parquet") for file in files)
+    return Rows(name, tuple(_stats(files, root)), rows, None if packed else _total(files))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", {name: value for name, value in row.items() if value is not None}
 
 
 def _hub(name: str, text_field: str) -> Source:
@@ -169,10 +217,16 @@ def _no_field(where: str, text_field: str, columns: Any) -> str:
 
 
 def _rows(path: Path, text_field: str) -> Iterator[str]:
+    with _readable(path):
+        yield from _parquet(path, text_field) if path.suffix == ".parquet" else _jsonl(path, text_field)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
     try:
-        yield from _parquet(path, text_field) if path.suffix == ".parquet" else _jsonl(path, text_field)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} can't be read ({str(error).splitlines()[0]}): it is damaged or of another kind than its name says"
@@ -195,6 +249,17 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, text_field: str) -> Iterator[str]:
+    for where, row in json_rows(path):
+        if not isinstance(row, dict) or text_field not in row:
+            raise UserError(_no_field(where, text_field, row if isinstance(row, dict) else ()))
+        if isinstance(row[text_field], str):
+            yield row[text_field]
+        elif row[text_field] is not None:
+            raise UserError(f"{where}: field {text_field} is no text: set data.text_field")
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, what its JSON holds) for every line that isn't blank. Raises `UserError` where it is no JSON."""
     import io
 
     import pyarrow as pa
@@ -208,9 +273,4 @@ def _jsonl(path: Path, text_field: str) -> Iterator[str]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 raise UserError(f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out") from None
-            if not isinstance(row, dict) or text_field not in row:
-                raise UserError(_no_field(f"{path}, line {number}", text_field, row if isinstance(row, dict) else ()))
-            if isinstance(row[text_field], str):
-                yield row[text_field]
-            elif row[text_field] is not None:
-                raise UserError(f"{path}, line {number}: field {text_field} is no text: set data.text_field")
+            yield f"{path}, line {number}", row

@@ -1,0 +1,158 @@
+"""Rows of conversations as documents of the prepared shards: each token with whether it is a target.
+
+A row is `{"messages": [{"role", "content"}, ...]}` or `{"prompt", "completion"}`, which is one question and its answer.
+A shard of them holds facts, not ids: 2 x the token's id, and 1 more where it is the assistant's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coretrain.config import RunConfig
+from coretrain.data.files import short_hash
+from coretrain.data.sources import Source, open_rows
+from coretrain.data.template import Message, Misfit, Template, Unfit, open_template
+from coretrain.data.tokenizer import Ids, Tokenizer
+from coretrain.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+
+
+def messages_of(row: Any, where: str) -> list[Message]:
+    """The conversation of one row. Raises `UserError` that says `where` and what the row lacks."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no object: write messages, or prompt and completion")
+    if "messages" in row:
+        given = row["messages"]
+        if not isinstance(given, list) or not given:
+            raise UserError(f"{where}: messages is no list of messages: write [{{role, content}}, ...]")
+        messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(given, 1)]
+    elif "prompt" in row and "completion" in row:
+        for name in ("prompt", "completion"):
+            if not isinstance(row[name], str):
+                raise UserError(f"{where}: {name} is no text: write a string, or a row of messages")
+        messages = [_said("user", row["prompt"]), _said("assistant", row["completion"])]
+    else:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise UserError(f"{where} has neither messages nor prompt and completion, only {found}: give one of the two")
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise UserError(f"{where} has no message of the assistant: there is nothing to learn; leave the row out")
+    if any(not answer["content"].strip() for answer in answers):
+        raise UserError(f"{where} has an empty answer: fill the completion, or leave the row out")
+    return messages
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _message(one: Any, where: str) -> Message:
+    for name in ("role", "content"):
+        if not isinstance(one, dict) or name not in one:
+            raise UserError(f"{where} has no {name}: a message is {{role, content}}")
+        if not isinstance(one[name], str):
+            raise UserError(f"{where}: {name} is no text: write a string")
+    if one["role"] not in ROLES:
+        raise UserError(f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
+    return _said(one["role"], one["content"])
+
+
+def chat_source(name: str) -> Source:
+    """The conversations that `data.source` names, each as the JSON of its messages."""
+    found = open_rows(name)
+
+    def documents() -> Iterator[str]:
+        for where, row in found.rows():
+            yield json.dumps(messages_of(row, where))
+
+    return Source(name, ("chat", *found.listing), documents, found.size)
+
+
+def texts_of(source: Source) -> Source:
+    """What is said in the conversations of `source`, for a tokenizer that is trained on it."""
+
+    def documents() -> Iterator[str]:
+        for document in source.documents():
+            yield "\n\n".join(message["content"] for message in json.loads(document))
+
+    return Source(source.name, ("said", *source.listing), documents)
+
+
+@contextlib.contextmanager
+def located(source: Source) -> Iterator[None]:
+    """Turn what a `ChatCoder` says about a conversation into a `UserError` with its file and line."""
+    try:
+        yield
+    except Unfit as error:
+        reason, document = error.args
+        for where, row in open_rows(source.name).rows():
+            if json.dumps(messages_of(row, where)) == document:
+                raise UserError(f"{where}: {reason}") from None
+        raise UserError(f"data.source = {source.name} has changed while it was read: {reason}") from None
+
+
+@dataclass(frozen=True)
+class ChatCoder:
+    """Conversations to facts, in the place of a tokenizer where data is prepared."""
+
+    template: Template
+    context: int
+    misfits: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the ids."""
+        return self.template.tokenizer
+
+    @property
+    def name(self) -> str:
+        """The tokenizer's name."""
+        return self.tokenizer.name
+
+    @property
+    def vocab(self) -> int:
+        """The largest fact + 1."""
+        return 2 * self.tokenizer.vocab
+
+    @property
+    def eot(self) -> int:
+        """The fact that ends a document: no target."""
+        return 2 * self.tokenizer.eot
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex hash of all that the facts depend on besides the conversations."""
+        own = short_hash("chat", 1, self.tokenizer.fingerprint, self.template.source, self.context, self.misfits)
+        return 2 * own  # a shard's header has room for 32 bytes
+
+    def encode(self, text: str) -> Ids:
+        """Facts of a conversation, uint32 [n]; none of one that is dropped. Raises `Unfit` with reason and `text`."""
+        try:
+            ids, targets = self.template.sample(json.loads(text))
+            if len(ids) - 1 > self.context:
+                raise Misfit(f"{len(ids) - 1} tokens are more than model.context = {self.context}: shorten the sample")
+        except Misfit as error:
+            if self.misfits == "drop":
+                return np.empty(0, np.uint32)
+            raise Unfit(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
+        except Unfit as error:
+            raise Unfit(error.args[0], text) from None
+        return 2 * ids + targets.astype(np.uint32)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into `folder`."""
+        self.tokenizer.save(folder)
+
+
+def open_coder(config: RunConfig, tokenizer: Tokenizer) -> ChatCoder:
+    """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
+    template = open_template(config.data.chat_template, tokenizer)
+    return ChatCoder(template, config.model.context, config.data.misfits)

@@ -1,0 +1,37 @@
+"""Conversations opened for training: prepared, packed, and with the template that turned them into text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+from coretrain.config import RunConfig
+from coretrain.data.batches import Data, open_part
+from coretrain.data.chat import chat_source, located, open_coder, texts_of
+from coretrain.data.packing import PackedSplit
+from coretrain.data.prepare import prepared_folder, trained_tokenizer
+from coretrain.data.tokenizer import named_tokenizer
+from coretrain.errors import UserError
+
+
+def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], say: Callable[[str], None]) -> Data:
+    """The data of a run with `data.format = chat`, from sources with weights. Raises as `open_data` does."""
+    sources = [chat_source(name) for name, _ in names]
+    if config.data.tokenizer == "trained":
+        tokenizer = trained_tokenizer([texts_of(source) for source in sources], config.data, say)
+    else:
+        tokenizer = named_tokenizer(config.data.tokenizer)
+    coder, parts = open_coder(config, tokenizer), []
+    kind = functools.partial(PackedSplit, context=config.model.context)
+    for source, (_, weight) in zip(sources, names, strict=True):
+        with located(source):
+            folder = prepared_folder(source, coder, config.data, say)
+        parts.append(open_part(folder, source.name, weight, kind))
+    for part in parts:
+        for split in (part.train, part.validation):
+            if not split.windows(config.model.context):
+                raise UserError(
+                    f"model.context = {config.model.context} is too short for every {split.name} sample of "
+                    f"{part.source}: raise it, or give shorter samples"
+                )
+    return Data(tokenizer, tuple(parts), coder.template)

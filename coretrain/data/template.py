@@ -1,0 +1,220 @@
+"""Conversations to text by a model's chat template, and that text to tokens of which some are the assistant's own.
+
+A template is rendered as transformers does it: Jinja in a sandbox, with the same settings. What users write is never a
+special token, whatever it looks like: before rendering, special tokens in contents are put behind a placeholder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coretrain.data.tokenizer import Ids, Tokenizer
+from coretrain.errors import UserError
+
+Message = dict[str, str]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN = (
+    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token + '\n' }}{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+"""For a tokenizer that has no special token but the end of a text."""
+SPECIAL_FORM = re.compile(r"<\|[^\s|<>]+\|>")
+FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
+
+
+class Unfit(Exception):
+    """Why a conversation can't be turned into tokens by this template; `args[0]` is the reason."""
+
+
+class Misfit(Unfit):
+    """A conversation that can't be trained on as it is, where others can: `data.misfits` says what becomes of it."""
+
+
+class Template:
+    """A chat template with the tokenizer whose special tokens it uses; cheap to send to another process."""
+
+    def __init__(self, source: str, name: str, tokenizer: Tokenizer) -> None:
+        self.source, self.name, self.tokenizer = source, name, tokenizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Template, (self.source, self.name, self.tokenizer)  # compiled Jinja can't be pickled
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _environment().from_string(self.source)
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        names = sorted(self.tokenizer.specials, key=lambda name: (-len(name), name))
+        return re.compile("|".join(map(re.escape, names)))
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        names = {token: name for name, token in self.tokenizer.specials.items()}
+        return {f"{role}_token": names[token] for role, token in self.tokenizer.roles.items() if token in names}
+
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """The text of `messages`; with `prompt`, the head of the assistant's next turn after it.
+
+        Raises `Unfit` with what the template says against them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._compiled.render(messages=messages, add_generation_prompt=prompt, tools=None, **self._roles)
+            return str(text)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise Unfit(f"{self.name} refuses it ({error})") from None
+
+    def check(self) -> None:
+        """Raise `UserError` where the tokenizer lacks a special token that the template writes."""
+        try:
+            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], prompt=True)
+        except Unfit as error:
+            raise UserError(f"a question and its answer: {error}: give another data.chat_template") from None
+        missing = [word for word in SPECIAL_FORM.findall(text) if word not in self.tokenizer.specials]
+        if missing:
+            raise UserError(
+                f"{self.name} writes {missing[0]}, for which tokenizer {self.tokenizer.name} has no special token: "
+                "give a data.chat_template of its own, or its model's data.tokenizer"
+            )
+
+    def ids(self, text: str, mark: str = "") -> Ids:
+        """Token ids of a rendered text, uint32 [n]: special tokens where the template wrote them, else text.
+
+        With the `mark` of `_hide`, what that has put away is text again.
+        """
+        names = list(self.tokenizer.specials)
+
+        def encoded(piece: str) -> Ids:
+            if mark and mark in piece:
+                piece = re.sub(f"{mark}(.)", lambda found: names[ord(found[1]) - FIRST_PLACEHOLDER], piece)
+            return self.tokenizer.encode(piece)
+
+        parts, at = [], 0
+        for match in self._specials.finditer(text):
+            special = np.array([self.tokenizer.specials[match[0]]], np.uint32)
+            parts += [encoded(text[at : match.start()]), special]
+            at = match.end()
+        return np.concatenate([*parts, encoded(text[at:])]).astype(np.uint32)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids after which the assistant's next turn comes."""
+        mark, hidden = self._hide(messages)
+        return [int(token) for token in self.ids(self.render(hidden, prompt=True), mark)]
+
+    def end(self) -> int:
+        """The special token that ends an assistant's turn."""
+        spans = self._spans([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        return int(self.ids(spans[-1])[-1])
+
+    def sample(self, messages: Sequence[Message]) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Ids of a conversation up to its last answer's end, and which of them are the assistant's, both [n].
+
+        An answer is what stands between the head of its turn and the last special token that the template writes in
+        it, that one included. Raises `Unfit`, or `Misfit` where an answer's first token would reach into its head.
+        """
+        mark, hidden = self._hide(messages)
+        spans = self._spans(hidden)
+        parts = [self.ids(span, mark) for span in spans]
+        ids = np.concatenate(parts)
+        if not np.array_equal(ids, self.ids("".join(spans), mark)):
+            raise Misfit("an answer begins with characters that form one token with the text before them: strip it")
+        targets = np.concatenate([np.full(len(part), number % 2 == 1) for number, part in enumerate(parts)])
+        return ids, targets
+
+    def _spans(self, messages: Sequence[Message]) -> list[str]:
+        """The text in turns: what the assistant is given, what it says, what it is given then, and so on."""
+        whole, spans, at = self.render(messages), [], 0
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            head, turn = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
+            if not (whole.startswith(turn) and turn.startswith(head) and len(head) >= at):
+                raise Unfit(f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart")
+            ends = [match.end() for match in self._specials.finditer(turn, len(head))]
+            if not ends:
+                raise Unfit(
+                    f"{self.name} ends an answer with no special token, so that none could be learnt to stop at"
+                )
+            spans += [whole[at : len(head)], whole[len(head) : ends[-1]]]
+            at = ends[-1]
+        return spans
+
+    def _hide(self, messages: Sequence[Message]) -> tuple[str, list[Message]]:
+        """`messages` with each special token in a content as a mark and a character; and the mark, in no content."""
+        said = "".join(message["content"] for message in messages)
+        mark = next(chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in said)  # noncharacters of Unicode
+        numbers = {name: number for number, name in enumerate(self.tokenizer.specials)}
+
+        def hidden(match: re.Match[str]) -> str:
+            return mark + chr(FIRST_PLACEHOLDER + numbers[match[0]])
+
+        return mark, [message | {"content": self._specials.sub(hidden, message["content"])} for message in messages]
+
+
+def open_template(path: str | None, tokenizer: Tokenizer) -> Template:
+    """The template that `data.chat_template` names, or the default one of the tokenizer. Raises `UserError`."""
+    if path is None:
+        chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.specials.keys()
+        source, name = (CHATML, "the ChatML template") if chatml else (PLAIN, "the plain chat template")
+        return checked(Template(source, name, tokenizer))
+    try:
+        source = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"data.chat_template = {path} can't be read: give a file of a Jinja template") from None
+    return checked(Template(source, f"chat template {path}", tokenizer))
+
+
+def checked(template: Template) -> Template:
+    """`template`, compiled and tried out. Raises `UserError` naming it where it is no Jinja or can't be used."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        template.check()
+        template.end()
+    except TemplateSyntaxError as error:
+        raise UserError(f"{template.name} is no Jinja template (line {error.lineno}: {error.message})") from None
+    except Unfit as error:
+        raise UserError(f"{error}: give another data.chat_template") from None
+    return template
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up: a sandbox that can change nothing, blocks without their line ends."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what transformers masks; here the turns tell it, and the mark says nothing."""
+
+        tags = {"generation"}  # noqa: RUF012  # Jinja's own attribute
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    return environment
