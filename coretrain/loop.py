@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from coretrain.checkpoint import CheckpointFolder, Progress
 from coretrain.config import RunConfig
-from coretrain.data import Data, batch_hash, validation_batches, validation_bytes_per_token
+from coretrain.data import Data, batch_hash, planes, validation_batches, validation_bytes_per_token
+from coretrain.data.batches import IGNORED
 from coretrain.health import HealthMonitor
 from coretrain.journal import Journal
 from coretrain.sampling import Sampling
@@ -228,7 +229,7 @@ class Loop:
         total, targets = 0.0, 0
         for batch in validation_batches(self.data, self.config):
             total += self.stack.evaluate(batch)
-            targets += batch[:, 1:].size
+            targets += int((planes(batch)[1] != IGNORED).sum())
         loss = total / targets
         bits = loss / math.log(2) / validation_bytes_per_token(self.data, self.config)
         self.journal.evaluation(self.progress.update, loss, bits)

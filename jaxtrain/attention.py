@@ -33,26 +33,32 @@ def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
     if forced != "auto":
         if forced not in KERNELS:
             raise UserError(f"execution.attention = {forced} is not a JAX kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := KERNELS[forced].obstacle(config, device):
+        if obstacle := _obstacle(KERNELS[forced], config, device):
             raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
         return Choice(forced, "asked for by execution.attention")
     passed = []
     for name, kernel in KERNELS.items():
-        obstacle = kernel.obstacle(config, device)
+        obstacle = _obstacle(kernel, config, device)
         if obstacle is None:
             return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
         passed.append(f"{name}: {obstacle}")
     raise AssertionError("plain attention runs anywhere")
 
 
-def attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None = None) -> Array:
+def attention(
+    kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None = None, positions: Array | None = None
+) -> Array:
     """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
 
     With a `sharding`, each device runs the kernel on its own rows and heads. Where rows are split over context too,
     T = S: the keys of the whole row are gathered, and each device's queries look at those up to their own place, as in
     Llama 3's context parallelism (Grattafiori et al. 2024, 3.3.2), without its balancing.
+
+    With `positions` [B, T] of packed rows, where T = S, it sees those of its own sample alone.
     """
     # In torch the shards are in q, k and v already; here they are cut inside.
+    if positions is not None:
+        return _packed_attention(kernel, q, k, v, sharding, positions)
     if sharding is None:
         return KERNELS[kernel].compute(q, k, v)
     split = sharding.split("time")
@@ -68,6 +74,30 @@ def attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | No
     # check_vma: it makes collectives of what is replicated; here every axis of the mesh but stage splits the arrays
     shards = jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, keys, keys), out_specs=spec, check_vma=False)
     return shards(q, k, v)
+
+
+def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None, positions: Array) -> Array:
+    packed = KERNELS[kernel].packed
+    assert packed is not None, "choose_kernel takes no other for packed rows"
+
+    def local(q: Array, k: Array, v: Array, positions: Array) -> Array:
+        return packed(q, k, v, seen_in_sample(positions))
+
+    if sharding is None:
+        return local(q, k, v, positions)
+    spec = sharding.named("batch", "time", "heads", None).spec
+    keys, rows = sharding.named("batch", "time", "kv_heads", None).spec, sharding.named("batch", "time").spec
+    shards = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(spec, keys, keys, rows), out_specs=spec, check_vma=False
+    )
+    return shards(q, k, v, positions)
+
+
+def seen_in_sample(positions: Array) -> Array:
+    """[B, T, T], True where a query may look: from its sample's beginning, positions[t] tokens before it, up to it."""
+    place = jnp.arange(positions.shape[1])
+    keys, queries = place, place[:, None]
+    return (keys <= queries) & (keys >= queries - positions[..., None])
 
 
 def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -89,6 +119,15 @@ def _plain(q: Array, k: Array, v: Array) -> Array:
     T, S = q.shape[1], k.shape[1]
     mask = jnp.tril(jnp.ones((T, S), bool), S - T)
     return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], T, S)))
+
+
+def _plain_packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    return masked_attention(q, k, v, mask)
+
+
+def _xla_packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    scale = 1 / math.sqrt(q.shape[-1])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="xla")
 
 
 def _plain_from(q: Array, k: Array, v: Array, start: Array) -> Array:
@@ -172,6 +211,13 @@ def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
     return None
 
 
+def _obstacle(kernel: Kernel, config: RunConfig, device: jax.Device) -> str | None:
+    """Why it can't run here, packed rows among the reasons."""
+    if obstacle := kernel.obstacle(config, device):
+        return obstacle
+    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One way to compute attention: the function, and why it can't run here (None where it can)."""
@@ -180,12 +226,14 @@ class Kernel:
     obstacle: Callable[[RunConfig, jax.Device], str | None]
     compute_from: Callable[[Array, Array, Array, Array], Array] | None = None
     """For queries of a row's part that begins at an index known only when it runs; None: it can't."""
+    packed: Callable[[Array, Array, Array, Array], Array] | None = None
+    """Under a mask [B, T, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
     "splash": Kernel(functools.partial(splash_attention, interpret=False), _splash_obstacle),
     "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
-    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from),
-    "plain": Kernel(_plain, lambda config, device: None, _plain_from),
+    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, _xla_packed),
+    "plain": Kernel(_plain, lambda config, device: None, _plain_from, _plain_packed),
 }
 """In order of preference."""

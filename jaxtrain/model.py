@@ -133,9 +133,12 @@ class Attention(nnx.Module):
         self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
         self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
 
-    def __call__(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> Array:
+    def __call__(
+        self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
+    ) -> Array:
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v, self.sharding).reshape(*x.shape[:2], -1))
+        mixed = attention(self.kernel, q, k, v, self.sharding, positions)
+        mixed = tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1))
         return tap("blocks.#.out", self.out(mixed, *masks))
 
     def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
@@ -181,10 +184,18 @@ class Block(nnx.Module):
         self.norm2 = Norm(m, (m.layers,), dtype)
         self.mlp = MLP(m, (m.layers,), dtype)
 
-    def __call__(self, x: Array, rotary: tuple[Array, Array] | None, dropout: Dropout | None, layer: Array) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        rotary: tuple[Array, Array] | None,
+        dropout: Dropout | None,
+        layer: Array,
+        positions: Array | None = None,
+    ) -> Array:
         site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary, *masks), self.rate, dropout, site))
+        mixed = self.attention(normed, rotary, *masks, positions=positions)
+        x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, site))
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))
 
@@ -241,22 +252,23 @@ class GPT(nnx.Module):
         weight, adapter = self.head.weight[...], self.head.adapter
         return weight if adapter is None else jnp.concatenate([weight, adapter.b[...]], 1)
 
-    def __call__(self, tokens: Array, dropout: Dropout | None = None) -> Array:
+    def __call__(self, tokens: Array, dropout: Dropout | None = None, positions: Array | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
 
+        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
         Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis of micro-batches.
         """
-        T = tokens.shape[-1]
-        position = None if self.embed.position is None else self._whole("embed.position", self.embed.position[...])[:T]
-        x = self._embed(tokens, position)
+        at = slice(tokens.shape[-1]) if positions is None else positions
+        x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
-        rotary = tuple(table[:T] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = tuple(table[at] for table in self._rotary()) if self.config.position == "rope" else None
+        packed = () if positions is None else (positions,)
         block, stacked = nnx.split(self.blocks)
 
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
             def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
                 weights, index = item
-                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index)), None
+                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, *packed)), None
 
             return self._over_layers(checkpointed(layer, self.policy, self.sharding, self.scan), x, weights, layers)[0]
 
@@ -288,6 +300,11 @@ class GPT(nnx.Module):
         """Logits [..., V] in at least float32, padding cut off."""
         logits = hidden @ self.head_weight[: self.config.vocabulary].astype(hidden.dtype).T
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
+
+    def _positions(self, at: slice | Array) -> Array | None:
+        """Learned positions: the first of them, or those of packed rows; where they are none, nothing."""
+        learned = self.embed.position
+        return None if learned is None else self._whole("embed.position", learned[...])[at]
 
     def _for_head(self, x: Array, dropout: Dropout | None = None) -> Array:
         adapter = None if self.head is None else self.head.adapter

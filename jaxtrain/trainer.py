@@ -22,7 +22,7 @@ from jax import Array
 
 from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.config import RunConfig, until
-from coretrain.data import Data
+from coretrain.data import Data, planes
 from coretrain.errors import UserError
 from coretrain.memory import keep_freed_memory
 from coretrain.parameters import check_rows, initial_parameters
@@ -195,10 +195,13 @@ class Trainer:
     def gradients(self, batch: np.ndarray, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         wide = master_dtype(self.config)
-        inputs = batch[:, :-1], batch[:, 1:], wide.type(loss_scale), self._dropout(update, len(batch))
-        frozen = {} if self.frozen is None else {"frozen": self.frozen}
+        tokens, labels, *packed = planes(batch)
+        inputs = tokens, labels, wide.type(loss_scale), self._dropout(update, len(batch))
+        more = {} if self.frozen is None else {"frozen": self.frozen}
+        if packed:
+            more["positions"] = self._cut(packed[0], "batch", "time") if self.sharding else packed[0]
         inputs = self._shared(*inputs) if self.sharding else inputs
-        loss, norm, self.grads = self._gradients(self.params, *inputs, **frozen)
+        loss, norm, self.grads = self._gradients(self.params, *inputs, **more)
         return float(loss) / loss_scale, float(norm) / loss_scale
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
@@ -219,16 +222,20 @@ class Trainer:
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         params = self._whole()
         if self.sharding is None:
-            return sum(float(self._evaluate(params, part[:, :-1], part[:, 1:], one, None)) for part in parts)
+            cut, evaluate = [planes(part) for part in parts], self._evaluate
+            return sum(float(evaluate(params, first, second, one, None, *rest)) for first, second, *rest in cut)
         total = 0.0
         for part in parts:
             missing = ((0, size - len(part)), (0, 0))  # rows without a target, so that all devices have as many
-            tokens, labels = np.pad(part[:, :-1], missing), np.pad(part[:, 1:], missing, constant_values=IGNORED)
+            tokens, labels, *packed = planes(part)
+            tokens, labels = np.pad(tokens, missing), np.pad(labels, missing, constant_values=IGNORED)
             axes = ("batch", "time")
             if self.devices.layout.pipeline > 1:
                 tokens, labels, axes = tokens[None], labels[None], (None, *axes)
-            shared = (self.sharding.put(rows, *axes) for rows in (tokens, labels))
-            total += float(self._evaluate(params, *shared, one, None))
+            first, second, *packed = (
+                self.sharding.put(rows, *axes) for rows in (tokens, labels, *(np.pad(p, missing) for p in packed))
+            )
+            total += float(self._evaluate(params, first, second, one, None, *packed))
         return total
 
     def generate(
@@ -312,14 +319,14 @@ class Trainer:
 
     def _shared(self, tokens: np.ndarray, labels: np.ndarray, scale: Any, dropout: Dropout | None) -> tuple[Any, ...]:
         """The inputs of `gradients` on the mesh, in micro-batches [A, B / A, T]: their rows are what is shared."""
+        placed = [self._cut(part, "batch", "time") for part in (tokens, labels)]
+        return *placed, scale, dropout and Dropout(dropout.keys, self._cut(dropout.rows, "batch"))
+
+    def _cut(self, whole: np.ndarray, *axes: str) -> Array:
+        """Rows [B, ...] in micro-batches [A, B / A, ...], on the mesh."""
         assert self.sharding is not None
-        put = self.sharding.put
-
-        def cut(whole: np.ndarray) -> np.ndarray:
-            return whole.reshape(self.config.train.accumulation, self.config.micro_batch, *whole.shape[1:])
-
-        placed = [put(cut(part), None, "batch", "time") for part in (tokens, labels)]
-        return *placed, scale, dropout and Dropout(dropout.keys, put(cut(dropout.rows), None, "batch"))
+        micro = whole.reshape(self.config.train.accumulation, self.config.micro_batch, *whole.shape[1:])
+        return self.sharding.put(micro, None, *axes)
 
     def _describe_mesh(self) -> list[tuple[str, str]]:
         if self.sharding is None:
@@ -331,12 +338,20 @@ class Trainer:
 
 
 def _loss(
-    graph: Any, config: RunConfig, params: Any, tokens: Array, labels: Array, scale: Array, dropout: Dropout | None
+    graph: Any,
+    config: RunConfig,
+    params: Any,
+    tokens: Array,
+    labels: Array,
+    scale: Array,
+    dropout: Dropout | None,
+    positions: Array | None = None,
 ) -> Array:
     model = nnx.merge(graph, params)
     m, chunk = config.model, config.execution.loss_chunk
     shared = () if model.sharding is None else (model.sharding,)
-    return cross_entropy(model(tokens, dropout), model.head_weight, labels, m.vocabulary, chunk, scale, *shared)
+    hidden = model(tokens, dropout, *(() if positions is None else (positions,)))
+    return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale, *shared)
 
 
 def _gradients(
@@ -349,11 +364,13 @@ def _gradients(
     dropout: Any,
     places: Any = None,
     frozen: Any = None,
+    positions: Array | None = None,
 ) -> tuple[Array, Array, Any]:
     """Of tokens [B, T], or cut into micro-batches [A, B / A, T]; `places` are the gradients', on a mesh.
 
-    `frozen` is the rest of the model, where not all of it trains.
+    `frozen` is the rest of the model, where not all of it trains; `positions`, cut as tokens are, those of packed rows.
     """
+    packed = () if positions is None else (positions,)
     scale = loss_scale / count_targets(labels).astype(loss_scale.dtype)
 
     def loss_of(params: Any, *inputs: Any) -> Array:
@@ -366,19 +383,20 @@ def _gradients(
         return loss, global_norm(jax.tree.leaves(grads)), grads
     if steps == 1:
         if places is not None:
-            tokens, labels, dropout = jax.tree.map(lambda x: x[0] if x.ndim > 1 else x, (tokens, labels, dropout))
-        loss, grads = value_and_grad(params, tokens, labels, scale, dropout)
+            given = (tokens, labels, dropout, packed)
+            tokens, labels, dropout, packed = jax.tree.map(lambda x: x[0] if x.ndim > 1 else x, given)
+        loss, grads = value_and_grad(params, tokens, labels, scale, dropout, *packed)
         return loss, global_norm(jax.tree.leaves(grads)), grads
 
     def micro(carry: Any, rows: Any) -> tuple[Any, None]:
         part = dropout and Dropout(dropout.keys, rows[2])
-        loss, grads = value_and_grad(params, rows[0], rows[1], scale, part)
+        loss, grads = value_and_grad(params, rows[0], rows[1], scale, part, *rows[3:])
         if places is not None:
             grads = jax.lax.with_sharding_constraint(grads, places)
         return jax.tree.map(jnp.add, carry, (loss, grads)), None
 
     start = (jnp.zeros((), scale.dtype), jax.tree.map(jnp.zeros_like, params))
-    split = (tokens, labels, dropout.rows if dropout else jnp.arange(len(tokens)))
+    split = (tokens, labels, dropout.rows if dropout else jnp.arange(len(tokens)), *packed)
     if places is None:
         split = tuple(part.reshape(steps, config.micro_batch, *part.shape[1:]) for part in split)
     (loss, grads), _ = jax.lax.scan(micro, start, split)

@@ -29,21 +29,35 @@ def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
     if forced != "auto":
         if forced not in KERNELS:
             raise UserError(f"execution.attention = {forced} is not a torch kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := KERNELS[forced].obstacle(config, device):
+        if obstacle := _obstacle(KERNELS[forced], config, device):
             raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
         return Choice(forced, "asked for by execution.attention")
     passed = []
     for name, kernel in KERNELS.items():
-        obstacle = kernel.obstacle(config, device)
+        obstacle = _obstacle(kernel, config, device)
         if obstacle is None:
             return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
         passed.append(f"{name}: {obstacle}")
     raise AssertionError("plain attention runs anywhere")
 
 
-def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t."""
-    return KERNELS[kernel].compute(q, k, v)
+def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+
+    With `positions` [B, T] of packed rows, where T = S, it sees those of its own sample alone.
+    """
+    if positions is None:
+        return KERNELS[kernel].compute(q, k, v)
+    packed = KERNELS[kernel].packed
+    assert packed is not None, "choose_kernel takes no other for packed rows"
+    return packed(q, k, v, seen_in_sample(positions))
+
+
+def seen_in_sample(positions: Tensor) -> Tensor:
+    """[B, T, T], True where a query may look: from its sample's beginning, positions[t] tokens before it, up to it."""
+    place = torch.arange(positions.shape[1], device=positions.device)
+    keys, queries = place, place[:, None]
+    return (keys <= queries) & (keys >= queries - positions[..., None])
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -65,6 +79,16 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, S = q.shape[1], k.shape[1]
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return masked_attention(q, k, v, mask.expand(q.shape[0], T, S))
+
+
+def _plain_packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return masked_attention(q, k, v, mask)
+
+
+def _sdpa_packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa).transpose(1, 2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -130,19 +154,28 @@ def _sdpa_impl_obstacle(name: str) -> Callable[[RunConfig, torch.device], str | 
     return obstacle
 
 
+def _obstacle(kernel: Kernel, config: RunConfig, device: torch.device) -> str | None:
+    """Why it can't run here, packed rows among the reasons."""
+    if obstacle := kernel.obstacle(config, device):
+        return obstacle
+    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One way to compute attention: the function, and why it can't run here (None where it can)."""
 
     compute: Callable[[Tensor, Tensor, Tensor], Tensor]
     obstacle: Callable[[RunConfig, torch.device], str | None]
+    packed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    """Under a mask [B, T, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
     "sdpa_fa4": Kernel(_sdpa_implementation("FA4"), _sdpa_impl_obstacle("FA4")),
     "sdpa_fa3": Kernel(_sdpa_implementation("FA3"), _sdpa_impl_obstacle("FA3")),
     "flash_attn": Kernel(_flash_attn, _flash_attn_obstacle),
-    "sdpa": Kernel(_sdpa, lambda config, device: None),
-    "plain": Kernel(_plain, lambda config, device: None),
+    "sdpa": Kernel(_sdpa, lambda config, device: None, _sdpa_packed),
+    "plain": Kernel(_plain, lambda config, device: None, _plain_packed),
 }
 """In order of preference."""

@@ -148,9 +148,11 @@ class Attention(nn.Module):
         self.v = Linear(m.width, kv, m.bias)
         self.out = Linear(heads, m.width, m.bias, tensor)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v).flatten(2))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v, positions).flatten(2))
         return tap("blocks.#.out", self.out(mixed, *masks))
 
     def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,10 +203,17 @@ class Block(nn.Module):
         self.norm2 = Norm(m)
         self.mlp = MLP(m, tensor)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, dropout: Dropout | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        dropout: Dropout | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        x = tap("blocks.#.residual1", x + drop(self.attention(normed, rotary, *masks), self.rate, dropout, self.site))
+        mixed = self.attention(normed, rotary, *masks, positions=positions)
+        x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
 
@@ -272,14 +281,18 @@ class GPT(nn.Module):
         adapter = self.head.adapter
         return self.head.weight if adapter is None else torch.cat([self.head.weight, adapter.b], 1)
 
-    def forward(self, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T]."""
-        T = tokens.shape[1]
-        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[:T])
+    def forward(self, tokens: Tensor, dropout: Dropout | None = None, positions: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+
+        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
+        """
+        at = slice(tokens.shape[1]) if positions is None else positions
+        x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
-        rotary = (self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None
+        rotary = (self.cos[at], self.sin[at]) if self.config.position == "rope" else None
+        packed = () if positions is None else (positions,)
         for block in self.blocks:
-            x = checkpointed(block, self.policy)(x, rotary, dropout)
+            x = checkpointed(block, self.policy)(x, rotary, dropout, *packed)
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
@@ -298,6 +311,11 @@ class GPT(nn.Module):
             part = F.linear(hidden, self.head_weight.to(hidden.dtype))
             logits = self.tensor.joined(part)[..., : self.config.vocabulary]
         return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
+
+    def _positions(self, at: slice | Tensor) -> Tensor | None:
+        """Learned positions: the first of them, or those of packed rows; where they are none, nothing."""
+        learned = self.embed.position
+        return None if learned is None else learned[at] if isinstance(at, slice) else F.embedding(at, learned)
 
     def _for_head(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         adapter = None if self.head is None else self.head.adapter

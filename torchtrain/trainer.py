@@ -17,7 +17,7 @@ from torch import Tensor
 from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
-from coretrain.data import Data
+from coretrain.data import Data, planes
 from coretrain.errors import UserError
 from coretrain.layout import rows_of
 from coretrain.memory import keep_freed_memory
@@ -149,7 +149,7 @@ class Trainer:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         c = self.config
         ids = torch.from_numpy(batch).to(self.device, torch.long)
-        tokens, labels = ids[:, :-1], ids[:, 1:]
+        tokens, labels, *packed = planes(ids)
         scale = loss_scale / count_targets(labels).to(master_dtype(c))
         dropout = self._dropout(update, len(batch))
         if self.zero:
@@ -164,7 +164,13 @@ class Trainer:
             loss, shares = self.pipeline.gradients(tokens[mine], labels[mine], scale, part), []
         for number, rows in enumerate(shares, 1):
             part = dropout and Dropout(dropout.keys, dropout.rows[rows])
-            micro = self.micro_loss(tokens[rows].contiguous(), labels[rows].contiguous(), scale, part)
+            micro = self.micro_loss(
+                tokens[rows].contiguous(),
+                labels[rows].contiguous(),
+                scale,
+                part,
+                *(p[rows].contiguous() for p in packed),
+            )
             if self.zero:
                 self.zero.backward(micro, last=number == len(shares))
             else:
@@ -209,21 +215,22 @@ class Trainer:
         size, data = self.config.micro_batch, self.place.data
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
         if self.place.size == 1 and not self.zero:
-            return sum(_loss(self.model, self.config, part[:, :-1], part[:, 1:], one, None).item() for part in parts)
+            model, c = self.model, self.config
+            cut = [planes(part) for part in parts]
+            return sum(_loss(model, c, tokens, labels, one, None, *packed).item() for tokens, labels, *packed in cut)
         total = torch.zeros((), dtype=torch.float64)
         self.model.eval()
         for part in parts:
             share = -(-len(part) // data.size)
-            mine = part.new_full((share, part.shape[1]), IGNORED)  # all take part, also where there are no rows left
-            mine[:, 0] = 0
+            mine = part.new_full((share, *part.shape[1:]), IGNORED)  # all take part, also where there are no rows left
             rows = part[data.index * share : (data.index + 1) * share]
             mine[: len(rows)] = rows
-            tokens = mine[:, :-1].clamp_min(0).contiguous()
-            labels = mine[:, 1:].contiguous()
+            tokens, labels, *packed = (plane.contiguous() for plane in planes(mine))
+            tokens, packed = tokens.clamp_min(0), [positions.clamp_min(0) for positions in packed]
             if self.pipeline:
                 total += self.pipeline.evaluate(tokens, labels, one).cpu()
             else:
-                total += self.micro_loss(tokens, labels, one, None).cpu()
+                total += self.micro_loss(tokens, labels, one, None, *packed).cpu()
         self.model.train()
         return self.place.table(total.to(self.device))[:, :, 0, 0].sum().item()
 
@@ -298,9 +305,10 @@ def _loss(
     labels: Tensor,
     scale: Tensor,
     dropout: Dropout | None,
+    positions: Tensor | None = None,
     tensor: Axis = ALONE,
 ) -> Tensor:
-    hidden = model(tokens, dropout)
+    hidden = model(tokens, dropout, *(() if positions is None else (positions,)))
     m, chunk = config.model, config.execution.loss_chunk
     shared = () if tensor.size == 1 else (tensor,)
     return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale, *shared)

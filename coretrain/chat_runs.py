@@ -1,0 +1,49 @@
+"""Runs that train on conversations: which chat template they use, where it is kept, and questions to a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from coretrain.checkpoint import write_atomically
+from coretrain.command import Command, run_of
+from coretrain.data.template import Template, open_template
+from coretrain.data.tokenizer import Tokenizer
+from coretrain.errors import UserError
+from coretrain.hf_tokenizer import CHAT_TEMPLATE
+
+
+def with_template(command: Command) -> Command:
+    """A run on conversations with its `data.chat_template`: the one asked for, the resumed run's own, or its base's."""
+    config = command.config
+    if config.data.format != "chat" or config.data.chat_template is not None:
+        return command
+    places = [command.resume, run_of(Path(config.adapter.base)) if config.adapter.base else None]
+    found = [place / CHAT_TEMPLATE for place in places if place and (place / CHAT_TEMPLATE).is_file()]
+    if not found:
+        return command
+    data = config.data.model_copy(update={"chat_template": str(found[0].absolute())})
+    return replace(command, config=config.model_copy(update={"data": data}))
+
+
+def keep_template(folder: Path, template: Template) -> None:
+    """Write the template into a run's folder, so that the folder can be talked to and exported alone."""
+    write_atomically(folder / CHAT_TEMPLATE, template.source)
+
+
+def chat_prompts(
+    folder: Path, tokenizer: Tokenizer, questions: Sequence[str]
+) -> tuple[list[list[int]], tuple[int, ...]]:
+    """Ids of each question with the head of its answer, by the run's template; and the ids that end an answer.
+
+    Raises `UserError` where the run has no template.
+    """
+    path = run_of(folder) / CHAT_TEMPLATE
+    if not path.is_file():
+        raise UserError(
+            f"--chat: {folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
+        )
+    template = open_template(str(path), tokenizer)
+    ends = (*tokenizer.ends, template.end())
+    return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
