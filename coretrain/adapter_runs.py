@@ -21,6 +21,7 @@ from coretrain.config import AdapterConfig, RunConfig
 from coretrain.data import load_tokenizer
 from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
+from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.parameters import Array, parameter_table
 
 FREE = ("residual_dropout", "embedding_dropout")
@@ -138,6 +139,8 @@ def merge_run(source: Path, folder: Path) -> list[str]:
     save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
     if (run_of(source) / SAVED_FACTS).is_file():
         load_tokenizer(run_of(source)).save(folder)
+    if (template := read_chat_template(run_of(source))) is not None:
+        write_atomically(folder / CHAT_TEMPLATE, template)
     write_atomically(folder / "config.json", whole.to_json())  # last: without it the folder is no run
     return [
         f"wrote {folder}: {config.adapter.base} with the adapter {config.adapter.name} of {path} merged into it",

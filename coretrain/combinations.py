@@ -14,7 +14,7 @@ def check_combination(config: RunConfig, stack: Stack, layout: Layout | None = N
     `layout` is the one that they come to, where the number of devices is known.
     """
     p = config.parallel
-    for wrong, sentence in _in_torch(config, layout) if stack == "torch" else _in_jax(config):
+    for wrong, sentence in [*_packed(config), *(_in_torch(config, layout) if stack == "torch" else _in_jax(config))]:
         if wrong:
             raise UserError(sentence)
     if stack == "torch":
@@ -24,6 +24,22 @@ def check_combination(config: RunConfig, stack: Stack, layout: Layout | None = N
                     f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
                     "--spawn); leave it out"
                 )
+
+
+def _packed(config: RunConfig) -> list[tuple[bool, str]]:
+    p, chat = config.parallel, config.data.format == "chat"
+    return [
+        (
+            chat and p.pipeline > 1,
+            f"parallel.pipeline = {p.pipeline} passes hidden states alone from stage to stage, and data.format = chat "
+            "has positions beside them: use parallel.data",
+        ),
+        (
+            chat and p.context > 1,
+            f"parallel.context = {p.context} cuts rows without regard to the samples in them: with data.format = chat "
+            "use parallel.data",
+        ),
+    ]
 
 
 def _in_torch(config: RunConfig, layout: Layout | None) -> list[tuple[bool, str]]:

@@ -270,8 +270,13 @@ class Loop:
         train = self.config.train
         if train.sample_tokens == 0:
             return
-        tokenizer = self.data.tokenizer
-        prompt = [int(token) for token in tokenizer.encode(train.sample_prompt)] or [tokenizer.eot]
-        budget = min(train.sample_tokens, self.config.model.context - len(prompt))
-        ids = self.stack.generate([prompt], budget, Sampling(0.7, 0, 0.9, self.config.train.seed), tokenizer.ends)[0]
+        tokenizer, template = self.data.tokenizer, self.data.template
+        prompt, stop = (
+            [int(token) for token in tokenizer.encode(train.sample_prompt)] or [tokenizer.eot],
+            tokenizer.ends,
+        )
+        if template:
+            prompt, stop = template.question(train.sample_prompt), (*stop, template.end())
+        budget = max(0, min(train.sample_tokens, self.config.model.context - len(prompt)))
+        ids = self.stack.generate([prompt], budget, Sampling(0.7, 0, 0.9, self.config.train.seed), stop)[0]
         self.journal.sample(train.sample_prompt, tokenizer.decode(ids))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coretrain.adapter_runs import adapter_config, adapter_summary, check_tokenizer, on_base, settled
 from coretrain.budget import batch_sentence, summary
+from coretrain.chat_runs import chat_prompts, keep_template, with_template
 from coretrain.checkpoint import (
     CheckpointFolder,
     Progress,
@@ -50,7 +51,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
     """
     module = MODULES[stack_name]
-    command = on_base(parse(argv, f"python -m {module}.run", "Train a GPT."))
+    command = with_template(on_base(parse(argv, f"python -m {module}.run", "Train a GPT.")))
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command)
     world = join(command.config)
@@ -89,7 +90,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
                 "machine": list(stack.describe()),
                 "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
-                "batch": batch_sentence(config, data.train.tokens),
+                "batch": batch_sentence(config, places_of(data, config)),
             }
         )
         loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
@@ -132,6 +133,14 @@ def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
+    if data.template:
+        keep_template(folder, data.template)
+
+
+def places_of(data: Data, config: RunConfig) -> int:
+    """Tokens of an epoch, what is left empty of packed rows included."""
+    context = config.model.context
+    return data.train.windows(context) * context if data.template else data.train.tokens
 
 
 def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
@@ -237,6 +246,9 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
     parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
     parser.add_argument("--adapter", type=Path, help="folder of a run that trained an adapter on this one")
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
+    )
     parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument(
@@ -248,17 +260,21 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
     stack, tokenizer = open_for_generation(given.run, make_stack, given.adapter)
     prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
+    stop = tokenizer.ends
+    if given.chat:
+        prompts, stop = chat_prompts(given.adapter or given.run, tokenizer, given.prompts)
     room = open_run(given.run).model.context - max(map(len, prompts))
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
+    gap = "\n" if given.chat else ""
     if len(prompts) > 1:
-        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, tokenizer.ends), strict=True):
-            print(f"{text}{tokenizer.decode(ids)}\n{'-' * 40}")
+        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, stop), strict=True):
+            print(f"{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
         return
     decoder = tokenizer.stream()
-    print(given.prompts[0], end="", flush=True)
+    print(given.prompts[0], end=gap, flush=True)
 
     def show(ids: NDArray[np.int64]) -> None:
         print(decoder.push(int(ids[0])), end="", flush=True)
 
-    stack.generate(prompts, tokens, sampling, tokenizer.ends, show)
+    stack.generate(prompts, tokens, sampling, stop, show)
     print(decoder.finish())

@@ -145,7 +145,8 @@ class ChatCoder:
             raise Unfit(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
         except Unfit as error:
             raise Unfit(error.args[0], text) from None
-        return 2 * ids + targets.astype(np.uint32)
+        facts: Ids = 2 * ids + targets.astype(np.uint32)
+        return facts
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into `folder`."""

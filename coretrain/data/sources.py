@@ -112,9 +112,7 @@ def open_rows(name: str) -> Rows:
     elif path.is_dir():
         files, root = _walk(path, RECORDS, set()), path
     elif path.exists():
-        raise UserError(
-            f"data.source = {name}: data.format = chat reads {kinds}: give such a file, or a folder of them"
-        )
+        raise UserError(f"data.source = {name}: data.format = chat reads {kinds}: give a file or a folder of these")
     else:
         raise UserError(f"data.source = {name}: no such file or folder: data.format = chat needs one of {kinds}")
     if not files:

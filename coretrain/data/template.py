@@ -109,9 +109,9 @@ class Template:
             at = match.end()
         return np.concatenate([*parts, encoded(text[at:])]).astype(np.uint32)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids after which the assistant's next turn comes."""
-        mark, hidden = self._hide(messages)
+    def question(self, text: str) -> list[int]:
+        """Ids after which the answer to `text` comes."""
+        mark, hidden = self._hide([{"role": "user", "content": text}])
         return [int(token) for token in self.ids(self.render(hidden, prompt=True), mark)]
 
     def end(self) -> int:
@@ -145,9 +145,7 @@ class Template:
                 raise Unfit(f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart")
             ends = [match.end() for match in self._specials.finditer(turn, len(head))]
             if not ends:
-                raise Unfit(
-                    f"{self.name} ends an answer with no special token, so that none could be learnt to stop at"
-                )
+                raise Unfit(f"{self.name} ends an answer with no special token to stop at")
             spans += [whole[at : len(head)], whole[len(head) : ends[-1]]]
             at = ends[-1]
         return spans
