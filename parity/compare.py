@@ -139,10 +139,18 @@ FROZEN = Gate("base weights that an adapter's updates change", 0, 0, "a base tha
 MERGED = Gate(
     "logits with an adapter merged, and taken out again", 1e-12, 7.7e-16, "a merge without the scale", "invariance"
 )
+# Sums over a row of samples are grouped otherwise than over a sample alone.
+PACKED = Gate(
+    "packed rows against one sample a row",
+    1e-13,
+    8e-15,
+    "attention across samples, positions that run on, an average over rows",
+    "identity",
+)
 GATES = [
     TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
-    HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK, DTYPES, KERNEL_64,
-    KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, MERGED, X64, COMPILED, SHARED,
+    HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, PACKED, NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK,
+    DTYPES, KERNEL_64, KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, MERGED, X64, COMPILED, SHARED,
     SHARED_32, APART,
 ]  # fmt: skip
 """Every gate but those of `budget`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parity import compare
 from parity.compare import Gate
-from parity.probes import adapters, budgets, contract, decode, lower, model, parts, policy, text, ways
+from parity.probes import adapters, budgets, chat, contract, decode, lower, model, parts, policy, text, ways
 from parity.probes.sides import SIDES, UNMUTATED, Seen, Side
 
 
@@ -72,6 +72,13 @@ PROBES = {
         (compare.LOGITS, compare.LOSS, compare.NORM, compare.GRADIENTS),
     ),
     "adapter updates": Probe(adapters.run_updates, adapters.judge_updates, (compare.FROZEN, compare.UPDATE)),
+    "chat rows": Probe(chat.run_rows, chat.judge_rows, (compare.ROWS,)),
+    "chat gradients": Probe(
+        chat.run_gradients,
+        chat.judge_gradients,
+        (compare.LOGITS, compare.LOSS, compare.NORM, compare.GRADIENTS, compare.PACKED),
+    ),
+    "chat updates": Probe(chat.run_updates, chat.judge_updates, (compare.UPDATE,)),
     "adapter merge": Probe(adapters.run_merge, adapters.judge_merge, (compare.MERGED,)),
 }
 
