@@ -78,7 +78,13 @@ class Template:
             raise Unfit(f"{self.name} refuses it ({error})") from None
 
     def check(self) -> None:
-        """Raise `UserError` where the tokenizer lacks a special token that the template writes."""
+        """Raise `UserError` where it is no Jinja, or the tokenizer lacks a special token that it writes."""
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._compiled  # noqa: B018  # compiled now, for the error
+        except TemplateSyntaxError as error:
+            raise UserError(f"{self.name} is no Jinja template (line {error.lineno}: {error.message})") from None
         try:
             text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], prompt=True)
         except Unfit as error:
@@ -177,13 +183,9 @@ def open_template(path: str | None, tokenizer: Tokenizer) -> Template:
 
 def checked(template: Template) -> Template:
     """`template`, compiled and tried out. Raises `UserError` naming it where it is no Jinja or can't be used."""
-    from jinja2 import TemplateSyntaxError
-
     try:
         template.check()
         template.end()
-    except TemplateSyntaxError as error:
-        raise UserError(f"{template.name} is no Jinja template (line {error.lineno}: {error.message})") from None
     except Unfit as error:
         raise UserError(f"{error}: give another data.chat_template") from None
     return template
