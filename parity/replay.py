@@ -53,6 +53,8 @@ def localize_runs(first: Path, second: Path) -> Report:
 
 
 def _obstacle(configs: Sequence[RunConfig], interval: Interval) -> str | None:
+    if any(config.data.format == "chat" for config in configs):
+        return "the replay takes rows of text, and these are packed conversations"
     shapes = [{row.name: row.shape for row in parameter_table(config.model)} for config in configs]
     if shapes[0] != shapes[1]:
         return "their models have other tensors"
