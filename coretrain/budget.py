@@ -76,7 +76,7 @@ def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
     total = config.tokens_per_update * t.updates
     epochs = f", {total / train_tokens:.2f} epochs of {train_tokens:,}" if train_tokens else ""
     return (
-        f"{t.batch_size} rows x {config.model.context} tokens = {config.tokens_per_update:,} tokens an update "
+        f"{t.batch_size} rows x {config.row_tokens} tokens = {config.tokens_per_update:,} tokens an update "
         f"({micro} of {rows}); {t.updates:,} updates = {total:,} tokens{epochs}"
     )
 

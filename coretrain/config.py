@@ -121,9 +121,15 @@ class RunConfig(Section):
         return self.train.batch_size // self.train.accumulation
 
     @property
+    def row_tokens(self) -> int:
+        """Tokens of a row of a batch: the model's context, or fewer where rows of chat samples are to have."""
+        chat = self.data.format == "chat"
+        return (self.data.row_tokens if chat else None) or self.model.context
+
+    @property
     def tokens_per_update(self) -> int:
         """Tokens of one update's global batch."""
-        return self.train.batch_size * self.model.context
+        return self.train.batch_size * self.row_tokens
 
     def with_vocab(self, vocab: int) -> RunConfig:
         """The same run with the tokenizer's vocabulary filled in; a smaller one in the config is refused."""

@@ -139,8 +139,8 @@ def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
 
 def places_of(data: Data, config: RunConfig) -> int:
     """Tokens of an epoch, what is left empty of packed rows included."""
-    context = config.model.context
-    return data.train.windows(context) * context if data.template else data.train.tokens
+    row = config.row_tokens
+    return data.train.windows(row) * row if data.template else data.train.tokens
 
 
 def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:

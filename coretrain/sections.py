@@ -126,9 +126,12 @@ class DataConfig(Section):
         description="File of the Jinja template that turns messages into text. Unset: the base's or the run's own, "
         "else ChatML where the tokenizer has its special tokens, else a plain one.",
     )
+    row_tokens: Positive | None = Field(
+        None, description="Tokens of a row of chat samples, at most model.context (unset: as many)."
+    )
     misfits: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What to do about a chat sample longer than the context, or whose answer begins inside a token.",
+        description="What to do about a chat sample longer than a row, or whose answer begins inside a token.",
     )
     tokenizer: str = Field(
         "trained",

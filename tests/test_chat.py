@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from whole_runs import run
 
 import jaxtrain.loss
 import torchtrain.loss
+from coretrain.chat_runs import chat_prompts
 from coretrain.combinations import check_combination
 from coretrain.config import load_config
 from coretrain.data import batch_hash, global_batch, open_data, planes, updates_of, validation_bytes_per_token
@@ -250,6 +253,15 @@ def test_batches_are_the_same_however_they_are_shared(chat_config):
     assert planes(whole)[1].min() == IGNORED == torchtrain.loss.IGNORED == jaxtrain.loss.IGNORED
 
 
+def test_rows_shorter_than_the_context(chat_config):
+    config = chat_config(chat_rows(10), model__context=256, data__row_tokens=80)
+    data = open_data(config, lambda _: None)
+    assert global_batch(data, config, 0).shape == (4, 3, 80)
+    assert config.tokens_per_update == 4 * 80
+    with pytest.raises(UserError, match=r"data\.row_tokens = 300 is more than model\.context = 256"):
+        open_data(chat_config(chat_rows(10), model__context=256, data__row_tokens=300), lambda _: None)
+
+
 def test_best_fit():
     assert pack([3, 9, 5, 2, 7, 1], 10) == [[0, 2, 3], [1, 5], [4]]
     assert pack([10, 10, 1], 10) == [[0], [1], [2]]
@@ -265,14 +277,12 @@ def test_best_fit():
 
 def test_samples_that_do_not_fit_are_refused_by_their_line_or_dropped(chat_config):
     rows = [*chat_rows(10), {"prompt": "long " * 40, "completion": "x"}]
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl, line 21: 2\d\d tokens are more than model\.context = 96: .*drop"
-    ):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 21: 2\d\d tokens are more than a row's 96: .*drop"):
         open_data(chat_config(rows), lambda _: None)
     data = open_data(chat_config(rows, data__misfits="drop"), lambda _: None)
     counts = [dict(data.summary())[split] for split in ("train", "validation")]
     assert sum("1 samples dropped" in text for text in counts) == 1
-    with pytest.raises(UserError, match="too short for every train sample"):
+    with pytest.raises(UserError, match="2 tokens are too few for every train sample"):
         open_data(chat_config(rows, data__misfits="drop", model__context=2), lambda _: None)
 
 
@@ -315,6 +325,7 @@ def test_whole_runs_of_both_stacks(tmp_path):
     common = [f"--data.source={tmp_path / 'rows.jsonl'}", f"--data.cache={tmp_path / 'c'}", "--data.format=chat"]
     small = [f"--{key}={value}" for key, value in SMALL_RUN.items()]
     base, adapted = tmp_path / "base", tmp_path / "adapted"
+    small.append("--data.row_tokens=80")
     out = run("torch", *common, *small, f"--data.chat_template={tmp_path / 't.jinja'}", "--output", base)
     assert "samples" in out
     assert "targets" in out
@@ -330,6 +341,19 @@ def test_whole_runs_of_both_stacks(tmp_path):
     rows = read_metrics(adapted)
     assert all(np.isfinite(row["loss"]) for row in rows[0])
     assert rows[1][-1]["bits_per_byte"] > 0
+    told, ends = chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
+    assert bytes_tokenizer().decode(told[0]) == "## User:\nIs it?\n\n## Assistant:\n"
+    assert ends == (256,)
+    said = subprocess.run(
+        [sys.executable, "-m", "jaxtrain.generate", base, "--adapter", adapted, "--chat", "Is it?", "--tokens", "3"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.startswith("Is it?\n")
+    (adapted / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"--chat: .*adapted has no chat_template.jinja: train it with"):
+        chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     bad = [word.replace("rows.jsonl", "bad.jsonl") for word in common]
     err = run("torch", *bad, *small, "--output", tmp_path / "bad", code=2)

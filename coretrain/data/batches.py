@@ -277,7 +277,7 @@ def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_co
         data.weights,
         data.fingerprint,
         config.train.seed,
-        config.model.context,
+        config.row_tokens,
         batch_size,
         process_index * share,
         (process_index + 1) * share,
@@ -295,7 +295,7 @@ def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
 
     At most `train.eval_batches` batches of `train.batch_size` rows; fewer where the split has fewer.
     """
-    context, batch_size = config.model.context, config.train.batch_size
+    context, batch_size = config.row_tokens, config.train.batch_size
     windows = [part.validation.windows(context) for part in data.parts]
     parts, counts = parts_at(np.arange(config.train.eval_batches * batch_size), data.weights)
     rows = [

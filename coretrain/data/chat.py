@@ -138,7 +138,7 @@ class ChatCoder:
         try:
             ids, targets = self.template.sample(json.loads(text))
             if len(ids) - 1 > self.context:
-                raise Misfit(f"{len(ids) - 1} tokens are more than model.context = {self.context}: shorten the sample")
+                raise Misfit(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
         except Misfit as error:
             if self.misfits == "drop":
                 return np.empty(0, np.uint32)
@@ -156,4 +156,8 @@ class ChatCoder:
 def open_coder(config: RunConfig, tokenizer: Tokenizer) -> ChatCoder:
     """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
     template = open_template(config.data.chat_template, tokenizer)
-    return ChatCoder(template, config.model.context, config.data.misfits)
+    if config.row_tokens > config.model.context:
+        raise UserError(
+            f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it"
+        )
+    return ChatCoder(template, config.row_tokens, config.data.misfits)

@@ -22,16 +22,16 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
     else:
         tokenizer = named_tokenizer(config.data.tokenizer)
     coder, parts = open_coder(config, tokenizer), []
-    kind = functools.partial(PackedSplit, context=config.model.context)
+    kind = functools.partial(PackedSplit, context=config.row_tokens)
     for source, (_, weight) in zip(sources, names, strict=True):
         with located(source):
             folder = prepared_folder(source, coder, config.data, say)
         parts.append(open_part(folder, source.name, weight, kind))
     for part in parts:
         for split in (part.train, part.validation):
-            if not split.windows(config.model.context):
+            if not split.windows(config.row_tokens):
                 raise UserError(
-                    f"model.context = {config.model.context} is too short for every {split.name} sample of "
-                    f"{part.source}: raise it, or give shorter samples"
+                    f"a row's {config.row_tokens} tokens are too few for every {split.name} sample of "
+                    f"{part.source}: raise data.row_tokens, or give shorter samples"
                 )
     return Data(tokenizer, tuple(parts), coder.template)
