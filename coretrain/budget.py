@@ -55,7 +55,7 @@ def forward_flops_per_token(model: ModelConfig, context: int | None = None, halv
 
 def run_flops(config: RunConfig) -> float:
     """Training FLOPs of the whole run, evaluation not counted."""
-    return flops_per_token(config.model) * config.tokens_per_update * config.train.updates
+    return flops_per_token(config.model, config.row_tokens) * config.tokens_per_update * config.train.updates
 
 
 def hours(config: RunConfig, flops_per_second: float) -> float:
@@ -90,7 +90,11 @@ def summary(config: RunConfig) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{total:,} in {len(table)} tensors, {total - embedding:,} outside the embeddings"),
         ("weight decay", f"on {decayed:,} of them (matrices and embeddings)"),
-        ("FLOPs", f"{flops_per_token(config.model):.3g} a token (6N + attention), {run_flops(config):.3g} for the run"),
+        (
+            "FLOPs",
+            f"{flops_per_token(config.model, config.row_tokens):.3g} a token (6N + attention), "
+            f"{run_flops(config):.3g} for the run",
+        ),
         ("memory", f"about {memory / 2**30:.2f} GiB at the peak of an update on one device, not shared"),
     ]
 

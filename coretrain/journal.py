@@ -51,7 +51,7 @@ class Journal:
         self.folder, self.config, self.stack, self.device_name = folder, config, stack, device_name
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.peak, self.peak_source = stated_peak(device_name, config)
-        self.flops = flops_per_token(config.model)
+        self.flops = flops_per_token(config.model, config.row_tokens)
         self.started, self.first = time.perf_counter(), start_update
         self.smoothed, self.weight = 0.0, 0.0
         self.recent: list[float] = []
