@@ -21,9 +21,10 @@ def cross_entropy(
 ) -> Array:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
-    hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
-    scalar, usually 1 / (targets in the global batch). The gradients are made in the forward pass, where the chunk's
-    softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of logits in memory.
+    hidden [B, T, D]; head [V padded, D] (or `Sharding.own_copies` of it), of which the first `vocab` rows count; labels
+    [B, T], -100 ignored; `scale` a scalar, usually 1 / (targets in the global batch). The gradients are made in the
+    forward pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk`
+    rows of logits in memory.
 
     With a `sharding`, each device takes chunks of its own tokens against its own rows of the head.
     """
@@ -53,25 +54,29 @@ def _computed(
     stages = sharding.size("stage")
     lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
     rows, matrix = sharding.named(*lead, "batch", "time", None).spec, sharding.named("vocab", "width").spec
-    token_axes = (*sharding.rules.batch, *sharding.rules.time, *(("stage",) if lead == ("layers",) else ()))
-    head_axes, scattered = sharding.split("vocab"), sharding.split("width")
+    token_axes = (*sharding.token_axes, *(("stage",) if lead == ("layers",) else ()))
+    head_axes, scattered, copied = sharding.split("vocab"), sharding.split("width"), head.ndim == 3
 
     def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
-        loss, d_hidden, d_head = _over_chunks(hidden, head, labels, vocab, chunk, scale, trained, head_axes)
+        own = head[0] if copied else head
+        loss, d_hidden, d_head = _over_chunks(hidden, own, labels, vocab, chunk, scale, trained, head_axes)
         loss = jax.lax.psum(loss, token_axes)
         if not trained:
             return loss, d_hidden, d_head
         if head_axes:
             d_hidden = jax.lax.psum(d_hidden, head_axes)
+        if copied:  # summed over the devices with the gradient of its other use
+            return loss, d_hidden, d_head[None]
         for axis in scattered:
             d_head = jax.lax.psum_scatter(d_head, axis, scatter_dimension=1, tiled=True)
         return loss, d_hidden, jax.lax.psum(d_head, tuple(axis for axis in token_axes if axis not in scattered))
 
+    head_in, head_out = (sharding.copies, sharding.copies) if copied else (P(matrix[0], None), matrix)
     shards = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, P(matrix[0], None), P(*rows[:-1]), P()),
-        out_specs=(P(), rows if trained else P(), matrix if trained else P()),
+        in_specs=(rows, head_in, P(*rows[:-1]), P()),
+        out_specs=(P(), rows if trained else P(), head_out if trained else P()),
         check_vma=False,  # the sums above say what is equal where; nothing is differentiated in here
     )
     return shards(hidden, head, labels, jnp.asarray(scale))

@@ -345,10 +345,15 @@ class GPT(nnx.Module):
 
 
 def look_up(table: Array, tokens: Array, sharding: Sharding) -> Array:
-    """Rows `tokens` [..., B, T] of an embedding [V, D] on a mesh: each device looks in its share of the rows."""
+    """Rows `tokens` [..., B, T] of an embedding on a mesh: each device looks in its share of the rows.
+
+    The embedding is [V, D], or what `Sharding.own_copies` made of it.
+    """
+    copied = table.ndim == 3
     columns, everywhere = sharding.split("width"), sharding.rules.vocab
 
     def local(table: Array, tokens: Array) -> Array:
+        table = table[0] if copied else table
         for axis in columns:
             table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
         if not sharding.split("vocab"):
@@ -357,7 +362,8 @@ def look_up(table: Array, tokens: Array, sharding: Sharding) -> Array:
         found = jnp.where(((at >= 0) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
         return jax.lax.psum(found, everywhere)
 
-    specs = sharding.named("vocab", "width").spec, sharding.tokens(tokens.ndim).spec
+    whole = sharding.copies if copied else sharding.named("vocab", "width").spec
+    specs = whole, sharding.tokens(tokens.ndim).spec
     out = sharding.tokens(tokens.ndim, 1).spec
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=out)(table, tokens)
 

@@ -120,6 +120,29 @@ class Sharding:
             dtype = leaf.dtype
         return _gather(leaf, dtype, self.named(*axes, without=("fsdp",)), self.named(*axes))
 
+    @property
+    def token_axes(self) -> MeshAxes:
+        """The mesh axes that share an update's tokens."""
+        return (*self.rules.batch, *self.rules.time)
+
+    @property
+    def copies(self) -> P:
+        """How a matrix [n, V, D] of `own_copies` is split: a copy for each share of the tokens."""
+        return P(self.token_axes, self.split("vocab") or None, None)
+
+    def own_copies(self, table: Array) -> Array:
+        """A tied embedding [V, D] as [n, V, D], one for each of the n shares of an update's tokens, where it lies.
+
+        Both of its uses then add to a device's own gradient, and those are summed over the devices once, not for each
+        use. Along fsdp it stays as it is: a gathered table would be kept from its first use to its last.
+        """
+        if self.size("fsdp") > 1 or self.size("stage") > 1 or self.size(*self.token_axes) == 1:
+            return table
+        whole = P(self.copies[1], None)
+        spread = functools.partial(jax.shard_map, mesh=self.mesh, in_specs=whole, out_specs=self.copies)
+        # the sum over devices is what shard_map makes of a gradient that comes back to an array they all have
+        return spread(lambda part: jax.lax.pcast(part, self.token_axes, to="varying")[None])(table)
+
     def put(self, host: np.ndarray, *axes: str | None) -> Array:
         """An array that every process has whole, as a global one of which each device gets its part."""
         return jax.make_array_from_callback(host.shape, self.named(*axes), lambda index: host[index])

@@ -350,6 +350,8 @@ def _loss(
     model = nnx.merge(graph, params)
     m, chunk = config.model, config.execution.loss_chunk
     shared = () if model.sharding is None else (model.sharding,)
+    if model.sharding is not None and m.tied:
+        model.embed.token.set_value(model.sharding.own_copies(model.embed.token[...]))
     hidden = model(tokens, dropout, *(() if positions is None else (positions,)))
     return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale, *shared)
 

@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
+import itertools
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":  # run from a checkout that isn't installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# a checkout that isn't installed, and the scripts beside this one
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from turns import Child, Turn, machine, serve, timed
 
 from coretrain.budget import flops_per_token
 from coretrain.config import RunConfig, load_config
@@ -170,98 +169,29 @@ def peer(contender: Contender, shape: Shape) -> Callable[[np.ndarray, int], None
     return update
 
 
-def training(contender: Contender, shape: Shape) -> Callable[[int], list[float]]:
+def training(contender: Contender, shape: Shape) -> Turn:
     """A function of n: seconds of each of n more updates."""
     update = (peer if contender.peer else ours)(contender, shape)
-    rng, done = np.random.default_rng(0), 0
-
-    def turn(updates: int) -> list[float]:
-        nonlocal done
-        seconds = []
-        for _ in range(updates):
-            batch = rng.integers(0, shape.vocab, (shape.batch, shape.context + 1)).astype(np.int32)
-            begun = time.perf_counter()
-            update(batch, done)
-            seconds.append(time.perf_counter() - begun)
-            done += 1
-        return seconds
-
-    return turn
+    rng, counter = np.random.default_rng(0), itertools.count()
+    # all batches of all turns would be too many; making one is nothing against an update
+    return timed(
+        lambda: update(rng.integers(0, shape.vocab, (shape.batch, shape.context + 1)).astype(np.int32), next(counter))
+    )
 
 
-def multiplying(framework: str, dtype: str, size: int) -> Callable[[int], list[float]]:
+def multiplying(framework: str, dtype: str, size: int) -> Turn:
     """A function of n: seconds of each of n multiplications of size x size matrices."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    multiply = importlib.import_module("matmul_peak").multiplier(framework, dtype, size)
-
-    def turn(times: int) -> list[float]:
-        seconds = []
-        for _ in range(times):
-            begun = time.perf_counter()
-            multiply()
-            seconds.append(time.perf_counter() - begun)
-        return seconds
-
-    return turn
+    return timed(importlib.import_module("matmul_peak").multiplier(framework, dtype, size))
 
 
-def serve(task: dict[str, Any]) -> None:
-    """A child: for each number on stdin, do so many updates and answer with their seconds and the peak memory."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
-
-    def answer(value: object) -> None:
-        print(json.dumps(value), file=answers, flush=True)
-
-    try:
-        if "size" in task:
-            turn = multiplying(task["framework"], task["dtype"], task["size"])
-        else:
-            turn = training(CONTENDERS[task["name"]], Shape(**task["shape"]))
-        for line in sys.stdin:
-            seconds = turn(int(line))
-            rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer({"seconds": seconds, "memory": rss if sys.platform == "darwin" else rss * 1024})
-    except Exception as error:  # the parent's table has a row for it
-        answer({"error": f"{type(error).__name__}: {error}"})
+def contender(task: dict[str, Any]) -> Turn:
+    """What a child does."""
+    if "size" in task:
+        return multiplying(task["framework"], task["dtype"], task["size"])
+    return training(CONTENDERS[task["name"]], Shape(**task["shape"]))
 
 
 # ---------------------------------------------------------------- in the parent
-
-
-class Child:
-    """A contender's process, kept alive between its turns."""
-
-    def __init__(self, task: dict[str, Any]) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(task)]
-        # faults come back as answers; the rest of stderr is libraries' chatter
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True)
-        self.error: str | None = None
-        self.memory = 0
-
-    def turn(self, times: int) -> list[float]:
-        """Seconds of each of so many more updates; empty, with `error` set, where the child failed."""
-        if self.error:
-            return []
-        stdin, stdout = self._pipes()
-        try:
-            print(times, file=stdin, flush=True)
-            answer = json.loads(stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError):
-            answer = {"error": f"its process ended with status {self.process.wait()}"}
-        self.error, self.memory = answer.get("error"), answer.get("memory", 0)
-        return answer.get("seconds", [])
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipes()[0].close()
-        self.process.wait()
-
-    def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self.process.stdin
-        assert self.process.stdout
-        return self.process.stdin, self.process.stdout
 
 
 def measured_peak(framework: str, dtype: str) -> dict[str, float]:
@@ -297,11 +227,11 @@ def bench(names: Sequence[str], shape: Shape, updates: int, say: Callable[[str],
     for name, contender in chosen.items():
         rows[name].status = obstacle(contender, peaks) or "ok"
     running = [name for name in chosen if rows[name].status == "ok"]
-    children = {name: Child({"name": name, "shape": asdict(shape)}) for name in running}
+    children = {name: Child(__file__, {"name": name, "shape": asdict(shape)}) for name in running}
     matmuls = {}
     for key in {f"{chosen[name].framework} {chosen[name].dtype}" for name in running}:
         framework, dtype = key.split()
-        matmuls[key] = Child({"framework": framework, "dtype": dtype, "size": int(peaks[key]["size"])})
+        matmuls[key] = Child(__file__, {"framework": framework, "dtype": dtype, "size": int(peaks[key]["size"])})
     for name, child in children.items():
         say(f"{rows[name].label}: warm-up")
         child.turn(WARM_UP)
@@ -322,7 +252,7 @@ def bench(names: Sequence[str], shape: Shape, updates: int, say: Callable[[str],
         else:
             fill(rows[name], shape, rounds, child.memory)
     return {
-        "machine": machine(),
+        "machine": machine(("torch", "jax", "transformers")),
         "shape": asdict(shape),
         "flops_per_token": flops_per_token(shape.config().model),
         "peaks": peaks,
@@ -341,18 +271,6 @@ def fill(row: Row, shape: Shape, rounds: Sequence[dict[str, float]], memory: int
     row.share_of_peak = statistics.median(flops / found[row.name] / 1e9 / found[peak] for found in rounds)
     if all(other in found for found in rounds):
         row.ratio_to_peer = statistics.median(found[other] / found[row.name] for found in rounds)
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    packages = [name for name in ("torch", "jax", "transformers") if importlib.util.find_spec(name)]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()} | versions
 
 
 HEADINGS = ("", "tokens/s", "GFLOP/s", "of matmul peak", "peak memory", "speed against peer")
@@ -422,7 +340,7 @@ def main() -> int:
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        serve(given.child)
+        serve(given.child, contender)
         return 0
     shape = Shape(given.layers, given.width, given.vocab, given.batch, given.context)
 

@@ -31,12 +31,13 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
 
 from coretrain.config import load_config
 from coretrain.data.files import write_atomically
-from coretrain.errors import UserError, exits_cleanly
+from coretrain.errors import exits_cleanly
 from coretrain.layout import layout_of
 from coretrain.traffic import traffic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scale_worker import Children, cores
+from turns import given_fields
 
 Fields = dict[str, Any]
 PROCESSES = 2
@@ -290,16 +291,6 @@ def chosen(name: str, only: Sequence[str]) -> bool:
 def say(text: str) -> None:
     """What is being measured, on stderr."""
     print(f"bench_scale: {text}", file=sys.stderr, flush=True)
-
-
-def given_fields(words: Sequence[str]) -> Fields:
-    """`--section.field VALUE` pairs of the command line."""
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values) or not all(name.startswith("--") and "." in name for name in names):
-        raise UserError(
-            f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest"
-        )
-    return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 
 
 @exits_cleanly

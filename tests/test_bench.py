@@ -64,7 +64,7 @@ def test_the_peer_is_optional(bench, monkeypatch):
 
 
 def test_a_child_that_fails_is_a_row(bench):
-    child = bench.Child({"framework": "torch", "dtype": "no such dtype", "size": 8})
+    child = bench.Child(SCRIPT, {"framework": "torch", "dtype": "no such dtype", "size": 8})
     assert child.turn(1) == []
     assert "no such dtype" in child.error
     child.close()

@@ -14,8 +14,7 @@ import pytest
 from coretrain.errors import UserError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-SMALL = {"model.layers": 2, "model.width": 64, "model.heads": 2, "model.vocab": 512, "model.tied": "false"}
-"""Untied: JAX sums the two gradients of a tied embedding one by one (docs/scale.md)."""
+SMALL = {"model.layers": 2, "model.width": 64, "model.heads": 2, "model.vocab": 512, "model.tied": "true"}
 
 
 def loaded(name: str):
@@ -60,7 +59,8 @@ def test_two_processes_send_what_theory_says(tmp_path):
 def test_the_program_sends_what_theory_says(tmp_path, axis):
     (row,) = measured(tmp_path, "bytes", "--shape", "tiny", "--only", "jax", axis, **SHAPE)
     assert row["loops_without_count"] == 0
-    # floor 1.0003: loss, norm and count of targets; it would catch a collective of one channel that isn't counted
+    # floor 1.0003: loss, norm and count of targets; it would catch a collective of one channel that isn't
+    # counted, and a tied embedding whose gradient is summed over the devices for each of its uses
     assert row["ratio"] == pytest.approx(1, abs=0.01)
 
 

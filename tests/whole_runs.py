@@ -53,9 +53,9 @@ def start(stack: str, *argv: object, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def run(stack: str, *argv: object, code: int = 0) -> str:
+def run(stack: str, *argv: object, code: int = 0, within: float = 240) -> str:
     process = start(stack, *argv)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=within)
     assert process.returncode == code, out + err
     return err if code else out
 
