@@ -279,4 +279,4 @@ class Loop:
             prompt, stop = template.question(train.sample_prompt), (*stop, template.end())
         budget = max(0, min(train.sample_tokens, self.config.model.context - len(prompt)))
         ids = self.stack.generate([prompt], budget, Sampling(0.7, 0, 0.9, self.config.train.seed), stop)[0]
-        self.journal.sample(train.sample_prompt, tokenizer.decode(ids))
+        self.journal.sample(train.sample_prompt + ("\n" if template else ""), tokenizer.decode(ids))
