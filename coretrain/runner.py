@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.adapter_runs import adapter_config, adapter_summary, check_tokenizer, on_base, settled
+from coretrain.adapter_runs import (
+    adapter_config,
+    adapter_summary,
+    carry_chat_template,
+    check_tokenizer,
+    on_base,
+    settled,
+)
 from coretrain.budget import batch_sentence, summary
 from coretrain.checkpoint import (
     CheckpointFolder,
@@ -128,10 +135,11 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Make the run's folder, with its config and its tokenizer."""
+    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
+    carry_chat_template(config, folder)
 
 
 def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
