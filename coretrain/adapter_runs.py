@@ -24,6 +24,7 @@ from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.parameters import Array, parameter_table
+from coretrain.translation import best_interchange
 
 FREE = ("residual_dropout", "embedding_dropout", "context")
 """Fields of the model that an adapter's run may have otherwise than its base; its context may only be shorter."""
@@ -131,6 +132,20 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     if base is None:
         return config
     return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
+
+
+def open_adapters(folders: Sequence[Path], base: Path) -> list[tuple[RunConfig, Mapping[str, Array]]]:
+    """Config and tensors of several adapters' runs on the run `base`, each named by its folder; the best of each."""
+    result: list[tuple[RunConfig, Mapping[str, Array]]] = []
+    for folder in folders:
+        config, _ = settled(adapter_config(folder, base))
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
+        if any(name == other.adapter.name for other, _ in result):
+            raise UserError(f"--adapter: two folders are named {name}: rename one of them")
+        adapter = config.adapter.model_copy(update={"name": name})
+        tensors = load_interchange(best_interchange(folder)).groups["parameters"]
+        result.append((config.model_copy(update={"adapter": adapter}), tensors))
+    return result
 
 
 def check_tokenizer(config: RunConfig, found: str) -> None:

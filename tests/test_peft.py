@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,8 @@ from coretrain.adapters import adapter_table, trained_table
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
 from coretrain.config import RunConfig
 from coretrain.convert import export_run, import_run
-from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters
-from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.pair import jax_logits, torch_logits
-from torchtrain.trainer import Trainer as TorchTrainer
+from parity.probes.sides import JAX, TORCH, logits_of
 
 peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
 transformers = pytest.importorskip("transformers")
@@ -99,9 +95,11 @@ def test_peft_computes_the_same_and_bits_come_back(made, tmp_path, fields, float
         merged = model.merge_and_unload()(torch.from_numpy(tokens)).logits.numpy()
     assert wanted.dtype == np.float64
     weights = {**parameters(base), **parameters(adapter)}
-    for make, logits in ((TorchTrainer, torch_logits), (JaxTrainer, jax_logits)):
-        found = logits(make(config, weights), tokens.astype(np.int32), None)
-        assert np.linalg.norm(found - wanted) < 1e-13 * np.linalg.norm(wanted), make
+    for side in (TORCH, JAX):
+        found = logits_of(side, side.trainer.Trainer(config, weights), tokens.astype(np.int32), None)
+        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        print(f"{side.name} {error:.1e}")
+        assert error < 1e-13
     assert np.linalg.norm(merged - wanted) < 1e-12 * np.linalg.norm(wanted)
     given = RunConfig(adapter=config.adapter.model_copy(update={"kind": "none", "rank": 1, "targets": ("x",)}))
     import_run(tmp_path / "peft", tmp_path / "again", given)
