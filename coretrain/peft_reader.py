@@ -73,7 +73,7 @@ class _Reader:
         self.file, self.model, self.raw, self.weights = file, m, raw, weights
         self.left = set(file.names)
         ours = set(filter(None, file.metadata.get(TARGETS, "").split(",")))
-        self.parts = {s.module: tuple(p for p in s.parts if not ours or p in ours) for s in sites(m)}
+        self.parts = {s.module: tuple(p for p in s.parts if p in ours) or s.parts for s in sites(m)}
         self.blocks = bool(ours)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Array:
