@@ -144,7 +144,7 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ca
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
     (folder / "config.json").write_text(config.to_json())
     for seed, name in enumerate(("first", "second"), 2):
-        adapter, _ = settled(small_config(**LORA, model__vocab=257, adapter__base=folder, adapter__rank=seed))
+        adapter, _ = settled(small_config(**LORA | {"adapter__rank": seed}, model__vocab=257, adapter__base=folder))
         rng = np.random.default_rng(seed)
         tensors = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
         where = interchange_of(tmp_path / name, "update-00000000")
