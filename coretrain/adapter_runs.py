@@ -184,6 +184,17 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     ]
 
 
+def load_on(checkpoint: Path, base: Path | None) -> Interchange:
+    """An interchange checkpoint, of an adapter with `base` as its base where one is given: the base may have moved."""
+    loaded = load_interchange(checkpoint)
+    if base is None:
+        return loaded
+    if loaded.config.adapter.kind == "none":
+        raise UserError(f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out")
+    adapter = loaded.config.adapter.model_copy(update={"base": str(base)})
+    return replace(loaded, config=loaded.config.model_copy(update={"adapter": adapter}))
+
+
 def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
     """An adapter's checkpoint and its base as one model: its config, at the base's context, and its tensors."""
     config, base = on_its_base(loaded.config)
@@ -192,13 +203,16 @@ def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
     return config.model_copy(update={"model": model, "adapter": AdapterConfig()}), tensors
 
 
-def merge_run(source: Path, folder: Path) -> list[str]:
-    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print."""
+def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]:
+    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print.
+
+    `base` is the base's new place, if it has one.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
     adapter_config(source)
     path = newest_interchange(source)
-    loaded = load_interchange(path)
+    loaded = load_on(path, base)
     config, tensors = merged_model(loaded)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
     whole, adapter = config.model_copy(update={"name": name}), loaded.config.adapter

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coretrain.adapter_runs import merged_model
+from coretrain.adapter_runs import load_on, merged_model
 from coretrain.checkpoint import (
     Interchange,
     Progress,
     interchange_of,
-    load_interchange,
     newest_interchange,
     save_interchange,
     write_atomically,
@@ -47,19 +46,21 @@ def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
     return source / "export" / (f"{name}.{form}" if form in ("gguf", "onnx") else f"{name}-{form}")
 
 
-def export_run(source: Path, target: Path, form: str, quantization: str = "none", merge: bool = False) -> list[str]:
+def export_run(
+    source: Path, target: Path, form: str, quantization: str = "none", merge: bool = False, base: Path | None = None
+) -> list[str]:
     """Write the newest interchange checkpoint of `source` (a run or a checkpoint) to `target`; lines to print.
 
     `form` is `hf`, `gguf` (one file), `peft` (an adapter alone) or `interchange`; `quantization` one of
-    `QUANTIZATIONS`, of which only GGUF has the block ones. With `merge`, an adapter's base with it. Raises `UserError`
-    naming what is missing, damaged or not exportable.
+    `QUANTIZATIONS`, of which only GGUF has the block ones. With `merge`, an adapter's base with it; `base` is where
+    that lies now. Raises `UserError` naming what is missing, damaged or not exportable.
     """
     if form != "gguf" and quantization not in ("none", "f16"):
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: choose another folder")
     path = newest_interchange(source)
-    loaded = load_interchange(path)
+    loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
     if form == "interchange":
         if quantization != "none" or merge:
@@ -72,8 +73,8 @@ def export_run(source: Path, target: Path, form: str, quantization: str = "none"
     if form == "peft":
         if merge:
             raise UserError("PEFT's files hold an adapter alone: leave --merge out, or give --to hf")
-        base = exported_to(Path(loaded.config.adapter.base or ""), "hf")
-        return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, base, quantization == "f16")]
+        beside = exported_to(Path(loaded.config.adapter.base or ""), "hf")
+        return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, quantization == "f16")]
     config, parameters = whole_model(source, loaded, merge)
     if form == "gguf":
         return _export_gguf(source, target, config, parameters, tokenizer, quantization, done)

@@ -298,6 +298,13 @@ def test_merged_exports_are_the_merged_run(made, tmp_path):
     for name, value in parameters(tmp_path / "whole").items():
         assert found[name].tobytes() == value.tobytes(), name
     assert any(not np.array_equal(value, parameters(base)[name]) for name, value in found.items())
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="base has no interchange checkpoint"):
+        export_run(adapter, tmp_path / "again", "hf", merge=True)
+    export_run(adapter, tmp_path / "again", "hf", merge=True, base=tmp_path / "moved")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "hf" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_command_line(made, tmp_path):
