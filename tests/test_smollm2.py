@@ -173,7 +173,7 @@ def test_an_adapter_on_it(run: Path, tmp_path: Path, ids: torch.Tensor) -> None:
     file = GGUFFile(tmp_path / "m.gguf")
     back = GGUFTensors(file, gguf_model(file))
     assert all(np.array_equal(back[name], value) for name, value in merged.items())
-    assert gguf_model(file).context == 2048
+    assert gguf_model(file).context == load_interchange(newest_interchange(run)).config.model.context
     assert file.facts["tokenizer.chat_template"] == read_chat_template(run)
 
 
