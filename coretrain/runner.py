@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.adapter_runs import adapter_config, adapter_summary, check_tokenizer, on_base, settled
+from coretrain.adapter_runs import (
+    adapter_config,
+    adapter_summary,
+    carry_chat_template,
+    check_tokenizer,
+    on_base,
+    open_adapters,
+    settled,
+)
 from coretrain.budget import batch_sentence, summary
 from coretrain.chat_runs import chat_prompts, keep_template, with_template
 from coretrain.checkpoint import (
@@ -32,16 +39,17 @@ from coretrain.errors import UserError
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
 from coretrain.sampling import Sampling
-from coretrain.spawn import environment_alone, launched, spawn
+from coretrain.spawn import launched, spawn
+from coretrain.translation import MODULES, translate
 from coretrain.watch import Watch
 from coretrain.world import World
 
 Tensors = Mapping[str, NDArray[np.generic]]
+GenerateEach = Callable[..., Iterator[list[list[int]]]]
 MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30
 """Seconds within which every process must see what the first has written."""
-MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
 
 
 def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
@@ -129,12 +137,14 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Make the run's folder, with its config and its tokenizer."""
+    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
     if data.template:
         keep_template(folder, data.template)
+    else:
+        carry_chat_template(config, folder)
 
 
 def places_of(data: Data, config: RunConfig) -> int:
@@ -211,15 +221,6 @@ def adopt(stack: Stack, path: Path) -> Progress:
     return interchange.progress
 
 
-def translate(stack_name: str, folder: Path, name: str) -> None:
-    """Have the stack that wrote a native checkpoint turn it into the interchange form, in a process of its own."""
-    command = [sys.executable, "-m", f"{MODULES[stack_name]}.checkpoint", str(folder), name]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
-
-
 def alone(config: RunConfig) -> RunConfig:
     """A run's config for one process on whatever devices are here: how the run was shared is no matter."""
     train = config.train.model_copy(update={"accumulation": 1})
@@ -238,14 +239,23 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     return stack, load_tokenizer(run)
 
 
-def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> None:
-    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt."""
+def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
+    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
+
+    With several adapters each prompt is answered by each, over one base.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULES[stack_name]}.generate", description="Text from a trained run, by either stack."
     )
     parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
     parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
-    parser.add_argument("--adapter", type=Path, help="folder of a run that trained an adapter on this one")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
+    )
     parser.add_argument(
         "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
     )
@@ -258,14 +268,23 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> No
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
     given = parser.parse_intermixed_args(argv)  # options may stand before the prompts
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
-    stack, tokenizer = open_for_generation(given.run, make_stack, given.adapter)
+    adapters = open_adapters(given.adapter, given.run) if len(given.adapter) > 1 else []
+    only = given.adapter[0] if len(given.adapter) == 1 else None
+    stack, tokenizer = open_for_generation(given.run, make_stack, only)
     prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
     stop = tokenizer.ends
     if given.chat:
-        prompts, stop = chat_prompts(given.adapter or given.run, tokenizer, given.prompts)
-    room = open_run(given.run).model.context - max(map(len, prompts))
+        prompts, stop = chat_prompts(only or given.run, tokenizer, given.prompts)
+    shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
+    room = shortest - max(map(len, prompts))
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
     gap = "\n" if given.chat else ""
+    if adapters:
+        answers = each(stack, adapters, prompts, tokens, sampling, stop)
+        for (config, _), rows in zip(adapters, answers, strict=True):
+            for text, ids in zip(given.prompts, rows, strict=True):
+                print(f"[{config.adapter.name}] {text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+        return
     if len(prompts) > 1:
         for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, stop), strict=True):
             print(f"{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
