@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from coretrain.adapters import check_alone
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
-from coretrain.runner import generate_text
+from coretrain.generation import generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from jaxtrain.lora import Adapters
 from jaxtrain.model import GPT, Cache

@@ -17,8 +17,8 @@ from coretrain.command import Command, resumed_config
 from coretrain.convert import export_run
 from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
+from coretrain.generation import generate_text
 from coretrain.parameters import initial_parameters
-from coretrain.runner import generate_text
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits

@@ -11,7 +11,7 @@ import torch
 
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
-from coretrain.runner import generate_text
+from coretrain.generation import generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from torchtrain.lora import Adapters
 from torchtrain.model import GPT, Cache
