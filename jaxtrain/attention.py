@@ -146,6 +146,8 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"head width {config.model.head} is neither 64 nor a multiple of 128"
     if config.model.context % 128:
         return f"context {config.model.context} is not a multiple of 128"
+    if config.adapter.kind == "prefix" and config.adapter.virtual_tokens % 128:
+        return f"a prefix of {config.adapter.virtual_tokens} is not a multiple of 128"
     return _context_obstacle(config)
 
 

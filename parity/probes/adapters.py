@@ -9,7 +9,7 @@ from flax import nnx
 
 import jaxtrain.lora
 import torchtrain.lora
-from coretrain.adapters import adapter_table, initial_adapter
+from coretrain.adapters import adapter_table, with_adapter
 from coretrain.config import RunConfig
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
@@ -51,6 +51,17 @@ ADAPTED = {
         "adapter.targets": "blocks.*.attention.*.weight,blocks.1.mlp.*,embed.token,head.weight",
         "execution.checkpoint_activations": "full",
     },
+    # DoRA without dropout takes the model's own product again, with its bias; with dropout it makes another
+    "dora, gpt2-like": GPT2 | {"adapter.kind": "dora", "adapter.rank": 4, "adapter.alpha": 12},
+    "dora, llama-like": LLAMA
+    | {
+        "adapter.kind": "dora",
+        "adapter.rank": 5,
+        "adapter.dropout": 0.3,
+        "adapter.targets": "blocks.*.attention.*.weight,blocks.1.mlp.*,embed.token,head.weight",
+    },
+    "prefix, llama-like": LLAMA | {"adapter.kind": "prefix", "adapter.virtual_tokens": 6},
+    "bottleneck, gpt2-like": GPT2 | {"adapter.kind": "bottleneck", "adapter.bottleneck_width": 5},
 }
 """An adapter for each form of the model: every field at work in one of them, alpha unlike the rank."""
 
@@ -59,7 +70,7 @@ LORA = {"torch": torchtrain.lora, "jax": jaxtrain.lora}
 
 def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
-    weights = scrambled(config) | initial_adapter(config)
+    weights = dict(with_adapter(config, scrambled(config)))
     for row in adapter_table(config):
         weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)
     return weights
