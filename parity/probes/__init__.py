@@ -73,6 +73,7 @@ PROBES = {
     ),
     "adapter updates": Probe(adapters.run_updates, adapters.judge_updates, (compare.FROZEN, compare.UPDATE)),
     "adapter merge": Probe(adapters.run_merge, adapters.judge_merge, (compare.MERGED,)),
+    "adapter decode": Probe(adapters.run_decode, adapters.judge_decode, (compare.CACHE,)),
 }
 
 

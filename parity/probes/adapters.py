@@ -1,4 +1,4 @@
-"""Low-rank adapters: their start, gradients beside a frozen base, updates that leave it alone, a merge and back."""
+"""Adapters: their start, gradients beside a frozen base, updates that leave it alone, a merge and back, a cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from flax import nnx
 
 import jaxtrain.lora
 import torchtrain.lora
-from coretrain.adapters import adapter_table, with_adapter
+from coretrain.adapters import MERGEABLE, adapter_table, with_adapter
 from coretrain.config import RunConfig
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
 from parity.compare import (
+    CACHE,
     FROZEN,
     GRADIENTS,
     INITIAL,
@@ -29,6 +30,7 @@ from parity.compare import (
     worst_tensor,
 )
 from parity.pair import GPT2, LLAMA, batches, make_config, noise_only, scrambled
+from parity.probes.decode import FORCED, PROMPTS, cached_logits, traced_afresh, whole_logits
 from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make
 
 ADAPTED = {
@@ -150,10 +152,10 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     bank.add(config, adapter)
     bank.add(*other_adapter(config))
     seen = {"beside": beside, "base": base}
+    there_and_back = {"merged": bank.merge, "out again": bank.unmerge} if config.adapter.kind in MERGEABLE else {}
     for name, act in {
         "switched on": lambda: bank.switch(config.adapter.name),
-        "merged": bank.merge,
-        "out again": bank.unmerge,
+        **there_and_back,
         "the other": lambda: bank.switch("other"),
         "none": lambda: bank.switch(None),
     }.items():
@@ -165,15 +167,35 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
 
 
 def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
-    """Another adapter for the same base: of rank 2, on values alone."""
-    fields = {"name": "other", "rank": 2, "bias": "none", "targets": ("blocks.*.attention.v.weight",), "alpha": 3.0}
+    """Another adapter for the same base: low-rank, of rank 2, on values alone."""
+    fields = {
+        "kind": "lora",
+        "name": "other",
+        "rank": 2,
+        "bias": "none",
+        "targets": ("blocks.*.attention.v.weight",),
+        "alpha": 3.0,
+    }
     other = config.model_copy(update={"adapter": config.adapter.model_copy(update=fields)})
     rows = adapter_table(other)
     return other, {row.name: normal_rows(3, f"scramble/{row.name}", row.shape, 0.3) for row in rows}
 
 
 def judge_merge(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    same = ("switched on", "merged", "out again")
+    same = [name for name in ("switched on", "merged", "out again") if name in ours]
     errors = [nrel(ours[name], ours["beside"]) for name in same] + [nrel(ours["none"], ours["base"])]
     errors.append(nrel(ours["the other"], theirs["the other"]))
     return {MERGED: max(errors, key=lambda error: float("inf") if np.isnan(error) else error)}
+
+
+def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Prefill and two single steps with an adapter out of the cache, and the same by whole forward passes."""
+    config = make_config(ADAPTED[variant])
+    stack = make(s, config, adapted_weights(config), shared)
+    with traced_afresh(shared):
+        cached = cached_logits(s, stack, PROMPTS, FORCED, config.model.context)
+    return {"cached": cached, "whole": whole_logits(s, stack, PROMPTS, FORCED, config.model.context)}
+
+
+def judge_decode(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    return {CACHE: nrel(ours["cached"], theirs["whole"])}
