@@ -104,7 +104,12 @@ def dora_merged_as_lora(patch: Patch, s: Side) -> None:
 @mutant("adapters", LOGITS, PREFIX, probe=BESIDE)
 def prefix_masked_away(patch: Patch, s: Side) -> None:
     """No query sees the prefix: a mask that wasn't made wider."""
-    wrap(patch, LORA[s.name].Prefix, s.call, lambda f: lambda self, k, v: (k, v))
+
+    def wrapped(f: Any) -> Any:
+        # cut off again, so that the prefix still has gradients, of zero
+        return lambda self, k, v: tuple(x[:, x.shape[1] - k.shape[1] :] for x in f(self, k, v))
+
+    wrap(patch, LORA[s.name].Prefix, s.call, wrapped)
 
 
 @mutant("adapters", LOGITS, PREFIX, probe=BESIDE)
@@ -136,8 +141,8 @@ def prefix_at_the_place_of_the_first_token(patch: Patch, s: Side) -> None:
 
 @mutant("adapters", GRADIENTS, PREFIX, probe=BESIDE)
 def prefix_keys_do_not_train(patch: Patch, s: Side) -> None:
-    """Keys without a gradient."""
-    wrap(patch, LORA[s.name].Prefix, "turned", lambda f: lambda self: s.stop(f(self)))
+    """Keys that stay as they are: their gradient is zero."""
+    wrap(patch, LORA[s.name].Prefix, "turned", lambda f: lambda self: s.stop(f(self)) + 0 * f(self))
 
 
 @mutant("adapters", CACHE, PREFIX, probe="adapter decode")
