@@ -56,16 +56,11 @@ def pair_of(small_config, tmp_path, monkeypatch):
 def held_against(logits, gradients, config, base, adapter, batch):
     """Torch's logits and gradients are the oracle's; JAX's are held against torch's in parity/test_adapters.py.
 
-    Floors LOGITSFLOOR and GRADFLOOR.
+    Floors 1.6e-15 and 6.7e-15.
     """
     stack = TorchTrainer(config, base | adapter)
     stack.gradients(batch, 0, 1.0)
     ours, found = torch_logits(stack, batch[:, :-1], 0), torch_gradients(stack)
-    print(
-        "FLOOR",
-        np.linalg.norm(ours - logits) / np.linalg.norm(logits),
-        max(np.linalg.norm(v - gradients[n]) / np.linalg.norm(gradients[n]) for n, v in found.items()),
-    )
     assert np.linalg.norm(ours - logits) < 1e-13 * np.linalg.norm(logits)
     assert found.keys() == gradients.keys()
     for name, value in found.items():
@@ -248,14 +243,13 @@ def test_what_is_no_change_of_weights_is_not_merged(small_config, kind):
 
 
 def test_from_a_base_to_text_through_a_prefix(corpus, tmp_path):
-    """Train, adapt, go on in the other stack, the same greedy text from both; a merge is refused before it writes."""
+    """Train, adapt, the same greedy text from both stacks; a merge is refused before it writes."""
     base, prefix = tmp_path / "base", tmp_path / "prefix"
     run("torch", *arguments(corpus, "--train.updates=4", f"--output={base}"))
     free = [word for word in arguments(corpus) if not word.startswith(("--model.", "--data.tokenizer"))]
     adapt = ["--adapter.kind=prefix", f"--adapter.base={base}", "--adapter.virtual_tokens=4", "--train.updates=4"]
     out = run("torch", *free, *adapt, "--optimizer.lr=0.1", f"--output={prefix}")
     assert "prefix of 4 keys and values in 2 layers" in out
-    run("jax", "--resume", prefix, "--train.updates=6")
     texts = []
     for make in (TorchTrainer, JaxTrainer):
         stack, _ = open_for_generation(prefix, make)

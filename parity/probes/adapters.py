@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from flax import nnx
 
 import jaxtrain.lora
@@ -31,7 +32,7 @@ from parity.compare import (
 )
 from parity.pair import GPT2, LLAMA, batches, make_config, noise_only, scrambled
 from parity.probes.decode import FORCED, PROMPTS, cached_logits, traced_afresh, whole_logits
-from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make
+from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make, quick_jit
 
 ADAPTED = {
     "gpt2-like": GPT2
@@ -146,8 +147,8 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     rows = {row.name for row in adapter_table(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
     plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
-    base = logits_of(s, plain, tokens, None)
-    model = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params)
+    model, compiled = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params), {}
+    base = _logits(s, model, tokens, compiled)
     bank = LORA[s.name].Adapters(bare, model)
     bank.add(config, adapter)
     bank.add(*other_adapter(config))
@@ -160,10 +161,22 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
         "none": lambda: bank.switch(None),
     }.items():
         act()
-        if s is not TORCH:
-            plain.graph, plain.params = nnx.split(model)
-        seen[name] = logits_of(s, plain, tokens, None)
+        seen[name] = _logits(s, model, tokens, compiled)
     return seen
+
+
+def _logits(s: Side, model: Any, tokens: np.ndarray, compiled: dict[Any, Any]) -> np.ndarray:
+    """Logits of a model without dropout; in JAX models of one structure share what is in `compiled`."""
+    if s is TORCH:
+        with torch.no_grad():
+            return model.logits(model(torch.from_numpy(tokens).long())).numpy()
+    graph, params = nnx.split(model)
+
+    def forward(params: Any, tokens: np.ndarray) -> Any:
+        model = nnx.merge(graph, params)
+        return model.logits(model(tokens))
+
+    return np.asarray(compiled.setdefault(graph, quick_jit(forward))(params, tokens))
 
 
 def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
