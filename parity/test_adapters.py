@@ -1,10 +1,14 @@
 """Adapters in float64: gradients, updates beside a frozen base, checkpoints, ways to compute, merges."""
 
+import jax
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
 from coretrain.checkpoint import Progress, load_interchange, save_interchange
 from coretrain.schedule import clip_factor, learning_rate
+from coretrain.taps import tapped
 from parity.compare import (
     CACHE,
     FROZEN,
@@ -93,3 +97,21 @@ def test_adapters_however_they_are_computed(side, way):
     hold(SPLIT, abs(loss - expected["loss"]) / loss, f"loss with adapters, {side.name}")
     error, name = worst_tensor(gradients_of(side, stack), expected["gradients"])
     hold(SPLIT, error, f"{name}, {side.name}")
+
+
+@pytest.mark.parametrize("variant", ["dora, gpt2-like", "bottleneck, gpt2-like"])
+def test_taps_inside_adapters(variant):
+    """Both stacks pass the same taps in the same order, those inside adapters among them. Nothing is compiled."""
+    unrolled = {"execution.scan_layers": "false", "execution.checkpoint_activations": "none"}
+    config, seen = make_config(ADAPTED[variant] | unrolled), {}
+    for s in (TORCH, JAX):
+        stack, tokens, met = make(s, config, adapted_weights(config), UNMUTATED), batches(config, 1)[0][:, :-1], []
+        with tapped(lambda name, value, met=met: met.append((name, tuple(value.shape))) or value):
+            if s is TORCH:
+                stack.model(torch.from_numpy(tokens).long())
+            else:
+                jax.eval_shape(lambda w, t, graph=stack.graph: nnx.merge(graph, w)(t), stack._whole(), tokens)
+        seen[s.name] = met
+    assert seen["torch"] == seen["jax"]
+    inside = {name for name, _ in seen["torch"] if name.endswith(".adapter")}
+    assert "blocks.#.attention.q.adapter" in inside or inside == {"blocks.#.attention.adapter", "blocks.#.mlp.adapter"}
