@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coretrain.adapters import adapter_table, adapter_targets, fingerprint, merged, trained_table
+from coretrain.adapter_kinds import check_mergeable, shown
+from coretrain.adapters import adapter_targets, fingerprint, merged, trained_table
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -128,7 +129,7 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     """The config of an adapter's run, on `base` where one is given. Raises `UserError` where it has no adapter."""
     config = open_run(folder)
     if config.adapter.kind == "none":
-        raise UserError(f"{folder} trained a whole model and no adapter: give a run with adapter.kind = lora")
+        raise UserError(f"{folder} trained a whole model and no adapter: give an adapter's run")
     if base is None:
         return config
     return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
@@ -176,9 +177,8 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
         return []
     trained = sum(row.size for row in trained_table(config))
     share = trained / sum(row.size for row in parameter_table(config.model))
-    scale = "alpha / sqrt(rank)" if c.rslora else "alpha / rank"
     return [
-        ("adapter", f"{c.name}: {len(adapter_table(config)) // 2} matrices, rank {c.rank}, {scale} = {c.scale:g}"),
+        ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
         ("base", f"{c.base}, frozen (fingerprint {c.fingerprint})"),
         ("trained", f"{trained:,} parameters, {share:.2%} of the model's"),
     ]
@@ -210,7 +210,7 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
-    adapter_config(source)
+    check_mergeable(adapter_config(source))
     path = newest_interchange(source)
     loaded = load_on(path, base)
     config, tensors = merged_model(loaded)
