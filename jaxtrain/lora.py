@@ -51,7 +51,7 @@ class LowRank(nnx.Module):
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: Array, bias: Array | None) -> Array:
+    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
@@ -84,11 +84,13 @@ class Dora(LowRank):
         m, norm = self.m[...], norms(weight + self.scale * delta, axis)
         return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: Array, bias: Array | None) -> Array:
+    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
-        factor = self.factor(weight, self.a[...] @ self.b[...], 0)
-        bias = None if bias is None else bias.astype(x.dtype)
-        plain = dropped @ weight.astype(x.dtype) if dropped is not x else y if bias is None else y - bias
+        factor = self.factor(weight[...], self.a[...] @ self.b[...], 0)
+        if dropped is not x:
+            plain = dropped @ weight[...].astype(x.dtype)
+        else:
+            plain = y if bias is None else y - bias[...].astype(x.dtype)
         return y + (factor - 1).astype(x.dtype) * plain + factor.astype(x.dtype) * self(dropped)
 
     def over(self, rows: Array, tokens: Array, table: Array) -> Array:

@@ -103,7 +103,7 @@ class Linear(nnx.Module):
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-        return self.adapter.beside(y, x, dropped, self.kernel[...], None if self.bias is None else self.bias[...])
+        return self.adapter.beside(y, x, dropped, self.kernel, self.bias)
 
 
 class Norm(nnx.Module):

@@ -56,7 +56,7 @@ def dora_dropout_on_the_low_rank_part_alone(patch: Patch, s: Side) -> None:
     def wrapped(f: Any) -> Any:
         def beside(self: Any, y: Any, x: Any, dropped: Any, weight: Any, bias: Any) -> Any:
             delta = (self.b @ self.a, 1) if s.name == "torch" else (self.a[...] @ self.b[...], 0)
-            return f(self, y, x, x, weight, bias) - self.factor(weight, *delta) * (self(x) - self(dropped))
+            return f(self, y, x, x, weight, bias) - self.factor(weight[...], *delta) * (self(x) - self(dropped))
 
         return beside
 
