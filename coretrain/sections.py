@@ -334,6 +334,12 @@ class AdapterConfig(Section):
         "none", description="Biases that train too: none, all of the model's, or those beside an adapter."
     )
 
+    quantize: Literal["none", "nf4", "int8", "int4"] = Field(
+        "none",
+        description="Hold the frozen matrices of the base's blocks in few bits (QLoRA, Dettmers et al. 2023): nf4 takes "
+        "4.13 bits a weight, int4 4.25, int8 8.25.",
+    )
+
     @field_validator("targets", mode="before")
     @classmethod
     def _patterns(cls, raw: Any) -> Any:
@@ -343,6 +349,11 @@ class AdapterConfig(Section):
     def _some(self) -> Self:
         if not self.targets:
             raise ValueError("adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight")
+        if self.quantize != "none" and self.kind == "none":
+            raise ValueError(
+                f"adapter.quantize = {self.quantize} is for the frozen base of an adapter, and with adapter.kind = none "
+                "all weights train: set adapter.kind = lora, or leave adapter.quantize out"
+            )
         return self
 
     @property

@@ -46,7 +46,7 @@ def attach(config: RunConfig, model: Any) -> None:
     for target in adapter_targets(config):
         rows = len(model.head.weight) if target.module == "head" else target.b.shape[0]
         module = model.get_submodule(target.module)
-        like = next(module.parameters())
+        like = model.embed.token
         with like.device:
             module.adapter = LowRank(config, target, rows).to(like.dtype)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map
+from coretrain.config import RunConfig
+from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map, forms, quantize, quantized_table
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,64 @@ def _largest(weight: Packed) -> Tensor:
         return weight.scales
     levels = torch.from_numpy(dynamic_map()).to(weight.scales.device)[weight.scales.int()]
     return levels * weight.steps.repeat_interleave(SCALES)[: levels.numel()] + weight.offset
+
+
+class Held(nn.Module):
+    """A frozen weight [out, in] in bytes, in the place of a linear layer's own; it has no gradient."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind, self.shape = kind, shape
+        for name, (form, dtype) in forms(kind, shape[0] * shape[1]).items():
+            self.register_buffer(name, torch.empty(form, dtype=getattr(torch, dtype)), persistent=False)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight's arrays."""
+        return Packed(self.kind, self.shape, **dict(self.named_buffers()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x: x [..., in] -> [..., out], in the dtype of x."""
+        weight = self.packed
+        return _Product.apply(x, weight.kind, weight.shape, weight.values, weight.scales, weight.steps, weight.offset)
+
+
+def make_room(config: RunConfig, model: Any) -> None:
+    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
+    for row in quantized_table(config):
+        module = model.get_submodule(row.name.rpartition(".")[0])
+        module.weight, module.held = None, Held(config.adapter.quantize, row.shape)
+
+
+def take_over(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
+    """Fill the bytes from a base's whole `tensors`, quantized on the host one at a time."""
+    for row in quantized_table(config):
+        held = model.get_submodule(row.name.rpartition(".")[0]).held
+        weight = packed(quantize(np.asarray(tensors[row.name]), config.adapter.quantize, row.name), device)
+        for name, _ in held.named_buffers():
+            setattr(held, name, getattr(weight, name))  # replaced, not copied into: the model's own dtype is another
+
+
+class _Product(torch.autograd.Function):
+    """x W^T. Between forward and backward only bytes are kept: the weight is made anew from them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], *arrays: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*arrays)
+        ctx.kind, ctx.shape = kind, shape
+        return F.linear(x, dequantize(Packed(kind, shape, *arrays), x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        values, *rest = ctx.saved_tensors
+        weight = Packed(ctx.kind, ctx.shape, _only_with(values, upstream[0]), *rest)
+        return (upstream[0] @ dequantize(weight, upstream[0].dtype), *(None,) * 6)
+
+
+def _only_with(values: Tensor, x: Tensor) -> Tensor:
+    """`values` as something that a compiler can't know before x."""
+    # It would find both dequantizations of a weight equal, make one, and keep its result for the backward pass.
+    if not torch.compiler.is_compiling():
+        return values
+    first = x[(0,) * x.ndim]
+    return values ^ (torch.isnan(first) & torch.isinf(first)).to(values.dtype)  # which no number is
