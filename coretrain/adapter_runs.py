@@ -22,6 +22,7 @@ from coretrain.data import load_tokenizer
 from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
 from coretrain.parameters import Array, parameter_table
+from coretrain.quantized import as_held, held_bytes, quantized_table
 
 FREE = ("residual_dropout", "embedding_dropout")
 """Fields of the model that an adapter's run may have otherwise than its base."""
@@ -51,6 +52,7 @@ def on_base(command: Command) -> Command:
         data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
         config = config.model_copy(update={"data": data})
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
+    quantized_table(config)  # and a matrix that isn't whole blocks
     return replace(command, config=config)
 
 
@@ -119,12 +121,33 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     return [
         ("adapter", f"{c.name}: {len(adapter_table(config)) // 2} matrices, rank {c.rank}, {scale} = {c.scale:g}"),
         ("base", f"{c.base}, frozen (fingerprint {c.fingerprint})"),
+        *_held(config),
         ("trained", f"{trained:,} parameters, {share:.2%} of the model's"),
     ]
 
 
+def _held(config: RunConfig) -> Sequence[tuple[str, str]]:
+    """What of the base is in how many bits, and what that takes."""
+    kind, rows = config.adapter.quantize, quantized_table(config)
+    if not rows:
+        return []
+    master = 8 if config.precision.compute == "float64" else 4
+    size, held = sum(row.size for row in rows), sum(held_bytes(kind, row.size) for row in rows)
+    rest = sum(row.size for row in parameter_table(config.model)) - size
+    return [
+        (
+            "quantized",
+            f"{len(rows)} matrices of the blocks, {kind}: {8 * held / size:.2f} bits a weight, {held / 1e6:.3g} MB in "
+            f"place of {size * master / 1e6:.3g}; the rest whole, {rest * master / 1e6:.3g} MB",
+        )
+    ]
+
+
 def merge_run(source: Path, folder: Path) -> list[str]:
-    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print."""
+    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print.
+
+    Of a quantized base the adapter goes into the numbers that its bytes mean, which it was trained beside.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
     adapter_config(source)
@@ -132,7 +155,7 @@ def merge_run(source: Path, folder: Path) -> list[str]:
     loaded = load_interchange(path)
     config, base = settled(loaded.config)
     assert base is not None
-    tensors = merged(config, base, loaded.groups["parameters"])
+    tensors = merged(config, as_held(config, base), loaded.groups["parameters"])
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
     whole = config.model_copy(update={"name": name, "adapter": AdapterConfig()})
     save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")

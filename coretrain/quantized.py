@@ -112,8 +112,7 @@ def _check_blocks(size: int, kind: str, name: str) -> None:
     if size % BLOCK[kind]:
         way = "nf4, whose blocks are of 64" if kind != "nf4" and size % BLOCK["nf4"] == 0 else "none"
         raise UserError(
-            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: "
-            f"set adapter.quantize = {way}"
+            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: set adapter.quantize = {way}"
         )
 
 
@@ -135,11 +134,7 @@ def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> 
 def dequantize(weight: Quantized) -> Floats:
     """The weight [out, in] in float32, every operation rounded by itself: what both stacks' must equal bit for bit."""
     values, block = weight.arrays["values"], BLOCK[weight.kind]
-    if weight.kind == "int8":
-        numbers = values.astype(np.float32)
-    else:
-        codes = _unpacked(values.astype(np.uint8))
-        numbers = NF4[codes] if weight.kind == "nf4" else codes.astype(np.float32) - np.float32(8)
+    numbers = values.astype(np.float32) if weight.kind == "int8" else pairs(weight.kind)[values.astype(np.uint8)]
     return (numbers.reshape(-1, block) * _largest(weight)[:, None]).reshape(weight.shape)
 
 
@@ -174,6 +169,13 @@ def _nearest(numbers: Floats, levels: Floats) -> Bytes:
     """Index of the nearest of sorted levels; a number in the middle goes down."""
     middles = (levels[:-1] + levels[1:]) / np.float32(2)
     return np.searchsorted(middles, numbers, side="left").astype(np.uint8)
+
+
+@functools.cache
+def pairs(kind: str) -> Floats:
+    """The two numbers [256, 2] that each byte of nf4 or int4 stands for, before their block's scale."""
+    codes = _unpacked(np.arange(256, dtype=np.uint8)).reshape(-1, 2)
+    return NF4[codes] if kind == "nf4" else codes.astype(np.float32) - np.float32(8)
 
 
 @functools.cache

@@ -336,8 +336,8 @@ class AdapterConfig(Section):
 
     quantize: Literal["none", "nf4", "int8", "int4"] = Field(
         "none",
-        description="Hold the frozen matrices of the base's blocks in few bits (QLoRA, Dettmers et al. 2023): nf4 takes "
-        "4.13 bits a weight, int4 4.25, int8 8.25.",
+        description="Hold the frozen matrices of the base's blocks in few bits (QLoRA, Dettmers et al. 2023): nf4 in "
+        "4.13, int4 in 4.25, int8 in 8.25.",
     )
 
     @field_validator("targets", mode="before")
@@ -351,8 +351,8 @@ class AdapterConfig(Section):
             raise ValueError("adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight")
         if self.quantize != "none" and self.kind == "none":
             raise ValueError(
-                f"adapter.quantize = {self.quantize} is for the frozen base of an adapter, and with adapter.kind = none "
-                "all weights train: set adapter.kind = lora, or leave adapter.quantize out"
+                f"adapter.quantize = {self.quantize} is for an adapter's frozen base, and with adapter.kind = none all "
+                "weights train: set adapter.kind = lora, or leave adapter.quantize out"
             )
         return self
 

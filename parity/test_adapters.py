@@ -21,15 +21,18 @@ from parity.compare import (
 )
 from parity.pair import batches, make_config, noise_only
 from parity.probes import PROBES, unmutated
-from parity.probes.adapters import ADAPTED, adapted_weights, base_of, changed
-from parity.probes.sides import JAX, TORCH, gradients_of, make
+from parity.probes.adapters import ADAPTED, FORMS, QUANTIZED, adapted_weights, base_of, changed
+from parity.probes.sides import JAX, TORCH, UNMUTATED, gradients_of, make
 
 UPDATES = 24
 
 
-@pytest.mark.parametrize("variant", ADAPTED)
-@pytest.mark.parametrize("probe", ["adapter start", "adapter gradients", "adapter merge"])
-def test_adapters_agree(variant, probe):
+PROBED = [(probe, variant) for probe in ("adapter start", "adapter gradients", "adapter merge") for variant in ADAPTED]
+PROBED += [("adapter gradients", variant) for variant in QUANTIZED]
+
+
+@pytest.mark.parametrize(("probe", "variant"), PROBED)
+def test_adapters_agree(probe, variant):
     for side, other in (("torch", "jax"), ("jax", "torch")):
         seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]
         for gate, error in PROBES[probe].judge(*seen, variant, "scrambled").items():
@@ -37,11 +40,11 @@ def test_adapters_agree(variant, probe):
             hold(gate, error, f"{probe}, {side}, {variant}")
 
 
-@pytest.mark.parametrize("variant", ADAPTED)
+@pytest.mark.parametrize("variant", [*ADAPTED, "nf4, gpt2-like"])
 def test_updates_beside_a_frozen_base(variant, tmp_path):
     """Halfway each stack goes on from what the other saved in the interchange form."""
-    config = make_config(ADAPTED[variant])
-    stacks = [make(s, config, adapted_weights(config), frozenset()) for s in (TORCH, JAX)]
+    config = make_config(FORMS[variant])
+    stacks = [make(s, config, adapted_weights(config), UNMUTATED) for s in (TORCH, JAX)]
     before = [base_of(s, stack) for s, stack in zip((TORCH, JAX), stacks, strict=True)]
     start, plain = stacks[0].export()["parameters"], batches(config, 3)
     first = stacks[0].evaluate(plain[0])

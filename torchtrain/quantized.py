@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coretrain.config import RunConfig
-from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map, forms, quantize, quantized_table
+from coretrain.quantized import BLOCK, SCALES, Quantized, dynamic_map, forms, pairs, quantize, quantized_table
+
+# Made here, not where they are used: torch.compile can't see through what numpy keeps.
+_PAIRS = {kind: torch.from_numpy(pairs(kind)) for kind in ("nf4", "int4")}
+_SCALES = torch.from_numpy(dynamic_map())
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,17 @@ def dequantize(weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
     if weight.kind == "int8":
         numbers = weight.values.to(torch.float32)
     else:
-        codes = torch.stack([weight.values >> 4, weight.values & 15], -1).reshape(-1)
-        numbers = _levels(codes, weight.kind)
-    blocks = numbers.reshape(-1, BLOCK[weight.kind]) * _largest(weight)[:, None]
-    return blocks.reshape(weight.shape).to(dtype or torch.float32)
-
-
-def _levels(codes: Tensor, kind: str) -> Tensor:
-    if kind == "int4":
-        return codes.to(torch.float32) - 8
-    return torch.from_numpy(NF4).to(codes.device)[codes.int()]
+        # two numbers at a time: of the codes one by one there would be copies several times the weight's size
+        numbers = F.embedding(weight.values.int(), _PAIRS[weight.kind].to(weight.values.device))
+    blocks = numbers.view(-1, BLOCK[weight.kind]).mul_(_largest(weight)[:, None])
+    return blocks.view(weight.shape).to(dtype or torch.float32)
 
 
 def _largest(weight: Packed) -> Tensor:
     """The largest magnitude of each block (nf4), or its step."""
     if weight.steps is None or weight.offset is None:
         return weight.scales
-    levels = torch.from_numpy(dynamic_map()).to(weight.scales.device)[weight.scales.int()]
+    levels = _SCALES.to(weight.scales.device)[weight.scales.int()]
     return levels * weight.steps.repeat_interleave(SCALES)[: levels.numel()] + weight.offset
 
 

@@ -10,7 +10,8 @@ __all__ = ["FEW", "MUTANTS", "SUBJECTS"]
 
 SUBJECTS = (
     "norms", "attention", "model", "loss", "initial", "dropout", "optimizer", "clip", "schedule", "data", "checkpoint",
-    "generation", "health", "dtypes", "contract", "budgets", "ways", "adapters", "equivalents",
+    "generation", "health", "dtypes", "contract", "budgets", "ways", "adapters", "quantized",
+    "equivalents",
 )  # fmt: skip
 """The modules of this package, in the order in which their bugs are registered."""
 
