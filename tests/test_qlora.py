@@ -18,6 +18,7 @@ from coretrain.adapters import initial_adapter, trained_table
 from coretrain.checkpoint import Progress, load_interchange, newest_interchange, save_interchange
 from coretrain.command import Command
 from coretrain.errors import UserError
+from coretrain.footprint import footprint
 from coretrain.parameters import InitialParameters, initial_parameters, parameter_table
 from coretrain.quantized import KINDS, as_held, forms, held_bytes, quantize, quantized_table
 from coretrain.sampling import Sampling
@@ -61,6 +62,14 @@ def test_bytes_and_the_headers_line(small_config):
         "12 matrices of the blocks, int8: 8.25 bits a weight, 0.0253 MB in place of 0.0983; the rest whole, 0.0196 MB"
     )
     assert "quantized" not in dict(adapter_summary(small_config(adapter__kind="lora")))
+
+
+def test_the_footprint_is_that_of_the_arrays(small_config):
+    config = small_config(**QLORA, model__vocab=128)  # no row of padding
+    model, kinds = TorchTrainer(config).model, footprint(config).kinds
+    held = [*model.parameters(), *model.buffers()]
+    assert kinds["weights"] == sum(x.numel() * x.element_size() for x in held)
+    assert kinds["moments"] == 2 * sum(4 * row.size for row in trained_table(config))
 
 
 class Counted(InitialParameters):
