@@ -18,7 +18,8 @@ from coretrain.parameters import Array, Parameter, check_rows
 class AdapterBank(ABC):
     """One adapter at a time is at work, or merged, or none; what that does to a model is each stack's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantize: str = "none") -> None:
+        self.quantize = quantize
         self.kept: dict[str, tuple[RunConfig, Mapping[str, Array]]] = {}
         self.active: str | None = None
         self.merged = False
@@ -57,6 +58,11 @@ class AdapterBank(ABC):
         if self.active is None or self.merged:
             raise UserError("no adapter is at work that isn't merged: switch to one first")
         check_mergeable(self.kept[self.active][0])
+        if self.quantize != "none":
+            raise UserError(
+                f"weights in {self.quantize} can't take an adapter in without being rounded again: leave it beside "
+                "them, or write a run of whole weights with scripts/convert.py merge"
+            )
         self._take_off()
         self._add(1)
         self.merged = True

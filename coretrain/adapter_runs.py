@@ -25,6 +25,7 @@ from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.parameters import Array, parameter_table
+from coretrain.quantized import as_held, held_bytes, quantized_table
 from coretrain.translation import best_interchange
 
 FREE = ("residual_dropout", "embedding_dropout", "context")
@@ -59,6 +60,7 @@ def on_base(command: Command) -> Command:
         data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
         config = config.model_copy(update={"data": data})
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
+    quantized_table(config)  # and a matrix that isn't whole blocks
     return replace(command, config=config)
 
 
@@ -180,7 +182,25 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     return [
         ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
         ("base", f"{c.base}, frozen (fingerprint {c.fingerprint})"),
+        *_held(config),
         ("trained", f"{trained:,} parameters, {share:.2%} of the model's"),
+    ]
+
+
+def _held(config: RunConfig) -> Sequence[tuple[str, str]]:
+    """What of the base is in how many bits, and what that takes."""
+    kind, rows = config.adapter.quantize, quantized_table(config)
+    if not rows:
+        return []
+    master = 8 if config.precision.compute == "float64" else 4
+    size, held = sum(row.size for row in rows), sum(held_bytes(kind, row.size) for row in rows)
+    rest = sum(row.size for row in parameter_table(config.model)) - size
+    return [
+        (
+            "quantized",
+            f"{len(rows)} matrices of the blocks, {kind}: {8 * held / size:.2f} bits a weight, {held / 1e6:.3g} MB in "
+            f"place of {size * master / 1e6:.3g}; the rest whole, {rest * master / 1e6:.3g} MB",
+        )
     ]
 
 
@@ -196,9 +216,12 @@ def load_on(checkpoint: Path, base: Path | None) -> Interchange:
 
 
 def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
-    """An adapter's checkpoint and its base as one model: its config, at the base's context, and its tensors."""
+    """An adapter's checkpoint and its base as one model: its config, at the base's context, and its tensors.
+
+    Of a quantized base the adapter goes into the numbers that its bytes mean, which it was trained beside.
+    """
     config, base = on_its_base(loaded.config)
-    tensors = merged(config, base.groups["parameters"], loaded.groups["parameters"])
+    tensors = merged(config, as_held(config, base.groups["parameters"]), loaded.groups["parameters"])
     model = config.model.model_copy(update={"context": base.config.model.context})
     return config.model_copy(update={"model": model, "adapter": AdapterConfig()}), tensors
 

@@ -12,8 +12,10 @@ import fnmatch
 import functools
 import hashlib
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,11 +194,12 @@ def with_adapter(config: RunConfig, tensors: Mapping[str, Array]) -> Mapping[str
     """`tensors` of the base, with the adapter's start where they lack one."""
     if config.adapter.kind == "none":
         return tensors
-    start: dict[str, Array] = {n: value for n, value in initial_adapter(config).items() if n not in tensors}
+    here = frozenset(tensors)  # asking a lazy mapping whether it has one may read it
+    start: dict[str, Array] = {n: value for n, value in initial_adapter(config).items() if n not in here}
     for name, target in _magnitudes(config).items():
-        if name not in tensors:
+        if name not in here:
             start[name] = magnitudes(tensors[target.row.name], target.embedding)
-    return {**{name: tensors[name] for name in tensors}, **start}
+    return ChainMap(start, cast(dict[str, Array], tensors))  # which is only read, one tensor at a time
 
 
 def adapter_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:

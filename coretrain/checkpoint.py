@@ -186,6 +186,9 @@ class Tensors(Mapping[str, Array]):
             raise DamagedCheckpoint(f"{path} can't be read: {error}") from None
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.index  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.index)
 

@@ -12,9 +12,11 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+from coretrain.adapters import adapter_table, trained_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.layout import Layout
 from coretrain.parameters import padded_vocab, parameter_table
+from coretrain.quantized import held_bytes, quantized_table
 
 Stack = Literal["torch", "jax"]
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -74,10 +76,11 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     zero = c.parallel.zero if stack == "torch" else 0
     fsdp = layout.fsdp
     share = [1 / layout.data if zero >= stage else 1 / fsdp for stage in (1, 2, 3)]
+    trained = _trained(c, n)
     state = {
-        "weights": n.total * master * share[2],
-        "moments": 2 * n.total * master * share[0],
-        "gradients": n.total * master * share[1],
+        "weights": _weights(c, n, master) * share[2],
+        "moments": 2 * trained * master * share[0],
+        "gradients": trained * master * share[1],
     }
     if zero:
         state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
@@ -88,7 +91,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     # with one micro-batch torch frees the gradients before the next forward pass
     standing = gradients if c.train.accumulation > 1 or zero else 0.0
     jax = stack == "jax"
-    fresh = n.total * master / fsdp if jax and c.train.accumulation > 1 else 0.0
+    fresh = trained * master / fsdp if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
     head = n.embedding * master
@@ -107,6 +110,18 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     worst = max(totals, key=lambda moment: totals[moment])
     kinds = state | {"gradients": 0.0, "activations": 0.0, "copies": 0.0, "logits": 0.0} | moments[worst]
     return Footprint(kinds | {"buffers": buffers}, worst, host)
+
+
+def _trained(config: RunConfig, n: Sizes) -> int:
+    """Numbers that have gradients and moments: of a run with an adapter, which takes one device, its own."""
+    return n.total if config.adapter.kind == "none" else sum(row.size for row in trained_table(config))
+
+
+def _weights(config: RunConfig, n: Sizes, master: int) -> float:
+    """Bytes of all weights, an adapter's and those in few bits too."""
+    quantized = quantized_table(config)
+    whole = n.total - sum(row.size for row in quantized) + sum(row.size for row in adapter_table(config))
+    return float(whole * master + sum(held_bytes(config.adapter.quantize, row.size) for row in quantized))
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,8 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     else:
         saved, copies = one["input"] * layers, n.layer * cast
         block = one["everything"] + backward
+    if quantized := quantized_table(config):  # no copy is kept, and of one matrix at a time there is a whole one
+        block, copies = block + max(row.size for row in quantized) * (4.0 + compute) / tokens, 0
     return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast)
 
 

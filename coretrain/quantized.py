@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.config import RunConfig
 from coretrain.errors import UserError
+from coretrain.parameters import Array, Parameter, parameter_table
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -60,13 +62,63 @@ class Quantized:
         return 8 * sum(array.nbytes for array in self.arrays.values()) / math.prod(self.shape)
 
 
+@functools.cache
+def quantized_table(config: RunConfig) -> tuple[Parameter, ...]:
+    """The frozen matrices that a run holds in `adapter.quantize`: those of the blocks; none where that is none.
+
+    Embeddings and head stay whole, as in QLoRA: they are looked up, or share their numbers, or end in the logits, where
+    rounding shows most. Raises `UserError` naming a matrix that isn't whole blocks.
+    """
+    kind = config.adapter.quantize
+    if kind == "none":
+        return ()
+    rows = tuple(row for row in parameter_table(config.model) if row.layer is not None and len(row.shape) == 2)
+    for row in rows:
+        _check_blocks(row.size, kind, row.name)
+    return rows
+
+
+def forms(kind: str, size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and dtypes of the arrays of a weight of so many numbers: what `quantize` makes of it."""
+    blocks = size // BLOCK[kind]
+    if kind != "nf4":
+        values = ((size,), "int8") if kind == "int8" else ((size // 2,), "uint8")
+        return {"values": values, "scales": ((blocks,), "float32")}
+    return {
+        "values": ((size // 2,), "uint8"),
+        "scales": ((blocks,), "uint8"),
+        "steps": ((-(-blocks // SCALES),), "float32"),
+        "offset": ((), "float32"),
+    }
+
+
+def held_bytes(kind: str, size: int) -> int:
+    """Bytes of a weight of so many numbers."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in forms(kind, size).values())
+
+
+def as_held(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """A base's tensors as a run holds them: the quantized ones as the numbers that their bytes mean, in their dtype."""
+    kinds = {row.name: config.adapter.quantize for row in quantized_table(config)}
+    return {
+        name: dequantize(quantize(tensors[name], kinds[name], name)).astype(tensors[name].dtype)
+        if name in kinds
+        else tensors[name]
+        for name in tensors
+    }
+
+
+def _check_blocks(size: int, kind: str, name: str) -> None:
+    if size % BLOCK[kind]:
+        way = "nf4, whose blocks are of 64" if kind != "nf4" and size % BLOCK["nf4"] == 0 else "none"
+        raise UserError(
+            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: set adapter.quantize = {way}"
+        )
+
+
 def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> Quantized:
     """A weight [out, in] in `kind`. Raises `UserError` naming it where its size or its numbers don't allow that."""
-    if weight.size % BLOCK[kind]:
-        raise UserError(
-            f"{name} has {weight.size:,} numbers, and {kind} takes blocks of {BLOCK[kind]}: "
-            "leave it out of adapter.quantize's targets, or choose another width"
-        )
+    _check_blocks(weight.size, kind, name)
     blocks = weight.astype(np.float32).reshape(-1, BLOCK[kind])
     if not np.isfinite(blocks).all():
         raise UserError(f"{name} holds numbers that are not finite: it can't be quantized")
@@ -82,11 +134,7 @@ def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> 
 def dequantize(weight: Quantized) -> Floats:
     """The weight [out, in] in float32, every operation rounded by itself: what both stacks' must equal bit for bit."""
     values, block = weight.arrays["values"], BLOCK[weight.kind]
-    if weight.kind == "int8":
-        numbers = values.astype(np.float32)
-    else:
-        codes = _unpacked(values.astype(np.uint8))
-        numbers = NF4[codes] if weight.kind == "nf4" else codes.astype(np.float32) - np.float32(8)
+    numbers = values.astype(np.float32) if weight.kind == "int8" else pairs(weight.kind)[values.astype(np.uint8)]
     return (numbers.reshape(-1, block) * _largest(weight)[:, None]).reshape(weight.shape)
 
 
@@ -121,6 +169,13 @@ def _nearest(numbers: Floats, levels: Floats) -> Bytes:
     """Index of the nearest of sorted levels; a number in the middle goes down."""
     middles = (levels[:-1] + levels[1:]) / np.float32(2)
     return np.searchsorted(middles, numbers, side="left").astype(np.uint8)
+
+
+@functools.cache
+def pairs(kind: str) -> Floats:
+    """The two numbers [256, 2] that each byte of nf4 or int4 stands for, before their block's scale."""
+    codes = _unpacked(np.arange(256, dtype=np.uint8)).reshape(-1, 2)
+    return NF4[codes] if kind == "nf4" else codes.astype(np.float32) - np.float32(8)
 
 
 @functools.cache

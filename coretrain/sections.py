@@ -360,6 +360,12 @@ class AdapterConfig(Section):
         "none", description="Biases that train too: none, all of the model's, or those beside an adapter."
     )
 
+    quantize: Literal["none", "nf4", "int8", "int4"] = Field(
+        "none",
+        description="Hold the frozen matrices of the base's blocks in few bits (QLoRA, Dettmers et al. 2023): nf4 in "
+        "4.13, int4 in 4.25, int8 in 8.25.",
+    )
+
     @field_validator("targets", mode="before")
     @classmethod
     def _patterns(cls, raw: Any) -> Any:
@@ -375,9 +381,14 @@ class AdapterConfig(Section):
                 f"adapter.{field} = {getattr(self, field)} is for kinds lora and dora, "
                 f"and adapter.kind is {self.kind}: leave adapter.{field} out"
             )
-        if self.kind == "dora" and getattr(self, "quantize", "none") != "none":
+        if self.kind == "dora" and self.quantize != "none":
             raise ValueError(
                 "adapter.kind = dora takes norms of whole weights: set adapter.quantize = none, or adapter.kind = lora"
+            )
+        if self.quantize != "none" and self.kind == "none":
+            raise ValueError(
+                f"adapter.quantize = {self.quantize} is for an adapter's frozen base, and with adapter.kind = none all "
+                "weights train: set adapter.kind = lora, or leave adapter.quantize out"
             )
         return self
 

@@ -221,7 +221,7 @@ class Adapters(AdapterBank):
     """
 
     def __init__(self, config: RunConfig, model: Any) -> None:
-        super().__init__()
+        super().__init__(config.adapter.quantize)
         self.model = model
         self.base = {row.jax_path: row for row in parameter_table(config.model)}
         self.biases = {path: jnp.copy(_at(model, path)[...]) for path in self.base if path.endswith(".bias")}

@@ -26,6 +26,7 @@ from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
 from jaxtrain.lora import Bottleneck, LowRank, Prefix, attach
 from jaxtrain.pipeline import pipelined
+from jaxtrain.quantized import Held, make_room, take_over
 from jaxtrain.sharding import Sharding
 from jaxtrain.tensors import placed
 
@@ -89,16 +90,17 @@ def _hash32(x: Array) -> Array:
 class Linear(nnx.Module):
     """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x.
 
-    An adapter adds its own, of x under its mask.
+    An adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `kernel` None.
     """
 
     def __init__(self, into: int, out: int, bias: bool, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
         self.adapter: LowRank | None = nnx.data(None)
+        self.held: Held | None = nnx.data(None)
 
     def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         if self.adapter is None:
             return y
@@ -255,6 +257,7 @@ class GPT(nnx.Module):
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
         attach(config, self)
+        make_room(config, self)
 
     @property
     def head_weight(self) -> Array:
@@ -412,7 +415,9 @@ def build_model(
     check_rows(table, known, "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = placed(table, flat, tensors, config.execution.vocab_multiple)
+    arrays = {} if isinstance(device, Sharding) else take_over(config, tensors, device)
+    rest = {path: leaf for path, leaf in flat.items() if path not in arrays}
+    arrays |= placed(table, rest, tensors, config.execution.vocab_multiple)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))
 
 

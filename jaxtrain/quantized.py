@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax import Array
 
-from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map
+from coretrain.config import RunConfig
+from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map, forms, quantize, quantized_table
 
 
 @functools.partial(
@@ -61,3 +67,70 @@ def _largest(weight: Packed) -> Array:
     # Rounded by itself: of a product and a sum XLA makes one operation, and another number, but not across a clip.
     largest = jnp.finfo(jnp.float32).max
     return jnp.clip(levels * steps, -largest, largest) + weight.offset
+
+
+class Held(nnx.Module):
+    """A frozen weight [out, in] of each layer in bytes, in the place of a linear layer's own; it has no gradient."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> None:
+        self.kind, self.shape, self.names = kind, shape, tuple(forms(kind, shape[0] * shape[1]))
+        for name, (form, dtype) in forms(kind, shape[0] * shape[1]).items():
+            setattr(self, name, nnx.Variable(jnp.empty((*stack, *form), dtype)))
+
+    @property
+    def packed(self) -> Packed:
+        """The weight's arrays."""
+        return Packed(self.kind, self.shape, **{name: getattr(self, name)[...] for name in self.names})
+
+    def __call__(self, x: Array) -> Array:
+        """W x: x [..., in] -> [..., out], in the dtype of x."""
+        return _product(x, self.packed)
+
+
+def make_room(config: RunConfig, model: Any) -> None:
+    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
+    for row in quantized_table(config):
+        if row.layer == 0:  # all layers' lie in one array
+            module = functools.reduce(getattr, row.jax_path.split(".")[:-1], model)
+            module.kernel = nnx.data(None)
+            module.held = nnx.data(Held(config.adapter.quantize, row.shape, (config.model.layers,)))
+
+
+def take_over(config: RunConfig, tensors: Mapping[str, np.ndarray], device: jax.Device) -> dict[str, Array]:
+    """The bytes of a base's whole `tensors`, by their paths in the model, quantized on the host one at a time."""
+    kind, rows = config.adapter.quantize, quantized_table(config)
+    found = {}
+    for path, size in {row.jax_path: row.size for row in rows}.items():
+        stacked = {n: np.empty((config.model.layers, *form), dtype) for n, (form, dtype) in forms(kind, size).items()}
+        for row in (row for row in rows if row.jax_path == path):
+            for name, array in quantize(np.asarray(tensors[row.name]), kind, row.name).arrays.items():
+                stacked[name][row.layer] = array
+        stem = path.removesuffix("kernel") + "held"
+        found |= {f"{stem}.{name}": jax.device_put(array, device) for name, array in stacked.items()}
+    return found
+
+
+@jax.custom_vjp
+def _product(x: Array, weight: Packed) -> Array:
+    """x W^T. Between forward and backward only bytes are kept: the weight is made anew from them."""
+    return x @ dequantize(_only_with(weight, x), x.dtype).T
+
+
+def _forward(x: Array, weight: Packed) -> tuple[Array, Packed]:
+    return _product(x, weight), weight
+
+
+def _backward(weight: Packed, upstream: Array) -> tuple[Array, None]:
+    return upstream @ dequantize(_only_with(weight, upstream), upstream.dtype), None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _only_with(weight: Packed, x: Array) -> Packed:
+    """`weight` as something that the compiler can't know before x."""
+    # It would find both dequantizations of a weight equal, make one, and keep its result for the backward pass; or
+    # make it once for all micro-batches. An optimization barrier doesn't stop XLA on a CPU.
+    first = x.reshape(-1)[0]
+    never = jnp.isnan(first) & jnp.isinf(first)  # which no number is
+    return dataclasses.replace(weight, values=weight.values ^ never.astype(weight.values.dtype))

@@ -26,7 +26,7 @@ from parity.compare import (
 )
 from parity.pair import batches, make_config, noise_only
 from parity.probes import PROBES, unmutated
-from parity.probes.adapters import ADAPTED, adapted_weights, base_of, changed
+from parity.probes.adapters import ADAPTED, FORMS, QUANTIZED, adapted_weights, base_of, changed
 from parity.probes.sides import JAX, TORCH, UNMUTATED, gradients_of, make
 
 UPDATES = 24
@@ -34,6 +34,7 @@ UPDATES = 24
 
 PLACES = [
     *((f"adapter {probe}", variant) for probe in ("start", "gradients", "merge") for variant in ADAPTED),
+    *(("adapter gradients", variant) for variant in QUANTIZED),
     *(("adapter decode", variant) for variant in ("prefix, llama-like", "bottleneck, gpt2-like")),
 ]
 """Decoding has a place of its own for these kinds; low-rank ones are in every matrix' product."""
@@ -48,10 +49,10 @@ def test_adapters_agree(probe, variant):
             hold(gate, error, f"{probe}, {side}, {variant}")
 
 
-@pytest.mark.parametrize("variant", ADAPTED)
+@pytest.mark.parametrize("variant", [*ADAPTED, "nf4, gpt2-like"])
 def test_updates_beside_a_frozen_base(variant, tmp_path):
     """Halfway each stack goes on from what the other saved in the interchange form."""
-    config = make_config(ADAPTED[variant])
+    config = make_config(FORMS[variant])
     stacks = [make(s, config, adapted_weights(config), UNMUTATED) for s in (TORCH, JAX)]
     before = [base_of(s, stack) for s, stack in zip((TORCH, JAX), stacks, strict=True)]
     start, plain = stacks[0].export()["parameters"], batches(config, 3)

@@ -45,6 +45,8 @@ BASE = {
 GPT2 = {"model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu", "model.bias": "true"}
 FULL, MATMULS = {"execution.checkpoint_activations": "full"}, {"execution.checkpoint_activations": "matmuls"}
 LOW, SPLIT = {"precision.compute": "bfloat16"}, {"train.accumulation": 4}
+LORA = {"adapter.kind": "lora"}
+WIDE = {"model.width": 512, "model.vocab": 2048, "model.context": 64, "train.batch_size": 2}
 CASES: dict[str, dict[str, Any]] = {
     "Llama form": {},
     "Llama form, matmuls": MATMULS,
@@ -62,6 +64,16 @@ CASES: dict[str, dict[str, Any]] = {
     "GPT-2 form, 512 wide, context 128": GPT2 | {"model.width": 512, "model.heads": 8, "model.context": 128},
     "GPT-2 form, 512 wide, 2 rows (parameters rule)": GPT2
     | {"model.width": 512, "model.heads": 8, "train.batch_size": 2},
+    **{
+        f"Llama form, 512 wide, full, {name}": FULL | WIDE | fields
+        for name, fields in {
+            "all weights": {},
+            "LoRA": LORA,
+            "QLoRA nf4": LORA | {"adapter.quantize": "nf4"},
+            "QLoRA int8": LORA | {"adapter.quantize": "int8"},
+            "QLoRA nf4, bfloat16": LORA | LOW | {"adapter.quantize": "nf4"},
+        }.items()
+    },
 }
 """What differs from `BASE`."""
 MMAP_THRESHOLD = -3
@@ -131,7 +143,8 @@ def jax_peak(config: RunConfig) -> float:
     trainer = Trainer(config)
     batch = np.zeros((config.train.batch_size, config.model.context + 1), np.int32)
     inputs = trainer.params, batch[:, :-1], batch[:, 1:], np.float32(1), None
-    found = trainer._gradients.lower(*inputs).compile().memory_analysis()
+    frozen = {} if trainer.frozen is None else {"frozen": trainer.frozen}
+    found = trainer._gradients.lower(*inputs, **frozen).compile().memory_analysis()
     moments = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.moments))
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return float(held + found.temp_size_in_bytes + moments)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_huggingface import Float64Norm, Float64Rotary
+from test_quantized import bitsandbytes_nf4
 from whole_runs import arguments, run
 
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
@@ -19,6 +20,7 @@ from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
 from coretrain.generation import generate_text
 from coretrain.parameters import initial_parameters
+from coretrain.quantized import quantize, quantized_table
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
@@ -211,10 +213,11 @@ def test_from_a_base_to_a_merged_run(corpus, tmp_path):
     assert json.loads((whole / "config.json").read_text())["adapter"]["kind"] == "none"
 
 
-def test_peft_computes_the_same(small_config, monkeypatch):
-    """Logits and gradients of Hugging Face's Llama with PEFT's adapters, in float64.
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_peft_computes_the_same(small_config, monkeypatch, kind):
+    """Logits and gradients of Hugging Face's Llama with PEFT's adapters, in float64; nf4: on bitsandbytes' numbers.
 
-    Floors 2.2e-15 and 1.0e-14; a scale of alpha / rank would change the logits by 1.0 of their norm.
+    Floors 2.7e-15 and 1.0e-14; a scale of alpha / rank would change the logits by 1.0 of their norm.
     """
     peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
     transformers = pytest.importorskip("transformers")
@@ -224,10 +227,15 @@ def test_peft_computes_the_same(small_config, monkeypatch):
     form = {"model__norm": "rmsnorm", "model__position": "rope", "model__mlp": "swiglu", "model__bias": "false"}
     more = {"model__tied": "false", "model__kv_heads": 2, "precision__compute": "float64", "adapter__alpha": 12}
     targets = "blocks.*.attention.*.weight,blocks.1.mlp.down.weight,embed.token,head.weight"
-    config = small_config(**LORA, **form, **more, adapter__targets=targets, adapter__rslora="true", optimizer__clip=0)
+    more |= {"adapter__targets": targets, "adapter__rslora": "true", "adapter__quantize": kind, "optimizer__clip": 0}
+    config = small_config(**LORA, **form, **more)
     m, rng = config.model, np.random.default_rng(0)
     weights = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
     adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_table(config)}
+    base = dict(weights)
+    for row in quantized_table(config):
+        given = weights[row.name].astype(np.float32)
+        base[row.name] = bitsandbytes_nf4(given, quantize(given, "nf4").arrays["offset"])
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=m.vocabulary, hidden_size=m.width, intermediate_size=m.hidden, num_hidden_layers=m.layers,
@@ -242,7 +250,7 @@ def test_peft_computes_the_same(small_config, monkeypatch):
     named = dict(model.named_parameters())
     assert len([name for name in named if "lora_" in name]) == len(adapter)
     with torch.no_grad():
-        for name, value in (weights | adapter).items():
+        for name, value in (base | adapter).items():
             named[_peft_name(name, named)].copy_(torch.from_numpy(value))
     batch = rng.integers(0, m.vocabulary, (4, m.context + 1), dtype=np.int32)
     ids = torch.from_numpy(batch).long()

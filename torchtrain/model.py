@@ -27,6 +27,7 @@ from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
 from torchtrain.lora import Bottleneck, LowRank, Prefix, attach, freeze
 from torchtrain.parallel import ALONE, Axis, enter, leave
+from torchtrain.quantized import Held, make_room, take_over
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -99,7 +100,7 @@ class Linear(nn.Module):
     """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x.
 
     With `summed`, each process of that axis has some of the inputs, and their results are added before the bias. An
-    adapter adds its own, of x under its mask.
+    adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `weight` None.
     """
 
     def __init__(self, into: int, out: int, bias: bool, summed: Axis = ALONE) -> None:
@@ -108,17 +109,23 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
         self.adapter: LowRank | None = None
+        self.held: Held | None = None
 
     def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.summed.size == 1:
-            y = F.linear(x, self.weight.to(x.dtype), bias)
+            y = F.linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
             if self.adapter is None:
                 return y
             dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
             return self.adapter.beside(y, x, dropped, self.weight, bias)
         total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
+
+    def _of_held(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert self.held is not None
+        y = self.held(x)
+        return y if bias is None else y + bias
 
 
 class Norm(nn.Module):
@@ -281,6 +288,7 @@ class GPT(nn.Module):
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
         attach(config, self)
+        make_room(config, self)
         if m.position == "rope":
             wide = torch.promote_types(self.dtype, torch.float32)
             for name, table in zip(("cos", "sin"), rotary_tables(m, m.context), strict=True):
@@ -382,6 +390,7 @@ def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], devic
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
     fill(config, dict(model.named_parameters()), tensors, model.tensor)
+    take_over(config, model, tensors, device)
     freeze(config, model)
     return model
 

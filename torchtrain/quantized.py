@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map
+from coretrain.config import RunConfig
+from coretrain.quantized import BLOCK, SCALES, Quantized, dynamic_map, forms, pairs, quantize, quantized_table
+
+# Made here, not where they are used: torch.compile can't see through what numpy keeps.
+_PAIRS = {kind: torch.from_numpy(pairs(kind)) for kind in ("nf4", "int4")}
+_SCALES = torch.from_numpy(dynamic_map())
 
 
 @dataclass(frozen=True)
@@ -33,21 +42,76 @@ def dequantize(weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
     if weight.kind == "int8":
         numbers = weight.values.to(torch.float32)
     else:
-        codes = torch.stack([weight.values >> 4, weight.values & 15], -1).reshape(-1)
-        numbers = _levels(codes, weight.kind)
-    blocks = numbers.reshape(-1, BLOCK[weight.kind]) * _largest(weight)[:, None]
-    return blocks.reshape(weight.shape).to(dtype or torch.float32)
-
-
-def _levels(codes: Tensor, kind: str) -> Tensor:
-    if kind == "int4":
-        return codes.to(torch.float32) - 8
-    return torch.from_numpy(NF4).to(codes.device)[codes.int()]
+        # two numbers at a time: of the codes one by one there would be copies several times the weight's size
+        numbers = F.embedding(weight.values.int(), _PAIRS[weight.kind].to(weight.values.device))
+    blocks = numbers.view(-1, BLOCK[weight.kind]).mul_(_largest(weight)[:, None])
+    return blocks.view(weight.shape).to(dtype or torch.float32)
 
 
 def _largest(weight: Packed) -> Tensor:
     """The largest magnitude of each block (nf4), or its step."""
     if weight.steps is None or weight.offset is None:
         return weight.scales
-    levels = torch.from_numpy(dynamic_map()).to(weight.scales.device)[weight.scales.int()]
+    levels = _SCALES.to(weight.scales.device)[weight.scales.int()]
     return levels * weight.steps.repeat_interleave(SCALES)[: levels.numel()] + weight.offset
+
+
+class Held(nn.Module):
+    """A frozen weight [out, in] in bytes, in the place of a linear layer's own; it has no gradient."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind, self.shape = kind, shape
+        for name, (form, dtype) in forms(kind, shape[0] * shape[1]).items():
+            self.register_buffer(name, torch.empty(form, dtype=getattr(torch, dtype)), persistent=False)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight's arrays."""
+        return Packed(self.kind, self.shape, **dict(self.named_buffers()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x: x [..., in] -> [..., out], in the dtype of x."""
+        weight = self.packed
+        return _Product.apply(x, weight.kind, weight.shape, weight.values, weight.scales, weight.steps, weight.offset)
+
+
+def make_room(config: RunConfig, model: Any) -> None:
+    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
+    for row in quantized_table(config):
+        module = model.get_submodule(row.name.rpartition(".")[0])
+        module.weight, module.held = None, Held(config.adapter.quantize, row.shape)
+
+
+def take_over(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
+    """Fill the bytes from a base's whole `tensors`, quantized on the host one at a time."""
+    for row in quantized_table(config):
+        held = model.get_submodule(row.name.rpartition(".")[0]).held
+        weight = packed(quantize(np.asarray(tensors[row.name]), config.adapter.quantize, row.name), device)
+        for name, _ in held.named_buffers():
+            setattr(held, name, getattr(weight, name))  # replaced, not copied into: the model's own dtype is another
+
+
+class _Product(torch.autograd.Function):
+    """x W^T. Between forward and backward only bytes are kept: the weight is made anew from them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], *arrays: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*arrays)
+        ctx.kind, ctx.shape = kind, shape
+        return F.linear(x, dequantize(Packed(kind, shape, *arrays), x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        values, *rest = ctx.saved_tensors
+        weight = Packed(ctx.kind, ctx.shape, _only_with(values, upstream[0]), *rest)
+        return (upstream[0] @ dequantize(weight, upstream[0].dtype), *(None,) * 6)
+
+
+def _only_with(values: Tensor, x: Tensor) -> Tensor:
+    """`values` as something that a compiler can't know before x."""
+    # It would find both dequantizations of a weight equal, make one, and keep its result for the backward pass.
+    if not torch.compiler.is_compiling():
+        return values
+    first = x[(0,) * x.ndim]
+    return values ^ (torch.isnan(first) & torch.isinf(first)).to(values.dtype)  # which no number is

@@ -68,6 +68,15 @@ ADAPTED = {
 }
 """An adapter for each form of the model: every field at work in one of them, alpha unlike the rank."""
 
+QUANTIZED = {
+    "nf4, gpt2-like": ADAPTED["gpt2-like"] | {"adapter.quantize": "nf4"},
+    "int4, llama-like": ADAPTED["llama-like"] | {"adapter.quantize": "int4"},
+    "int8, unrolled": ADAPTED["gpt2-like"] | {"adapter.quantize": "int8", "execution.scan_layers": "false"},
+}
+"""Each kind of few bits below the same adapters: recomputed, in micro-batches, unrolled."""
+
+FORMS = ADAPTED | QUANTIZED
+
 LORA = {"torch": torchtrain.lora, "jax": jaxtrain.lora}
 
 
@@ -82,7 +91,7 @@ def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
 def base_of(s: Side, stack: Any) -> dict[str, np.ndarray]:
     """Copies of what must not train, by each stack's own names."""
     if s is TORCH:
-        named = stack.model.named_parameters()
+        named = [*stack.model.named_parameters(), *stack.model.named_buffers()]  # a quantized weight's bytes
         return {name: p.detach().numpy().copy() for name, p in named if not p.requires_grad}
     return {".".join(path): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
 
@@ -102,7 +111,7 @@ def judge_start(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 
 
 def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
-    config = make_config(ADAPTED[variant])
+    config = make_config(FORMS[variant])
     stack, batch = make(s, config, adapted_weights(config), shared), batches(config, 1)[0]
     logits = logits_of(s, stack, batch[:, :-1], 3)
     loss, norm = stack.gradients(batch, 3, 1.0)
@@ -110,7 +119,7 @@ def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> 
 
 
 def judge_gradients(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    apart = noise_only(make_config(ADAPTED[variant]))
+    apart = noise_only(make_config(FORMS[variant]))
     return {
         LOGITS: nrel(ours["logits"], theirs["logits"]),
         LOSS: abs(ours["loss"] - theirs["loss"]),
@@ -120,7 +129,7 @@ def judge_gradients(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[
 
 
 def run_updates(s: Side, variant: str, state: str, shared: frozenset[str], updates: int = 3) -> Seen:
-    config = make_config(ADAPTED[variant])
+    config = make_config(FORMS[variant])
     stack = make(s, config, adapted_weights(config), shared)
     before, start = base_of(s, stack), stack.export()["parameters"]
     for update, batch in enumerate(batches(config, updates)):
@@ -130,7 +139,7 @@ def run_updates(s: Side, variant: str, state: str, shared: frozenset[str], updat
 
 
 def judge_updates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    apart = noise_only(make_config(ADAPTED[variant]))
+    apart = noise_only(make_config(FORMS[variant]))
     error, _ = largest_error((ours["state"], theirs["state"]), theirs["start"], apart)
     return {FROZEN: ours["changed"], UPDATE: error}
 
