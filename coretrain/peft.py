@@ -25,7 +25,7 @@ from coretrain.hf_config import architecture
 from coretrain.huggingface import CARD, places
 from coretrain.parameters import Array, check_rows
 from coretrain.peft_config import peft_config, short_names
-from coretrain.peft_names import CONFIG, FINGERPRINT, TARGETS, WEIGHTS, Site, bias_name, sites
+from coretrain.peft_names import CONFIG, DIGEST, FINGERPRINT, TARGETS, WEIGHTS, Site, bias_name, digest, sites
 from coretrain.peft_reader import import_peft
 
 
@@ -98,7 +98,7 @@ def export_peft(
     raw, content = to_peft(config, tensors, base, weights)
     c = config.adapter
     targets = [target.row.name for target in adapter_targets(config)]
-    metadata = {"format": "pt", TARGETS: ",".join(targets), FINGERPRINT: c.fingerprint}
+    metadata = {"format": "pt", TARGETS: ",".join(targets), FINGERPRINT: c.fingerprint, DIGEST: digest(content)}
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from coretrain.config import ModelConfig
 from coretrain.huggingface import places
+from coretrain.parameters import Array
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BESIDE = {"a": "lora_A.weight", "b": "lora_B.weight"}
 BESIDE_EMBEDDING = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
 """PEFT's names of an adapter's tensors, by the ends of the canonical ones."""
-TARGETS, FINGERPRINT = "twintrain.targets", "twintrain.base"
-"""Metadata of the file: which canonical matrices it is of, and the fingerprint of the base's weights."""
+TARGETS, FINGERPRINT, DIGEST = "twintrain.targets", "twintrain.base", "twintrain.digest"
+"""Metadata of the file: which canonical matrices it is of, the fingerprint of the base's weights, its own digest."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ def sites(m: ModelConfig) -> list[Site]:
     """Every module of `m` that can have an adapter, in the order of the Hugging Face folder."""
     found = [(place.name.removesuffix(".weight"), place.parts) for place in places(m) if place.name.endswith(".weight")]
     return [Site(*one) for one in found if "norm" not in one[1][0] and one[1] != ("embed.position",)]
+
+
+def digest(tensors: Mapping[str, Array]) -> str:
+    """32 hexadecimal digits of a file's tensors by name, float16 widened to float32 as it is read."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = np.asarray(tensors[name])
+        value = np.ascontiguousarray(value.astype(np.float32) if value.dtype == np.float16 else value)
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        found.update(value.tobytes())
+    return found.hexdigest()
 
 
 def bias_name(name: str, adapted: Collection[str]) -> str:

@@ -13,13 +13,25 @@ from typing import Any
 import numpy as np
 
 from coretrain.adapters import Target, adapter_targets, trained_table
-from coretrain.config import ModelConfig, RunConfig
+from coretrain.config import ModelConfig, RunConfig, build_config
 from coretrain.data.files import read_json
 from coretrain.errors import UserError
 from coretrain.huggingface import places
 from coretrain.parameters import Array, check_rows
 from coretrain.peft_config import check_peft_config, rank_and_scale, targeted
-from coretrain.peft_names import CONFIG, FINGERPRINT, PREFIX, TARGETS, WEIGHTS, Site, bias_name, patterns, sites
+from coretrain.peft_names import (
+    CONFIG,
+    DIGEST,
+    FINGERPRINT,
+    PREFIX,
+    TARGETS,
+    WEIGHTS,
+    Site,
+    bias_name,
+    digest,
+    patterns,
+    sites,
+)
 from coretrain.safetensors_file import TensorFile
 
 
@@ -48,8 +60,8 @@ def import_peft(
         "targets": patterns(config.model, parts),
         "fingerprint": file.metadata.get(FINGERPRINT, ""),
     }
-    adapter = type(config.adapter).model_validate(config.adapter.model_dump() | fields)
-    config = config.model_copy(update={"adapter": adapter})
+    stated = {"adapter": config.adapter.model_dump(exclude_none=True) | fields}
+    config = config.model_copy(update={"adapter": build_config(stated, str(folder)).adapter})
     tensors = reader.tensors(config, chosen)
     check_rows(trained_table(config), tensors, str(folder))
     return config, tensors
@@ -61,7 +73,11 @@ def _weights_file(folder: Path) -> TensorFile:
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; write the adapter again with "
             "PEFT's save_pretrained"
         )
-    return TensorFile(folder / WEIGHTS)
+    file = TensorFile(folder / WEIGHTS)
+    written = file.metadata.get(DIGEST)
+    if written not in (None, digest({name: file.read(name) for name in file.names})):
+        raise UserError(f"{file.path} is damaged: its tensors aren't those that were written; export the adapter again")
+    return file
 
 
 class _Reader:

@@ -39,7 +39,14 @@ class TensorFile:
         if not isinstance(header, dict):
             raise UserError(f"{path} is damaged: it has no safetensors header")
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        if max((facts["data_offsets"][1] for facts in header.values()), default=0) != size:
+        try:
+            ends = [
+                facts["data_offsets"][1] for facts in header.values() if facts["dtype"] and facts["shape"] is not None
+            ]
+            filled = max(ends, default=0) == size
+        except (KeyError, TypeError, IndexError):
+            raise UserError(f"{path} is damaged: its safetensors header isn't one") from None
+        if not filled:
             raise UserError(f"{path} is damaged: its length is not what its header says")
         self.start, self.header = 8 + length, header
 
@@ -55,6 +62,8 @@ class TensorFile:
         if facts["dtype"] not in DTYPES:
             raise UserError(f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read")
         raw = np.fromfile(self.path, DTYPES[facts["dtype"]], math.prod(shape), offset=self.start + offset)
+        if raw.size != math.prod(shape):
+            raise UserError(f"{self.path} is damaged: {name} reaches beyond its end")
         if facts["dtype"] == "BF16":
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         elif facts["dtype"] == "F16":

@@ -22,6 +22,7 @@ from coretrain.errors import UserError
 from coretrain.huggingface import import_huggingface
 from coretrain.parameters import initial_parameters
 from coretrain.peft_names import WEIGHTS
+from coretrain.peft_reader import import_peft
 from coretrain.safetensors_file import TensorFile
 from parity.probes.sides import JAX, TORCH, logits_of
 
@@ -254,6 +255,27 @@ def test_files_that_are_damaged_or_of_another_model(made, tmp_path, small_config
     refused("is damaged: it has no safetensors header")
     weights.unlink()
     refused("only safetensors are read, never pickles")
+
+
+def test_a_flipped_bit_is_never_read_as_something_else(made, tmp_path):
+    """Anywhere in the file: in its header, its metadata or its tensors."""
+    base, adapter = made(**KINDS["llama, tied"] | {"adapter__targets": "blocks.*.mlp.down.weight"})
+    export_run(adapter, tmp_path / "peft", "peft")
+    path, given = tmp_path / "peft" / WEIGHTS, load_interchange(newest_interchange(base))
+    config = given.config.model_copy(update={"adapter": AdapterConfig(base=str(base))})
+    whole, weights = path.read_bytes(), dict(given.groups["parameters"])
+    wanted, refused = parameters(adapter), 0
+    for position in np.linspace(0, len(whole) - 1, 300).astype(int):
+        raw = bytearray(whole)
+        raw[position] ^= 1 << (position % 7)
+        path.write_bytes(raw)
+        try:
+            _, found = import_peft(tmp_path / "peft", config, lambda: weights)
+        except UserError:
+            refused += 1
+            continue
+        assert all(np.array_equal(found[name], value) for name, value in wanted.items()), position
+    assert refused > 280  # the rest is white space, and metadata that the run's other checks see
 
 
 def test_nothing_is_overwritten_and_other_runs_are_refused(made, tmp_path):
