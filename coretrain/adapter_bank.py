@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from coretrain.adapters import Target, adapter_targets, trained_table
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.adapter_kinds import check_mergeable
+from coretrain.adapters import Target, adapter_targets, added, trained_table
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
-from coretrain.parameters import Array, check_rows
+from coretrain.parameters import Array, Parameter, check_rows
 
 
 class AdapterBank(ABC):
@@ -18,6 +22,7 @@ class AdapterBank(ABC):
         self.kept: dict[str, tuple[RunConfig, Mapping[str, Array]]] = {}
         self.active: str | None = None
         self.merged = False
+        self._of_weights: dict[str, NDArray[np.float64]] = {}
 
     def add(self, config: RunConfig, tensors: Mapping[str, Array]) -> None:
         """Keep an adapter, as `Trainer.export` gives it, under `config.adapter.name`, in place of one of that name.
@@ -45,9 +50,13 @@ class AdapterBank(ABC):
             self._put(*self.kept[name])
 
     def merge(self) -> None:
-        """Add the adapter at work into the weights: W + scale x B A."""
+        """Add the adapter at work into the weights: W + scale x B A, or DoRA's W'.
+
+        Raises `UserError` where none is at work, or one that is no change of weights.
+        """
         if self.active is None or self.merged:
             raise UserError("no adapter is at work that isn't merged: switch to one first")
+        check_mergeable(self.kept[self.active][0])
         self._take_off()
         self._add(1)
         self.merged = True
@@ -57,8 +66,22 @@ class AdapterBank(ABC):
         if not self.merged:
             raise UserError("no adapter is merged: merge one first")
         self._add(-1)
-        self.merged = False
+        self.merged, self._of_weights = False, {}
         self.switch(self.active)
+
+    def _deltas(self, read: Callable[[Parameter], Array]) -> dict[str, NDArray[np.float64]]:
+        """What the active adapter adds to each weight; `read` gives one as it is in the model, canonical.
+
+        DoRA's depends on the weights, and is kept from the merge on: out of W' alone W can't be had again.
+        """
+        assert self.active is not None
+        config, tensors = self.kept[self.active]
+        if config.adapter.kind != "dora":
+            return added(config, tensors, {})
+        if not self.merged:
+            rows = [target.row for target in adapter_targets(config)]
+            self._of_weights = added(config, tensors, {row.name: read(row) for row in rows})
+        return self._of_weights
 
     @abstractmethod
     def _fits(self, target: Target) -> bool:
@@ -78,4 +101,4 @@ class AdapterBank(ABC):
 
     @abstractmethod
     def _add(self, sign: int) -> None:
-        """Add the active adapter's product to the weights `sign` times."""
+        """Add what the active adapter is (`_deltas`) to the weights `sign` times."""

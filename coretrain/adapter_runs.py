@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coretrain.adapters import adapter_table, adapter_targets, fingerprint, merged, trained_table
+from coretrain.adapter_kinds import check_mergeable, shown
+from coretrain.adapters import adapter_targets, fingerprint, merged, trained_table
 from coretrain.checkpoint import (
+    Interchange,
     Progress,
     interchange_of,
     load_interchange,
@@ -23,9 +25,10 @@ from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.parameters import Array, parameter_table
+from coretrain.translation import best_interchange
 
-FREE = ("residual_dropout", "embedding_dropout")
-"""Fields of the model that an adapter's run may have otherwise than its base."""
+FREE = ("residual_dropout", "embedding_dropout", "context")
+"""Fields of the model that an adapter's run may have otherwise than its base; its context may only be shorter."""
 
 
 def on_base(command: Command) -> Command:
@@ -45,8 +48,12 @@ def on_base(command: Command) -> Command:
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
         raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
-    free = {name: getattr(command.config.model, name) for name in FREE if f"model.{name}" in given}
+    # a file that says nothing of adapters is of another training, whose context and dropout aren't this one's
+    stated = set() if "adapter.kind" in given else command.config.model.model_fields_set
+    chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
+    free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
+    _check_context(config, base)
     ranks = run_of(Path(adapter.base)) / SAVED_RANKS
     if "data.tokenizer" not in given and ranks.is_file():
         data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
@@ -55,14 +62,45 @@ def on_base(command: Command) -> Command:
     return replace(command, config=config)
 
 
+def _check_context(config: RunConfig, base: RunConfig) -> None:
+    ours, theirs = config.model.context, base.model.context
+    if ours > theirs:
+        raise UserError(
+            f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
+            "or leave it out"
+        )
+
+
+class FirstPositions(Mapping[str, Array]):
+    """A base's tensors, of whose learned positions, where it has some, only the first `context` are there."""
+
+    def __init__(self, tensors: Mapping[str, Array], context: int) -> None:
+        self._tensors, self._context = tensors, context
+
+    def __getitem__(self, name: str) -> Array:
+        return self._tensors[name][: self._context] if name == "embed.position" else self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def settled(config: RunConfig) -> tuple[RunConfig, Mapping[str, Array] | None]:
     """The config with its base's fingerprint, and the base's weights; None where the run trains all of a model.
 
     Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
     """
-    adapter = config.adapter
-    if adapter.kind == "none":
+    if config.adapter.kind == "none":
         return config, None
+    filled, base = on_its_base(config)
+    return filled, FirstPositions(base.groups["parameters"], config.model.context)
+
+
+def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
+    """As `settled`, of an adapter's config: the base as it is, at its own context."""
+    adapter = config.adapter
     if adapter.base is None:
         raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
     loaded = load_interchange(newest_interchange(Path(adapter.base)))
@@ -76,25 +114,39 @@ def settled(config: RunConfig) -> tuple[RunConfig, Mapping[str, Array] | None]:
             f"model.{other} = {ours[other]}, the base {adapter.base} has {theirs[other]}: it is another model; "
             "give the base that the adapter belongs to"
         )
-    tensors = loaded.groups["parameters"]
-    found = fingerprint(config, tensors)
+    _check_context(config, loaded.config)
+    found = fingerprint(config, loaded.groups["parameters"])
     if adapter.fingerprint not in ("", found):
         raise UserError(
             f"adapter.base = {adapter.base} has weights of fingerprint {found}, the adapter was trained on "
             f"{adapter.fingerprint}: give that base, or start a new run"
         )
     filled = adapter.model_copy(update={"fingerprint": found})
-    return config.model_copy(update={"adapter": filled}), tensors
+    return config.model_copy(update={"adapter": filled}), loaded
 
 
 def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     """The config of an adapter's run, on `base` where one is given. Raises `UserError` where it has no adapter."""
     config = open_run(folder)
     if config.adapter.kind == "none":
-        raise UserError(f"{folder} trained a whole model and no adapter: give a run with adapter.kind = lora")
+        raise UserError(f"{folder} trained a whole model and no adapter: give an adapter's run")
     if base is None:
         return config
     return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
+
+
+def open_adapters(folders: Sequence[Path], base: Path) -> list[tuple[RunConfig, Mapping[str, Array]]]:
+    """Config and tensors of several adapters' runs on the run `base`, each named by its folder; the best of each."""
+    result: list[tuple[RunConfig, Mapping[str, Array]]] = []
+    for folder in folders:
+        config, _ = settled(adapter_config(folder, base))
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
+        if any(name == other.adapter.name for other, _ in result):
+            raise UserError(f"--adapter: two folders are named {name}: rename one of them")
+        adapter = config.adapter.model_copy(update={"name": name})
+        tensors = load_interchange(best_interchange(folder)).groups["parameters"]
+        result.append((config.model_copy(update={"adapter": adapter}), tensors))
+    return result
 
 
 def check_tokenizer(config: RunConfig, found: str) -> None:
@@ -109,6 +161,15 @@ def check_tokenizer(config: RunConfig, found: str) -> None:
         )
 
 
+def carry_chat_template(config: RunConfig, folder: Path) -> None:
+    """Copy the base's chat template, if it has one, into the folder of an adapter's run, which exports write out."""
+    base = config.adapter.base
+    if config.adapter.kind == "none" or base is None or (folder / CHAT_TEMPLATE).exists():
+        return
+    if template := read_chat_template(run_of(Path(base))):
+        write_atomically(folder / CHAT_TEMPLATE, template)
+
+
 def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     """Lines for the run's header; none without an adapter."""
     c = config.adapter
@@ -116,33 +177,53 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
         return []
     trained = sum(row.size for row in trained_table(config))
     share = trained / sum(row.size for row in parameter_table(config.model))
-    scale = "alpha / sqrt(rank)" if c.rslora else "alpha / rank"
     return [
-        ("adapter", f"{c.name}: {len(adapter_table(config)) // 2} matrices, rank {c.rank}, {scale} = {c.scale:g}"),
+        ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
         ("base", f"{c.base}, frozen (fingerprint {c.fingerprint})"),
         ("trained", f"{trained:,} parameters, {share:.2%} of the model's"),
     ]
 
 
-def merge_run(source: Path, folder: Path) -> list[str]:
-    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print."""
+def load_on(checkpoint: Path, base: Path | None) -> Interchange:
+    """An interchange checkpoint, of an adapter with `base` as its base where one is given: the base may have moved."""
+    loaded = load_interchange(checkpoint)
+    if base is None:
+        return loaded
+    if loaded.config.adapter.kind == "none":
+        raise UserError(f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out")
+    adapter = loaded.config.adapter.model_copy(update={"base": str(base)})
+    return replace(loaded, config=loaded.config.model_copy(update={"adapter": adapter}))
+
+
+def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
+    """An adapter's checkpoint and its base as one model: its config, at the base's context, and its tensors."""
+    config, base = on_its_base(loaded.config)
+    tensors = merged(config, base.groups["parameters"], loaded.groups["parameters"])
+    model = config.model.model_copy(update={"context": base.config.model.context})
+    return config.model_copy(update={"model": model, "adapter": AdapterConfig()}), tensors
+
+
+def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]:
+    """Make `folder` a run at update 0 of the base with the adapter of `source` merged into it; lines to print.
+
+    `base` is the base's new place, if it has one.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
-    adapter_config(source)
+    check_mergeable(adapter_config(source))
     path = newest_interchange(source)
-    loaded = load_interchange(path)
-    config, base = settled(loaded.config)
-    assert base is not None
-    tensors = merged(config, base, loaded.groups["parameters"])
+    loaded = load_on(path, base)
+    config, tensors = merged_model(loaded)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
-    whole = config.model_copy(update={"name": name, "adapter": AdapterConfig()})
+    whole, adapter = config.model_copy(update={"name": name}), loaded.config.adapter
     save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
     if (run_of(source) / SAVED_FACTS).is_file():
         load_tokenizer(run_of(source)).save(folder)
-    if (template := read_chat_template(run_of(source))) is not None:
+    if template := read_chat_template(run_of(source)):
         write_atomically(folder / CHAT_TEMPLATE, template)
+    carry_chat_template(loaded.config, folder)  # of a run that has none of its own
     write_atomically(folder / "config.json", whole.to_json())  # last: without it the folder is no run
     return [
-        f"wrote {folder}: {config.adapter.base} with the adapter {config.adapter.name} of {path} merged into it",
+        f"wrote {folder}: {adapter.base} with the adapter {adapter.name} of {path} merged into it",
         f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
     ]

@@ -1,8 +1,9 @@
-"""Low-rank adapters in the contract: which tensors they have, how they start, what trains, and what they add to W.
+"""Adapters in the contract: which tensors they have, how they start, what trains, and what they add to W.
 
 y = W x + scale B A drop(x) (Hu et al. 2021), names and starts as PEFT has them: of a linear layer A [rank, in] is
 U(+-1/sqrt(in)) and B [out, rank] zero; of an embedding [V, D], A [rank, V] is zero and B [D, rank] normal, and its rows
-change by scale (B A)^T. Only A, B and the biases that `adapter.bias` asks for train, have moments and are saved.
+change by scale (B A)^T. The other kinds stand in `adapter_kinds`. Only an adapter's tensors and the biases that
+`adapter.bias` asks for train, have moments and are saved.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.adapter_kinds import (
+    MERGEABLE,
+    bottleneck_rows,
+    check_mergeable,
+    directed,
+    magnitude_row,
+    magnitudes,
+    prefix_rows,
+)
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import Array, Parameter, check_rows, initial_value, parameter_table
@@ -29,17 +39,32 @@ PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate
 
 @dataclass(frozen=True)
 class Target:
-    """A matrix with an adapter."""
+    """A matrix with an adapter, or a sublayer with a prefix or bottleneck."""
 
     row: Parameter
-    """The matrix W itself, in the base."""
-    a: Parameter
-    b: Parameter
+    """The matrix W itself, in the base; of a sublayer one of its own."""
+    tensors: tuple[Parameter, ...]
+    """A, B and DoRA's m; a prefix' k and v; down and up of a bottleneck, each with its bias where the model has any."""
+
+    @property
+    def a(self) -> Parameter:
+        """A [rank, in]."""
+        return self.tensors[0]
+
+    @property
+    def b(self) -> Parameter:
+        """B [out, rank]."""
+        return self.tensors[1]
 
     @property
     def module(self) -> str:
-        """Name of the module that holds W: `blocks.0.attention.q`, `embed`, `head`."""
-        return self.row.name.rpartition(".")[0]
+        """Name of the module that it stands at: `blocks.0.attention.q`, `embed`, `head`, `blocks.0.mlp`."""
+        return self.tensors[0].name.rsplit(".", 2)[0]
+
+    @property
+    def slot(self) -> str:
+        """The module's attribute for it: adapter or prefix."""
+        return self.tensors[0].name.rsplit(".", 2)[1]
 
     @property
     def embedding(self) -> bool:
@@ -61,21 +86,30 @@ def adapter_targets(config: RunConfig) -> tuple[Target, ...]:
     c = config.adapter
     if c.kind == "none":
         return ()
-    possible = [row for row in parameter_table(config.model) if _can_have_one(row)]
+    possible = [row for row in parameter_table(config.model) if _can_have_one(row, c.kind)]
     for pattern in c.targets:
         if not any(fnmatch.fnmatchcase(row.name, pattern) for row in possible):
+            takes = f" that a {c.kind} takes" if c.kind not in MERGEABLE else ""
             raise UserError(
-                f"adapter.targets: {pattern} matches no matrix of this model: "
+                f"adapter.targets: {pattern} matches no matrix of this model{takes}: "
                 f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}"
             )
     chosen = [row for row in possible if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in c.targets)]
+    if c.kind not in MERGEABLE:
+        return tuple(Target(*found) for found in SUBLAYERS[c.kind](config, chosen))
     for row in chosen:
         _check_target(config, row)
     _check_biases(config, chosen)
-    return tuple(_target(row, c.rank) for row in chosen)
+    return tuple(_target(row, c.rank, c.kind) for row in chosen)
 
 
-def _can_have_one(row: Parameter) -> bool:
+SUBLAYERS = {"prefix": prefix_rows, "bottleneck": bottleneck_rows}
+"""Of the kinds that stand at sublayers: (a matrix, the adapter's tensors) for each."""
+
+
+def _can_have_one(row: Parameter, kind: str) -> bool:
+    if kind not in MERGEABLE:
+        return row.layer is not None and len(row.shape) == 2 and (kind != "prefix" or ".attention." in row.name)
     return row.name in ("embed.token", "head.weight") or (row.layer is not None and len(row.shape) == 2)
 
 
@@ -103,21 +137,23 @@ def _check_biases(config: RunConfig, chosen: Sequence[Parameter]) -> None:
         )
 
 
-def _target(row: Parameter, rank: int) -> Target:
+def _target(row: Parameter, rank: int, kind: str) -> Target:
     stem, path = row.name.rpartition(".")[0], row.jax_path.rpartition(".")[0]
     out, into = row.shape if row.name != "embed.token" else row.shape[::-1]
     out_axis, in_axis = row.axes if row.name != "embed.token" else row.axes[::-1]
     a = replace(row, name=f"{stem}.adapter.a", jax_path=f"{path}.adapter.a", shape=(rank, into), axes=("rank", in_axis))
     b = replace(row, name=f"{stem}.adapter.b", jax_path=f"{path}.adapter.b", shape=(out, rank), axes=(out_axis, "rank"))
+    more = (magnitude_row(row, a, b),) if kind == "dora" else ()
     if row.name == "embed.token":
-        return Target(row, replace(a, init="zeros", std=0.0), replace(b, init="normal", std=1.0))
-    return Target(row, replace(a, init="uniform", std=1 / math.sqrt(3 * into)), replace(b, init="zeros", std=0.0))
+        return Target(row, (replace(a, init="zeros", std=0.0), replace(b, init="normal", std=1.0), *more))
+    a = replace(a, init="uniform", std=1 / math.sqrt(3 * into))
+    return Target(row, (a, replace(b, init="zeros", std=0.0), *more))
 
 
 @functools.cache
 def adapter_table(config: RunConfig) -> tuple[Parameter, ...]:
-    """A and B of every target, in the order of the parameter table."""
-    return tuple(row for target in adapter_targets(config) for row in (target.a, target.b))
+    """The adapter's tensors, in the order of the parameter table."""
+    return tuple(row for target in adapter_targets(config) for row in target.tensors)
 
 
 @functools.cache
@@ -142,15 +178,24 @@ def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
 
 
 def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
-    """A and B before the first update, by canonical name."""
-    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config)}
+    """The adapter's tensors before the first update, by canonical name; but not DoRA's m, which the base decides."""
+    base = _magnitudes(config)
+    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config) if row.name not in base}
+
+
+def _magnitudes(config: RunConfig) -> dict[str, Target]:
+    """The targets with a magnitude, by its name."""
+    return {target.tensors[2].name: target for target in adapter_targets(config) if config.adapter.kind == "dora"}
 
 
 def with_adapter(config: RunConfig, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
     """`tensors` of the base, with the adapter's start where they lack one."""
     if config.adapter.kind == "none":
         return tensors
-    start = {name: value for name, value in initial_adapter(config).items() if name not in tensors}
+    start: dict[str, Array] = {n: value for n, value in initial_adapter(config).items() if n not in tensors}
+    for name, target in _magnitudes(config).items():
+        if name not in tensors:
+            start[name] = magnitudes(tensors[target.row.name], target.embedding)
     return {**{name: tensors[name] for name in tensors}, **start}
 
 
@@ -182,20 +227,27 @@ def check_alone(config: RunConfig, devices: int) -> None:
         )
 
 
-def added(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:
-    """What a merge adds to each target, in float64 by the target's name: scale B A, of an embedding its transpose."""
+def added(config: RunConfig, tensors: Mapping[str, Array], base: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:
+    """What a merge adds to each target, in float64 by the target's name: scale B A, of an embedding its transpose.
+
+    DoRA's depends on the weights, which `base` has. Raises `UserError` for a kind that can't be merged.
+    """
+    check_mergeable(config)
     check_rows(trained_table(config), tensors, f"adapter {config.adapter.name}")
     result = {}
     for target in adapter_targets(config):
         a, b = (np.asarray(tensors[row.name], np.float64) for row in (target.a, target.b))
         delta = config.adapter.scale * (b @ a)
-        result[target.row.name] = delta.T if target.embedding else delta
+        delta = delta.T if target.embedding else delta
+        if config.adapter.kind == "dora":
+            delta = directed(base[target.row.name], delta, tensors[target.tensors[2].name], target.embedding)
+        result[target.row.name] = delta
     return result
 
 
 def merged(config: RunConfig, base: Mapping[str, Array], tensors: Mapping[str, Array]) -> dict[str, Array]:
     """The base's tensors with the adapter in them, in the base's dtypes, rounded once."""
-    deltas = added(config, tensors)
+    deltas = added(config, tensors, base)
     result: dict[str, Array] = {}
     for row in parameter_table(config.model):
         value = np.asarray(tensors[row.name] if row.name in tensors else base[row.name])

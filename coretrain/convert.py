@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from coretrain.adapter_runs import load_on, merged_model
 from coretrain.checkpoint import (
     Interchange,
     Progress,
     interchange_of,
-    load_interchange,
     newest_interchange,
     save_interchange,
     write_atomically,
@@ -24,10 +22,14 @@ from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
 from coretrain.gguf_tokenizer import read_gguf_tokenizer
+from coretrain.half_precision import HalfPrecision
 from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template, read_tokenizer
 from coretrain.huggingface import export_huggingface, import_huggingface
 from coretrain.manifest import MANIFEST
+from coretrain.model_card import model_card
 from coretrain.parameters import Array, parameter_table
+from coretrain.peft_names import CONFIG as PEFT_CONFIG
+from coretrain.peft_runs import export_adapter, import_adapter
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
@@ -44,34 +46,41 @@ def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
     return source / "export" / (f"{name}.{form}" if form in ("gguf", "onnx") else f"{name}-{form}")
 
 
-def export_run(source: Path, target: Path, form: str, quantization: str = "none") -> list[str]:
+def export_run(
+    source: Path, target: Path, form: str, quantization: str = "none", merge: bool = False, base: Path | None = None
+) -> list[str]:
     """Write the newest interchange checkpoint of `source` (a run or a checkpoint) to `target`; lines to print.
 
-    `form` is `hf`, `gguf` (one file) or `interchange`; `quantization` one of `QUANTIZATIONS`, of which only GGUF has
-    the block ones. Raises `UserError` naming what is missing, damaged or not exportable.
+    `form` is `hf`, `gguf` (one file), `peft` (an adapter alone) or `interchange`; `quantization` one of
+    `QUANTIZATIONS`, of which only GGUF has the block ones. With `merge`, an adapter's base with it; `base` is where
+    that lies now. Raises `UserError` naming what is missing, damaged or not exportable.
     """
     if form != "gguf" and quantization not in ("none", "f16"):
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: choose another folder")
     path = newest_interchange(source)
-    loaded = load_interchange(path)
+    loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
     if form == "interchange":
-        if quantization != "none":
-            raise UserError("an interchange checkpoint holds float32: leave --quantize out")
+        if quantization != "none" or merge:
+            raise UserError(
+                "an interchange checkpoint holds what its run does, in float32: leave --quantize and --merge out"
+            )
         save_interchange(target, loaded.config, loaded.groups, loaded.progress, loaded.stack)
         return [f"wrote {target}: {done} with {', '.join(loaded.groups)}"]
-    if loaded.config.adapter.kind != "none":
-        raise UserError(
-            f"{source} holds an adapter alone: merge it first, with scripts/convert.py merge {source} FOLDER"
-        )
     tokenizer = tokenizer_folder(path)
+    if form == "peft":
+        if merge:
+            raise UserError("PEFT's files hold an adapter alone: leave --merge out, or give --to hf")
+        beside = exported_to(Path(loaded.config.adapter.base or ""), "hf")
+        return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, quantization == "f16")]
+    config, parameters = whole_model(source, loaded, merge)
     if form == "gguf":
-        return _export_gguf(source, target, loaded, tokenizer, quantization, done)
-    parameters: Mapping[str, Array] = loaded.groups["parameters"]
+        return _export_gguf(source, target, config, parameters, tokenizer, quantization, done)
     parameters = parameters if quantization == "none" else HalfPrecision(parameters)
-    export_huggingface(target, loaded.config.model, parameters, tokenizer)
+    card = model_card(loaded, quantization, merge)
+    export_huggingface(target, config.model, parameters, tokenizer, card=card)
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"
     return [
         f"wrote {target}: {done}, {say}",
@@ -79,37 +88,35 @@ def export_run(source: Path, target: Path, form: str, quantization: str = "none"
     ]
 
 
-class HalfPrecision(Mapping[str, Array]):
-    """Tensors as float16, each when it is asked for. Raises `UserError` where a value is beyond its range."""
+def whole_model(source: Path, loaded: Interchange, merge: bool = False) -> tuple[RunConfig, Mapping[str, Array]]:
+    """The model of a checkpoint, as config and tensors: as it is, or, with `merge`, an adapter's base with it.
 
-    def __init__(self, tensors: Mapping[str, Array]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Array:
-        value = np.asarray(self._tensors[name])
-        with np.errstate(over="ignore"):
-            half = value.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise UserError(f"{name} has values that float16 can't hold: give --quantize none")
-        return half
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    Raises `UserError` where there is an adapter and it isn't to be merged, or the other way round.
+    """
+    if (loaded.config.adapter.kind != "none") != merge:
+        raise UserError(
+            f"{source} is a whole model: leave --merge out"
+            if merge
+            else f"{source} holds an adapter alone: add --merge to write it and its base as one, or give --to peft"
+        )
+    return merged_model(loaded) if merge else (loaded.config, loaded.groups["parameters"])
 
 
 def _export_gguf(
-    source: Path, target: Path, loaded: Interchange, tokenizer: Path | None, quantization: str, done: str
+    source: Path,
+    target: Path,
+    config: RunConfig,
+    tensors: Mapping[str, Array],
+    tokenizer: Path | None,
+    quantization: str,
+    done: str,
 ) -> list[str]:
     if tokenizer is None:
         raise UserError(f"{source} has no tokenizer ({SAVED_FACTS}), which a GGUF file holds: give the run's folder")
     if target.is_dir():
         raise UserError(f"{target} is a folder: name a file, as in {target / 'model.gguf'}")
-    model, name = loaded.config.model, loaded.config.name
     words, template = load_tokenizer(tokenizer), read_chat_template(tokenizer)
-    remark = export_gguf(target, name, model, loaded.groups["parameters"], words, template, quantization)
+    remark = export_gguf(target, config.name, config.model, tensors, words, template, quantization)
     lines = [f"wrote {target}: {done}, {target.stat().st_size:,} bytes, {quantization}", remark or ""]
     return [line for line in lines if line]
 
@@ -119,6 +126,8 @@ def import_run(
 ) -> list[str]:
     """Make `folder` a run at update 0 with the weights of a GGUF file or a Hugging Face folder; lines to print.
 
+    A folder of PEFT gives the run of an adapter on `adapter.base` (`coretrain/peft_runs.py`).
+
     Its config is `base`, with the imported model, then `overrides`. The run holds config.json, an interchange
     checkpoint without moments (the optimizer starts afresh) whose Progress names no data yet, the source's chat
     template, and its tokenizer where that is a byte-level BPE that ranks describe exactly; `data.tokenizer` then names
@@ -126,6 +135,8 @@ def import_run(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
+    if (source / PEFT_CONFIG).is_file():
+        return import_adapter(source, folder, base or RunConfig(), overrides)
     found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
     raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}

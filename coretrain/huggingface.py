@@ -27,6 +27,7 @@ from coretrain.parameters import Array, check_tensors, parameter_table
 from coretrain.safetensors_file import TensorFile
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CARD = "README.md"
 SHARD_BYTES = 5 * 10**9
 UNUSED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Buffers that old folders hold among the weights: causal masks and frequencies, which are no parameters."""
@@ -89,11 +90,13 @@ def export_huggingface(
     tensors: Mapping[str, Array],
     tokenizer_folder: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    card: str = "",
 ) -> None:
     """Write `tensors` (canonical) as a folder that `AutoModelForCausalLM.from_pretrained` loads; whole or not at all.
 
-    `tokenizer_folder` is where `Tokenizer.save` wrote; with it `AutoTokenizer` loads too. Raises `UserError` naming the
-    field that Hugging Face's architectures lack, a folder that isn't empty, or a tokenizer that wouldn't be the same.
+    `tokenizer_folder` is where `Tokenizer.save` wrote; with it `AutoTokenizer` loads too. `card` is its README. Raises
+    `UserError` naming the field that Hugging Face's architectures lack, a folder that isn't empty, or a tokenizer that
+    wouldn't be the same.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
@@ -115,6 +118,8 @@ def export_huggingface(
         _write_json(temporary / "generation_config.json", ids)
         if tokenizer and tokenizer_folder:
             write_tokenizer(temporary, tokenizer, config.context, read_chat_template(tokenizer_folder))
+        if card:
+            write_atomically(temporary / CARD, card)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

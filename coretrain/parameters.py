@@ -36,7 +36,7 @@ class Parameter:
     decay: bool
     """Weight decay applies: matrices and embeddings."""
     axes: tuple[str, ...]
-    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden, rank."""
+    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden, rank, virtual, bottleneck."""
     jax_path: str
     """Place in jaxtrain's tree: `blocks.attention.q.kernel`."""
     layer: int | None
@@ -212,4 +212,4 @@ def from_jax_tree(table: Sequence[Parameter], tree: Mapping[str, Array]) -> dict
 def pad_vocab(row: Parameter, value: Array, multiple: int) -> Array:
     """`value` with zero rows added up to a multiple, where its first axis is the vocabulary."""
     extra = -value.shape[0] % multiple if row.axes[0] == "vocab" else 0
-    return np.pad(value, ((0, extra), (0, 0))) if extra else value
+    return np.pad(value, ((0, extra), *((0, 0),) * (value.ndim - 1))) if extra else value

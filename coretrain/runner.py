@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.adapter_runs import adapter_config, adapter_summary, check_tokenizer, on_base, settled
+from coretrain.adapter_runs import (
+    adapter_summary,
+    carry_chat_template,
+    check_tokenizer,
+    on_base,
+    settled,
+)
 from coretrain.budget import batch_sentence, summary
-from coretrain.chat_runs import chat_prompts, keep_template, with_template
+from coretrain.chat_runs import keep_template, with_template
 from coretrain.checkpoint import (
     CheckpointFolder,
     Progress,
@@ -23,16 +27,15 @@ from coretrain.checkpoint import (
     read_sealed,
     save_interchange,
 )
-from coretrain.command import Command, open_run, parse, run_folder
-from coretrain.config import ParallelConfig, RunConfig
-from coretrain.data import Data, load_tokenizer, open_data
+from coretrain.command import Command, parse, run_folder
+from coretrain.config import RunConfig
+from coretrain.data import Data, open_data
 from coretrain.data.files import write_atomically
-from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
-from coretrain.sampling import Sampling
-from coretrain.spawn import environment_alone, launched, spawn
+from coretrain.spawn import launched, spawn
+from coretrain.translation import MODULES, translate
 from coretrain.watch import Watch
 from coretrain.world import World
 
@@ -41,7 +44,6 @@ MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30
 """Seconds within which every process must see what the first has written."""
-MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
 
 
 def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
@@ -129,12 +131,14 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Make the run's folder, with its config and its tokenizer."""
+    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
     if data.template:
         keep_template(folder, data.template)
+    else:
+        carry_chat_template(config, folder)
 
 
 def places_of(data: Data, config: RunConfig) -> int:
@@ -209,72 +213,3 @@ def adopt(stack: Stack, path: Path) -> Progress:
     interchange = load_interchange(path)
     stack.adopt(interchange.groups, interchange.progress.applied)
     return interchange.progress
-
-
-def translate(stack_name: str, folder: Path, name: str) -> None:
-    """Have the stack that wrote a native checkpoint turn it into the interchange form, in a process of its own."""
-    command = [sys.executable, "-m", f"{MODULES[stack_name]}.checkpoint", str(folder), name]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
-
-
-def alone(config: RunConfig) -> RunConfig:
-    """A run's config for one process on whatever devices are here: how the run was shared is no matter."""
-    train = config.train.model_copy(update={"accumulation": 1})
-    return config.model_copy(update={"parallel": ParallelConfig(timeout=config.parallel.timeout), "train": train})
-
-
-def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> tuple[Stack, Tokenizer]:
-    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer.
-
-    With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
-    """
-    run = adapter or folder
-    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
-    stack = make_stack(config, base)
-    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
-    return stack, load_tokenizer(run)
-
-
-def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack) -> None:
-    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULES[stack_name]}.generate", description="Text from a trained run, by either stack."
-    )
-    parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
-    parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
-    parser.add_argument("--adapter", type=Path, help="folder of a run that trained an adapter on this one")
-    parser.add_argument(
-        "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
-    )
-    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
-    parser.add_argument(
-        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
-    )
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
-    given = parser.parse_intermixed_args(argv)  # options may stand before the prompts
-    sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
-    stack, tokenizer = open_for_generation(given.run, make_stack, given.adapter)
-    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
-    stop = tokenizer.ends
-    if given.chat:
-        prompts, stop = chat_prompts(given.adapter or given.run, tokenizer, given.prompts)
-    room = open_run(given.run).model.context - max(map(len, prompts))
-    tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
-    gap = "\n" if given.chat else ""
-    if len(prompts) > 1:
-        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, stop), strict=True):
-            print(f"{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
-        return
-    decoder = tokenizer.stream()
-    print(given.prompts[0], end=gap, flush=True)
-
-    def show(ids: NDArray[np.int64]) -> None:
-        print(decoder.push(int(ids[0])), end="", flush=True)
-
-    stack.generate(prompts, tokens, sampling, stop, show)
-    print(decoder.finish())

@@ -38,7 +38,7 @@ class TensorFile:
             header = None
         if not isinstance(header, dict):
             raise UserError(f"{path} is damaged: it has no safetensors header")
-        header.pop("__metadata__", None)
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         if max((facts["data_offsets"][1] for facts in header.values()), default=0) != size:
             raise UserError(f"{path} is damaged: its length is not what its header says")
         self.start, self.header = 8 + length, header

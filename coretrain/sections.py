@@ -324,9 +324,13 @@ class JournalConfig(Section):
 
 
 class AdapterConfig(Section):
-    """Low-rank adapters on a frozen base (Hu et al. 2021): y = W x + scale B A drop(x), and only A and B train."""
+    """Adapters on a frozen base: only they train. lora (Hu et al. 2021): y = W x + scale B A drop(x)."""
 
-    kind: Literal["none", "lora"] = Field("none", description="none: all parameters train; lora: low-rank adapters.")
+    kind: Literal["none", "lora", "dora", "prefix", "bottleneck"] = Field(
+        "none",
+        description="none: all parameters train; lora: low-rank adapters; dora: those with magnitudes for W's outputs; "
+        "prefix: trained keys and values before those of every layer; bottleneck: a small MLP behind each sublayer.",
+    )
     name: str = Field(
         "default", pattern=r"^[A-Za-z0-9_-]+$", description="Name of the adapter, by which it is switched and merged."
     )
@@ -337,6 +341,11 @@ class AdapterConfig(Section):
         "", pattern=r"^([0-9a-f]{32})?$", description="Fingerprint of the base's weights; the run fills it in."
     )
     rank: Positive = Field(8, description="Rows r of A and columns of B; at most the smaller side of every target.")
+    virtual_tokens: Positive = Field(20, description="prefix: keys and values before those of each layer.")
+    bottleneck_width: Positive = Field(64, description="bottleneck: width between down and up.")
+    bottleneck_activation: Literal["gelu", "relu", "silu"] = Field(
+        "gelu", description="bottleneck: between down and up; gelu is the tanh form."
+    )
     alpha: float = Field(8.0, gt=0, description="Scale of the update: alpha / rank, or alpha / sqrt(rank) with rslora.")
     rslora: bool = Field(
         False, description="Scale by alpha / sqrt(rank), which keeps its size at high ranks (Kalajdzievski 2023)."
@@ -345,7 +354,7 @@ class AdapterConfig(Section):
     targets: tuple[str, ...] = Field(
         ("blocks.*.weight",),
         description="Glob patterns over canonical names: matrices of blocks, embed.token, head.weight. "
-        "One string is taken apart at its commas.",
+        "One string is taken apart at its commas. A prefix or bottleneck is of the sublayers whose matrices are named.",
     )
     bias: Literal["none", "all", "lora_only"] = Field(
         "none", description="Biases that train too: none, all of the model's, or those beside an adapter."
@@ -360,6 +369,16 @@ class AdapterConfig(Section):
     def _some(self) -> Self:
         if not self.targets:
             raise ValueError("adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight")
+        low_rank = {"dropout": self.dropout > 0, "rslora": self.rslora, "bias": self.bias == "lora_only"}
+        if self.kind in ("prefix", "bottleneck") and (field := next((n for n, on in low_rank.items() if on), None)):
+            raise ValueError(
+                f"adapter.{field} = {getattr(self, field)} is for kinds lora and dora, "
+                f"and adapter.kind is {self.kind}: leave adapter.{field} out"
+            )
+        if self.kind == "dora" and getattr(self, "quantize", "none") != "none":
+            raise ValueError(
+                "adapter.kind = dora takes norms of whole weights: set adapter.quantize = none, or adapter.kind = lora"
+            )
         return self
 
     @property

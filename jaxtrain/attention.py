@@ -54,7 +54,7 @@ def attention(
     T = S: the keys of the whole row are gathered, and each device's queries look at those up to their own place, as in
     Llama 3's context parallelism (Grattafiori et al. 2024, 3.3.2), without its balancing.
 
-    With `positions` [B, T] of packed rows, where T = S, it sees those of its own sample alone.
+    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     # In torch the shards are in q, k and v already; here they are cut inside.
     if positions is not None:
@@ -81,7 +81,7 @@ def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Shard
     assert packed is not None, "choose_kernel takes no other for packed rows"
 
     def local(q: Array, k: Array, v: Array, positions: Array) -> Array:
-        return packed(q, k, v, seen_in_sample(positions))
+        return packed(q, k, v, seen_in_sample(positions, k.shape[1] - positions.shape[1]))
 
     if sharding is None:
         return local(q, k, v, positions)
@@ -93,11 +93,14 @@ def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Shard
     return shards(q, k, v, positions)
 
 
-def seen_in_sample(positions: Array) -> Array:
-    """[B, T, T], True where a query may look: from its sample's beginning, positions[t] tokens before it, up to it."""
-    place = jnp.arange(positions.shape[1])
-    keys, queries = place, place[:, None]
-    return (keys <= queries) & (keys >= queries - positions[..., None])
+def seen_in_sample(positions: Array, prefix: int = 0) -> Array:
+    """[B, T, P + T], True where a query may look: the P keys of a prefix, and its own sample up to itself.
+
+    A sample begins positions[t] tokens before its token t.
+    """
+    queries = jnp.arange(positions.shape[1])[:, None]
+    keys = jnp.arange(-prefix, positions.shape[1])
+    return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
 def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -185,6 +188,8 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"head width {config.model.head} is neither 64 nor a multiple of 128"
     if config.model.context % 128:
         return f"context {config.model.context} is not a multiple of 128"
+    if config.adapter.kind == "prefix" and config.adapter.virtual_tokens % 128:
+        return f"a prefix of {config.adapter.virtual_tokens} is not a multiple of 128"
     return _context_obstacle(config)
 
 
@@ -227,7 +232,7 @@ class Kernel:
     compute_from: Callable[[Array, Array, Array, Array], Array] | None = None
     """For queries of a row's part that begins at an index known only when it runs; None: it can't."""
     packed: Callable[[Array, Array, Array, Array], Array] | None = None
-    """Under a mask [B, T, T] of packed rows; None: it can't."""
+    """Under a mask [B, T, S] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {

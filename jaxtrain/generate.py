@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from coretrain.adapters import check_alone
+from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
-from coretrain.runner import generate_text
+from coretrain.generation import generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from jaxtrain.lora import Adapters
 from jaxtrain.model import GPT, Cache
 
 
@@ -59,12 +63,33 @@ def generate(
     return results
 
 
+def generate_each(
+    stack: Any,
+    adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+) -> Iterator[list[list[int]]]:
+    """As `generate`, by the model of `stack`, a `Trainer`, with one adapter after the other at work: one base for all.
+
+    An adapter is its run's config and tensors, as `AdapterBank.add` takes them.
+    """
+    check_alone(adapters[0][0], stack.devices.layout.devices)
+    model = nnx.merge(stack.graph, stack.params)
+    bank = Adapters(stack.config, model)
+    for config, tensors in adapters:
+        bank.add(config, tensors)
+        bank.switch(config.adapter.name)
+        yield generate(model, prompts, tokens, sampling, stop)
+
+
 @exits_cleanly
 def main() -> None:
     """`python -m jaxtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
     from jaxtrain.trainer import Trainer  # it imports this module
 
-    generate_text(sys.argv[1:], "jax", Trainer)
+    generate_text(sys.argv[1:], "jax", Trainer, generate_each)
 
 
 def _everywhere(state) -> NamedSharding | None:

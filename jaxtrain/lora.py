@@ -1,4 +1,4 @@
-"""Low-rank adapters beside a model's matrices: attached, frozen around, switched, merged and taken out again.
+"""Adapters beside a model's matrices and in its sublayers: attached, frozen around, switched, merged, taken out.
 
 `thaw` has no twin: a torch model holds what trains and what doesn't together.
 """
@@ -15,9 +15,11 @@ from flax import nnx
 from jax import Array
 
 from coretrain.adapter_bank import AdapterBank
-from coretrain.adapters import Target, adapter_targets, added, trained_table, whole_table
+from coretrain.adapters import PARTS, Target, adapter_targets, trained_table, whole_table
 from coretrain.config import RunConfig
-from coretrain.parameters import Parameter, parameter_table
+from coretrain.parameters import Parameter, from_jax_tree, parameter_table
+from coretrain.tables import rotary_tables
+from coretrain.taps import tap
 from jaxtrain.tensors import placed
 
 
@@ -30,6 +32,7 @@ class LowRank(nnx.Module):
 
     def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.scale, self.rate, self.part = config.adapter.scale, config.adapter.dropout, target.part
+        self.tap = f"blocks.#.{PARTS[self.part]}.adapter" if self.part >= 0 else f"{target.module}.adapter"
         a, b = target.a.shape, (rows, config.adapter.rank)
         if target.row.transposed:
             a, b = a[::-1], b[::-1]
@@ -38,7 +41,7 @@ class LowRank(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]."""
-        return x @ self.a[...].astype(x.dtype) * self.scale @ self.b[...].astype(x.dtype)
+        return tap(self.tap, x @ self.a[...].astype(x.dtype) * self.scale @ self.b[...].astype(x.dtype))
 
     def down(self, x: Array) -> Array:
         """scale x A x, of the head: x [..., in] -> [..., r]."""
@@ -48,22 +51,150 @@ class LowRank(nnx.Module):
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
+    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+        """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
+        return y + self(dropped)
+
+    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+        """Rows [B, T, D] of an embedding `table` with the adapter's own."""
+        return rows + self.look_up(tokens)
+
+    def head(self, weight: Array) -> Array:
+        """The head's W [V, D] with B beside it: [V, D + r]."""
+        return jnp.concatenate([weight, self.b[...]], 1)
+
+    def for_head(self, x: Array, dropped: Array) -> Array:
+        """Hidden states [..., D] as wide as `head` is: A x beside x."""
+        return jnp.concatenate([x, self.down(dropped)], -1)
+
+
+class Dora(LowRank):
+    """LowRank with a magnitude m for each output: m (W + scale B A) x / ||W + scale B A||, the norm detached.
+
+    Under dropout, as PEFT has it: W x + (f - 1) W drop(x) + f scale B A drop(x), where f is m over the norm. Layers
+    that are no targets have zeros for m too, and f is 1.
+    """
+
+    def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        super().__init__(config, target, rows, stack, dtype)
+        self.m = nnx.Param(jnp.empty((*stack, rows), dtype))
+
+    def factor(self, weight: Array, delta: Array, axis: int) -> Array:
+        """m / ||W + scale delta|| along `axis`, in the master dtype; 1 where m is 0: W has a row of zeros there."""
+        m, norm = self.m[...], norms(weight + self.scale * delta, axis)
+        return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
+
+    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+        """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
+        factor = self.factor(weight[...], self.a[...] @ self.b[...], 0)
+        if dropped is not x:
+            plain = dropped @ weight[...].astype(x.dtype)
+        else:
+            plain = y if bias is None else y - bias[...].astype(x.dtype)
+        return y + (factor - 1).astype(x.dtype) * plain + factor.astype(x.dtype) * self(dropped)
+
+    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+        """Rows [B, T, D] of an embedding `table` with the adapter's own."""
+        real = table[: self.a.shape[1]]  # without padding
+        return self.factor(real, (self.b[...] @ self.a[...]).T, 0) * (rows + self.look_up(tokens))
+
+    def head(self, weight: Array) -> Array:
+        """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
+        b = self.b[...]
+        factor = self.factor(weight, b @ self.a[...], 1)[:, None]
+        if self.rate == 0:
+            return jnp.concatenate([factor * weight, factor * b], 1)
+        return jnp.concatenate([weight, (factor - 1) * weight, factor * b], 1)
+
+    def for_head(self, x: Array, dropped: Array) -> Array:
+        """Hidden states [..., D] as wide as `head` is."""
+        return jnp.concatenate([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
+
+
+def norms(weight: Array, axis: int) -> Array:
+    """||W|| along an axis, a constant in the backward pass."""
+    return jnp.linalg.norm(jax.lax.stop_gradient(weight), axis=axis)
+
+
+class Prefix(nnx.Module):
+    """Keys and values [P, K x C] before those of one layer, the keys in their place before rotated ones.
+
+    The model's tokens keep their rotary positions 0, 1, ...: turning the prefix' keys back by P is the same as counting
+    the tokens from P on, since scores depend on differences alone.
+    """
+
+    def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        m, count = config.model, config.adapter.virtual_tokens
+        self.width, self.turn = m.head, None
+        if m.position == "rope":
+            self.turn = tuple(tuple(table[count].tolist()) for table in rotary_tables(m, count + 1))
+        self.k, self.v = (nnx.Param(jnp.empty((*stack, *row.shape), dtype)) for row in target.tensors)
+
+    def __call__(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """k and v [B, S, K, C] with the prefix before them: [B, P + S, K, C]."""
+        return self._before(self.turned(), k), self._before(self.v[...].reshape(-1, *v.shape[2:]), v)
+
+    def turned(self) -> Array:
+        """The keys [P, K, C], rotated back by P positions where positions are rotary."""
+        keys = self.k[...].reshape(len(self.k[...]), -1, self.width)
+        if self.turn is None:
+            return keys
+        cos, sin = (jnp.array(part, keys.dtype) for part in self.turn)
+        first, second = jnp.split(keys, 2, -1)
+        return jnp.concatenate([first * cos + second * sin, second * cos - first * sin], -1)
+
+    def _before(self, own: Array, x: Array) -> Array:
+        return jnp.concatenate([jnp.broadcast_to(own.astype(x.dtype), (len(x), *own.shape)), x], 1)
+
+
+class Bottleneck(nnx.Module):
+    """y + up act(down y) of a sublayer's output y [..., D]. Layers that are no targets have zeros for both."""
+
+    def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+        self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
+        self.activation = config.adapter.bottleneck_activation
+        self.down_bias, self.up_bias = nnx.data(None), nnx.data(None)
+        for row in target.tensors:
+            shape = row.shape[::-1] if row.transposed else row.shape
+            setattr(self, row.name.rpartition(".")[2], nnx.Param(jnp.empty((*stack, *shape), dtype)))
+
+    def __call__(self, y: Array) -> Array:
+        """y [..., D] -> [..., D]."""
+        hidden = self.activate(self.linear(y, self.down, self.down_bias))
+        return y + tap(self.tap, self.linear(hidden, self.up, self.up_bias))
+
+    def activate(self, x: Array) -> Array:
+        """The activation between down and up."""
+        if self.activation == "gelu":
+            return jax.nn.gelu(x, approximate=True)
+        return {"relu": jax.nn.relu, "silu": jax.nn.silu}[self.activation](x)
+
+    def linear(self, x: Array, kernel: nnx.Param, bias: nnx.Param | None) -> Array:
+        """x W + bias in the dtype of x."""
+        y = x @ kernel[...].astype(x.dtype)
+        return y if bias is None else y + bias[...].astype(x.dtype)
+
+
+KINDS: dict[str, type[nnx.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+"""By `adapter.kind`."""
+
 
 def attach(config: RunConfig, model: Any) -> None:
-    """Put an adapter, its tensors still empty, beside every target of `config.adapter`."""
+    """Put an adapter, its tensors still empty, at every target of `config.adapter`."""
     dtype = model.embed.token.dtype
-    for target in {target.row.jax_path: target for target in adapter_targets(config)}.values():
+    for target in {target.tensors[0].jax_path: target for target in adapter_targets(config)}.values():
         rows = len(model.head.weight[...]) if target.module == "head" else target.b.shape[0]
         stack = () if target.row.layer is None else (config.model.layers,)
-        module = _at(model, target.row.jax_path.rpartition(".")[0])
-        module.adapter = nnx.data(LowRank(config, target, rows, stack, dtype))
+        module = _at(model, target.tensors[0].jax_path.rsplit(".", 2)[0])
+        setattr(module, target.slot, nnx.data(KINDS[config.adapter.kind](config, target, rows, stack, dtype)))
 
 
 def detach(model: Any) -> None:
     """Take out all adapters."""
     for _, module in nnx.iter_modules(model):
-        if getattr(module, "adapter", None) is not None:
-            module.adapter = nnx.data(None)
+        for slot in ("adapter", "prefix"):
+            if getattr(module, slot, None) is not None:
+                setattr(module, slot, nnx.data(None))
 
 
 def freeze(config: RunConfig, model: Any) -> tuple[Any, Any]:
@@ -114,11 +245,14 @@ class Adapters(AdapterBank):
 
     def _add(self, sign: int) -> None:
         assert self.active is not None
-        config, tensors = self.kept[self.active]
-        deltas = {name: sign * delta for name, delta in added(config, tensors).items()}
+        config, _ = self.kept[self.active]
+        deltas = {name: sign * delta for name, delta in self._deltas(self._weight).items()}
         rows = [row for row in whole_table(config) if row.name in deltas]
         for path, value in _arrays(config, self.model, rows, deltas).items():
             _at(self.model, path)[...] += value
+
+    def _weight(self, row: Parameter) -> np.ndarray:
+        return from_jax_tree([row], {row.jax_path: np.asarray(_at(self.model, row.jax_path)[...])})[row.name]
 
 
 def _arrays(config: RunConfig, model: Any, rows: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Array]:

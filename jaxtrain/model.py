@@ -24,7 +24,7 @@ from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_thresho
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from jaxtrain.attention import attention, masked_attention
-from jaxtrain.lora import LowRank, attach
+from jaxtrain.lora import Bottleneck, LowRank, Prefix, attach
 from jaxtrain.pipeline import pipelined
 from jaxtrain.sharding import Sharding
 from jaxtrain.tensors import placed
@@ -102,7 +102,8 @@ class Linear(nnx.Module):
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         if self.adapter is None:
             return y
-        return y + self.adapter(drop(x, self.adapter.rate, masks, self.adapter.part))
+        dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
+        return self.adapter.beside(y, x, dropped, self.kernel, self.bias)
 
 
 class Norm(nnx.Module):
@@ -132,15 +133,25 @@ class Attention(nnx.Module):
         self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
         self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
         self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
+        self.prefix: Prefix | None = nnx.data(None)
+        self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(
         self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
     ) -> Array:
         packed = () if positions is None else (positions,)
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = attention(self.kernel, q, k, v, self.sharding, *packed)
-        mixed = tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1))
-        return tap("blocks.#.out", self.out(mixed, *masks))
+        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, *packed)
+        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), *masks)
+
+    def prefixed(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """k and v [B, S, K, C], behind the prefix where there is one."""
+        return (k, v) if self.prefix is None else self.prefix(k, v)
+
+    def project(self, mixed: Array, *masks: Dropout) -> Array:
+        """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
+        out = tap("blocks.#.out", self.out(mixed, *masks))
+        return out if self.adapter is None else self.adapter(out)
 
     def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
@@ -165,13 +176,15 @@ class MLP(nnx.Module):
         self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype) if m.mlp == "swiglu" else None
         self.up = Linear(m.width, m.hidden, m.bias, stack, dtype)
         self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
+        self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(self, x: Array, *masks: Dropout) -> Array:
         if self.gate is None:
             hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate=True)
         else:
             hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+        return out if self.adapter is None else self.adapter(out)
 
 
 class Block(nnx.Module):
@@ -206,7 +219,9 @@ class Block(nnx.Module):
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
         q, k, v = self.attention.heads(self.norm1(x), rotary)
         keys, values = (jax.lax.dynamic_update_slice_in_dim(old, new, at, 1) for old, new in ((keys, k), (values, v)))
-        x = x + self.attention.out(masked_attention(q, keys, values, mask).reshape(*x.shape[:2], -1))
+        seen, theirs = self.attention.prefixed(keys, values)
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (seen.shape[1] - mask.shape[-1], 0)), constant_values=True)
+        x = x + self.attention.project(masked_attention(q, seen, theirs, mask).reshape(*x.shape[:2], -1))
         return x + self.mlp(self.norm2(x)), keys, values
 
 
@@ -251,7 +266,7 @@ class GPT(nnx.Module):
         if self.head is None:
             return self.embed.token[...]
         weight, adapter = self.head.weight[...], self.head.adapter
-        return weight if adapter is None else jnp.concatenate([weight, adapter.b[...]], 1)
+        return weight if adapter is None else adapter.head(weight)
 
     def __call__(self, tokens: Array, dropout: Dropout | None = None, positions: Array | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
@@ -309,15 +324,13 @@ class GPT(nnx.Module):
 
     def _for_head(self, x: Array, dropout: Dropout | None = None) -> Array:
         adapter = None if self.head is None else self.head.adapter
-        if adapter is None:
-            return x
-        return jnp.concatenate([x, adapter.down(drop(x, adapter.rate, dropout, adapter.part))], -1)
+        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
         x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
         if self.embed.adapter is not None:
-            x = x + self.embed.adapter.look_up(tokens)
+            x = self.embed.adapter.over(x, tokens, table)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:

@@ -50,7 +50,7 @@ def allowance(update: int, precision: str) -> float:
 
 
 EXPORTS = {"torch": torchtrain.checkpoint.export_interchange, "jax": jaxtrain.checkpoint.export_interchange}
-"""How a stack's own checkpoint becomes an interchange one: `coretrain.runner.translate` without a process for each."""
+"""How a stack's own checkpoint becomes an interchange one: `translation.translate` without a process each."""
 
 
 class Snapshots:

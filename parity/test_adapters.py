@@ -1,11 +1,16 @@
-"""Low-rank adapters in float64: gradients, updates beside a frozen base, checkpoints, ways to compute, merges."""
+"""Adapters in float64: gradients, updates beside a frozen base, checkpoints, ways to compute, merges."""
 
+import jax
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
 from coretrain.checkpoint import Progress, load_interchange, save_interchange
 from coretrain.schedule import clip_factor, learning_rate
+from coretrain.taps import tapped
 from parity.compare import (
+    CACHE,
     FROZEN,
     GRADIENTS,
     INITIAL,
@@ -22,18 +27,24 @@ from parity.compare import (
 from parity.pair import batches, make_config, noise_only
 from parity.probes import PROBES, unmutated
 from parity.probes.adapters import ADAPTED, adapted_weights, base_of, changed
-from parity.probes.sides import JAX, TORCH, gradients_of, make
+from parity.probes.sides import JAX, TORCH, UNMUTATED, gradients_of, make
 
 UPDATES = 24
 
 
-@pytest.mark.parametrize("variant", ADAPTED)
-@pytest.mark.parametrize("probe", ["adapter start", "adapter gradients", "adapter merge"])
-def test_adapters_agree(variant, probe):
+PLACES = [
+    *((f"adapter {probe}", variant) for probe in ("start", "gradients", "merge") for variant in ADAPTED),
+    *(("adapter decode", variant) for variant in ("prefix, llama-like", "bottleneck, gpt2-like")),
+]
+"""Decoding has a place of its own for these kinds; low-rank ones are in every matrix' product."""
+
+
+@pytest.mark.parametrize(("probe", "variant"), PLACES)
+def test_adapters_agree(probe, variant):
     for side, other in (("torch", "jax"), ("jax", "torch")):
         seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]
         for gate, error in PROBES[probe].judge(*seen, variant, "scrambled").items():
-            assert gate in (INITIAL, LOGITS, LOSS, NORM, GRADIENTS, MERGED)
+            assert gate in (INITIAL, LOGITS, LOSS, NORM, GRADIENTS, MERGED, CACHE)
             hold(gate, error, f"{probe}, {side}, {variant}")
 
 
@@ -41,7 +52,7 @@ def test_adapters_agree(variant, probe):
 def test_updates_beside_a_frozen_base(variant, tmp_path):
     """Halfway each stack goes on from what the other saved in the interchange form."""
     config = make_config(ADAPTED[variant])
-    stacks = [make(s, config, adapted_weights(config), frozenset()) for s in (TORCH, JAX)]
+    stacks = [make(s, config, adapted_weights(config), UNMUTATED) for s in (TORCH, JAX)]
     before = [base_of(s, stack) for s, stack in zip((TORCH, JAX), stacks, strict=True)]
     start, plain = stacks[0].export()["parameters"], batches(config, 3)
     first = stacks[0].evaluate(plain[0])
@@ -60,7 +71,10 @@ def test_updates_beside_a_frozen_base(variant, tmp_path):
     for s, stack, base in zip((TORCH, JAX), stacks, before, strict=True):
         hold(FROZEN, changed(base, base_of(s, stack)), f"{s.name}, {variant}")
         assert not stack.export()["parameters"].keys() & {"norm.weight", "blocks.0.attention.q.weight"}
-    if variant == "llama-like":  # layers without an adapter have rows of zeros in JAX's stacked arrays, which stay so
+    if variant in (
+        "llama-like",
+        "dora, llama-like",
+    ):  # layers without an adapter have rows of zeros in JAX's stacked arrays, which stay so
         for tensor in stacks[1].params["blocks"]["mlp"]["down"]["adapter"].values():
             assert not np.asarray(tensor[...])[0].any()
             assert np.asarray(tensor[...])[1].any()
@@ -83,3 +97,21 @@ def test_adapters_however_they_are_computed(side, way):
     hold(SPLIT, abs(loss - expected["loss"]) / loss, f"loss with adapters, {side.name}")
     error, name = worst_tensor(gradients_of(side, stack), expected["gradients"])
     hold(SPLIT, error, f"{name}, {side.name}")
+
+
+@pytest.mark.parametrize("variant", ["dora, gpt2-like", "bottleneck, gpt2-like"])
+def test_taps_inside_adapters(variant):
+    """Both stacks pass the same taps in the same order, those inside adapters among them. Nothing is compiled."""
+    unrolled = {"execution.scan_layers": "false", "execution.checkpoint_activations": "none"}
+    config, seen = make_config(ADAPTED[variant] | unrolled), {}
+    for s in (TORCH, JAX):
+        stack, tokens, met = make(s, config, adapted_weights(config), UNMUTATED), batches(config, 1)[0][:, :-1], []
+        with tapped(lambda name, value, met=met: met.append((name, tuple(value.shape))) or value):
+            if s is TORCH:
+                stack.model(torch.from_numpy(tokens).long())
+            else:
+                jax.eval_shape(lambda w, t, graph=stack.graph: nnx.merge(graph, w)(t), stack._whole(), tokens)
+        seen[s.name] = met
+    assert seen["torch"] == seen["jax"]
+    inside = {name for name, _ in seen["torch"] if name.endswith(".adapter")}
+    assert "blocks.#.attention.q.adapter" in inside or inside == {"blocks.#.attention.adapter", "blocks.#.mlp.adapter"}

@@ -13,8 +13,10 @@ from parity.probes.sides import JAX, TORCH, gradients_of, make, weights_of
 PROBED = ["chat rows", "chat gradients", "chat updates"]
 
 
-@pytest.mark.parametrize("variant", CHATTING)
-@pytest.mark.parametrize("probe", PROBED)
+# a prefix stands before every sample of a row: a matter of gradients alone
+@pytest.mark.parametrize(
+    ("probe", "variant"), [(p, v) for p in PROBED for v in CHATTING if "prefix" not in v or p == "chat gradients"]
+)
 def test_packed_rows_agree(variant, probe):
     for side, other in (("torch", "jax"), ("jax", "torch")):
         seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]

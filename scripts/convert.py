@@ -1,12 +1,14 @@
-"""Convert: a pretrained model into a run (GGUF, Hugging Face), and a run out (Hugging Face, GGUF, ONNX).
+"""Convert: a pretrained model into a run (GGUF, Hugging Face, PEFT), and a run out (those, ONNX).
 
 Usage: python scripts/convert.py SOURCE RUN [CONFIG] [--section.field VALUE ...]
-       python scripts/convert.py RUN [TARGET] --to hf|gguf|onnx|interchange [--quantize none|f16|q8_0|q4_0]
-       python scripts/convert.py merge ADAPTER_RUN RUN
+       python scripts/convert.py RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
+       python scripts/convert.py merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
 
-In: SOURCE is a .gguf file or a Hugging Face folder of the GPT-2 or Llama architecture; CONFIG and --section.field as
-the trainers take them. Out: RUN is the folder of a run or of an interchange checkpoint; TARGET is by default in
-RUN/export. `import SOURCE RUN` and `export RUN TARGET [--format FORM]` say the same.
+In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama architecture, or a folder of PEFT, which takes
+--adapter.base BASE_RUN; CONFIG and --section.field as the trainers take them. Out: FORM is hf, peft, gguf, onnx or
+interchange, RUN the folder of a run or of an interchange checkpoint, TARGET by default in RUN/export; --merge writes
+an adapter and its base as one model, --adapter.base says where the base is now. `import SOURCE RUN` and
+`export RUN TARGET [--format FORM]` say the same.
 """
 
 from __future__ import annotations
@@ -21,8 +23,16 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
 from coretrain.adapter_runs import merge_run
 from coretrain.command import parse
 from coretrain.convert import export_run, exported_to, import_run
-from coretrain.errors import exits_cleanly
+from coretrain.errors import UserError, exits_cleanly
 from coretrain.gguf_file import QUANTIZATIONS
+
+
+def moved_base(words: list[str]) -> Path | None:
+    """The folder after --adapter.base, all that is understood on the way out."""
+    command = parse(words, "scripts/convert.py RUN", "")
+    if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
+        raise UserError(f"--{other} is for what is read in: leave it out")
+    return None if command.config.adapter.base is None else Path(command.config.adapter.base)
 
 
 def main() -> int:
@@ -34,33 +44,33 @@ def main() -> int:
     )
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
-    forms = ("hf", "huggingface", "gguf", "onnx", "interchange")
+    forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
     parser.add_argument("--to", "--format", choices=forms, default="hf" if verb == "export" else None)
     parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
+    parser.add_argument("--merge", action="store_true")
     given, rest = parser.parse_known_intermixed_args(words)
     if verb == "merge":
-        if rest or given.target is None or given.to is not None:
-            parser.error("merge takes the adapter's run and the folder of the new run, and nothing else")
-        print("\n".join(merge_run(given.source, given.target)))
+        if given.target is None or given.to is not None or given.quantize != "none":
+            parser.error("merge takes the adapter's run and the folder of the new run, and no form")
+        print("\n".join(merge_run(given.source, given.target, moved_base(rest))))
         return 0
     if given.to is None or verb == "import":
         if given.target is None:
             parser.error("name the folder of the new run, or give --to FORM to write a run out")
-        if given.quantize != "none":
-            parser.error("--quantize is for what is written out: give --to FORM too, or leave it out")
+        if given.quantize != "none" or given.merge:
+            parser.error("--quantize and --merge are for what is written out: give --to FORM too, or leave them out")
         command = parse(rest, "scripts/convert.py SOURCE RUN", "")
         lines = import_run(given.source, given.target, command.config, command.overrides)
     else:
-        if rest:
-            parser.error(f"unknown arguments: {' '.join(rest)}")
+        base = moved_base(rest)
         form = "hf" if given.to == "huggingface" else given.to
         target = given.target or exported_to(given.source, form, given.quantize)
         if form == "onnx":
             from torchtrain.onnx_export import export_onnx
 
-            lines = export_onnx(given.source, target, given.quantize)
+            lines = export_onnx(given.source, target, given.quantize, given.merge, base)
         else:
-            lines = export_run(given.source, target, form, given.quantize)
+            lines = export_run(given.source, target, form, given.quantize, given.merge, base)
     print("\n".join(lines))
     return 0
 

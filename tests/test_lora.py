@@ -12,13 +12,17 @@ from whole_runs import arguments, run
 
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
 from coretrain.adapters import adapter_table, adapter_targets, fingerprint, initial_adapter, trained_table
-from coretrain.checkpoint import Progress, load_interchange, newest_interchange, save_interchange
+from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
 from coretrain.command import Command, resumed_config
 from coretrain.convert import export_run
+from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
+from coretrain.generation import generate_text
 from coretrain.parameters import initial_parameters
+from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
+from torchtrain.generate import generate_each as torch_each
 from torchtrain.trainer import Trainer as TorchTrainer
 
 LORA = {"adapter__kind": "lora", "adapter__rank": 4}
@@ -97,6 +101,76 @@ def test_a_base_brings_its_model_and_is_known_by_its_weights(small_config, base,
         adapter_config(base)
 
 
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
+    """Learned positions are cut for the adapter's run, and whole again in a merge; other tensors stay."""
+    config, folder = small_config(model__tied=tied), tmp_path / "base"
+    weights = initial_parameters(config.model, 5)
+    save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
+    (folder / "config.json").write_text(config.to_json())
+    asked = (("adapter.kind", "lora"), ("adapter.base", str(folder)))
+    shorter = small_config(**LORA, adapter__base=folder, model__context=8)
+    assert on_base(Command(shorter, None, None, asked)).config.model.context == 24  # the file's is of no adapter
+    given = (*asked, ("model.context", "8"))
+    config, base = settled(on_base(Command(shorter, None, None, given)).config)
+    assert config.model.context == 8
+    assert {name: base[name].shape for name in base}["embed.position"] == (8, 32)
+    # a file that is for adapters says how long its rows are, as configs/smollm2-lora.toml does
+    assert on_base(Command(shorter, None, None, ())).config.model.context == 8
+    longer = shorter.model_copy(update={"model": shorter.model.model_copy(update={"context": 25})})
+    with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
+        on_base(Command(longer, None, None, given))
+    batch, run = np.random.default_rng(0).integers(0, 101, (4, 9), dtype=np.int32), tmp_path / "lora"
+    # the default targets, beside a tied head and an untied one
+    stacks = [make(config, base) for make in ((TorchTrainer, JaxTrainer) if tied == "true" else (TorchTrainer,))]
+    for stack in stacks:
+        stack.gradients(batch, 0, 1.0)
+        stack.apply(1e-2, 1.0, 0)
+    losses = [stack.evaluate(batch) for stack in stacks]
+    # float32; other rows of the positions change it by 3e-3
+    assert max(losses) - min(losses) < 1e-5 * losses[0]
+    where = interchange_of(run, "update-00000001")
+    save_interchange(where, config, stacks[0].export(), Progress(update=1), "torch")
+    (run / "config.json").write_text(config.to_json())
+    merge_run(run, tmp_path / "whole")
+    whole = load_interchange(newest_interchange(tmp_path / "whole"))
+    assert whole.config.model.context == 24
+    moved = {name for name in weights if not np.array_equal(weights[name], whole.groups["parameters"][name])}
+    assert moved == {target.row.name for target in adapter_targets(config)}
+
+
+@pytest.mark.parametrize(("stack", "ranks"), [("torch", (2, 3)), ("jax", (3, 3))])
+def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ranks, capsys):
+    """Each says what it says alone."""
+    config, folder = small_config(model__vocab=257), tmp_path / "base"
+    weights = {name: 5 * value for name, value in initial_parameters(config.model, 5).items()}
+    save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
+    (folder / "config.json").write_text(config.to_json())
+    for seed, name in enumerate(("first", "second")):
+        adapter, _ = settled(
+            small_config(**LORA | {"adapter__rank": ranks[seed]}, model__vocab=257, adapter__base=folder)
+        )
+        rng = np.random.default_rng(seed)
+        tensors = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
+        where = interchange_of(tmp_path / name, "update-00000000")
+        save_interchange(where, adapter, {"parameters": tensors}, Progress(), "import")
+        (tmp_path / name / "config.json").write_text(adapter.to_json())
+    for run_folder in (folder, tmp_path / "first", tmp_path / "second"):
+        bytes_tokenizer().save(run_folder)
+    make, each = (TorchTrainer, torch_each) if stack == "torch" else (JaxTrainer, jax_each)
+
+    def said(*names: str, prompts: tuple[str, ...] = ("a", "bcd")) -> list[str]:
+        words = [word for name in names for word in ("--adapter", str(tmp_path / name))]
+        generate_text([str(folder), *words, "--temperature", "0", "--tokens", "6", *prompts], stack, make, each)
+        return capsys.readouterr().out.split("-" * 40 + "\n")[:-1]
+
+    first, second, both = said("first"), said("second"), said("first", "second")
+    assert first != second
+    assert both == [f"[{name}] {text}" for name, one in (("first", first), ("second", second)) for text in one]
+    with pytest.raises(UserError, match="two folders are named first"):
+        said("first", "first")
+
+
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
 def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path):
     config = small_config(**LORA, adapter__dropout=0.1)
@@ -127,7 +201,7 @@ def test_from_a_base_to_a_merged_run(corpus, tmp_path):
     run("jax", "--resume", lora, "--train.updates=6")
     with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
         resumed_config(lora, [("adapter.rank", "3")])
-    with pytest.raises(UserError, match="holds an adapter alone: merge it first"):
+    with pytest.raises(UserError, match="holds an adapter alone: add --merge"):
         export_run(lora, tmp_path / "hf", "huggingface")
     merge_run(lora, whole)
     loaded = load_interchange(newest_interchange(whole))

@@ -33,6 +33,7 @@ PUBLISHED = {
     "llama-70b": 70_553_706_496,
     "llama-405b": 405_853_388_800,
     "smollm2-135m": 134_515_008,
+    "smollm2-lora": 134_515_008,
 }
 GPT2 = ModelConfig(layers=3, width=48, heads=4, context=16, vocab=101)
 LLAMA = ModelConfig(

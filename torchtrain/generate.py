@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
-from coretrain.runner import generate_text
+from coretrain.generation import generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
+from torchtrain.lora import Adapters
 from torchtrain.model import GPT, Cache
 
 
@@ -58,12 +61,32 @@ def generate(
     return results
 
 
+def generate_each(
+    stack: Any,
+    adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+) -> Iterator[list[list[int]]]:
+    """As `generate`, by the model of `stack`, a `Trainer`, with one adapter after the other at work: one base for all.
+
+    An adapter is its run's config and tensors, as `AdapterBank.add` takes them.
+    """
+    model = stack.model
+    bank = Adapters(stack.config, model)
+    for config, tensors in adapters:
+        bank.add(config, tensors)
+        bank.switch(config.adapter.name)
+        yield generate(model, prompts, tokens, sampling, stop)
+
+
 @exits_cleanly
 def main() -> None:
     """`python -m torchtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
     from torchtrain.trainer import Trainer  # it imports this module
 
-    generate_text(sys.argv[1:], "torch", Trainer)
+    generate_text(sys.argv[1:], "torch", Trainer, generate_each)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_thresho
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
-from torchtrain.lora import LowRank, attach, freeze
+from torchtrain.lora import Bottleneck, LowRank, Prefix, attach, freeze
 from torchtrain.parallel import ALONE, Axis, enter, leave
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -115,7 +115,8 @@ class Linear(nn.Module):
             y = F.linear(x, self.weight.to(x.dtype), bias)
             if self.adapter is None:
                 return y
-            return y + self.adapter(drop(x, self.adapter.rate, masks, self.adapter.part))
+            dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
+            return self.adapter.beside(y, x, dropped, self.weight, bias)
         total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
 
@@ -147,14 +148,25 @@ class Attention(nn.Module):
         self.k = Linear(m.width, kv, m.bias)
         self.v = Linear(m.width, kv, m.bias)
         self.out = Linear(heads, m.width, m.bias, tensor)
+        self.prefix: Prefix | None = None
+        self.adapter: Bottleneck | None = None
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
     ) -> Tensor:
         packed = () if positions is None else (positions,)
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, k, v, *packed).flatten(2))
-        return tap("blocks.#.out", self.out(mixed, *masks))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), *packed).flatten(2))
+        return self.project(mixed, *masks)
+
+    def prefixed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [B, S, K, C], behind the prefix where there is one."""
+        return (k, v) if self.prefix is None else self.prefix(k, v)
+
+    def project(self, mixed: Tensor, *masks: Dropout) -> Tensor:
+        """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
+        out = tap("blocks.#.out", self.out(mixed, *masks))
+        return out if self.adapter is None else self.adapter(out)
 
     def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
@@ -183,6 +195,7 @@ class MLP(nn.Module):
         self.gate = Linear(m.width, hidden, m.bias) if m.mlp == "swiglu" else None
         self.up = Linear(m.width, hidden, m.bias)
         self.down = Linear(hidden, m.width, m.bias, tensor)
+        self.adapter: Bottleneck | None = None
 
     def forward(self, x: Tensor, *masks: Dropout) -> Tensor:
         x = enter(x, self.tensor)
@@ -190,7 +203,8 @@ class MLP(nn.Module):
             hidden = F.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate="tanh")
         else:
             hidden = F.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+        return out if self.adapter is None else self.adapter(out)
 
 
 class Block(nn.Module):
@@ -224,7 +238,9 @@ class Block(nn.Module):
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
         q, k, v = self.attention.heads(self.norm1(x), rotary)
         keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
-        x = x + self.attention.out(masked_attention(q, keys, values, mask).flatten(2))
+        seen, theirs = self.attention.prefixed(keys, values)
+        mask = F.pad(mask, (seen.shape[1] - mask.shape[-1], 0), value=True)
+        x = x + self.attention.project(masked_attention(q, seen, theirs, mask).flatten(2))
         return x + self.mlp(self.norm2(x)), keys, values
 
 
@@ -280,7 +296,7 @@ class GPT(nn.Module):
         if self.head is None:
             return self.embed.token
         adapter = self.head.adapter
-        return self.head.weight if adapter is None else torch.cat([self.head.weight, adapter.b], 1)
+        return self.head.weight if adapter is None else adapter.head(self.head.weight)
 
     def forward(self, tokens: Tensor, dropout: Dropout | None = None, positions: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
@@ -320,7 +336,7 @@ class GPT(nn.Module):
 
     def _for_head(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         adapter = None if self.head is None else self.head.adapter
-        return x if adapter is None else torch.cat([x, adapter.down(drop(x, adapter.rate, dropout, adapter.part))], -1)
+        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
@@ -333,7 +349,7 @@ class GPT(nn.Module):
             rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
             x = leave(rows.where(here.unsqueeze(-1), 0), self.tensor)
         if self.embed.adapter is not None:
-            x = x + self.embed.adapter.look_up(tokens)
+            x = self.embed.adapter.over(x, tokens, self.embed.token)
         return (x if position is None else x + position).to(self.dtype)
 
 

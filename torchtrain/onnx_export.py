@@ -13,14 +13,17 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coretrain.checkpoint import TEMPORARY, load_interchange, newest_interchange
+from coretrain.adapter_runs import load_on
+from coretrain.checkpoint import TEMPORARY, newest_interchange
 from coretrain.config import RunConfig
+from coretrain.convert import whole_model
 from coretrain.errors import UserError
 from torchtrain.model import GPT, build_model
 
@@ -42,11 +45,14 @@ class Logits(nn.Module):
         return self.model.logits(self.model(tokens))
 
 
-def export_onnx(source: Path, target: Path, quantization: str = "none") -> list[str]:
+def export_onnx(
+    source: Path, target: Path, quantization: str = "none", merge: bool = False, base: Path | None = None
+) -> list[str]:
     """Write the newest interchange checkpoint of `source` as `target` (.onnx); lines to print.
 
-    `quantization` is `none` or `f16` (matrices and activations; norms, softmax and logits stay float32). Raises
-    `UserError` for a file that exists, a missing package, or a result that onnxruntime computes otherwise.
+    `quantization` is `none` or `f16` (matrices and activations; norms, softmax and logits stay float32). With `merge`,
+    an adapter's base with it; `base` is where that lies now. Raises `UserError` for a file that exists, a missing
+    package, or a result that onnxruntime computes otherwise.
     """
     if quantization not in CAPS:
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for onnx")
@@ -56,8 +62,8 @@ def export_onnx(source: Path, target: Path, quantization: str = "none") -> list[
         if importlib.util.find_spec(package) is None:
             raise UserError(f"ONNX files need the package {package}: pip install -e '.[export]'")
     path = newest_interchange(source)
-    loaded = load_interchange(path)
-    network = Logits(_model(loaded.config, loaded.groups["parameters"], quantization)).eval()
+    loaded = load_on(path, base)
+    network = Logits(_model(*whole_model(source, loaded, merge), quantization)).eval()
     temporary = target.with_name(f"{TEMPORARY}{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -71,7 +77,7 @@ def export_onnx(source: Path, target: Path, quantization: str = "none") -> list[
     return [f"wrote {target}: {path} (after update {loaded.progress.update}, written by {loaded.stack})", said]
 
 
-def _model(config: RunConfig, tensors: dict[str, np.ndarray], quantization: str) -> GPT:
+def _model(config: RunConfig, tensors: Mapping[str, np.ndarray], quantization: str) -> GPT:
     compute = "float16" if quantization == "f16" else "float32"
     precision = config.precision.model_copy(update={"compute": compute})
     execution = config.execution.model_copy(update={"checkpoint_activations": "none", "vocab_multiple": 1})

@@ -10,7 +10,7 @@ __all__ = ["FEW", "MUTANTS", "SUBJECTS"]
 
 SUBJECTS = (
     "norms", "attention", "model", "loss", "initial", "dropout", "optimizer", "clip", "schedule", "data", "checkpoint",
-    "generation", "health", "dtypes", "contract", "budgets", "ways", "adapters", "chat",
+    "generation", "health", "dtypes", "contract", "budgets", "ways", "adapters", "adapter_kinds", "chat",
     "equivalents",
 )  # fmt: skip
 """The modules of this package, in the order in which their bugs are registered."""

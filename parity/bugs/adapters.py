@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import torch
 
+from coretrain import adapter_bank
 from parity.compare import FROZEN, GRADIENTS, INITIAL, LOGITS, MERGED, UPDATE
 from parity.mutants import LLAMA, Patch, mutant, wrap
 from parity.probes.adapters import LORA
@@ -157,12 +158,12 @@ def adapters_without_decay(patch: Patch, s: Side) -> None:
 
 def _added(patch: Patch, s: Side, change: Callable[[Any, str, np.ndarray], np.ndarray]) -> None:
     def wrapped(f: Any) -> Any:
-        def added(config: Any, tensors: Any) -> Any:
-            return {name: change(config, name, value) for name, value in f(config, tensors).items()}
+        def added(config: Any, tensors: Any, base: Any) -> Any:
+            return {name: change(config, name, value) for name, value in f(config, tensors, base).items()}
 
         return added
 
-    wrap(patch, LORA[s.name], "added", wrapped)
+    wrap(patch, adapter_bank, "added", wrapped)
 
 
 @mutant("adapters", MERGED, probe=MERGING)

@@ -57,13 +57,13 @@ def samples_number_on(patch: Patch, s: Side) -> None:
 @mutant("chat", PACKED, probe=GRADIENTS)
 def samples_of_a_row_see_one_another(patch: Patch, s: Side) -> None:
     """A causal mask over the row: a sample looks into those before it."""
-    wrap(patch, s.attention, "seen_in_sample", lambda f: lambda positions: f(positions * 0 + positions.shape[1]))
+    wrap(patch, s.attention, "seen_in_sample", lambda f: lambda at, *p: f(at * 0 + at.shape[1], *p))
 
 
 @mutant("chat", PACKED, probe=GRADIENTS)
 def one_token_of_the_sample_before_is_seen(patch: Patch, s: Side) -> None:
     """The mask's lower edge off by one."""
-    wrap(patch, s.attention, "seen_in_sample", lambda f: lambda positions: f(positions + 1))
+    wrap(patch, s.attention, "seen_in_sample", lambda f: lambda at, *p: f(at + 1, *p))
 
 
 @mutant("chat", PACKED, probe=GRADIENTS)

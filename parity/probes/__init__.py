@@ -80,6 +80,7 @@ PROBES = {
     ),
     "chat updates": Probe(chat.run_updates, chat.judge_updates, (compare.UPDATE,)),
     "adapter merge": Probe(adapters.run_merge, adapters.judge_merge, (compare.MERGED,)),
+    "adapter decode": Probe(adapters.run_decode, adapters.judge_decode, (compare.CACHE,)),
 }
 
 

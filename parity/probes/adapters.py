@@ -1,19 +1,21 @@
-"""Low-rank adapters: their start, gradients beside a frozen base, updates that leave it alone, a merge and back."""
+"""Adapters: their start, gradients beside a frozen base, updates that leave it alone, a merge and back, a cache."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 from flax import nnx
 
 import jaxtrain.lora
 import torchtrain.lora
-from coretrain.adapters import adapter_table, initial_adapter
+from coretrain.adapters import MERGEABLE, adapter_table, with_adapter
 from coretrain.config import RunConfig
 from coretrain.randomness import normal_rows
 from coretrain.schedule import clip_factor, learning_rate
 from parity.compare import (
+    CACHE,
     FROZEN,
     GRADIENTS,
     INITIAL,
@@ -29,7 +31,8 @@ from parity.compare import (
     worst_tensor,
 )
 from parity.pair import GPT2, LLAMA, batches, make_config, noise_only, scrambled
-from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make
+from parity.probes.decode import FORCED, PROMPTS, cached_logits, traced_afresh, whole_logits
+from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make, quick_jit
 
 ADAPTED = {
     "gpt2-like": GPT2
@@ -51,6 +54,17 @@ ADAPTED = {
         "adapter.targets": "blocks.*.attention.*.weight,blocks.1.mlp.*,embed.token,head.weight",
         "execution.checkpoint_activations": "full",
     },
+    # DoRA without dropout takes the model's own product again, with its bias; with dropout it makes another
+    "dora, gpt2-like": GPT2 | {"adapter.kind": "dora", "adapter.rank": 4, "adapter.alpha": 12},
+    "dora, llama-like": LLAMA
+    | {
+        "adapter.kind": "dora",
+        "adapter.rank": 5,
+        "adapter.dropout": 0.3,
+        "adapter.targets": "blocks.*.attention.*.weight,blocks.1.mlp.*,embed.token,head.weight",
+    },
+    "prefix, llama-like": LLAMA | {"adapter.kind": "prefix", "adapter.virtual_tokens": 6},
+    "bottleneck, gpt2-like": GPT2 | {"adapter.kind": "bottleneck", "adapter.bottleneck_width": 5},
 }
 """An adapter for each form of the model: every field at work in one of them, alpha unlike the rank."""
 
@@ -59,7 +73,7 @@ LORA = {"torch": torchtrain.lora, "jax": jaxtrain.lora}
 
 def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
-    weights = scrambled(config) | initial_adapter(config)
+    weights = dict(with_adapter(config, scrambled(config)))
     for row in adapter_table(config):
         weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)
     return weights
@@ -133,36 +147,68 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     rows = {row.name for row in adapter_table(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
     plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
-    base = logits_of(s, plain, tokens, None)
-    model = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params)
+    model, compiled = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params), {}
+    base = _logits(s, model, tokens, compiled)
     bank = LORA[s.name].Adapters(bare, model)
     bank.add(config, adapter)
     bank.add(*other_adapter(config))
     seen = {"beside": beside, "base": base}
+    there_and_back = {"merged": bank.merge, "out again": bank.unmerge} if config.adapter.kind in MERGEABLE else {}
     for name, act in {
         "switched on": lambda: bank.switch(config.adapter.name),
-        "merged": bank.merge,
-        "out again": bank.unmerge,
+        **there_and_back,
         "the other": lambda: bank.switch("other"),
         "none": lambda: bank.switch(None),
     }.items():
         act()
-        if s is not TORCH:
-            plain.graph, plain.params = nnx.split(model)
-        seen[name] = logits_of(s, plain, tokens, None)
+        seen[name] = _logits(s, model, tokens, compiled)
     return seen
 
 
+def _logits(s: Side, model: Any, tokens: np.ndarray, compiled: dict[Any, Any]) -> np.ndarray:
+    """Logits of a model without dropout; in JAX models of one structure share what is in `compiled`."""
+    if s is TORCH:
+        with torch.no_grad():
+            return model.logits(model(torch.from_numpy(tokens).long())).numpy()
+    graph, params = nnx.split(model)
+
+    def forward(params: Any, tokens: np.ndarray) -> Any:
+        model = nnx.merge(graph, params)
+        return model.logits(model(tokens))
+
+    return np.asarray(compiled.setdefault(graph, quick_jit(forward))(params, tokens))
+
+
 def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
-    """Another adapter for the same base: of rank 2, on values alone."""
-    fields = {"name": "other", "rank": 2, "bias": "none", "targets": ("blocks.*.attention.v.weight",), "alpha": 3.0}
+    """Another adapter for the same base: low-rank, of rank 2, on values alone."""
+    fields = {
+        "kind": "lora",
+        "name": "other",
+        "rank": 2,
+        "bias": "none",
+        "targets": ("blocks.*.attention.v.weight",),
+        "alpha": 3.0,
+    }
     other = config.model_copy(update={"adapter": config.adapter.model_copy(update=fields)})
     rows = adapter_table(other)
     return other, {row.name: normal_rows(3, f"scramble/{row.name}", row.shape, 0.3) for row in rows}
 
 
 def judge_merge(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    same = ("switched on", "merged", "out again")
+    same = [name for name in ("switched on", "merged", "out again") if name in ours]
     errors = [nrel(ours[name], ours["beside"]) for name in same] + [nrel(ours["none"], ours["base"])]
     errors.append(nrel(ours["the other"], theirs["the other"]))
     return {MERGED: max(errors, key=lambda error: float("inf") if np.isnan(error) else error)}
+
+
+def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Prefill and two single steps with an adapter out of the cache, and the same by whole forward passes."""
+    config = make_config(ADAPTED[variant])
+    stack = make(s, config, adapted_weights(config), shared)
+    with traced_afresh(shared):
+        cached = cached_logits(s, stack, PROMPTS, FORCED, config.model.context)
+    return {"cached": cached, "whole": whole_logits(s, stack, PROMPTS, FORCED, config.model.context)}
+
+
+def judge_decode(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    return {CACHE: nrel(ours["cached"], theirs["whole"])}

@@ -39,6 +39,7 @@ from parity.probes.sides import TORCH, Seen, Side, gradients_of, make, quick_jit
 CHATTING = {
     "gpt2-like": GPT2 | {"model.residual_dropout": 0.0, "model.embedding_dropout": 0.0},
     "llama-like": LLAMA | {"execution.checkpoint_activations": "full"},
+    "llama-like, prefix": LLAMA | {"adapter.kind": "prefix", "adapter.virtual_tokens": 3},
 }
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}>{{ m.content }}{{ eos_token if m.role == 'assistant' else '.' }}"

@@ -43,7 +43,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
                 hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
-            found, cache = s.generate._step(stack.graph, stack.params, inputs, positions, mask, cache, at)
+            found, cache = s.generate._step(stack.graph, stack._whole(), inputs, positions, mask, cache, at)
             cached.append(np.asarray(found))
         at += inputs.shape[1]
         inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1
@@ -61,7 +61,8 @@ def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: 
 
 
 @contextlib.contextmanager
-def _traced_afresh(shared: frozenset[str]) -> Iterator[None]:
+def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
+    """Within, JAX's decoding step is traced anew, unless it is `shared`."""
     if "decode" not in shared:
         jaxtrain.generate._step.clear_cache()
     yield
@@ -73,7 +74,7 @@ def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
     """Prefill and two single steps with given tokens out of the cache, and the same by whole forward passes."""
     config = make_config(VARIANTS[variant])
     stack, length = s.trainer.Trainer(config, weights_of(config, state)), config.model.context
-    with _traced_afresh(shared):
+    with traced_afresh(shared):
         cached = cached_logits(s, stack, PROMPTS, FORCED, length)
         whole = whole_logits(s, stack, PROMPTS, FORCED, length)
         tokens = [stack.generate(PROMPTS, NEW, sampling, ()) for sampling in SAMPLINGS]
@@ -84,7 +85,7 @@ def run_far(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Prefill of 500 tokens and three single steps, of one layer: the cache, and whole forward passes."""
     config = make_config(VARIANTS[variant], model__context=512, model__layers=1)
     stack, forced = s.trainer.Trainer(config, weights_of(config, state)), FORCED[:2, [0, 1, 0]]
-    with _traced_afresh(shared):
+    with traced_afresh(shared):
         cached = cached_logits(s, stack, LONG, forced, 512)
         return {"cached": cached, "whole": whole_logits(s, stack, LONG, forced, 512)}
 

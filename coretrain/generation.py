@@ -1,0 +1,106 @@
+"""From a command line to text: a run, or adapters on it, opened in a stack and asked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.adapter_runs import adapter_config, open_adapters, settled
+from coretrain.chat_runs import chat_prompts
+from coretrain.command import open_run
+from coretrain.config import ParallelConfig, RunConfig
+from coretrain.data import load_tokenizer
+from coretrain.data.tokenizer import Tokenizer
+from coretrain.loop import Stack
+from coretrain.runner import MakeStack, restore
+from coretrain.sampling import Sampling
+from coretrain.translation import MODULES
+
+GenerateEach = Callable[..., Iterator[list[list[int]]]]
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """A run's config for one process on whatever devices are here: how the run was shared is no matter."""
+    train = config.train.model_copy(update={"accumulation": 1})
+    return config.model_copy(update={"parallel": ParallelConfig(timeout=config.parallel.timeout), "train": train})
+
+
+def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> tuple[Stack, Tokenizer]:
+    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer.
+
+    With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
+    """
+    run = adapter or folder
+    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    stack = make_stack(config, base)
+    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
+    return stack, load_tokenizer(run)
+
+
+def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
+    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
+
+    With several adapters each prompt is answered by each, over one base.
+    """
+    given = _parser(MODULES[stack_name]).parse_intermixed_args(argv)  # options may stand before the prompts
+    sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
+    adapters = open_adapters(given.adapter, given.run) if len(given.adapter) > 1 else []
+    only = given.adapter[0] if len(given.adapter) == 1 else None
+    stack, tokenizer = open_for_generation(given.run, make_stack, only)
+    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
+    stop = tokenizer.ends
+    if given.chat:
+        prompts, stop = chat_prompts(only or given.run, tokenizer, given.prompts)
+    shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
+    room = shortest - max(map(len, prompts))
+    tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
+    gap = "\n" if given.chat else ""
+    if adapters:
+        answers = each(stack, adapters, prompts, tokens, sampling, stop)
+        for (config, _), rows in zip(adapters, answers, strict=True):
+            for text, ids in zip(given.prompts, rows, strict=True):
+                print(f"[{config.adapter.name}] {text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+        return
+    if len(prompts) > 1:
+        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, stop), strict=True):
+            print(f"{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+        return
+    decoder = tokenizer.stream()
+    print(given.prompts[0], end=gap, flush=True)
+
+    def show(ids: NDArray[np.int64]) -> None:
+        print(decoder.push(int(ids[0])), end="", flush=True)
+
+    stack.generate(prompts, tokens, sampling, stop, show)
+    print(decoder.finish())
+
+
+def _parser(module: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}.generate", description="Text from a trained run, by either stack."
+    )
+    parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
+    parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
+    )
+    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    return parser

@@ -1,0 +1,92 @@
+"""A run's adapter out to a folder of PEFT, and a folder of PEFT in as a run on a base."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coretrain.adapter_runs import carry_chat_template, on_its_base
+from coretrain.checkpoint import (
+    Interchange,
+    Progress,
+    interchange_of,
+    load_interchange,
+    newest_interchange,
+    save_interchange,
+    write_atomically,
+)
+from coretrain.command import open_run, run_of
+from coretrain.config import RunConfig, apply_overrides, build_config
+from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, load_tokenizer
+from coretrain.errors import UserError
+from coretrain.half_precision import HalfPrecision
+from coretrain.model_card import model_card
+from coretrain.parameters import Array
+from coretrain.peft import export_peft
+from coretrain.peft_reader import import_peft
+
+
+def export_adapter(source: Path, target: Path, loaded: Interchange, base: Path, half: bool = False) -> list[str]:
+    """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`; lines to
+    print. With `half` its tensors are float16."""
+    config = loaded.config
+    if config.adapter.kind != "lora":
+        what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
+        raise UserError(f"{source} holds {what}, not low-rank adapters: give --to hf or gguf")
+    tensors: Mapping[str, Array] = loaded.groups["parameters"]
+    weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
+    tensors = HalfPrecision(tensors) if half else tensors
+    card = model_card(loaded, "f16" if half else "none", base=str(base))
+    export_peft(target, config, tensors, str(base), weights, card)
+    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {config.adapter.base} --to hf"
+    return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
+
+
+def import_adapter(
+    source: Path, folder: Path, given: RunConfig, overrides: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Make `folder` the run, at update 0, of a PEFT adapter on the run `adapter.base`; lines to print.
+
+    Its config is `given` with the base's model and tokenizer and the adapter's fields, then `overrides`.
+    """
+    if given.adapter.base is None:
+        raise UserError(f"{source} is an adapter: name the run of its base, as --adapter.base runs/X")
+    base = open_run(Path(given.adapter.base))
+    if base.adapter.kind != "none":
+        raise UserError(
+            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
+            "merge"
+        )
+    if fixed := next((key for key, _ in overrides if key.startswith("model.")), None):
+        raise UserError(f"{fixed} is the base's, {given.adapter.base}: leave it out")
+    whole = load_interchange(newest_interchange(Path(given.adapter.base)))
+    config = given.model_copy(update={"model": whole.config.model})
+    config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
+    config, _ = on_its_base(config)
+    config = _named(config, folder, overrides)
+    save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
+    if (run_of(Path(given.adapter.base)) / SAVED_FACTS).is_file():
+        load_tokenizer(run_of(Path(given.adapter.base))).save(folder)
+    carry_chat_template(config, folder)
+    write_atomically(folder / "config.json", config.to_json())  # last: without it the folder is no run
+    c = config.adapter
+    return [
+        f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
+        f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
+        f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
+    ]
+
+
+def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
+    """The config under the folder's name, with its tokenizer, and what the user asked for."""
+    raw = config.model_dump(mode="json", exclude_none=True)
+    raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
+    if (run_of(Path(str(config.adapter.base))) / SAVED_RANKS).is_file():
+        raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
+    named = build_config(apply_overrides(raw, overrides), str(folder))
+    for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
+        if getattr(named.adapter, field) != getattr(config.adapter, field):
+            raise UserError(f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out")
+    return named

@@ -1,0 +1,35 @@
+"""A native checkpoint as an interchange one, made by the stack that wrote it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from coretrain.checkpoint import CheckpointFolder, newest_interchange, read_sealed
+from coretrain.errors import UserError
+from coretrain.spawn import environment_alone
+
+MODULES = {"torch": "torchtrain", "jax": "jaxtrain"}
+
+
+def translate(stack_name: str, folder: Path, name: str) -> None:
+    """Have the stack that wrote a native checkpoint turn it into the interchange form, in a process of its own."""
+    command = [sys.executable, "-m", f"{MODULES[stack_name]}.checkpoint", str(folder), name]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
+
+
+def best_interchange(folder: Path) -> Path:
+    """A run's best checkpoint, else its newest, in the interchange form, which is made where it isn't there."""
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    whole = checkpoints.complete()
+    if not whole:
+        return newest_interchange(folder)
+    path = checkpoints.best() or whole[0]
+    sealed, translated = read_sealed(path), folder / "interchange" / path.name
+    if not translated.exists() or read_sealed(translated).progress != sealed.progress:
+        translate(sealed.stack, folder, path.name)
+    return translated
