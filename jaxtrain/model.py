@@ -141,8 +141,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
     ) -> Array:
+        packed = () if positions is None else (positions,)
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, positions)
+        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, *packed)
         return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), *masks)
 
     def prefixed(self, k: Array, v: Array) -> tuple[Array, Array]:
@@ -209,7 +210,7 @@ class Block(nnx.Module):
     ) -> Array:
         site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, positions=positions)
+        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, site))
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))

@@ -161,8 +161,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
     ) -> Tensor:
+        packed = () if positions is None else (positions,)
         q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), positions).flatten(2))
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), *packed).flatten(2))
         return self.project(mixed, *masks)
 
     def prefixed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +234,7 @@ class Block(nn.Module):
     ) -> Tensor:
         masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, positions=positions)
+        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
