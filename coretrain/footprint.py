@@ -178,8 +178,10 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     else:
         saved, copies = one["input"] * layers, n.layer * cast
         block = one["everything"] + backward
-    if quantized := quantized_table(config):  # no copy is kept, and of one matrix at a time there is a whole one
-        block, copies = block + max(row.size for row in quantized) * (4.0 + compute) / tokens, 0
+    if quantized := quantized_table(config):
+        # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
+        each = compute + (4.0 if stack == "torch" else 0.0)
+        block, copies = block + max(row.size for row in quantized) * each / tokens, 0
     return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast)
 
 

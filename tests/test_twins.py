@@ -72,11 +72,14 @@ DIFFERENT_ARGUMENTS = {
     ("checkpoint.py", "save_native"),
     ("loss.py", "cross_entropy"),
     ("model.py", "build_model"),
+    # torch fills a model's bytes in place, JAX makes arrays for its tree
+    ("quantized.py", "take_over"),
 }
 DIFFERENT_METHODS = {
     # nn.Module's forward is nnx.Module's __call__, and nnx layers are made stacked and of a dtype; optimizer: as above
     "model.py",
     "lora.py",
+    "quantized.py",
     "optimizer.py",
 }
 
