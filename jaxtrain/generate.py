@@ -1,4 +1,7 @@
-"""Text from a trained model: prefill, then one token at a time out of a key/value cache."""
+"""Text from a trained model: prefill, then one token at a time out of a key/value cache.
+
+`cache_slots` has no twin: torch compiles nothing for a length.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def generate(
     m = model.config
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
     B = len(prompts)
-    slots = m.context  # not T + tokens: one compiled step serves every length
+    slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
     graph, state = nnx.split(model)
     everywhere = _everywhere(state)
     empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
@@ -61,6 +64,14 @@ def generate(
         at += inputs.shape[1]
         inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
     return results
+
+
+def cache_slots(needed: int, context: int) -> int:
+    """Slots of the cache for so many tokens: a power of two of at least 256, or the context where that is smaller.
+
+    Not as many as needed: one compiled step serves many lengths. Nor the context's: a step reads all of them.
+    """
+    return min(context, max(256, 1 << (needed - 1).bit_length()))
 
 
 def generate_each(

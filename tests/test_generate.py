@@ -5,6 +5,7 @@ import pytest
 
 from coretrain.errors import UserError
 from coretrain.sampling import Sampling
+from jaxtrain.generate import cache_slots
 from jaxtrain.trainer import Trainer as JaxTrainer
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -46,3 +47,11 @@ def test_up_to_the_last_slot_of_the_context_and_streamed(trainer):
 
 def test_no_tokens_asked_for(trainer):
     assert trainer.generate([[1]], 0, Sampling(), ()) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("needed", "slots"), [(1, 256), (256, 256), (257, 512), (3000, 4096), (5000, 8192), (8192, 8192)]
+)
+def test_slots_of_the_cache(needed, slots):
+    assert cache_slots(needed, 8192) == slots
+    assert cache_slots(min(needed, 96), 96) == 96
