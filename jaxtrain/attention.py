@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,15 +79,12 @@ def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Shard
     packed = KERNELS[kernel].packed
     assert packed is not None, "choose_kernel takes no other for packed rows"
 
-    def local(q: Array, k: Array, v: Array, positions: Array) -> Array:
-        return packed(q, k, v, seen_in_sample(positions, k.shape[1] - positions.shape[1]))
-
     if sharding is None:
-        return local(q, k, v, positions)
+        return packed(q, k, v, positions)
     spec = sharding.named("batch", "time", "heads", None).spec
     keys, rows = sharding.named("batch", "time", "kv_heads", None).spec, sharding.named("batch", "time").spec
     shards = jax.shard_map(
-        local, mesh=sharding.mesh, in_specs=(spec, keys, keys, rows), out_specs=spec, check_vma=False
+        packed, mesh=sharding.mesh, in_specs=(spec, keys, keys, rows), out_specs=spec, check_vma=False
     )
     return shards(q, k, v, positions)
 
@@ -124,12 +120,12 @@ def _plain(q: Array, k: Array, v: Array) -> Array:
     return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], T, S)))
 
 
-def _plain_packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    return masked_attention(q, k, v, mask)
+def _plain_packed(q: Array, k: Array, v: Array, positions: Array) -> Array:
+    return masked_attention(q, k, v, seen_in_sample(positions, k.shape[1] - q.shape[1]))
 
 
-def _xla_packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    scale = 1 / math.sqrt(q.shape[-1])
+def _xla_packed(q: Array, k: Array, v: Array, positions: Array) -> Array:
+    mask, scale = seen_in_sample(positions, k.shape[1] - q.shape[1]), 1 / math.sqrt(q.shape[-1])
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="xla")
 
 
@@ -161,23 +157,28 @@ def _dot_product(implementation: str) -> Callable[[Array, Array, Array], Array]:
     return compute
 
 
-def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
-    """The TPU's splash kernel on q [B, T, H, C]; `interpret` runs it on any machine, slowly."""
+def splash_attention(q: Array, k: Array, v: Array, positions: Array | None = None, interpret: bool = False) -> Array:
+    """The TPU's splash kernel on q [B, T, H, C]; `interpret` runs it on any machine, slowly.
+
+    With `positions` [B, T] of packed rows, where T = S, samples are the kernel's segments.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    T, S, H = q.shape[1], k.shape[1], q.shape[2]
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * H)
-    make = splash_attention_kernel.make_splash_mha if k.shape[2] == H else splash_attention_kernel.make_splash_mqa
+    T, S, H, K = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    make = splash_attention_kernel.make_splash_mha if K == H else splash_attention_kernel.make_splash_mqa
+    heads = H if K == H else H // K
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * heads)
+    kernel = make(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    segments = None
+    if positions is not None:
+        sample = jnp.cumsum(positions == 0, axis=1, dtype=jnp.int32)
+        segments = splash_attention_kernel.SegmentIds(q=sample, kv=sample)
     scaled = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)  # the kernel itself applies no scale
-    if k.shape[2] == H:
-        kernel = make(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
-        out = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)))
-        return out.swapaxes(1, 2)
-    K = k.shape[2]
-    group = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * (H // K))
-    kernel = make(group, head_shards=1, q_seq_shards=1, interpret=interpret)
+    if K == H:
+        return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)), segments).swapaxes(1, 2)
     grouped = scaled.reshape(*q.shape[:2], K, H // K, q.shape[3]).transpose(0, 2, 3, 1, 4)
-    out = jax.vmap(jax.vmap(kernel))(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    of_row = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out = jax.vmap(of_row)(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
@@ -186,8 +187,10 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"it needs a TPU, the device is {device.platform}"
     if config.model.head % 128 and config.model.head != 64:
         return f"head width {config.model.head} is neither 64 nor a multiple of 128"
-    if config.model.context % 128:
-        return f"context {config.model.context} is not a multiple of 128"
+    if config.row_tokens % 128:
+        return f"a row of {config.row_tokens} tokens is not a multiple of 128"
+    if config.adapter.kind == "prefix" and config.data.format == "chat":
+        return "its segments have no place for a prefix that all samples of a row see"
     if config.adapter.kind == "prefix" and config.adapter.virtual_tokens % 128:
         return f"a prefix of {config.adapter.virtual_tokens} is not a multiple of 128"
     return _context_obstacle(config)
@@ -232,11 +235,11 @@ class Kernel:
     compute_from: Callable[[Array, Array, Array, Array], Array] | None = None
     """For queries of a row's part that begins at an index known only when it runs; None: it can't."""
     packed: Callable[[Array, Array, Array, Array], Array] | None = None
-    """Under a mask [B, T, S] of packed rows; None: it can't."""
+    """With positions [B, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
-    "splash": Kernel(functools.partial(splash_attention, interpret=False), _splash_obstacle),
+    "splash": Kernel(splash_attention, _splash_obstacle, packed=splash_attention),
     "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
     "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, _xla_packed),
     "plain": Kernel(_plain, lambda config, device: None, _plain_from, _plain_packed),

@@ -50,7 +50,7 @@ def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | 
         return KERNELS[kernel].compute(q, k, v)
     packed = KERNELS[kernel].packed
     assert packed is not None, "choose_kernel takes no other for packed rows"
-    return packed(q, k, v, seen_in_sample(positions, k.shape[1] - positions.shape[1]))
+    return packed(q, k, v, positions)
 
 
 def seen_in_sample(positions: Tensor, prefix: int = 0) -> Tensor:
@@ -84,11 +84,12 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return masked_attention(q, k, v, mask.expand(q.shape[0], T, S))
 
 
-def _plain_packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return masked_attention(q, k, v, mask)
+def _plain_packed(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    return masked_attention(q, k, v, seen_in_sample(positions, k.shape[1] - q.shape[1]))
 
 
-def _sdpa_packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _sdpa_packed(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    mask = seen_in_sample(positions, k.shape[1] - q.shape[1])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa).transpose(1, 2)
@@ -171,7 +172,7 @@ class Kernel:
     compute: Callable[[Tensor, Tensor, Tensor], Tensor]
     obstacle: Callable[[RunConfig, torch.device], str | None]
     packed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    """Under a mask [B, T, S] of packed rows; None: it can't."""
+    """With positions [B, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
