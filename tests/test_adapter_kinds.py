@@ -14,9 +14,9 @@ import torchtrain.model
 from coretrain.adapter_runs import merge_run
 from coretrain.adapters import adapter_table, adapter_targets, merged, trained_table, with_adapter
 from coretrain.errors import UserError
+from coretrain.generation import open_for_generation
 from coretrain.huggingface import export_huggingface
 from coretrain.parameters import initial_parameters
-from coretrain.runner import open_for_generation
 from coretrain.sampling import Sampling
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import torch_gradients, torch_logits
