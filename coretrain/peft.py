@@ -2,7 +2,7 @@
 
 A and B are [r, in] and [out, r] in both, beside GPT-2's transposed `Conv1D` too. GPT-2 has q, k and v in one matrix
 `c_attn`, with one A: our adapters of q, k and v, each with its own A, are there one of their ranks' sum, A one below
-the other and B in blocks, at the same scale.
+the other and B in blocks, at the same scale; DoRA's magnitudes are those of the rows of all three.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def to_peft(
             ranks[site.module] = len(mine) * c.rank
             alphas[site.module] = c.alpha * (math.sqrt(len(mine)) if c.rslora else len(mine))
         result |= _joined(site, mine, tensors)
+        if c.kind == "dora":
+            result[site.names["m"]] = _magnitudes(site, mine, tensors)
     result |= _biases(config, {site.module for site in chosen}, tensors, weights)
     every = [site.module for site in sites(config.model)]
     names = short_names([site.module for site in chosen], every)
     gpt2 = architecture(config.model) == "gpt2"
-    raw = peft_config(c.rank, c.alpha, c.rslora, c.dropout, c.bias, names, ranks, alphas, gpt2, base)
+    raw = peft_config(c.rank, c.alpha, c.rslora, c.kind == "dora", c.dropout, c.bias, names, ranks, alphas, gpt2, base)
     return raw, result
 
 
@@ -67,6 +69,16 @@ def _joined(site: Site, mine: list[Target], tensors: Mapping[str, Array]) -> dic
         at = site.parts.index(target.row.name) * rows
         blocks[at : at + rows, index * rank : (index + 1) * rank] = b[index]
     return {site.names["a"]: np.concatenate(a), site.names["b"]: blocks}
+
+
+def _magnitudes(site: Site, mine: list[Target], tensors: Mapping[str, Array]) -> Array:
+    """The magnitudes of one module's outputs. Raises `UserError` where only some of its matrices have any."""
+    if len(mine) < len(site.parts):
+        raise UserError(
+            f"adapter.kind = dora beside {mine[0].row.name} alone can't be written: PEFT has magnitudes for all of "
+            f"{site.module}, which is q, k and v"
+        )
+    return np.concatenate([np.asarray(tensors[f"{target.module}.adapter.m"]) for target in mine])
 
 
 def _biases(

@@ -16,7 +16,7 @@ from coretrain.errors import UserError
 ALLOWED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", "all", "lora_only"),
-    "use_dora": (False, None),
+    "use_dora": (False, True, None),
     "modules_to_save": (None, []),
     "layers_pattern": (None, "", []),
     "trainable_token_indices": (None, []),
@@ -40,6 +40,7 @@ def peft_config(
     rank: int,
     alpha: float,
     rslora: bool,
+    dora: bool,
     dropout: float,
     bias: str,
     targets: Sequence[str],
@@ -66,7 +67,7 @@ def peft_config(
         "alpha_pattern": {name: _whole(value) for name, value in alphas.items()},
         "fan_in_fan_out": transposed,
         "init_lora_weights": True,
-        "use_dora": False,
+        "use_dora": dora,
         "modules_to_save": None,
         "inference_mode": True,
     }

@@ -14,8 +14,8 @@ from coretrain.parameters import Array
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-BESIDE = {"a": "lora_A.weight", "b": "lora_B.weight"}
-BESIDE_EMBEDDING = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
+BESIDE = {"a": "lora_A.weight", "b": "lora_B.weight", "m": "lora_magnitude_vector"}
+BESIDE_EMBEDDING = BESIDE | {"a": "lora_embedding_A", "b": "lora_embedding_B"}
 """PEFT's names of an adapter's tensors, by the ends of the canonical ones."""
 TARGETS, FINGERPRINT, DIGEST = "twintrain.targets", "twintrain.base", "twintrain.digest"
 """Metadata of the file: which canonical matrices it is of, the fingerprint of the base's weights, its own digest."""
@@ -32,7 +32,7 @@ class Site:
 
     @property
     def names(self) -> dict[str, str]:
-        """PEFT's names of its tensors, by the ends of the canonical ones."""
+        """PEFT's names of its tensors, by the ends of the canonical ones; m is DoRA's alone."""
         beside = BESIDE_EMBEDDING if self.parts == ("embed.token",) else BESIDE
         return {end: f"{PREFIX}{self.module}.{name}" for end, name in beside.items()}
 

@@ -51,7 +51,7 @@ def import_peft(
     parts = [part for site in chosen for part in reader.parts[site.module]]
     rank, alpha = reader.rank_and_alpha(chosen, folder / CONFIG)
     fields = {
-        "kind": "lora",
+        "kind": "dora" if raw.get("use_dora") else "lora",
         "rank": rank,
         "alpha": alpha,
         "rslora": bool(raw.get("use_rslora")),
@@ -159,6 +159,7 @@ class _Reader:
         rows = mine[0].b.shape[0]
         a = self.read(names["a"], (rank * blocks, mine[0].a.shape[1]))
         b = self.read(names["b"], (rows * len(site.parts), rank * blocks))
+        m = self.read(names["m"], (len(b),)) if self.raw.get("use_dora") else None
         result, spare = {}, np.array(b)
         for index, target in enumerate(mine):
             block = index if self.blocks else 0
@@ -167,6 +168,8 @@ class _Reader:
             result[target.a.name] = np.ascontiguousarray(a[columns])
             result[target.b.name] = np.ascontiguousarray(b[at : at + rows, columns])
             spare[at : at + rows, columns] = 0
+            if m is not None:
+                result[f"{target.module}.adapter.m"] = np.ascontiguousarray(m[at : at + rows])
         if spare.any():
             raise UserError(
                 f"{self.file.path}: {names['b']} isn't in blocks any more: it was trained on elsewhere; write it again "

@@ -32,7 +32,7 @@ def export_adapter(source: Path, target: Path, loaded: Interchange, base: Path, 
     """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`; lines to
     print. With `half` its tensors are float16."""
     config = loaded.config
-    if config.adapter.kind != "lora":
+    if config.adapter.kind not in ("lora", "dora"):
         what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
         raise UserError(f"{source} holds {what}, not low-rank adapters: give --to hf or gguf")
     tensors: Mapping[str, Array] = loaded.groups["parameters"]

@@ -47,6 +47,8 @@ KINDS = {
         "adapter__targets": "blocks.*.attention.[qv].weight,blocks.0.attention.out.weight",
         "adapter__bias": "all",
     },
+    "llama, dora": LLAMA | {"adapter__kind": "dora", "adapter__targets": "blocks.*.mlp.*,blocks.0.attention.q.weight"},
+    "gpt2, dora": {"adapter__kind": "dora", "adapter__targets": "blocks.*.attention.*.weight"},
     "gpt2, biases beside": {"adapter__targets": "blocks.*.attention.v.weight", "adapter__bias": "lora_only"},
 }
 
@@ -169,7 +171,7 @@ def test_an_adapter_that_peft_made_of_gpt2(made, tmp_path):
     ("fields", "word"),
     [
         ({"peft_type": "IA3"}, "peft_type = 'IA3' can't be imported: 'LORA' can"),
-        ({"use_dora": True}, "use_dora = True can't be imported"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layers_pattern": "layers"}, "layers_pattern"),
         ({"lora_bias": True}, "lora_bias"),
@@ -351,3 +353,10 @@ def test_the_command_line(made, tmp_path):
     done = call(adapter, tmp_path / "peft", "--to", "peft")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is damaged: its SHA-256 is not that of what was written" in done.stderr
+
+
+def test_dora_on_a_part_of_c_attn_is_refused(made, tmp_path):
+    _, adapter = made(adapter__kind="dora", adapter__targets="blocks.*.attention.q.weight")
+    with pytest.raises(UserError, match=r"beside blocks\.0\.attention\.q\.weight alone can't be written"):
+        export_run(adapter, tmp_path / "peft", "peft")
+    assert not (tmp_path / "peft").exists()
