@@ -143,3 +143,23 @@ def test_no_more_than_a_chunk_of_logits_exists_at_once():
     gradient = jax.grad(jaxtrain.loss.cross_entropy, (0, 1))
     jaxpr = jax.make_jaxpr(gradient, static_argnums=(3, 4))(hidden, head, labels, vocab, chunk, np.float32(1))
     assert chunk * vocab <= max(jaxpr_sizes(jaxpr.jaxpr)) <= largest_allowed
+
+
+def test_a_frozen_head_has_no_gradient_made():
+    """Below an adapter: a third of the head's products, and a tensor of its size."""
+    hidden, head, labels = problem("float64")
+    one, h = torch.tensor(1.0, dtype=torch.float64), torch.from_numpy(hidden).requires_grad_()
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
+        loss = torchtrain.loss.cross_entropy(h, torch.from_numpy(head), torch.from_numpy(labels), V, 7, one)
+    loss.backward()
+    assert sizes == [hidden.size]
+    both = [torch.from_numpy(x.copy()).requires_grad_() for x in (hidden, head)]
+    torchtrain.loss.cross_entropy(*both, torch.from_numpy(labels), V, 7, one).backward()
+    assert torch.equal(h.grad, both[0].grad)
+
+    def products(*wanted: int) -> int:
+        gradient = jax.grad(lambda h, w: jaxtrain.loss.cross_entropy(h, w, jnp.asarray(labels), V, 7, 1.0), wanted)
+        return jax.jit(gradient).lower(hidden, head).compile().as_text().count(" dot(")
+
+    assert (products(0), products(0, 1)) == (2, 3)

@@ -39,10 +39,11 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         rows, weight, labels = hidden.flatten(0, -2), head.to(hidden.dtype), labels.flatten()
-        trained = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        of_head = ctx.needs_input_grad[1]  # not below an adapter
+        trained = ctx.needs_input_grad[0] or of_head
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_rows = torch.empty_like(rows) if trained else None
-        d_weight = torch.empty_like(head) if trained else None
+        d_weight = torch.empty_like(head) if of_head else None
         # one buffer for all chunks: fresh ones would cost more in page faults than in arithmetic
         buffer = rows.new_empty(min(chunk, len(rows)), len(head))
         first = tensor.index * len(head)
@@ -74,6 +75,8 @@ class _CrossEntropy(torch.autograd.Function):
                 # elsewhere the factor of a row goes onto D numbers of it, not onto V
                 d_logits, factor = d_logits.to(rows.dtype), factor.to(rows.dtype)
                 torch.mm(d_logits, weight, out=d_rows[part]).mul_(factor)
+                if d_weight is None:
+                    continue
                 scaled = rows[part] * factor
                 if head.dtype == rows.dtype:
                     d_weight.addmm_(d_logits.T, scaled, beta=float(start > 0))  # 0 ignores what d_weight holds
@@ -81,7 +84,7 @@ class _CrossEntropy(torch.autograd.Function):
                     d_weight += d_logits.T @ scaled
                 else:
                     d_weight.copy_(d_logits.T @ scaled)
-        if trained:
+        if d_rows is not None:
             ctx.save_for_backward(d_rows.view_as(hidden), d_weight)
         return loss * scale
 
@@ -90,7 +93,7 @@ class _CrossEntropy(torch.autograd.Function):
         d_hidden, d_head = ctx.saved_tensors
         # upstream is 1 in training: the loss is what backward() starts from. Only on the CPU is asking it free.
         if torch.compiler.is_compiling() or upstream[0].device.type != "cpu" or upstream[0].item() != 1:
-            d_hidden, d_head = (d * upstream[0].to(d.dtype) for d in (d_hidden, d_head))
+            d_hidden, d_head = (d if d is None else d * upstream[0].to(d.dtype) for d in (d_hidden, d_head))
         return d_hidden, d_head, None, None, None, None, None
 
 
