@@ -13,7 +13,6 @@ data.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -37,7 +36,7 @@ from coretrain.traffic import traffic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scale_worker import Children, cores
-from turns import given_fields
+from turns import given_fields, machine
 
 Fields = dict[str, Any]
 PROCESSES = 2
@@ -269,13 +268,10 @@ def keep(path: Path, part: str, rows: Sequence[dict[str, Any]]) -> None:
     """Write the results of a part into a JSON file, beside the other parts'."""
     before = json.loads(path.read_text()) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = before | {part: {"machine": machine() | {"pinned": bool(cores(0, PROCESSES, 1))}, "rows": rows}}
+    result = before | {
+        part: {"machine": machine(("torch", "jax")) | {"pinned": bool(cores(0, PROCESSES, 1))}, "rows": rows}
+    }
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and versions, as `bench.py` has them."""
-    return importlib.import_module("bench").machine()
 
 
 def pairs(fields: Fields) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ SHAPE = {key.replace(".", "__"): value for key, value in SMALL.items()}
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a connection's bytes")
 def test_two_processes_send_what_theory_says(tmp_path):
     (row,) = measured(tmp_path, "bytes", "--shape", "tiny", "--only", "torch", "data", **SHAPE)
-    assert row["theory"] == sum(row["theory_by_kind"].values()) > 6e5
+    assert row["theory"] == sum(row["theory_by_kind"].values()) > 5e5
     assert len(row["by_process"]) == 2
     # 1.003 to 1.031: the words of the processes' own table; it would catch a sum for each micro-batch, which is 2
     assert row["ratio"] == pytest.approx(1, abs=0.1)

@@ -42,6 +42,7 @@ ONE_SIDED = {
         "replicated_names",
     },
     "attention.py": {"splash_attention"},
+    "generate.py": {"cache_slots"},
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows
     "model.py": {"dotted", "abstract_model", "look_up", "fill", "hold", "part_of", "block"},
     # JAX: one process may hold many devices; its coordination service carries what processes tell each other
