@@ -191,7 +191,7 @@ def wrap(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> Non
 
 def deselect_mutation(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For pytest_collection_modifyitems: the full set runs where `-m` names it or a test is asked for by its id."""
-    asked = (config.option.markexpr or "").strip() == "mutation" or any("::" in str(word) for word in config.args)
+    asked = "mutation" in (config.option.markexpr or "") or any("::" in str(word) for word in config.args)
     kept = [item for item in items if asked or item.get_closest_marker("mutation") is None]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
