@@ -1,7 +1,7 @@
 """The judge over several processes: what goes together, and one table of what all of them saw."""
 
 import json
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -83,8 +83,7 @@ def test_one_table_of_all(session):
 
 @pytest.mark.parametrize(("expression", "kept"), [("", 0), ("scale", 0), ("mutation", 1), ("mutation and one_side", 1)])
 def test_every_bug_runs_where_its_marker_is_named(expression, kept):
-    hook = SimpleNamespace(pytest_deselected=lambda items: None)
-    config = SimpleNamespace(option=SimpleNamespace(markexpr=expression), args=["parity"], hook=hook)
-    items = [SimpleNamespace(get_closest_marker=lambda name: name)]
+    config = Mock(args=["parity"], option=Mock(markexpr=expression))
+    items = [Mock()]
     mutants.deselect_mutation(config, items)
     assert len(items) == kept
