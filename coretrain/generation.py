@@ -38,7 +38,7 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     run = adapter or folder
     config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, base)
-    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), best=True)
+    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), for_text=True)
     return stack, load_tokenizer(run)
 
 

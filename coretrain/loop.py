@@ -64,8 +64,8 @@ class Stack(Saves, Protocol):
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt, ended early by a `stop` id."""
 
-    def load(self, folder: Path, applied: int) -> None:
-        """Take parameters and moments from what `save` wrote."""
+    def load(self, folder: Path, applied: int | None) -> None:
+        """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
 
     def export(self) -> Mapping[str, Tensors]:
         """Parameters and moments in the interchange form."""

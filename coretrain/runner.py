@@ -180,25 +180,28 @@ def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, wo
 
 
 def restore(
-    stack: Stack, folder: Path, warn: Callable[[str], None], best: bool = False, world: World | None = None
+    stack: Stack, folder: Path, warn: Callable[[str], None], for_text: bool = False, world: World | None = None
 ) -> Progress:
-    """Load a run's newest (or best) whole checkpoint into `stack`, whichever stack wrote it."""
+    """Load a run's newest whole checkpoint into `stack`, whichever stack wrote it.
+
+    `for_text` it is the best one, without moments.
+    """
     checkpoints, world = CheckpointFolder(folder / "checkpoints"), world or World()
 
     def load(path: Path, progress: Progress) -> Progress:
         sealed = read_sealed(path)
         if sealed.stack == stack.name:
-            stack.load(path, progress.applied)
+            stack.load(path, None if for_text else progress.applied)
             return progress
         translated = folder / "interchange" / path.name
         stale = not translated.exists() or read_sealed(translated).progress != progress
         if world.told("1" if stale else ""):
             world.by_first(lambda: translate(sealed.stack, folder, path.name))
-        return adopt(stack, translated)
+        return adopt(stack, translated, for_text)
 
     if not checkpoints.complete():
-        return adopt(stack, newest_interchange(folder))
-    if best and (path := checkpoints.best()):
+        return adopt(stack, newest_interchange(folder), for_text)
+    if for_text and (path := checkpoints.best()):
         return load(path, read_sealed(path).progress)
     return checkpoints.first_that_loads(load, warn, world)[1]
 
@@ -208,8 +211,9 @@ def holds_state(folder: Path) -> bool:
     return any(CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
 
 
-def adopt(stack: Stack, path: Path) -> Progress:
-    """Load an interchange checkpoint into `stack`."""
+def adopt(stack: Stack, path: Path, for_text: bool = False) -> Progress:
+    """Load an interchange checkpoint into `stack`; `for_text` without moments."""
     interchange = load_interchange(path)
-    stack.adopt(interchange.groups, interchange.progress.applied)
+    groups = {name: tensors for name, tensors in interchange.groups.items() if name == "parameters" or not for_text}
+    stack.adopt(groups, interchange.progress.applied)
     return interchange.progress

@@ -39,10 +39,13 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
 
 
 def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms."""
+    """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms.
+
+    Without "moments" in `state` parameters alone are read.
+    """
     # Torch needs no such template: its state holds plain tensors by name.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
-    loaded = _load(folder, template)
+    loaded = _load(folder, template, part="moments" not in state)
     return {
         group: jax.tree_util.tree_map_with_path(lambda path, _, group=group: loaded[group][_key(path)], tree)
         for group, tree in state.items()

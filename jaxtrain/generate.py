@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,7 +44,7 @@ def generate(
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
     B = len(prompts)
     slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
-    graph, state = nnx.split(model)
+    graph, (state, head) = nnx.graphdef(model), cast_once(model)
     everywhere = _everywhere(state)
     empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
     cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))
@@ -52,7 +53,7 @@ def generate(
     ended = np.zeros(B, bool)
     for index in range(tokens):
         mask = padded.mask(at, at + inputs.shape[1], slots)
-        logits, cache = _step(graph, state, inputs, positions, mask, cache, at, everywhere)
+        logits, cache = _step(graph, state, head, inputs, positions, mask, cache, at, everywhere)
         chosen = choose_tokens(np.asarray(logits), sampling, index)
         ended |= np.isin(chosen, list(stop))
         for row in np.flatnonzero(~ended):
@@ -64,6 +65,23 @@ def generate(
         at += inputs.shape[1]
         inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
     return results
+
+
+def cast_once(model: GPT) -> tuple[nnx.State, Array]:
+    """The model's state with matrices in the compute dtype, into which each step would cast them; and its head [V, D],
+    made of its parts."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    magnitudes = {path[:-2] for path, _ in flat if path[-2:] == ("adapter", "m")}  # DoRA's norm is of the master
+    cast = [
+        (
+            path,
+            leaf.replace(leaf[...].astype(model.dtype))
+            if path[-1] == "kernel" and path[:-1] not in magnitudes
+            else leaf,
+        )
+        for path, leaf in flat
+    ]
+    return nnx.from_flat_state(cast), model.head_weight.astype(model.dtype)
 
 
 def cache_slots(needed: int, context: int) -> int:
@@ -109,11 +127,11 @@ def _everywhere(state) -> NamedSharding | None:
     return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=5)
-def _step(graph, state, tokens, positions, mask, cache, at, everywhere=None):
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=6)
+def _step(graph, state, head, tokens, positions, mask, cache, at, everywhere=None):
     model = nnx.merge(graph, state)
     hidden, cache = model.step(tokens, positions, mask, cache, at)
-    results = model.logits(hidden[:, -1]), cache
+    results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)
 
 

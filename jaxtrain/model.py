@@ -315,9 +315,10 @@ class GPT(nnx.Module):
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
         return self._for_head(self.norm(x)), Cache(keys, values)
 
-    def logits(self, hidden: Array) -> Array:
-        """Logits [..., V] in at least float32, padding cut off."""
-        logits = hidden @ self.head_weight[: self.config.vocabulary].astype(hidden.dtype).T
+    def logits(self, hidden: Array, head: Array | None = None) -> Array:
+        """Logits [..., V] in at least float32, padding cut off; `head` is `head_weight` where it was made before."""
+        head = self.head_weight if head is None else head
+        logits = hidden @ head[: self.config.vocabulary].astype(hidden.dtype).T
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
 
     def _positions(self, at: slice | Array) -> Array | None:

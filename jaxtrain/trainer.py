@@ -168,7 +168,7 @@ class Trainer:
             tensors = start(config.model, config.train.seed)
         tensors = with_adapter(config, tensors)
         self.params, self.frozen = freeze(config, nnx.state(build_model(config, self.kernel.name, tensors, self.place)))
-        self.moments = self.optimizer.load(made.moments, {})
+        self._moments: Any = None
         self.grads: Any = None
         self.saving: Any = None
         self.lent = False
@@ -209,10 +209,10 @@ class Trainer:
         wide = master_dtype(self.config).type
         one, two = self.optimizer.corrections(applied)
         if self.lent:  # what `export` gave out lies in these arrays, which the step takes for its own
-            self.params, self.moments = jax.tree.map(jnp.copy, (self.params, self.moments))
+            self.params, self._moments = jax.tree.map(jnp.copy, (self.params, self._moments_now()))
             self.lent = False
-        self.params, self.moments = self._step(
-            self.params, self.moments, self.grads, wide(lr), wide(factor), (wide(one), wide(two))
+        self.params, self._moments = self._step(
+            self.params, self._moments_now(), self.grads, wide(lr), wide(factor), (wide(one), wide(two))
         )
         self.grads = None
 
@@ -253,7 +253,7 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Start writing parameters and moments into `folder`, in the background."""
-        self.saving = save_native(folder, {"parameters": self.params, "moments": self.moments})
+        self.saving = save_native(folder, {"parameters": self.params, "moments": self._moments_now()})
 
     def saved(self) -> bool:
         """Whether the last `save` has ended."""
@@ -265,11 +265,12 @@ class Trainer:
             self.saving.result()
             self.saving = None
 
-    def load(self, folder: Path, applied: int) -> None:
-        """Take parameters and moments from what `save` wrote."""
-        self.params = self.moments = None  # not two models at once
-        state = load_native(folder, self.forms)
-        self.params, self.moments, self.lent = state["parameters"], state["moments"], False
+    def load(self, folder: Path, applied: int | None) -> None:
+        """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
+        self.params = self._moments = None  # not two models at once
+        forms = {group: form for group, form in self.forms.items() if group == "parameters" or applied is not None}
+        state = load_native(folder, forms)
+        self.params, self._moments, self.lent = state["parameters"], state.get("moments"), False
 
     def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
         """Parameters and moments in the interchange form; on a mesh each tensor is fetched when it is asked for.
@@ -279,7 +280,7 @@ class Trainer:
         leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
         table = trained_table(self.config)
         parameters = exported(table, leaves, leaves.__getitem__)
-        groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
+        groups = {"parameters": parameters, **self.optimizer.moments(self._moments_now())}
         if self.sharding is None:
             read = {group: dict(tensors) for group, tensors in groups.items()}
             names = [row.name for row in table]
@@ -293,8 +294,14 @@ class Trainer:
         self.params = self._trained(groups["parameters"])
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
-            self.moments = None
-            self.moments = self.optimizer.load(self.forms["moments"], moments)
+            self._moments = None
+            self._moments = self.optimizer.load(self.forms["moments"], moments)
+
+    def _moments_now(self) -> Any:
+        """The optimizer's state, of zeros where none was loaded: made for the first update, as text needs none."""
+        if self._moments is None:
+            self._moments = self.optimizer.load(self.forms["moments"], {})
+        return self._moments
 
     def _whole(self) -> Any:
         """What trains and what doesn't, together: the state that the model's structure takes."""

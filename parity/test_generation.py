@@ -101,15 +101,14 @@ def test_logits_out_of_the_cache(pair):
     torch_cache = torchtrain.model.Cache(torch.from_numpy(empty), torch.from_numpy(empty.copy()))
     jax_cache = jaxtrain.model.Cache(jnp.array(empty), jnp.array(empty))
     inputs, positions, at = padded.tokens, padded.positions, 0
+    cast = jaxtrain.generate.cast_once(nnx.merge(pair.jax.graph, pair.jax.params))
     for _ in range(3):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         with torch.no_grad():
             parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
             hidden, torch_cache = pair.torch.model.step(*parts, torch_cache, at)
             ours = pair.torch.model.logits(hidden[:, -1]).numpy()
-        theirs, jax_cache = jaxtrain.generate._step(
-            pair.jax.graph, pair.jax.params, inputs, positions, mask, jax_cache, at
-        )
+        theirs, jax_cache = jaxtrain.generate._step(pair.jax.graph, *cast, inputs, positions, mask, jax_cache, at)
         theirs = np.asarray(theirs)
         for row, known in enumerate(ids):
             whole = plain_torch(pair.torch, np.array([known], np.int32))[0, -1]

@@ -109,7 +109,7 @@ def program(config: RunConfig) -> tuple[str, str]:
     trainer, batch = JaxTrainer(config), batches(config, 1)[0]
     one = np.float64(1)
     gradients = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
-    step = (trainer.params, trainer.moments, trainer.params, one, one, (one, one))
+    step = (trainer.params, trainer.forms["moments"], trainer.params, one, one, (one, one))
     traced = [jax.make_jaxpr(f)(*given) for f, given in ((trainer._gradients, gradients), (trainer._step, step))]
     ours = TorchTrainer(config)
     in_torch = (ours.config.model, ours.config.optimizer, ours.config.micro_batch, ours.kernel.name, ours.model.policy)

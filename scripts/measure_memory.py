@@ -145,7 +145,7 @@ def jax_peak(config: RunConfig) -> float:
     inputs = trainer.params, batch[:, :-1], batch[:, 1:], np.float32(1), None
     frozen = {} if trainer.frozen is None else {"frozen": trainer.frozen}
     found = trainer._gradients.lower(*inputs, **frozen).compile().memory_analysis()
-    moments = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.moments))
+    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.forms["moments"]))
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return float(held + found.temp_size_in_bytes + moments)
 

@@ -1,8 +1,15 @@
 """Generation as a user meets it: limits, bad prompts, streaming. (The tokens themselves are compared in parity/.)"""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
+import jaxtrain.generate
+import jaxtrain.model
+import torchtrain.generate
+import torchtrain.model
 from coretrain.errors import UserError
 from coretrain.sampling import Sampling
 from jaxtrain.generate import cache_slots
@@ -47,6 +54,48 @@ def test_up_to_the_last_slot_of_the_context_and_streamed(trainer):
 
 def test_no_tokens_asked_for(trainer):
     assert trainer.generate([[1]], 0, Sampling(), ()) == [[]]
+
+
+@pytest.mark.parametrize("kind", ["none", "lora", "dora"])
+@pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
+def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config):
+    """Bit for bit; DoRA's matrices stay as they are, and so do the model's own."""
+    more = {} if kind == "none" else {"adapter__kind": kind, "adapter__targets": "blocks.*.attention.q.weight"}
+    stack = make(small_config(precision__compute="bfloat16", **more))
+    tokens, positions, mask = (
+        np.array([[5, 9, 2]], np.int32),
+        np.array([[0, 1, 2]], np.int32),
+        np.tri(3, dtype=bool)[None],
+    )
+    if make is TorchTrainer:
+        inputs, model = [torch.from_numpy(x) for x in (tokens, positions, mask)], stack.model
+        q, k = model.blocks[0].attention.q, model.blocks[0].attention.k
+
+        def logits(head=None):
+            cache = torchtrain.model.Cache(*torch.zeros(2, 2, 1, 3, model.kv_heads, 8, dtype=torch.bfloat16))
+            return model.logits(model.step(*inputs, cache, 0)[0], head).float().numpy()
+
+        with torch.no_grad():
+            wanted = logits()
+            with torchtrain.generate.cast_once(model) as head:
+                found = logits(head)
+                assert (k.weight.dtype, head.dtype) == (torch.bfloat16, torch.bfloat16)
+                assert q.weight.dtype == (torch.float32 if kind == "dora" else torch.bfloat16)
+        assert q.weight.dtype == k.weight.dtype == torch.float32
+    else:
+        model = nnx.merge(stack.graph, stack._whole())
+
+        def logits(state, head=None):
+            cache = jaxtrain.model.Cache(*jnp.zeros((2, 2, 1, 3, model.config.kv, 8), jnp.bfloat16))
+            of = nnx.merge(stack.graph, state)
+            return np.asarray(of.logits(of.step(tokens, positions, mask, cache, 0)[0], head))
+
+        state, head = jaxtrain.generate.cast_once(model)
+        wanted, found = logits(stack._whole()), logits(state, head)
+        flat = {".".join(path): leaf for path, leaf in nnx.to_flat_state(state)}
+        assert (flat["blocks.attention.k.kernel"].dtype, head.dtype) == (jnp.bfloat16, jnp.bfloat16)
+        assert flat["blocks.attention.q.kernel"].dtype == (jnp.float32 if kind == "dora" else jnp.bfloat16)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(

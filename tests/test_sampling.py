@@ -31,6 +31,16 @@ def test_what_is_kept(sampling, kept):
     assert set(chosen(*sampling)) == kept
 
 
+def test_equal_logits_are_kept_by_id():
+    """As a stable sort of all logits has them, though only the largest are sorted."""
+    logits = np.random.default_rng(0).integers(0, 9, (200, 60)).astype(float)
+    last = np.take_along_axis(logits, np.argsort(-logits, kind="stable")[:, 11:12], -1)
+    ids = np.concatenate([choose_tokens(logits, Sampling(4.0, 12, 1.0, 0), n)[:, None] for n in range(200)], 1)
+    for row, cut, found in zip(logits, last, ids, strict=True):
+        larger, equal = np.flatnonzero(row > cut), np.flatnonzero(row == cut)
+        assert set(found) == {*larger, *equal[: 12 - len(larger)]}
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", ".")):

@@ -123,5 +123,5 @@ def test_the_abstract_step_is_the_trainers(small_config):
     one = np.float32(1)
     theirs = trainer._gradients.lower(trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(0, 4))
     assert body(step.gradients.lower(*step.gradients_inputs)) == body(theirs)
-    theirs = trainer._step.lower(trainer.params, trainer.moments, trainer.params, one, one, (one, one))
+    theirs = trainer._step.lower(trainer.params, trainer.forms["moments"], trainer.params, one, one, (one, one))
     assert body(step.update.lower(*step.update_inputs)) == body(theirs)

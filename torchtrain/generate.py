@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
 from coretrain.generation import generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
-from torchtrain.lora import Adapters
-from torchtrain.model import GPT, Cache
+from torchtrain.lora import Adapters, Dora
+from torchtrain.model import GPT, Cache, Linear
 
 
 @torch.no_grad()
@@ -40,25 +42,41 @@ def generate(
     inputs, positions, at = padded.tokens, padded.positions, 0
     results: list[list[int]] = [[] for _ in prompts]
     ended = np.zeros(B, bool)
-    for index in range(tokens):
-        hidden, cache = model.step(
-            torch.from_numpy(inputs).to(device),
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(padded.mask(at, at + inputs.shape[1], slots)).to(device),
-            cache,
-            at,
-        )
-        chosen = choose_tokens(model.logits(hidden[:, -1]).cpu().numpy(), sampling, index)
-        ended |= np.isin(chosen, list(stop))
-        for row in np.flatnonzero(~ended):
-            results[row].append(int(chosen[row]))
-        if ended.all():
-            break
-        if on_tokens:
-            on_tokens(chosen)
-        at += inputs.shape[1]
-        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+    with cast_once(model) as head:
+        for index in range(tokens):
+            hidden, cache = model.step(
+                torch.from_numpy(inputs).to(device),
+                torch.from_numpy(positions).to(device),
+                torch.from_numpy(padded.mask(at, at + inputs.shape[1], slots)).to(device),
+                cache,
+                at,
+            )
+            chosen = choose_tokens(model.logits(hidden[:, -1], head).cpu().numpy(), sampling, index)
+            ended |= np.isin(chosen, list(stop))
+            for row in np.flatnonzero(~ended):
+                results[row].append(int(chosen[row]))
+            if ended.all():
+                break
+            if on_tokens:
+                on_tokens(chosen)
+            at += inputs.shape[1]
+            inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
     return results
+
+
+@contextlib.contextmanager
+def cast_once(model: GPT) -> Iterator[Tensor]:
+    """Matrices in the compute dtype, into which each step would cast them, and the head [V, D] made of its parts."""
+    cast = [layer for layer in model.modules() if isinstance(layer, Linear) and layer.held is None]
+    masters = [layer.weight.data for layer in cast]
+    try:
+        for layer in cast:
+            if not isinstance(layer.adapter, Dora):  # whose norm is of the master
+                layer.weight.data = layer.weight.data.to(model.dtype)
+        yield model.head_weight.to(model.dtype)
+    finally:
+        for layer, master in zip(cast, masters, strict=True):
+            layer.weight.data = master
 
 
 def generate_each(

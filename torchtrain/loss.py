@@ -24,6 +24,8 @@ def cross_entropy(
 
     Each process of the `tensor` axis has its own rows of the head, and all of them get the whole loss.
     """
+    if not torch.is_grad_enabled():  # which the function itself isn't told: it would make gradients nobody wants
+        hidden, head = hidden.detach(), head.detach()
     return _CrossEntropy.apply(enter(hidden, tensor), head, labels, vocab, chunk, scale, tensor)
 
 

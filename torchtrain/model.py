@@ -26,6 +26,7 @@ from coretrain.tables import rotary_tables
 from coretrain.taps import tap
 from torchtrain.attention import attention, masked_attention
 from torchtrain.lora import Bottleneck, LowRank, Prefix, attach, freeze
+from torchtrain.matmul import linear
 from torchtrain.parallel import ALONE, Axis, enter, leave
 from torchtrain.quantized import Held, make_room, take_over
 
@@ -114,7 +115,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.summed.size == 1:
-            y = F.linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
+            y = linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
             if self.adapter is None:
                 return y
             dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
@@ -328,13 +329,10 @@ class GPT(nn.Module):
             x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
         return self._for_head(self.norm(x)), cache
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] in at least float32, padding cut off."""
-        if self.tensor.size == 1:
-            logits = F.linear(hidden, self.head_weight[: self.config.vocabulary].to(hidden.dtype))
-        else:
-            part = F.linear(hidden, self.head_weight.to(hidden.dtype))
-            logits = self.tensor.joined(part)[..., : self.config.vocabulary]
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """Logits [..., V] in at least float32, padding cut off; `head` is `head_weight` where it was made before."""
+        logits = linear(hidden, (self.head_weight if head is None else head).to(hidden.dtype))
+        logits = (logits if self.tensor.size == 1 else self.tensor.joined(logits))[..., : self.config.vocabulary]
         return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
 
     def _positions(self, at: slice | Tensor) -> Tensor | None:

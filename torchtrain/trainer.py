@@ -266,9 +266,10 @@ class Trainer:
             saving, self.saving = self.saving, None
             saving.result()
 
-    def load(self, folder: Path, applied: int) -> None:
-        """Take parameters and moments from what `save` wrote."""
-        self.adopt(load_native(folder), applied)
+    def load(self, folder: Path, applied: int | None) -> None:
+        """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
+        groups = load_native(folder)
+        self.adopt(groups if applied is not None else {"parameters": groups["parameters"]}, applied or 0)
 
     def export(self) -> dict[str, dict[str, np.ndarray]]:
         """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
