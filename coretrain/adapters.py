@@ -179,6 +179,17 @@ def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
     return adapter_table(config) + tuple(biases)
 
 
+@functools.cache
+def frozen_matrices(config: RunConfig) -> tuple[Parameter, ...]:
+    """The blocks' matrices below an adapter that are only ever read in the compute dtype, and so are held in it.
+
+    Not DoRA's: their norms are of the whole numbers.
+    """
+    if config.adapter.kind in ("none", "dora"):
+        return ()
+    return tuple(row for row in parameter_table(config.model) if row.layer is not None and len(row.shape) == 2)
+
+
 def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
     """The adapter's tensors before the first update, by canonical name; but not DoRA's m, which the base decides."""
     base = _magnitudes(config)
@@ -219,15 +230,6 @@ def run_keys(config: RunConfig, update: int, model_keys: NDArray[np.uint32]) -> 
 def run_uses_dropout(config: RunConfig) -> bool:
     """Whether any dropout rate of the model or its adapter is above 0."""
     return uses_dropout(config.model) or (config.adapter.kind != "none" and config.adapter.dropout > 0)
-
-
-def check_alone(config: RunConfig, devices: int) -> None:
-    """Raise `UserError` where a run with an adapter would be shared by several devices or processes."""
-    if config.adapter.kind != "none" and devices > 1:
-        raise UserError(
-            f"adapter.kind = {config.adapter.kind} takes one device so far, and here are {devices}: "
-            "set parallel.data = 1, or start one process"
-        )
 
 
 def added(config: RunConfig, tensors: Mapping[str, Array], base: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:

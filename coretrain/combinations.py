@@ -14,7 +14,8 @@ def check_combination(config: RunConfig, stack: Stack, layout: Layout | None = N
     `layout` is the one that they come to, where the number of devices is known.
     """
     p = config.parallel
-    for wrong, sentence in [*_packed(config), *(_in_torch(config, layout) if stack == "torch" else _in_jax(config))]:
+    of_stack = _in_torch(config, layout) if stack == "torch" else _in_jax(config)
+    for wrong, sentence in [*_packed(config), *_with_adapter(config, stack), *of_stack]:
         if wrong:
             raise UserError(sentence)
     if stack == "torch":
@@ -39,6 +40,27 @@ def _packed(config: RunConfig) -> list[tuple[bool, str]]:
             f"parallel.context = {p.context} cuts rows without regard to the samples in them: with data.format = chat "
             "use parallel.data",
         ),
+    ]
+
+
+def _with_adapter(config: RunConfig, stack: Stack) -> list[tuple[bool, str]]:
+    p, c = config.parallel, config.adapter
+    if c.kind == "none":
+        return []
+    not_with = {
+        # in torch what cuts weights knows the model's alone; a prefix would be gathered from each device of context
+        "zero": stack == "torch",
+        "tensor": stack == "torch",
+        "context": c.kind == "prefix",
+        "pipeline": True,
+    }
+    return [
+        (
+            refused and getattr(p, axis) > (0 if axis == "zero" else 1),
+            f"parallel.{axis} = {getattr(p, axis)} doesn't go with adapter.kind = {c.kind} in {stack}: use parallel.data, where each "
+            "device has the whole base",
+        )
+        for axis, refused in not_with.items()
     ]
 
 

@@ -105,14 +105,6 @@ class RunConfig(Section):
                 f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
                 "lower it (a tenth of lr is usual)"
             )
-        if self.adapter.kind != "none":
-            shared = {"zero": self.parallel.zero, "data": (self.parallel.data or 1) - 1}
-            shared |= {axis: getattr(self.parallel, axis) - 1 for axis in ("fsdp", "tensor", "context", "pipeline")}
-            if axis := next((name for name, more in shared.items() if more), None):
-                raise ValueError(
-                    f"parallel.{axis} is set, but a run with adapter.kind = {self.adapter.kind} takes one device so "
-                    f"far: leave parallel.{axis} out"
-                )
         return self
 
     @property

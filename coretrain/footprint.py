@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from coretrain.adapters import adapter_table, trained_table
+from coretrain.adapters import adapter_table, frozen_matrices, trained_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.layout import Layout
 from coretrain.parameters import padded_vocab, parameter_table
@@ -76,7 +76,9 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     zero = c.parallel.zero if stack == "torch" else 0
     fsdp = layout.fsdp
     share = [1 / layout.data if zero >= stage else 1 / fsdp for stage in (1, 2, 3)]
-    trained = _trained(c, n)
+    trained = n.total
+    if c.adapter.kind != "none":  # its tensors are whole on every device
+        trained, share[:2] = trained_numbers(c), [1.0, 1.0]
     state = {
         "weights": _weights(c, n, master) * share[2],
         "moments": 2 * trained * master * share[0],
@@ -91,7 +93,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     # with one micro-batch torch frees the gradients before the next forward pass
     standing = gradients if c.train.accumulation > 1 or zero else 0.0
     jax = stack == "jax"
-    fresh = trained * master / fsdp if jax and c.train.accumulation > 1 else 0.0
+    fresh = trained * master * share[1] if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
     head = n.embedding * master
@@ -102,7 +104,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
         | {"gradients": standing + head},
         "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
         | {"gradients": standing + whole + (fresh if jax else head)},
-        "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
+        "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.layer_cast}
         | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
         "in the update": {"gradients": gradients + flat},
     }
@@ -112,16 +114,18 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     return Footprint(kinds | {"buffers": buffers}, worst, host)
 
 
-def _trained(config: RunConfig, n: Sizes) -> int:
-    """Numbers that have gradients and moments: of a run with an adapter, which takes one device, its own."""
-    return n.total if config.adapter.kind == "none" else sum(row.size for row in trained_table(config))
+def trained_numbers(config: RunConfig) -> int:
+    """Numbers that have gradients and moments: of a run with an adapter, its own."""
+    return sum(row.size for row in trained_table(config))
 
 
 def _weights(config: RunConfig, n: Sizes, master: int) -> float:
     """Bytes of all weights, an adapter's and those in few bits too."""
     quantized = quantized_table(config)
     whole = n.total - sum(row.size for row in quantized) + sum(row.size for row in adapter_table(config))
-    return float(whole * master + sum(held_bytes(config.adapter.quantize, row.size) for row in quantized))
+    frozen = 0 if quantized else sum(row.size for row in frozen_matrices(config))
+    less = frozen * (master - BYTES[config.precision.compute])
+    return float(whole * master - less + sum(held_bytes(config.adapter.quantize, row.size) for row in quantized))
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,9 @@ class _Kept:
     copies: float
     """Weights in the compute dtype that the backward pass will want."""
     cast: int
-    """Bytes of a cast weight; 0 where nothing is cast."""
+    """Bytes of a cast number of the head; 0 where nothing is cast."""
+    layer_cast: int
+    """The same of a block's weights."""
 
 
 def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> dict[str, float]:
@@ -161,28 +167,29 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     if stack == "jax" and layout.pipeline > 1:  # one scan over all ticks, differentiated as a whole
         flying = config.train.accumulation + layout.pipeline - 1
     cast = compute if compute < 4 else 0
+    layer_cast = 0 if frozen_matrices(config) else cast  # which are held so
     wide = max(4, compute)
     last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient
     backward = (m.hidden / layout.tensor + 2 * m.width) * compute
     if stack == "jax" and policy == "none":
         # a scan keeps what it gathered: every block's weights, whole
-        whole = n.blocks * (cast or (compute if layout.fsdp > 1 else 0))
+        whole = n.blocks * (layer_cast or (compute if layout.fsdp > 1 else 0))
         saved, block, copies = one["everything"] * layers, backward, whole
     elif policy == "none":
-        saved, block, copies = one["everything"] * layers, backward, n.blocks * cast
+        saved, block, copies = one["everything"] * layers, backward, n.blocks * layer_cast
     elif policy == "matmuls":
-        saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * cast
+        saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * layer_cast
         # recomputed: all but the matmul outputs that were kept anyway
         again = m.kv * m.head + (2 if m.mlp == "swiglu" else 1) * m.hidden
         block = one["everything"] - again / layout.tensor * compute + backward
     else:
-        saved, copies = one["input"] * layers, n.layer * cast
+        saved, copies = one["input"] * layers, n.layer * layer_cast
         block = one["everything"] + backward
     if quantized := quantized_table(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
         block, copies = block + max(row.size for row in quantized) * each / tokens, 0
-    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast)
+    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast, layer_cast)
 
 
 def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, master: int) -> float:

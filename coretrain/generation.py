@@ -25,9 +25,11 @@ GenerateEach = Callable[..., Iterator[list[list[int]]]]
 
 
 def alone(config: RunConfig) -> RunConfig:
-    """A run's config for one process on whatever devices are here: how the run was shared is no matter."""
+    """A run's config for one device of this machine: how the run was shared is no matter."""
     train = config.train.model_copy(update={"accumulation": 1})
-    return config.model_copy(update={"parallel": ParallelConfig(timeout=config.parallel.timeout), "train": train})
+    return config.model_copy(
+        update={"parallel": ParallelConfig(data=1, timeout=config.parallel.timeout), "train": train}
+    )
 
 
 def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> tuple[Stack, Tokenizer]:

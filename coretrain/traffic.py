@@ -11,7 +11,7 @@ from all this.
 from __future__ import annotations
 
 from coretrain.config import RunConfig
-from coretrain.footprint import BYTES, Stack, sizes
+from coretrain.footprint import BYTES, Stack, sizes, trained_numbers
 from coretrain.layout import Layout
 
 EXPOSED = ("tensor", "context")
@@ -38,6 +38,9 @@ def traffic(config: RunConfig, layout: Layout, stack: Stack = "torch") -> dict[s
         found["weights"] = 2 * micro * ring(layout.fsdp) * n * compute
         copies = layout.data * layout.context  # devices that share tokens sum their gradients as those that share rows
         found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(copies) * n / layout.fsdp) * compute
+    if c.adapter.kind != "none":  # whole on every device, and all that has a gradient
+        times = 1 if stack == "torch" else micro
+        found["gradients"] = times * 2 * ring(layout.sharing_rows * layout.context) * trained_numbers(c) * master
     m = c.model
     if m.tied and layout.pipeline > 1:  # the first and the last stage have a copy each, and sum its gradient
         found["gradients"] += 2 * ring(2) * sizes(config, layout).embedding * master

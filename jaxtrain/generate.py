@@ -18,7 +18,6 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coretrain.adapters import check_alone
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
 from coretrain.generation import generate_text
@@ -104,7 +103,6 @@ def generate_each(
 
     An adapter is its run's config and tensors, as `AdapterBank.add` takes them.
     """
-    check_alone(adapters[0][0], stack.devices.layout.devices)
     model = nnx.merge(stack.graph, stack.params)
     bank = Adapters(stack.config, model)
     for config, tensors in adapters:

@@ -54,8 +54,11 @@ def _computed(
     stages = sharding.size("stage")
     lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
     rows, matrix = sharding.named(*lead, "batch", "time", None).spec, sharding.named("vocab", "width").spec
+    if head.shape[-1] % sharding.size("fsdp"):  # an adapter's B stands beside it
+        matrix = P(matrix[0], None)
     token_axes = (*sharding.token_axes, *(("stage",) if lead == ("layers",) else ()))
-    head_axes, scattered, copied = sharding.split("vocab"), sharding.split("width"), head.ndim == 3
+    head_axes, copied = sharding.split("vocab"), head.ndim == 3
+    scattered = sharding.split("width") if matrix[1] else ()
 
     def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
         own = head[0] if copied else head

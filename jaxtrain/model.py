@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from coretrain.adapters import PARTS, whole_table
+from coretrain.adapters import PARTS, frozen_matrices, whole_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.parameters import check_rows, from_jax_tree, padded_vocab
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
@@ -407,7 +407,8 @@ def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
 def build_model(
     config: RunConfig, kernel: str, tensors: Mapping[str, np.ndarray], device: jax.Device | Sharding
 ) -> GPT:
-    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype.
+    """A GPT on `device` that holds `tensors` (canonical names, shapes and layout) in its master dtype, but for what is
+    frozen and only used in the compute dtype.
 
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
@@ -417,7 +418,7 @@ def build_model(
     check_rows(table, known, "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = {} if isinstance(device, Sharding) else take_over(config, tensors, device)
+    arrays = take_over(config, tensors, flat)
     rest = {path: leaf for path, leaf in flat.items() if path not in arrays}
     arrays |= placed(table, rest, tensors, config.execution.vocab_multiple)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))
@@ -427,10 +428,12 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
     """A GPT's structure, and its parameters as shapes, dtypes and the places where they would lie."""
     sharding = device if isinstance(device, Sharding) else None
     graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding)))
+    frozen = {row.jax_path for row in frozen_matrices(config)}
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         where = SingleDeviceSharding(device) if sharding is None else sharding.parameter(dotted(path))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        dtype = compute_dtype(config) if dotted(path) in frozen else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where)
 
     return graph, jax.tree_util.tree_map_with_path(place, state)
 

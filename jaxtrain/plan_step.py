@@ -49,7 +49,7 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     config = choose_layers(config, first)
     kernel = choose_kernel(config, first)
     shared = chosen.layout.devices > 1
-    place = Sharding(make_mesh(chosen.layout, chosen.devices), config.model) if shared else first
+    place = Sharding(make_mesh(chosen.layout, chosen.devices), config) if shared else first
     made = programs(config, kernel.name, place)
     wide, rows, T = master_dtype(config), config.train.batch_size, config.model.context
     cut = (config.train.accumulation, config.micro_batch) if shared else (rows,)

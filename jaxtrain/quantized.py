@@ -96,8 +96,11 @@ def make_room(config: RunConfig, model: Any) -> None:
             module.held = nnx.data(Held(config.adapter.quantize, row.shape, (config.model.layers,)))
 
 
-def take_over(config: RunConfig, tensors: Mapping[str, np.ndarray], device: jax.Device) -> dict[str, Array]:
-    """The bytes of a base's whole `tensors`, by their paths in the model, quantized on the host one at a time."""
+def take_over(config: RunConfig, tensors: Mapping[str, np.ndarray], templates: Mapping[str, Any]) -> dict[str, Array]:
+    """The bytes of a base's whole `tensors`, by their paths in the model, where `templates` has them.
+
+    Quantized on the host, one at a time.
+    """
     kind, rows = config.adapter.quantize, quantized_table(config)
     found = {}
     for path, size in {row.jax_path: row.size for row in rows}.items():
@@ -106,7 +109,9 @@ def take_over(config: RunConfig, tensors: Mapping[str, np.ndarray], device: jax.
             for name, array in quantize(np.asarray(tensors[row.name]), kind, row.name).arrays.items():
                 stacked[name][row.layer] = array
         stem = path.removesuffix("kernel") + "held"
-        found |= {f"{stem}.{name}": jax.device_put(array, device) for name, array in stacked.items()}
+        for name, array in stacked.items():
+            place = templates[f"{stem}.{name}"].sharding
+            found[f"{stem}.{name}"] = jax.make_array_from_callback(array.shape, place, array.__getitem__)
     return found
 
 

@@ -17,10 +17,10 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coretrain.config import ModelConfig
+from coretrain.adapters import adapter_table, whole_table
+from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.layout import Layout
-from coretrain.parameters import parameter_table
 
 AXES = ("stage", "data", "fsdp", "context", "tensor")
 """Of every mesh, the slowest first: tensor's devices talk most and lie next to each other."""
@@ -63,14 +63,17 @@ class ShardingRules:
 
 
 @functools.cache
-def jax_axes(model: ModelConfig) -> Mapping[str, tuple[str | None, ...]]:
-    """Logical axes of every parameter as jaxtrain holds it, by dotted path. A vector's width is not shared: too small
-    to be worth gathering."""
+def jax_axes(config: RunConfig) -> Mapping[str, tuple[str | None, ...]]:
+    """Logical axes of every parameter as jaxtrain holds it, by dotted path.
+
+    A vector's width is not shared, nor is an adapter: too small to be worth gathering.
+    """
     found: dict[str, tuple[str | None, ...]] = {}
-    for row in parameter_table(model):
-        axes = tuple(reversed(row.axes)) if row.transposed else row.axes
-        if axes == ("width",):
-            axes = (None,)
+    adapter = {row.jax_path for row in adapter_table(config)}
+    for row in whole_table(config):
+        axes: tuple[str | None, ...] = tuple(reversed(row.axes)) if row.transposed else row.axes
+        if axes == ("width",) or row.jax_path in adapter:
+            axes = (None,) * len(axes)
         found[row.jax_path] = axes if row.layer is None else ("layers", *axes)
     return found
 
@@ -80,7 +83,7 @@ class Sharding:
     """A model's arrays on a mesh. Modules hold one (None: one device, where nothing is to be said to the compiler)."""
 
     mesh: Mesh
-    model: ModelConfig
+    config: RunConfig
     rules: ShardingRules = ShardingRules()
 
     def size(self, *axes: str) -> int:
@@ -97,7 +100,10 @@ class Sharding:
 
     def parameter(self, path: str) -> NamedSharding:
         """Where a parameter, its gradient and its moments lie."""
-        return self.named(*jax_axes(self.model)[path])
+        return self.named(*self._axes(path))
+
+    def _axes(self, path: str) -> tuple[str | None, ...]:
+        return jax_axes(self.config).get(path, ("layers",))  # else a base's bytes, which all devices have
 
     def tokens(self, axes: int, features: int = 0) -> NamedSharding:
         """Of an array [..., B, T] with so many `axes`, then `features` more: its rows and tokens are shared."""
@@ -112,7 +118,7 @@ class Sharding:
 
         Its gradient goes back to the shards in one reduce-scatter.
         """
-        axes = jax_axes(self.model)[path]
+        axes = self._axes(path)
         axes = axes[1:] if axes[0] == "layers" else axes
         if self.size("fsdp") == 1 or self.rules.spec(axes) == self.rules.spec(axes, ("fsdp",)):
             return leaf

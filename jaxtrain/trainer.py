@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
+from coretrain.adapters import run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
 from coretrain.errors import UserError
@@ -149,7 +149,6 @@ class Trainer:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
         self.device_choice = choose_device(config)
         self.devices = choose_devices(config, jax.devices(self.device_choice.name))
-        check_alone(config, self.devices.layout.devices)
         self.device = self.devices.devices[0]
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
@@ -158,7 +157,7 @@ class Trainer:
         self.sharding = None
         if self.devices.layout.devices > 1:
             mesh = make_mesh(self.devices.layout, self.devices.devices)
-            self.sharding = Sharding(mesh, config.model)
+            self.sharding = Sharding(mesh, config)
         self.place = self.device if self.sharding is None else self.sharding
         made = programs(config, self.kernel.name, self.place)
         self.graph, self.optimizer = made.graph, made.optimizer
@@ -357,7 +356,7 @@ def _loss(
     model = nnx.merge(graph, params)
     m, chunk = config.model, config.execution.loss_chunk
     shared = () if model.sharding is None else (model.sharding,)
-    if model.sharding is not None and m.tied:
+    if model.sharding is not None and m.tied and config.adapter.kind == "none":
         model.embed.token.set_value(model.sharding.own_copies(model.embed.token[...]))
     hidden = model(tokens, dropout, *(() if positions is None else (positions,)))
     return cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale, *shared)

@@ -23,6 +23,7 @@ import jaxtrain.loss
 import jaxtrain.model
 import jaxtrain.sharding
 import jaxtrain.trainer
+from coretrain.adapters import trained_table, with_adapter
 from coretrain.config import RunConfig, load_config
 from coretrain.parameters import initial_parameters
 from coretrain.schedule import clip_factor, learning_rate
@@ -71,6 +72,13 @@ VARIANTS = {
         "execution.scan_layers": "false",
         "execution.checkpoint_activations": "full",
     },
+    "adapter": {
+        **LLAMA_FORM,
+        "adapter.kind": "dora",
+        "adapter.rank": 3,
+        "adapter.dropout": 0.1,
+        "adapter.targets": "blocks.*.weight,embed.token,head.weight",
+    },
 }
 Patch = pytest.MonkeyPatch
 State = dict[str, dict[str, np.ndarray]]
@@ -118,7 +126,8 @@ def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]
     """Largest differences: losses (nats), norms and validation (relative), state (relative to the way it has come)."""
     updates = max(ours.states)
     mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
-    start = initial_parameters(config.model, config.train.seed)
+    whole = with_adapter(config, initial_parameters(config.model, config.train.seed))
+    start = {row.name: np.asarray(whole[row.name]) for row in trained_table(config)}
     states = ours.states[updates], theirs.states[updates]
     return {
         "loss": float(np.abs(mine - reference)[:, 0].max()),

@@ -27,6 +27,7 @@ import torchtrain.loss
 import torchtrain.model
 import torchtrain.pipeline
 import torchtrain.trainer
+from coretrain.adapters import with_adapter
 from coretrain.checkpoint import load_interchange
 from coretrain.config import RunConfig, load_config
 from coretrain.layout import rows_of
@@ -92,7 +93,7 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
     for row in parameter_table(config.model):
         noise = normal_rows(1, f"weights/{row.name}", (*row.shape, 1), 0.3)[..., 0]
         made[row.name] = 4 * made[row.name] if row.init == "normal" else made[row.name] + noise
-    return made
+    return dict(with_adapter(config, made))
 
 
 def batches(config: RunConfig) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ import pytest
 from parity.mesh_worker import BUGS
 
 pytestmark = pytest.mark.scale
-GPT, LLAMA, MUON = "gpt2-like", "llama-like", "unrolled, muon"
+GPT, LLAMA, MUON, ADAPTER = "gpt2-like", "llama-like", "unrolled, muon", "adapter"
 Case = tuple[str, dict[str, int], str | None]
 
 # Measured over the cases below and the sweep's 67: loss 1.8e-15 nats, norm 6e-16 and validation 3e-16 (relative),
@@ -33,6 +33,7 @@ SHAPES: list[Case] = [
     (LLAMA, {"fsdp": 2, "tensor": 4}, None),
     (LLAMA, {"data": 2, "context": 4}, None),
     (MUON, {"data": 2, "fsdp": 2, "tensor": 2}, None),
+    (ADAPTER, {"data": 2, "fsdp": 2, "tensor": 2}, None),
     (GPT, {"pipeline": 2, "data": 2, "tensor": 2}, None),
     (LLAMA, {"pipeline": 4, "fsdp": 2}, None),
 ]

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 
+from coretrain.adapters import trained_table
 from coretrain.checkpoint import load_interchange, save_interchange
 from coretrain.manifest import Progress
 from coretrain.schedule import clip_factor, learning_rate
@@ -25,6 +26,7 @@ DOUBLE = {
     "tp llama": {"parallel.tensor": 2, **LLAMA},
     "pp": {"parallel.pipeline": 2},
     "pp llama": {"parallel.pipeline": 2, **LLAMA},
+    "dp dora": {"adapter.kind": "dora", "adapter.rank": 3, "adapter.dropout": 0.1},
 }
 ZERO = {f"zero {stage}": {**SINGLE, "parallel.zero": stage} for stage in (1, 2, 3)}
 ZERO["zero 3 in host memory"] = ZERO["zero 3"] | {"parallel.offload": "all"}
@@ -92,7 +94,9 @@ def distance(case, ours, theirs):
     errors = {"losses and norms": float((abs(seen - wanted)[finite] / abs(wanted[finite])).max())}
     errors["evaluation"] = abs(result["value"] / expected["value"] - 1)
     keys = frozenset(name for name in right["parameters"] if name.endswith("k.bias"))  # noise: see parity.pair
-    error, name = largest_error((state, right), weights(case.config()), keys if "model.norm" not in case.fields else ())
+    config = case.config()
+    start = {row.name: weights(config)[row.name] for row in trained_table(config)}
+    error, name = largest_error((state, right), start, keys if "model.norm" not in case.fields else ())
     errors[name] = error
     worst = max(errors, key=lambda key: np.inf if np.isnan(errors[key]) else errors[key])
     return errors[worst], worst

@@ -2,6 +2,7 @@
 
 import pytest
 
+from coretrain.combinations import check_combination
 from coretrain.config import load_config
 from coretrain.errors import UserError
 from coretrain.layout import Layout, layout_of, rows_of
@@ -48,3 +49,32 @@ def test_rows_of_all_places_are_the_batch():
     parts = [[rows[part] for part in rows_of(config, layout, place)] for place in range(4)]
     assert parts[0] == [[0, 1], [8, 9]]
     assert sorted(row for place in parts for part in place for row in part) == rows
+
+
+@pytest.mark.parametrize(
+    ("stack", "fields", "sentence"),
+    [
+        (
+            "torch",
+            {"parallel__zero": 3},
+            r"parallel\.zero = 3 doesn't go with adapter\.kind = lora in torch: use paral",
+        ),
+        ("torch", {"parallel__tensor": 2}, r"parallel\.tensor = 2 doesn't go with adapter\.kind = lora in torch"),
+        ("jax", {"parallel__pipeline": 2}, r"parallel\.pipeline = 2 doesn't go with adapter\.kind = lora in jax"),
+        (
+            "jax",
+            {"parallel__context": 2, "adapter__kind": "prefix"},
+            r"parallel\.context = 2 doesn't go with adapter\.k",
+        ),
+    ],
+)
+def test_axes_that_an_adapter_does_not_take(stack, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_combination(config_of(**{"adapter__kind": "lora"} | fields), stack)
+
+
+def test_axes_that_an_adapter_takes():
+    lora = {"adapter__kind": "lora"}
+    check_combination(config_of(**lora, parallel__data=2), "torch")
+    check_combination(config_of(**lora, parallel__data=2, parallel__fsdp=2, parallel__tensor=2), "jax")
+    check_combination(config_of(parallel__zero=3), "torch")

@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from test_huggingface import Float64Norm, Float64Rotary
 from test_quantized import bitsandbytes_nf4
 from whole_runs import arguments, run
 
+import jaxtrain.model
+import torchtrain.model
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
 from coretrain.adapters import adapter_table, adapter_targets, fingerprint, initial_adapter, trained_table
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
@@ -63,9 +66,7 @@ def test_faults_of_fields_name_them(small_config, fields, word):
         TorchTrainer(config)
 
 
-def test_devices_are_refused(small_config):
-    with pytest.raises(UserError, match=r"parallel\.tensor is set, but a run with adapter\.kind = lora takes one"):
-        small_config(**LORA, parallel__tensor=2)
+def test_no_target_is_refused(small_config):
     with pytest.raises(UserError, match=r"adapter\.targets is empty"):
         small_config(**LORA, adapter__targets="[]")
 
@@ -288,3 +289,29 @@ def _peft_name(name, named):
         return f"{stem}.{kind}.default" + ("" if module == "embed" else ".weight")
     plain = f"{stem}.weight"
     return plain if plain in named else f"{stem}.base_layer.weight"
+
+
+@pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
+def test_frozen_matrices_are_held_in_the_compute_dtype(make, small_config, monkeypatch):
+    """A third of the memory of masters and their copies, and not one bit of another loss or gradient."""
+    config = small_config(**LORA, precision__compute="bfloat16", model__tied="false")
+    batch = np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+
+    def update() -> tuple:
+        stack = make(config, initial_parameters(config.model, 1))
+        loss = stack.gradients(batch, 0, 1.0)
+        stack.apply(1e-2, 1.0, 0)
+        weights = stack.model.named_parameters() if make is TorchTrainer else nnx.to_flat_state(stack._whole())
+        dtypes = {path if isinstance(path, str) else ".".join(path): str(leaf.dtype) for path, leaf in weights}
+        return loss, stack.gradients(batch, 1, 1.0), {n: d.removeprefix("torch.") for n, d in dtypes.items()}
+
+    *held, dtypes = update()
+    matrices = {name for name in dtypes if name.endswith(("q.weight", "q.kernel", "down.weight", "down.kernel"))}
+    assert {dtypes[name] for name in matrices} == {"bfloat16"}
+    whole = {name for name in dtypes if ".adapter." in name or "norm" in name or name in ("embed.token", "head.weight")}
+    assert {dtypes[name] for name in whole} == {"float32"}
+    for module in (torchtrain.model, jaxtrain.model):
+        monkeypatch.setattr(module, "frozen_matrices", lambda config: ())
+    *cast, dtypes = update()
+    assert set(dtypes.values()) == {"float32"}
+    assert held == cast

@@ -23,7 +23,7 @@ CPU = jax.devices("cpu")[0]
 
 def test_the_rules_split_every_parameter(small_config):
     rules = ShardingRules()
-    axes = jax_axes(small_config(model__tied="false").model)
+    axes = jax_axes(small_config(model__tied="false"))
     specs = {path: rules.spec(names) for path, names in axes.items()}
     assert specs["embed.token"] == specs["head.weight"] == P(("tensor",), ("fsdp",))
     assert specs["blocks.attention.q.kernel"] == P(("stage",), ("fsdp",), ("tensor",))
@@ -97,7 +97,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass(policy, small_confi
     """With fsdp a device would else hold the whole model once more, in the compute dtype."""
     config = small_config(precision__compute="bfloat16", execution__checkpoint_activations=policy, model__bias="false")
     mesh = AbstractMesh((1, 1, 4, 1, 1), AXES)  # enough to trace
-    sharding = Sharding(mesh, config.model)
+    sharding = Sharding(mesh, config)
     graph, params = nnx.split(nnx.eval_shape(lambda: GPT(config, "plain", sharding)))
     tokens = jax.ShapeDtypeStruct((4, 24), np.int32)
     print_saved_residuals(lambda p, t: nnx.merge(graph, p)(t).astype(np.float32).sum(), params, tokens)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from coretrain.adapters import PARTS, whole_table
+from coretrain.adapters import PARTS, frozen_matrices, whole_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.fragments import Edges, block_of, take
 from coretrain.parameters import Parameter, check_names_of, check_shape, padded_vocab
@@ -383,8 +383,14 @@ def build_model(
 
 
 def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
-    """A model made without memory, on `device` and with its part of `tensors` in its master dtype."""
-    model = model.to(master_dtype(config)).to_empty(device=device)
+    """A model made without memory, on `device` and with its part of `tensors`: in its master dtype, but for what is
+    frozen and only used in the compute dtype."""
+    master, own = master_dtype(config), dict(model.named_parameters())
+    model = model.to(master)
+    for row in frozen_matrices(config):
+        if row.name in own:
+            own[row.name].data = own[row.name].data.to(model.dtype)
+    model = model.to_empty(device=device)
     if config.model.position == "rope":
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))

@@ -78,11 +78,16 @@ class Stage(GPT):
         self.on(x)
         return self.norm(x) if self.last else x, cache
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V], the last stage's, on all stages."""
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head [V, D], on the last stage; no rows of it on the others."""
+        return super().head_weight if self.last else torch.empty(0, self.config.width)
+
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """Logits [..., V], the last stage's, on all stages; `head` as in `GPT.logits`."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
         shape = (*hidden.shape[:-1], self.config.vocabulary)
-        made = super().logits(hidden).contiguous() if self.last else hidden.new_empty(shape, dtype=wide)
+        made = super().logits(hidden, head).contiguous() if self.last else hidden.new_empty(shape, dtype=wide)
         dist.broadcast(made, group=self.pipeline.group, group_src=self.pipeline.size - 1)
         return made
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_table, with_adapter
+from coretrain.adapters import run_keys, run_uses_dropout, trained_table, with_adapter
 from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
@@ -91,7 +91,6 @@ class Trainer:
 
     def __init__(self, config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
         self.config, self.place = config, place_of(config)
-        check_alone(config, self.place.size)
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
         if self.device.type == "cpu":
