@@ -57,8 +57,8 @@ def _with_adapter(config: RunConfig, stack: Stack) -> list[tuple[bool, str]]:
     return [
         (
             refused and getattr(p, axis) > (0 if axis == "zero" else 1),
-            f"parallel.{axis} = {getattr(p, axis)} doesn't go with adapter.kind = {c.kind} in {stack}: use parallel.data, "
-            "where each device has the whole base",
+            f"parallel.{axis} = {getattr(p, axis)} doesn't go with adapter.kind = {c.kind} in {stack}: use "
+            "parallel.data, where each device has the whole base",
         )
         for axis, refused in not_with.items()
     ]
