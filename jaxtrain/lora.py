@@ -86,7 +86,7 @@ class Dora(LowRank):
 
     def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
-        factor = self.factor(weight[...], self.a[...] @ self.b[...], 0)
+        factor = self.factor(weight[...], product(self.a[...], self.b[...]), 0)
         if dropped is not x:
             plain = dropped @ weight[...].astype(x.dtype)
         else:
@@ -96,12 +96,12 @@ class Dora(LowRank):
     def over(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
         real = table[: self.a.shape[1]]  # without padding
-        return self.factor(real, (self.b[...] @ self.a[...]).T, 0) * (rows + self.look_up(tokens))
+        return self.factor(real, product(self.b[...], self.a[...]).T, 0) * (rows + self.look_up(tokens))
 
     def head(self, weight: Array) -> Array:
         """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
         b = self.b[...]
-        factor = self.factor(weight, b @ self.a[...], 1)[:, None]
+        factor = self.factor(weight, product(b, self.a[...]), 1)[:, None]
         if self.rate == 0:
             return jnp.concatenate([factor * weight, factor * b], 1)
         return jnp.concatenate([weight, (factor - 1) * weight, factor * b], 1)
@@ -109,6 +109,11 @@ class Dora(LowRank):
     def for_head(self, x: Array, dropped: Array) -> Array:
         """Hidden states [..., D] as wide as `head` is."""
         return jnp.concatenate([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
+
+
+def product(b: Array, a: Array) -> Array:
+    """B A for a norm, as a batch of one: recomputation would keep a plain product, as it keeps activations."""
+    return jax.lax.dot_general(b[None], a[None], (((2,), (1,)), ((0,), (0,))))[0]
 
 
 def norms(weight: Array, axis: int) -> Array:

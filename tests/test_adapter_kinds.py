@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 from test_huggingface import Float64Norm, Float64Rotary
 from test_lora import _peft_name
+from torch.utils.checkpoint import CheckpointPolicy
 from whole_runs import arguments, run
 
 import torchtrain.model
@@ -258,3 +261,26 @@ def test_from_a_base_to_text_through_a_prefix(corpus, tmp_path):
     with pytest.raises(UserError, match="can't be merged into them: generate from the adapter's run itself"):
         merge_run(prefix, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_recomputation_keeps_no_product_as_large_as_a_matrix(small_config, monkeypatch, capsys):
+    """B A of DoRA's norm is such a product, and the policy that keeps matmuls' outputs takes it for an activation."""
+    fields = {"adapter__kind": "dora", "execution__checkpoint_activations": "matmuls", "model__bias": "false"}
+    config = small_config(**fields, adapter__targets="blocks.*.mlp.up.weight", execution__scan_layers="true")
+    torch_stack, jax_stack = (make(config, initial_parameters(config.model, 0)) for make in (TorchTrainer, JaxTrainer))
+    kept, policy, tokens = [], torchtrain.model._save_matmuls, np.zeros((2, 24), np.int32)
+
+    def noting(context, op, *args, **more):
+        found = policy(context, op, *args, **more)
+        if found == CheckpointPolicy.MUST_SAVE:
+            kept.append((args[0].shape[0], args[1].shape[1]))
+        return found
+
+    monkeypatch.setattr(torchtrain.model, "_save_matmuls", noting)
+    torch_stack.model(torch.from_numpy(tokens).long())
+    assert (48, 128) in kept, "the layer's own output, of 48 tokens"
+    assert (128, 32) not in kept
+    print_saved_residuals(lambda state: nnx.merge(jax_stack.graph, state)(tokens).sum(), jax_stack._whole())
+    shapes = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "argument" not in line]
+    assert "f32[2,2,24,128]" in shapes, "the same, of both layers"
+    assert "f32[2,32,128]" not in shapes

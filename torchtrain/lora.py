@@ -77,18 +77,18 @@ class Dora(LowRank):
 
     def beside(self, y: Tensor, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
-        factor = self.factor(weight, self.b @ self.a, 1)
+        factor = self.factor(weight, product(self.b, self.a), 1)
         plain = F.linear(dropped, weight.to(x.dtype)) if dropped is not x else y if bias is None else y - bias
         return y + (factor - 1).to(x.dtype) * plain + factor.to(x.dtype) * self(dropped)
 
     def over(self, rows: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
         real = table[: self.a.shape[1]]  # without padding
-        return self.factor(real, (self.b @ self.a).T, 0) * (rows + self.look_up(tokens))
+        return self.factor(real, product(self.b, self.a).T, 0) * (rows + self.look_up(tokens))
 
     def head(self, weight: Tensor) -> Tensor:
         """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
-        factor = self.factor(weight, self.b @ self.a, 1)[:, None]
+        factor = self.factor(weight, product(self.b, self.a), 1)[:, None]
         if self.rate == 0:
             return torch.cat([factor * weight, factor * self.b], 1)
         return torch.cat([weight, (factor - 1) * weight, factor * self.b], 1)
@@ -96,6 +96,11 @@ class Dora(LowRank):
     def for_head(self, x: Tensor, dropped: Tensor) -> Tensor:
         """Hidden states [..., D] as wide as `head` is."""
         return torch.cat([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
+
+
+def product(b: Tensor, a: Tensor) -> Tensor:
+    """B A for a norm, as a batch of one: recomputation would keep a plain product, as it keeps activations."""
+    return torch.bmm(b[None], a[None])[0]
 
 
 def norms(weight: Tensor, axis: int) -> Tensor:
