@@ -17,6 +17,7 @@ from coretrain.config import ParallelConfig, RunConfig
 from coretrain.data import load_tokenizer
 from coretrain.data.tokenizer import Tokenizer
 from coretrain.loop import Stack
+from coretrain.parameters import BlankParameters
 from coretrain.runner import MakeStack, restore
 from coretrain.sampling import Sampling
 from coretrain.translation import MODULES
@@ -39,7 +40,7 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     """
     run = adapter or folder
     config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
-    stack = make_stack(config, base)
+    stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), for_text=True)
     return stack, load_tokenizer(run)
 

@@ -134,6 +134,23 @@ class InitialParameters(Mapping[str, NDArray[np.float32]]):
         return len(self._rows)
 
 
+class BlankParameters(Mapping[str, NDArray[np.float32]]):
+    """Zeros for every parameter, of a stack that will read a checkpoint: drawing a start takes seconds a billion bytes,
+    and room."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._shapes = {row.name: row.shape for row in parameter_table(model)}
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return np.broadcast_to(np.float32(0), self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
 def initial_parameters(model: ModelConfig, seed: int) -> dict[str, NDArray[np.float32]]:
     """Every parameter's float32 start by canonical name. Rounded once to float32, so that every dtype starts alike."""
     return {row.name: initial_value(row, seed) for row in parameter_table(model)}
