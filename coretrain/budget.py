@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 from coretrain.accelerators import named
+from coretrain.adapters import adapter_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.footprint import BYTES, footprint
 from coretrain.parameters import parameter_table
@@ -53,9 +54,25 @@ def forward_flops_per_token(model: ModelConfig, context: int | None = None, halv
     return 2.0 * matmul_parameters(model) + (attention / 2 if halve_causal else attention)
 
 
+def update_flops_per_token(config: RunConfig) -> float:
+    """FLOPs of one token in an update of a run: `flops_per_token`, where all of a model trains.
+
+    Below an adapter the frozen matrices have no gradients of their own, a third of their FLOPs less.
+    """
+    whole = flops_per_token(config.model, config.row_tokens)
+    if config.adapter.kind == "none":
+        return whole
+    return whole - 2.0 * matmul_parameters(config.model) + 6.0 * sum(row.size for row in adapter_table(config))
+
+
+def convention(config: RunConfig) -> str:
+    """How `update_flops_per_token` counts, in words; N is `matmul_parameters`."""
+    return "6N + attention" if config.adapter.kind == "none" else "4N + 6 x the adapter's + attention"
+
+
 def run_flops(config: RunConfig) -> float:
     """Training FLOPs of the whole run, evaluation not counted."""
-    return flops_per_token(config.model, config.row_tokens) * config.tokens_per_update * config.train.updates
+    return update_flops_per_token(config) * config.tokens_per_update * config.train.updates
 
 
 def hours(config: RunConfig, flops_per_second: float) -> float:
@@ -92,8 +109,7 @@ def summary(config: RunConfig) -> list[tuple[str, str]]:
         ("weight decay", f"on {decayed:,} of them (matrices and embeddings)"),
         (
             "FLOPs",
-            f"{flops_per_token(config.model, config.row_tokens):.3g} a token (6N + attention), "
-            f"{run_flops(config):.3g} for the run",
+            f"{update_flops_per_token(config):.3g} a token ({convention(config)}), {run_flops(config):.3g} for the run",
         ),
         ("memory", f"about {memory / 2**30:.2f} GiB at the peak of an update on one device, not shared"),
     ]

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coretrain.boards import Boards, require_wandb
-from coretrain.budget import flops_per_token, stated_peak
+from coretrain.budget import stated_peak, update_flops_per_token
 from coretrain.config import RunConfig
 from coretrain.data.files import write_atomically
 from coretrain.errors import UserError
@@ -51,7 +51,7 @@ class Journal:
         self.folder, self.config, self.stack, self.device_name = folder, config, stack, device_name
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.peak, self.peak_source = stated_peak(device_name, config)
-        self.flops = flops_per_token(config.model, config.row_tokens)
+        self.flops = update_flops_per_token(config)
         self.started, self.first = time.perf_counter(), start_update
         self.smoothed, self.weight = 0.0, 0.0
         self.recent: list[float] = []

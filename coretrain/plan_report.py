@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coretrain.accelerators import GIB, Machine
-from coretrain.budget import parameter_count, run_flops
+from coretrain.budget import convention, parameter_count, run_flops
 from coretrain.config import RunConfig
 from coretrain.footprint import kv_cache
 from coretrain.planner import HEADROOM, Assumptions, Choice
@@ -133,7 +133,7 @@ def tables(plan: Plan) -> RenderableType:
     tokens = c.tokens_per_update * c.train.updates
     count = parameter_count(c.model)
     run = [
-        ("model", f"{plan.name}: {count:,} parameters, {run_flops(c):.3g} FLOPs (6N + attention)"),
+        ("model", f"{plan.name}: {count:,} parameters, {run_flops(c):.3g} FLOPs ({convention(c)})"),
         ("tokens", f"{tokens:.4g} = {c.train.updates:,} updates of {c.tokens_per_update:,}"),
         ("machine", f"{m}: {m.devices} x {m.accelerator.tflops:g} TFLOP/s, {m.nodes} host(s), {plan.price:g} an hour"),
         ("assumed", str(plan.assumed)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coretrain.accelerators import GIB, Machine
-from coretrain.budget import flops_per_token, forward_flops_per_token, matmul_parameters
+from coretrain.budget import forward_flops_per_token, matmul_parameters, update_flops_per_token
 from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
@@ -62,7 +62,7 @@ class Choice:
 
     def mfu(self, machine: Machine) -> float:
         """Model FLOPs over what the machine's peak could do in that time."""
-        return flops_per_token(self.config.model) * self.config.tokens_per_update / (self.update * peak(self, machine))
+        return update_flops_per_token(self.config) * self.config.tokens_per_update / (self.update * peak(self, machine))
 
     def __str__(self) -> str:
         p, c = self.config.parallel, self.config
@@ -112,7 +112,7 @@ def _seconds(
         again = forward_flops_per_token(m) - 2.0 * matmul_parameters(m)
     # the last stage of a pipeline has the head too, and the others wait for it
     head = 6.0 * m.vocabulary * m.width
-    slowest = flops_per_token(m) + again + (layout.pipeline - 1) * head
+    slowest = update_flops_per_token(config) + again + (layout.pipeline - 1) * head
     matmuls = slowest * tokens / layout.devices / (dtype_peak(config, machine) * assumed.compute)
     n, bandwidth = sizes(config, layout), a.bandwidth * 1e9 * assumed.bandwidth
     # every kept byte is written and read, and recomputed ones once more; weights are read three times a micro-batch

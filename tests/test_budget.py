@@ -15,6 +15,7 @@ from coretrain.budget import (
     run_flops,
     stated_peak,
     summary,
+    update_flops_per_token,
 )
 from coretrain.config import RunConfig, load_config, presets
 from coretrain.footprint import footprint
@@ -80,6 +81,15 @@ def test_flops_follow_the_matmuls_that_a_forward_pass_makes():
 def test_the_largest_model_costs_what_its_makers_say():
     # "3.8 x 10^25 FLOPs" over 15.6T tokens (Llama 3 report); here 15.0T tokens and attention counted too
     assert run_flops(made("llama-405b")) == pytest.approx(3.8e25, rel=0.05)
+
+
+def test_frozen_matrices_have_no_gradients_to_compute():
+    """An adapter's run: forward and the gradients of activations; its own six FLOPs a number."""
+    c = made(adapter__kind="lora", adapter__rank="4", adapter__targets="blocks.*.attention.q.weight")
+    n, own = matmul_parameters(c.model), 12 * 4 * (768 + 768)
+    attention = flops_per_token(c.model) - 6 * n
+    assert update_flops_per_token(c) == 4 * n + 6 * own + attention
+    assert "4N + 6 x the adapter's" in dict(summary(c))["FLOPs"]
 
 
 def test_hours_and_money():
