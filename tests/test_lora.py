@@ -226,23 +226,29 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
 
 
 def test_from_a_base_to_a_merged_run(corpus, tmp_path):
-    """Train, adapt, go on in the other stack, merge."""
-    base, lora, whole = (tmp_path / name for name in ("base", "lora", "merged"))
+    """Train, adapt, go on with the base, move it, go on with the adapter in the other stack, merge."""
+    base, moved, lora, whole = (tmp_path / name for name in ("base", "moved", "lora", "merged"))
     run("torch", *arguments(corpus, "--train.updates=4", f"--output={base}"))
     free = [word for word in arguments(corpus) if not word.startswith(("--model.", "--data.tokenizer"))]
     adapt = ["--adapter.kind=lora", f"--adapter.base={base}", "--adapter.dropout=0.1", "--train.updates=4"]
     out = run("torch", *free, *adapt, "--optimizer.lr=0.1", f"--output={lora}")
     assert "14 matrices, rank 8" in out
-    run("jax", "--resume", lora, "--train.updates=6")
+    run("torch", "--resume", base, "--train.updates=5")
+    base.rename(moved)
+    assert sorted(path.name for path in (moved / "interchange").glob("*-*[45]")) == [
+        "update-00000004",
+        "update-00000005",
+    ]
+    run("jax", "--resume", lora, "--adapter.base", moved, "--train.updates=6")
     with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
         resumed_config(lora, [("adapter.rank", "3")])
     with pytest.raises(UserError, match="holds an adapter alone: add --merge"):
         export_run(lora, tmp_path / "hf", "huggingface")
     merge_run(lora, whole)
     loaded = load_interchange(newest_interchange(whole))
-    weights = load_interchange(newest_interchange(base)).groups["parameters"]
-    moved = [name for name in weights if not np.array_equal(weights[name], loaded.groups["parameters"][name])]
-    assert len(moved) == 14
+    weights = load_interchange(interchange_of(moved, "update-00000004")).groups["parameters"]
+    changed = [name for name in weights if not np.array_equal(weights[name], loaded.groups["parameters"][name])]
+    assert len(changed) == 14
     assert json.loads((whole / "config.json").read_text())["adapter"]["kind"] == "none"
 
 
