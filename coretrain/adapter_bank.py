@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.adapter_kinds import check_mergeable
-from coretrain.adapters import Target, adapter_targets, added, trained_table
+from coretrain.adapters import adapter_targets, added, frozen_matrices, other_field, trained_table
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import Array, Parameter, check_rows
@@ -18,8 +18,9 @@ from coretrain.parameters import Array, Parameter, check_rows
 class AdapterBank(ABC):
     """One adapter at a time is at work, or merged, or none; what that does to a model is each stack's own."""
 
-    def __init__(self, quantize: str = "none") -> None:
-        self.quantize = quantize
+    def __init__(self, config: RunConfig) -> None:
+        """`config` is the model's, and says in how many bits it is held."""
+        self.config = config
         self.kept: dict[str, tuple[RunConfig, Mapping[str, Array]]] = {}
         self.active: str | None = None
         self.merged = False
@@ -28,16 +29,33 @@ class AdapterBank(ABC):
     def add(self, config: RunConfig, tensors: Mapping[str, Array]) -> None:
         """Keep an adapter, as `Trainer.export` gives it, under `config.adapter.name`, in place of one of that name.
 
-        Raises `UserError` where tensors aren't those of `config`, or its model another one.
+        Raises `UserError` where tensors aren't those of `config`, or it was trained on another model or beside weights
+        in other bits.
         """
         name = config.adapter.name
         if name == self.active:
             raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
         check_rows(trained_table(config), tensors, f"adapter {name}")
-        for target in adapter_targets(config):
-            if not self._fits(target):
-                raise UserError(f"adapter {name} is of another model: {target.row.name} isn't the same here")
+        if field := other_field(config.model, self.config.model):
+            ours, theirs = getattr(self.config.model, field), getattr(config.model, field)
+            raise UserError(f"adapter {name} is of another model: its model.{field} = {theirs}, and here it is {ours}")
+        if config.adapter.quantize != (here := self.config.adapter.quantize):
+            raise UserError(
+                f"adapter {name} was trained with adapter.quantize = {config.adapter.quantize}, and the weights here "
+                f"are held with {here}: open the base as it was trained"
+            )
+        if config.adapter.kind == "dora" and self._rounded:
+            raise UserError(f"adapter {name} needs the norms of whole weights, and {self._rounded}")
         self.kept[name] = config, tensors
+
+    @property
+    def _rounded(self) -> str:
+        """What to say where the weights here are no longer whole; empty where they are."""
+        compute = self.config.precision.compute
+        if compute not in ("bfloat16", "float16") or not frozen_matrices(self.config):
+            return ""
+        kind = self.config.adapter.kind
+        return f"the base of a run with adapter.kind = {kind} is held in {compute}: open the base's own run instead"
 
     def switch(self, name: str | None) -> None:
         """Put the adapter `name` to work, or none; one that is merged is taken out first."""
@@ -58,11 +76,13 @@ class AdapterBank(ABC):
         if self.active is None or self.merged:
             raise UserError("no adapter is at work that isn't merged: switch to one first")
         check_mergeable(self.kept[self.active][0])
-        if self.quantize != "none":
+        if (held := self.config.adapter.quantize) != "none":
             raise UserError(
-                f"weights in {self.quantize} can't take an adapter in without being rounded again: leave it beside "
+                f"weights in {held} can't take an adapter in without being rounded again: leave it beside "
                 "them, or write a run of whole weights with scripts/convert.py merge"
             )
+        if self._rounded:
+            raise UserError(f"an adapter is added to whole weights, and {self._rounded}")
         self._take_off()
         self._add(1)
         self.merged = True
@@ -88,10 +108,6 @@ class AdapterBank(ABC):
             rows = [target.row for target in adapter_targets(config)]
             self._of_weights = added(config, tensors, {row.name: read(row) for row in rows})
         return self._of_weights
-
-    @abstractmethod
-    def _fits(self, target: Target) -> bool:
-        """Whether the model has the matrix of a target."""
 
     @abstractmethod
     def _take_off(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from coretrain.adapter_kinds import check_mergeable, shown
-from coretrain.adapters import adapter_targets, fingerprint, merged, trained_table
+from coretrain.adapters import FREE, adapter_targets, merged, trained_table
+from coretrain.bases import Base, BaseTensors, check_context
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -28,13 +29,15 @@ from coretrain.parameters import Array, parameter_table
 from coretrain.quantized import as_held, held_bytes, quantized_table
 from coretrain.translation import best_interchange
 
-FREE = ("residual_dropout", "embedding_dropout", "context")
-"""Fields of the model that an adapter's run may have otherwise than its base; its context may only be shorter."""
-
 
 def on_base(command: Command) -> Command:
     """A new run with `adapter.base`, its model and tokenizer those of the base. Others are returned as they are."""
     adapter = command.config.adapter
+    if adapter.kind == "none" and adapter.base is not None:
+        raise UserError(
+            f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
+            "adapter.kind = lora, or adapter.base = none"
+        )
     if adapter.kind == "none" or command.resume is not None:
         return command
     if adapter.base is None:
@@ -54,7 +57,7 @@ def on_base(command: Command) -> Command:
     chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
     free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
-    _check_context(config, base)
+    check_context(config, base)
     ranks = run_of(Path(adapter.base)) / SAVED_RANKS
     if "data.tokenizer" not in given and ranks.is_file():
         data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
@@ -64,32 +67,7 @@ def on_base(command: Command) -> Command:
     return replace(command, config=config)
 
 
-def _check_context(config: RunConfig, base: RunConfig) -> None:
-    ours, theirs = config.model.context, base.model.context
-    if ours > theirs:
-        raise UserError(
-            f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
-            "or leave it out"
-        )
-
-
-class FirstPositions(Mapping[str, Array]):
-    """A base's tensors, of whose learned positions, where it has some, only the first `context` are there."""
-
-    def __init__(self, tensors: Mapping[str, Array], context: int) -> None:
-        self._tensors, self._context = tensors, context
-
-    def __getitem__(self, name: str) -> Array:
-        return self._tensors[name][: self._context] if name == "embed.position" else self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def settled(config: RunConfig) -> tuple[RunConfig, Mapping[str, Array] | None]:
+def settled(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
     """The config with its base's fingerprint, and the base's weights; None where the run trains all of a model.
 
     Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
@@ -97,34 +75,14 @@ def settled(config: RunConfig) -> tuple[RunConfig, Mapping[str, Array] | None]:
     if config.adapter.kind == "none":
         return config, None
     filled, base = on_its_base(config)
-    return filled, FirstPositions(base.groups["parameters"], config.model.context)
+    return filled, BaseTensors(base, config.model.context)
 
 
 def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
     """As `settled`, of an adapter's config: the base as it is, at its own context."""
-    adapter = config.adapter
-    if adapter.base is None:
+    if config.adapter.base is None:
         raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
-    loaded = load_interchange(newest_interchange(Path(adapter.base)))
-    if loaded.config.adapter.kind != "none":
-        raise UserError(
-            f"adapter.base = {adapter.base} holds an adapter: merge it first, with scripts/convert.py merge"
-        )
-    theirs, ours = (c.model.model_dump(exclude=set(FREE)) for c in (loaded.config, config))
-    if other := next((name for name in ours if ours[name] != theirs[name]), None):
-        raise UserError(
-            f"model.{other} = {ours[other]}, the base {adapter.base} has {theirs[other]}: it is another model; "
-            "give the base that the adapter belongs to"
-        )
-    _check_context(config, loaded.config)
-    found = fingerprint(config, loaded.groups["parameters"])
-    if adapter.fingerprint not in ("", found):
-        raise UserError(
-            f"adapter.base = {adapter.base} has weights of fingerprint {found}, the adapter was trained on "
-            f"{adapter.fingerprint}: give that base, or start a new run"
-        )
-    filled = adapter.model_copy(update={"fingerprint": found})
-    return config.model_copy(update={"adapter": filled}), loaded
+    return Base(Path(config.adapter.base)).under(config)
 
 
 def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
@@ -137,18 +95,31 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
 
 
-def open_adapters(folders: Sequence[Path], base: Path) -> list[tuple[RunConfig, Mapping[str, Array]]]:
-    """Config and tensors of several adapters' runs on the run `base`, each named by its folder; the best of each."""
-    result: list[tuple[RunConfig, Mapping[str, Array]]] = []
+def open_adapters(
+    folders: Sequence[Path], place: Path
+) -> tuple[list[tuple[RunConfig, Mapping[str, Array]]], BaseTensors]:
+    """Config and best tensors of several adapters' runs, each named by its folder, and the base `place` below them.
+
+    The base is at the context of the first. Raises `UserError` where not all were trained beside the same weights, held
+    in the same way.
+    """
+    base, result = Base(place), list[tuple[RunConfig, Mapping[str, Array]]]()
     for folder in folders:
-        config, _ = settled(adapter_config(folder, base))
+        config, loaded = base.under(adapter_config(folder, place))
         name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
         if any(name == other.adapter.name for other, _ in result):
             raise UserError(f"--adapter: two folders are named {name}: rename one of them")
         adapter = config.adapter.model_copy(update={"name": name})
         tensors = load_interchange(best_interchange(folder)).groups["parameters"]
         result.append((config.model_copy(update={"adapter": adapter}), tensors))
-    return result
+        for field in ("quantize", "fingerprint"):
+            ours, first = getattr(adapter, field), getattr(result[0][0].adapter, field)
+            if ours != first:
+                raise UserError(
+                    f"--adapter: adapter.{field} of {folder} is {ours}, that of {folders[0]} {first}, and one base "
+                    "can't be both: ask them one at a time"
+                )
+    return result, BaseTensors(loaded, result[0][0].model.context)
 
 
 def check_tokenizer(config: RunConfig, found: str) -> None:

@@ -29,12 +29,14 @@ from coretrain.adapter_kinds import (
     magnitudes,
     prefix_rows,
 )
-from coretrain.config import RunConfig
+from coretrain.config import ModelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import Array, Parameter, check_rows, initial_value, parameter_table
 from coretrain.randomness import MASK_32, stream_key
 from coretrain.tables import uses_dropout
 
+FREE = ("residual_dropout", "embedding_dropout", "context")
+"""Fields of the model that an adapter may have otherwise than its base; its context may only be shorter."""
 PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
 """A block's matrices in the order of their dropout sites."""
 
@@ -230,6 +232,15 @@ def run_keys(config: RunConfig, update: int, model_keys: NDArray[np.uint32]) -> 
 def run_uses_dropout(config: RunConfig) -> bool:
     """Whether any dropout rate of the model or its adapter is above 0."""
     return uses_dropout(config.model) or (config.adapter.kind != "none" and config.adapter.dropout > 0)
+
+
+def other_field(ours: ModelConfig, theirs: ModelConfig) -> str | None:
+    """The first field in which two models differ where an adapter's and its base's may not; None where there is none.
+
+    Fields, not shapes: other heads or other positions leave every shape as it is.
+    """
+    fields = (name for name in ModelConfig.model_fields if name not in FREE)
+    return next((name for name in fields if getattr(ours, name) != getattr(theirs, name)), None)
 
 
 def added(config: RunConfig, tensors: Mapping[str, Array], base: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:

@@ -15,15 +15,14 @@ from coretrain.hf_tokenizer import CHAT_TEMPLATE
 
 
 def with_template(command: Command) -> Command:
-    """A run on conversations with its `data.chat_template`: the one asked for, the resumed run's own, or its base's."""
+    """A new run on conversations with its `data.chat_template`: the one asked for, or its base's."""
     config = command.config
-    if config.data.format != "chat" or config.data.chat_template is not None:
+    if config.data.format != "chat" or config.data.chat_template is not None or config.adapter.base is None:
         return command
-    places = [command.resume, run_of(Path(config.adapter.base)) if config.adapter.base else None]
-    found = [place / CHAT_TEMPLATE for place in places if place and (place / CHAT_TEMPLATE).is_file()]
-    if not found:
+    path = run_of(Path(config.adapter.base)) / CHAT_TEMPLATE
+    if command.resume is not None or not path.is_file():
         return command
-    data = config.data.model_copy(update={"chat_template": str(found[0].absolute())})
+    data = config.data.model_copy(update={"chat_template": str(path.absolute())})
     return replace(command, config=config.model_copy(update={"data": data}))
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "write_atomically",
 ]
 
-BEST = "best.json"
+BEST, PINNED = "best.json", ".pinned"
 TEMPORARY = ".tmp-"
 FOLDER_NAME = re.compile(r"update-(\d{8,})(\.old)?")
 DTYPES = ("float32", "float64")
@@ -110,11 +110,22 @@ class CheckpointFolder:
             return None
         return path if (path / MANIFEST).is_file() else None
 
+    def pin(self, name: str, fingerprint: str) -> None:
+        """Remember that adapters stand on the weights of the checkpoint `name`, so that `prune` keeps it.
+
+        In a file of its own, `update-00000200.pinned`: runs that begin at the same time don't undo each other's.
+        """
+        write_atomically(self.path / f"{name}{PINNED}", fingerprint)
+
+    def pins(self) -> dict[str, str]:
+        """Fingerprints of the weights that `pin` was given, by the checkpoint's name."""
+        return {path.stem: path.read_text(errors="replace") for path in self.path.glob(f"*{PINNED}")}
+
     def prune(self, keep: int) -> None:
-        """Remove all complete checkpoints but the newest `keep` and the best."""
-        best = self.best()
+        """Remove all complete checkpoints but the newest `keep`, the best, and those that are pinned."""
+        best, pinned = self.best(), self.pins()
         for path in self.complete()[keep:]:
-            if path != best:
+            if path != best and path.name not in pinned:
                 _delete(path)
 
     def first_that_loads(
@@ -205,6 +216,7 @@ class Interchange:
     """`parameters`, and where there are moments `first_moment`, `second_moment` and, for Muon, `momentum`."""
     progress: Progress
     stack: str
+    folder: Path
 
 
 def save_interchange(
@@ -282,7 +294,7 @@ def load_interchange(folder: Path) -> Interchange:
         raise UserError(f"{folder} is a native {manifest.stack} checkpoint, not an interchange one")
     _check_index(manifest.config, manifest.tensors, str(folder))
     groups = {group: Tensors(folder, index) for group, index in manifest.tensors.items()}
-    return Interchange(manifest.config, groups, manifest.progress, manifest.stack)
+    return Interchange(manifest.config, groups, manifest.progress, manifest.stack, folder)
 
 
 def interchange_of(run: Path, name: str) -> Path:

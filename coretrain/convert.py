@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coretrain.adapter_runs import load_on, merged_model
+from coretrain.bases import Base
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -16,6 +17,7 @@ from coretrain.checkpoint import (
     save_interchange,
     write_atomically,
 )
+from coretrain.command import run_of
 from coretrain.config import ModelConfig, RunConfig, apply_overrides, build_config
 from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, Tokenizer, load_tokenizer
 from coretrain.errors import UserError
@@ -30,6 +32,7 @@ from coretrain.model_card import model_card
 from coretrain.parameters import Array, parameter_table
 from coretrain.peft_names import CONFIG as PEFT_CONFIG
 from coretrain.peft_runs import export_adapter, import_adapter
+from coretrain.run_files import first_template
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
@@ -42,8 +45,28 @@ def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
     """Where an export of a run goes if no place is given: into its own folder."""
     if (source / MANIFEST).is_file():
         raise UserError(f"{source} is a checkpoint, which is sealed: name a target for the export after it")
-    name = source.absolute().name + ("" if quantization == "none" else f"-{quantization}")
-    return source / "export" / (f"{name}.{form}" if form in ("gguf", "onnx") else f"{name}-{form}")
+    return _in_export(source, source.absolute().name + ("" if quantization == "none" else f"-{quantization}"), form)
+
+
+def _in_export(run: Path, name: str, form: str) -> Path:
+    return run / "export" / (f"{name}.{form}" if form in ("gguf", "onnx") else f"{name}-{form}")
+
+
+def base_export(config: RunConfig) -> tuple[Path, str]:
+    """Where an adapter in PEFT's form looks for its base, which need not be there, and how `convert.py` puts it there.
+
+    That is in the base's run; of one that has gone on since, another folder than that of its newest weights.
+    """
+    place = Path(config.adapter.base or "")
+    try:
+        run, checkpoint = run_of(place), Base(place).checkpoints(config.adapter.fingerprint)[0]
+        if checkpoint.name != newest_interchange(run).name:
+            target = _in_export(run, f"{run.absolute().name}-{checkpoint.name}", "hf")
+            return target, f"{checkpoint} {target} --to hf"
+        return exported_to(run, "hf"), f"{run} --to hf"
+    except UserError:  # it has moved, or is a checkpoint alone
+        target = place.with_name(f"{place.name}-hf") if (place / MANIFEST).is_file() else exported_to(place, "hf")
+        return target, f"{place} {target} --to hf"
 
 
 def export_run(
@@ -73,8 +96,8 @@ def export_run(
     if form == "peft":
         if merge:
             raise UserError("PEFT's files hold an adapter alone: leave --merge out, or give --to hf")
-        beside = exported_to(Path(loaded.config.adapter.base or ""), "hf")
-        return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, quantization == "f16")]
+        beside, how = base_export(loaded.config)
+        return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, how, quantization == "f16")]
     config, parameters = whole_model(source, loaded, merge)
     if form == "gguf":
         return _export_gguf(source, target, config, parameters, tokenizer, quantization, done)
@@ -137,6 +160,8 @@ def import_run(
         raise UserError(f"{folder} exists and is not empty: choose another folder")
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)
+    if base and base.adapter.base is not None:
+        raise UserError(f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out")
     found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
     raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
@@ -149,13 +174,14 @@ def import_run(
     config = build_config(apply_overrides(raw, overrides), str(source))
     if found.tokenizer:
         config.with_vocab(found.tokenizer.vocab)
+    template = first_template(config, found.chat_template)
     # config.json comes last: without it the folder is no run
     target = interchange_of(folder, "update-00000000")
     save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
-    if found.tokenizer:
+    if found.tokenizer and config.data.tokenizer == raw["data"]["tokenizer"]:
         found.tokenizer.save(folder)
-    if found.chat_template:
-        write_atomically(folder / CHAT_TEMPLATE, found.chat_template)
+    if template:
+        write_atomically(folder / CHAT_TEMPLATE, template)
     write_atomically(folder / "config.json", config.to_json())
     size = sum(row.size for row in parameter_table(found.model))
     return [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ def alone(config: RunConfig) -> RunConfig:
     )
 
 
-def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> tuple[Stack, Tokenizer]:
-    """A run's best checkpoint (else its newest) in a stack, with the run's own tokenizer.
+def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> Stack:
+    """A run's best checkpoint (else its newest) in a stack.
 
     With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
     """
@@ -42,36 +43,57 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), for_text=True)
-    return stack, load_tokenizer(run)
+    return stack
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts as a run wants them: in its tokenizer's ids and, of questions, in its template's form."""
+
+    tokenizer: Tokenizer
+    prompts: Sequence[Sequence[int]]
+    stop: Collection[int]
+    """Ids that end an answer."""
+
+
+def asked(run: Path, texts: Sequence[str], chat: bool) -> Asked:
+    """Texts, or questions, for the run that answers them. Raises `UserError` where it has no template for these."""
+    tokenizer = load_tokenizer(run)
+    if chat:
+        return Asked(tokenizer, *chat_prompts(run, tokenizer, texts))
+    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in texts]
+    return Asked(tokenizer, prompts, tokenizer.ends)
 
 
 def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
     """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
 
-    With several adapters each prompt is answered by each, over one base.
+    With several adapters each prompt is answered by each, over one base, and asked in each one's own form.
     """
     given = _parser(MODULES[stack_name]).parse_intermixed_args(argv)  # options may stand before the prompts
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
-    adapters = open_adapters(given.adapter, given.run) if len(given.adapter) > 1 else []
-    only = given.adapter[0] if len(given.adapter) == 1 else None
-    stack, tokenizer = open_for_generation(given.run, make_stack, only)
-    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in given.prompts]
-    stop = tokenizer.ends
-    if given.chat:
-        prompts, stop = chat_prompts(only or given.run, tokenizer, given.prompts)
+    answering = given.adapter or [given.run]
+    if len(answering) > 1:
+        adapters, base = open_adapters(answering, given.run)
+        # the one whose base is held whole serves all: DoRA's
+        config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
+        stack = make_stack(alone(config.model_copy(update={"model": adapters[0][0].model})), base)
+    else:
+        stack = open_for_generation(given.run, make_stack, answering[0] if given.adapter else None)
+    each_asked = [asked(run, given.prompts, given.chat) for run in answering]
     shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
-    room = shortest - max(map(len, prompts))
+    room = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
     gap = "\n" if given.chat else ""
-    if adapters:
-        answers = each(stack, adapters, prompts, tokens, sampling, stop)
-        for (config, _), rows in zip(adapters, answers, strict=True):
-            for text, ids in zip(given.prompts, rows, strict=True):
-                print(f"[{config.adapter.name}] {text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+    if len(answering) > 1:
+        for (config, _), one, rows in zip(
+            adapters, each_asked, each(stack, adapters, each_asked, tokens, sampling), strict=True
+        ):
+            _show(given.prompts, rows, one.tokenizer, gap, f"[{config.adapter.name}] ")
         return
+    tokenizer, prompts, stop = each_asked[0].tokenizer, each_asked[0].prompts, each_asked[0].stop
     if len(prompts) > 1:
-        for text, ids in zip(given.prompts, stack.generate(prompts, tokens, sampling, stop), strict=True):
-            print(f"{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+        _show(given.prompts, stack.generate(prompts, tokens, sampling, stop), tokenizer, gap)
         return
     decoder = tokenizer.stream()
     print(given.prompts[0], end=gap, flush=True)
@@ -81,6 +103,11 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each:
 
     stack.generate(prompts, tokens, sampling, stop, show)
     print(decoder.finish())
+
+
+def _show(texts: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokenizer, gap: str, head: str = "") -> None:
+    for text, ids in zip(texts, rows, strict=True):
+        print(f"{head}{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
 
 
 def _parser(module: str) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coretrain.adapter_runs import carry_chat_template, on_its_base
+from coretrain.bases import keep_base
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -19,18 +20,22 @@ from coretrain.checkpoint import (
 )
 from coretrain.command import open_run, run_of
 from coretrain.config import RunConfig, apply_overrides, build_config
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, load_tokenizer
+from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, load_tokenizer, saved_tokenizer
 from coretrain.errors import UserError
 from coretrain.half_precision import HalfPrecision
+from coretrain.hf_tokenizer import CHAT_TEMPLATE
 from coretrain.model_card import model_card
 from coretrain.parameters import Array
 from coretrain.peft import export_peft
 from coretrain.peft_reader import import_peft
+from coretrain.run_files import first_template
 
 
-def export_adapter(source: Path, target: Path, loaded: Interchange, base: Path, half: bool = False) -> list[str]:
-    """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`; lines to
-    print. With `half` its tensors are float16."""
+def export_adapter(
+    source: Path, target: Path, loaded: Interchange, base: Path, how: str, half: bool = False
+) -> list[str]:
+    """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`, where
+    `convert.py` puts it with the words `how`; lines to print. With `half` its tensors are float16."""
     config = loaded.config
     if config.adapter.kind not in ("lora", "dora"):
         what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
@@ -40,7 +45,7 @@ def export_adapter(source: Path, target: Path, loaded: Interchange, base: Path, 
     tensors = HalfPrecision(tensors) if half else tensors
     card = model_card(loaded, "f16" if half else "none", base=str(base))
     export_peft(target, config, tensors, str(base), weights, card)
-    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {config.adapter.base} --to hf"
+    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {how}"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
 
 
@@ -59,20 +64,26 @@ def import_adapter(
             f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
             "merge"
         )
-    if fixed := next((key for key, _ in overrides if key.startswith("model.")), None):
-        raise UserError(f"{fixed} is the base's, {given.adapter.base}: leave it out")
+    words = saved_tokenizer(run_of(Path(given.adapter.base))) is not None
+    fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
+    if field := next(fixed, None):
+        raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
     whole = load_interchange(newest_interchange(Path(given.adapter.base)))
     config = given.model_copy(update={"model": whole.config.model})
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
-    config, _ = on_its_base(config)
+    config, whole = on_its_base(config)
     config = _named(config, folder, overrides)
+    template = first_template(config, None)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
     if (run_of(Path(given.adapter.base)) / SAVED_FACTS).is_file():
         load_tokenizer(run_of(Path(given.adapter.base))).save(folder)
+    if template:
+        write_atomically(folder / CHAT_TEMPLATE, template)
     carry_chat_template(config, folder)
     write_atomically(folder / "config.json", config.to_json())  # last: without it the folder is no run
-    c = config.adapter
+    c, remark = config.adapter, keep_base(config, whole.folder)
     return [
+        *([f"warning: {remark}"] if remark else []),
         f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
         f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",

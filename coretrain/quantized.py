@@ -100,12 +100,13 @@ def held_bytes(kind: str, size: int) -> int:
 def as_held(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """A base's tensors as a run holds them: the quantized ones as the numbers that their bytes mean, in their dtype."""
     kinds = {row.name: config.adapter.quantize for row in quantized_table(config)}
-    return {
-        name: dequantize(quantize(tensors[name], kinds[name], name)).astype(tensors[name].dtype)
-        if name in kinds
-        else tensors[name]
-        for name in tensors
-    }
+    held = {}
+    for name in tensors:
+        value = tensors[name]  # once: it may be read from a file
+        if name in kinds:
+            value = dequantize(quantize(value, kinds[name], name)).astype(value.dtype)
+        held[name] = value
+    return held
 
 
 def _check_blocks(size: int, kind: str, name: str) -> None:

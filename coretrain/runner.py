@@ -17,6 +17,7 @@ from coretrain.adapter_runs import (
     on_base,
     settled,
 )
+from coretrain.bases import keep_base
 from coretrain.budget import batch_sentence, summary
 from coretrain.chat_runs import keep_template, with_template
 from coretrain.checkpoint import (
@@ -34,6 +35,7 @@ from coretrain.data.files import write_atomically
 from coretrain.errors import UserError
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
+from coretrain.run_files import with_own_files
 from coretrain.spawn import launched, spawn
 from coretrain.translation import MODULES, translate
 from coretrain.watch import Watch
@@ -59,7 +61,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     world = join(command.config)
     common = _common(command.config)
     world.same(common.to_json(), "config or command line")
-    data = world.together(lambda: open_data(common))
+    data = world.together(lambda: open_data(with_own_files(common, command.resume)))
     world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
     config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
     resumed = command.resume is not None
@@ -81,6 +83,8 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
             progress = restored
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.by_first(lambda: begin_folder(folder, config, data))
+    if base and (remark := keep_base(config, base.folder) if world.first else ""):
+        warn(remark)
     world.together(lambda: check_shared(folder, config, world))
     line = f"python -m {module}.run --resume {folder}" + (" --spawn" if command.spawn else "")
     first = world.first

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
-from coretrain.generation import generate_text
+from coretrain.generation import Asked, generate_text
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from jaxtrain.lora import Adapters
 from jaxtrain.model import GPT, Cache
@@ -94,21 +94,21 @@ def cache_slots(needed: int, context: int) -> int:
 def generate_each(
     stack: Any,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
-    prompts: Sequence[Sequence[int]],
+    asked: Sequence[Asked],
     tokens: int,
     sampling: Sampling,
-    stop: Collection[int] = (),
 ) -> Iterator[list[list[int]]]:
     """As `generate`, by the model of `stack`, a `Trainer`, with one adapter after the other at work: one base for all.
 
-    An adapter is its run's config and tensors, as `AdapterBank.add` takes them.
+    An adapter is its run's config and tensors, as `AdapterBank.add` takes them; each is asked its own of `asked`. The
+    stack's config says how the base is held, and what it has of an adapter itself is taken off.
     """
-    model = nnx.merge(stack.graph, stack.params)
+    model = nnx.merge(stack.graph, stack._whole())
     bank = Adapters(stack.config, model)
-    for config, tensors in adapters:
+    for (config, tensors), one in zip(adapters, asked, strict=True):
         bank.add(config, tensors)
         bank.switch(config.adapter.name)
-        yield generate(model, prompts, tokens, sampling, stop)
+        yield generate(model, one.prompts, tokens, sampling, one.stop)
 
 
 @exits_cleanly

@@ -226,14 +226,10 @@ class Adapters(AdapterBank):
     """
 
     def __init__(self, config: RunConfig, model: Any) -> None:
-        super().__init__(config.adapter.quantize)
+        super().__init__(config)
         self.model = model
-        self.base = {row.jax_path: row for row in parameter_table(config.model)}
-        self.biases = {path: jnp.copy(_at(model, path)[...]) for path in self.base if path.endswith(".bias")}
-
-    def _fits(self, target: Target) -> bool:
-        row = self.base.get(target.row.jax_path)
-        return row is not None and row.shape == target.row.shape and (row.layer or 0) >= (target.row.layer or 0)
+        paths = {row.jax_path: None for row in parameter_table(config.model) if row.name.endswith(".bias")}
+        self.biases = {path: jnp.copy(_at(model, path)[...]) for path in paths}
 
     def _take_off(self) -> None:
         detach(self.model)

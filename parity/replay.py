@@ -16,6 +16,7 @@ from coretrain.config import RunConfig
 from coretrain.data import open_data, updates_of
 from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters, parameter_table
+from coretrain.run_files import with_own_files
 from coretrain.schedule import clip_factor, learning_rate
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import batches
@@ -43,7 +44,9 @@ def localize_runs(first: Path, second: Path) -> Report:
         report, interval = examine(first, second, Path(scratch))
         if report.verdict.kind not in ("algorithm", "dtype policy"):
             return report
-        configs = [RunConfig.from_json((run / "config.json").read_text(encoding="utf-8")) for run in (first, second)]
+        runs = first, second
+        configs = [RunConfig.from_json((run / "config.json").read_text(encoding="utf-8")) for run in runs]
+        configs = [with_own_files(config, run) for config, run in zip(configs, runs, strict=True)]
         if obstacle := _obstacle(configs, interval):
             sentence = f"{report.verdict.sentence}; not replayed: {obstacle}"
             return replace(report, verdict=replace(report.verdict, sentence=sentence))

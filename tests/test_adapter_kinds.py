@@ -255,7 +255,7 @@ def test_from_a_base_to_text_through_a_prefix(corpus, tmp_path):
     assert "prefix of 4 keys and values in 2 layers" in out
     texts = []
     for make in (TorchTrainer, JaxTrainer):
-        stack, _ = open_for_generation(prefix, make)
+        stack = open_for_generation(prefix, make)
         texts.append(stack.generate([[40, 41, 42], [50]], 6, Sampling(0, 0, 1.0, 0), ()))
     assert texts[0] == texts[1]
     with pytest.raises(UserError, match="can't be merged into them: generate from the adapter's run itself"):

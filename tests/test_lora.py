@@ -15,7 +15,14 @@ from whole_runs import arguments, run
 import jaxtrain.model
 import torchtrain.model
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
-from coretrain.adapters import adapter_table, adapter_targets, fingerprint, initial_adapter, trained_table
+from coretrain.adapters import (
+    adapter_table,
+    adapter_targets,
+    fingerprint,
+    initial_adapter,
+    trained_table,
+    with_adapter,
+)
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
 from coretrain.command import Command, resumed_config
 from coretrain.convert import export_run
@@ -28,9 +35,14 @@ from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
 from torchtrain.generate import generate_each as torch_each
+from torchtrain.lora import Adapters
 from torchtrain.trainer import Trainer as TorchTrainer
 
 LORA = {"adapter__kind": "lora", "adapter__rank": 4}
+ENDS_A_TURN_WITH = (
+    "{% for message in messages %}{{ message['content'] }}NAME"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def test_the_table_and_its_start(small_config):
@@ -90,6 +102,9 @@ def test_a_base_brings_its_model_and_is_known_by_its_weights(small_config, base,
         on_base(replace(command, overrides=(*given, ("model.width", "64"))))
     with pytest.raises(UserError, match=r"has no base: give the folder"):
         on_base(replace(command, config=small_config(**LORA)))
+    for resume in (None, base):
+        with pytest.raises(UserError, match=r"adapter\.kind = none trains a whole model without it: set adapter\.kind"):
+            on_base(replace(command, config=small_config(adapter__base=base), resume=resume))
     filled, tensors = settled(on_base(command).config)
     assert filled.adapter.fingerprint == fingerprint(config, tensors)
     with pytest.raises(UserError, match=r"model\.width = 64, the base .* has 32: it is another model"):
@@ -142,28 +157,34 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     assert moved == {target.row.name for target in adapter_targets(config)}
 
 
-@pytest.mark.parametrize(("stack", "ranks"), [("torch", (2, 3)), ("jax", (3, 3))])
-def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ranks, capsys):
-    """Each says what it says alone."""
-    config, folder = small_config(model__vocab=257), tmp_path / "base"
+@pytest.mark.parametrize(
+    ("stack", "ranks", "quantize", "chat"),
+    [("torch", (2, 3), "none", False), ("torch", (2, 3), "int4", True), ("jax", (3, 3), "int4", True)],
+)
+def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ranks, quantize, chat, capsys):
+    """Each says what it says alone: beside weights in as many bits, and asked in its own template's form."""
+    sizes = {"model__vocab": 257, "model__context": 48}
+    config, folder = small_config(**sizes), tmp_path / "base"
     weights = {name: 5 * value for name, value in initial_parameters(config.model, 5).items()}
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
     (folder / "config.json").write_text(config.to_json())
-    for seed, name in enumerate(("first", "second")):
-        adapter, _ = settled(
-            small_config(**LORA | {"adapter__rank": ranks[seed]}, model__vocab=257, adapter__base=folder)
-        )
+    held = {"first": quantize, "second": quantize, "other": "int8"}
+    for seed, (name, kind) in enumerate(held.items()):
+        fields = LORA | {"adapter__rank": (*ranks, 4)[seed], "adapter__quantize": kind, "adapter__base": folder}
+        adapter, _ = settled(small_config(**sizes | fields))
         rng = np.random.default_rng(seed)
-        tensors = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
+        tensors = {row.name: 0.2 * rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
         where = interchange_of(tmp_path / name, "update-00000000")
         save_interchange(where, adapter, {"parameters": tensors}, Progress(), "import")
         (tmp_path / name / "config.json").write_text(adapter.to_json())
-    for run_folder in (folder, tmp_path / "first", tmp_path / "second"):
-        bytes_tokenizer().save(run_folder)
+        bytes_tokenizer().save(tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(ENDS_A_TURN_WITH.replace("NAME", name))
+    bytes_tokenizer().save(folder)
     make, each = (TorchTrainer, torch_each) if stack == "torch" else (JaxTrainer, jax_each)
 
     def said(*names: str, prompts: tuple[str, ...] = ("a", "bcd")) -> list[str]:
         words = [word for name in names for word in ("--adapter", str(tmp_path / name))]
+        words += ["--chat"] if chat else []
         generate_text([str(folder), *words, "--temperature", "0", "--tokens", "6", *prompts], stack, make, each)
         return capsys.readouterr().out.split("-" * 40 + "\n")[:-1]
 
@@ -172,6 +193,25 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ra
     assert both == [f"[{name}] {text}" for name, one in (("first", first), ("second", second)) for text in one]
     with pytest.raises(UserError, match="two folders are named first"):
         said("first", "first")
+    with pytest.raises(UserError, match=rf"adapter\.quantize of .*other is int8, that of .*first {quantize}"):
+        said("first", "other")
+
+
+def test_an_adapter_of_another_model_is_refused(small_config):
+    """Also where every shape is the same, and beside weights in other bits than it was trained beside."""
+    config = small_config(**LORA)
+    bank = Adapters(small_config(), TorchTrainer(small_config()).model)
+    for field, value in (("mlp_width", 256), ("heads", 2), ("norm_eps", 1e-6)):
+        other = small_config(**LORA, **{f"model__{field}": value})
+        with pytest.raises(UserError, match=rf"adapter default is of another model: its model\.{field} = {value}"):
+            bank.add(other, initial_adapter(other))
+    other = small_config(**LORA, adapter__quantize="int8")
+    with pytest.raises(
+        UserError, match=r"trained with adapter\.quantize = int8, and the weights here are held with none"
+    ):
+        bank.add(other, initial_adapter(other))
+    bank.add(small_config(**LORA, model__context=8), initial_adapter(config))
+    assert list(bank.kept) == ["default"]
 
 
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
@@ -194,23 +234,29 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
 
 
 def test_from_a_base_to_a_merged_run(corpus, tmp_path):
-    """Train, adapt, go on in the other stack, merge."""
-    base, lora, whole = (tmp_path / name for name in ("base", "lora", "merged"))
+    """Train, adapt, go on with the base, move it, go on with the adapter in the other stack, merge."""
+    base, moved, lora, whole = (tmp_path / name for name in ("base", "moved", "lora", "merged"))
     run("torch", *arguments(corpus, "--train.updates=4", f"--output={base}"))
     free = [word for word in arguments(corpus) if not word.startswith(("--model.", "--data.tokenizer"))]
     adapt = ["--adapter.kind=lora", f"--adapter.base={base}", "--adapter.dropout=0.1", "--train.updates=4"]
     out = run("torch", *free, *adapt, "--optimizer.lr=0.1", f"--output={lora}")
     assert "14 matrices, rank 8" in out
-    run("jax", "--resume", lora, "--train.updates=6")
+    run("torch", "--resume", base, "--train.updates=5")
+    base.rename(moved)
+    assert sorted(path.name for path in (moved / "interchange").glob("*-*[45]")) == [
+        "update-00000004",
+        "update-00000005",
+    ]
+    run("jax", "--resume", lora, "--adapter.base", moved, "--train.updates=6")
     with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
         resumed_config(lora, [("adapter.rank", "3")])
     with pytest.raises(UserError, match="holds an adapter alone: add --merge"):
         export_run(lora, tmp_path / "hf", "huggingface")
     merge_run(lora, whole)
     loaded = load_interchange(newest_interchange(whole))
-    weights = load_interchange(newest_interchange(base)).groups["parameters"]
-    moved = [name for name in weights if not np.array_equal(weights[name], loaded.groups["parameters"][name])]
-    assert len(moved) == 14
+    weights = load_interchange(interchange_of(moved, "update-00000004")).groups["parameters"]
+    changed = [name for name in weights if not np.array_equal(weights[name], loaded.groups["parameters"][name])]
+    assert len(changed) == 14
     assert json.loads((whole / "config.json").read_text())["adapter"]["kind"] == "none"
 
 
@@ -315,3 +361,22 @@ def test_frozen_matrices_are_held_in_the_compute_dtype(make, small_config, monke
     *cast, dtypes = update()
     assert set(dtypes.values()) == {"float32"}
     assert held == cast
+
+
+def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
+    """Both are of whole weights, and below an adapter's own run in bfloat16 there are none."""
+    half = {"precision__compute": "bfloat16"}
+    config = small_config(**LORA, **half)
+    stack = TorchTrainer(config, initial_parameters(config.model, 1))
+    bank = Adapters(config, stack.model)
+    tensors = stack.export()["parameters"]
+    bank.add(config, tensors)
+    bank.switch("default")
+    with pytest.raises(
+        UserError, match=r"added to whole weights, and the base of a run with adapter\.kind = lora is he"
+    ):
+        bank.merge()
+    dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
+    whole = with_adapter(dora, initial_parameters(config.model, 1))
+    with pytest.raises(UserError, match=r"adapter other needs the norms of whole weights, .* held in bfloat16"):
+        bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trained_table(dora)})

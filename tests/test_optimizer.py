@@ -138,3 +138,28 @@ def test_moments_go_out_and_come_back(small_config, make, name):
         trainer.gradients(batch, 2, 1.0)
         trainer.apply(1e-3, 1.0, 2)
     chex.assert_trees_all_equal(first.export(), second.export())
+
+
+def test_muon_has_all_of_an_adapter(small_config):
+    """Its matrices are all in blocks, and Adam is left with nothing; the stacks agree, and go on from each other's."""
+    config = small_config(
+        precision__compute="float64", optimizer__name="muon", adapter__kind="lora", adapter__rank=4, model__bias="false"
+    )
+    batch = np.random.default_rng(0).integers(0, config.model.vocabulary, (4, config.model.context + 1), dtype=np.int32)
+    stacks = [make(config) for make in (TorchTrainer, JaxTrainer)]
+    start = stacks[0].export()["parameters"]
+    for update in range(4):
+        if update == 2:
+            states = [stack.export() for stack in stacks]
+            for stack, other in zip(stacks, reversed(states), strict=True):
+                stack.adopt(other, update)
+        for stack in stacks:
+            stack.gradients(batch, update, 1.0)
+            stack.apply(1e-2, 1.0, update)
+    ours, theirs = (stack.export() for stack in stacks)
+    assert set(ours["momentum"]) == set(ours["parameters"]) == set(theirs["momentum"])
+    for name, value in ours["parameters"].items():
+        moved = np.linalg.norm(value - start[name])
+        assert moved > 1e-3
+        # floor 6e-15; a momentum x (1 + 1e-9) gives 7e-10
+        assert np.linalg.norm(value - theirs["parameters"][name]) < 1e-12 * moved, name

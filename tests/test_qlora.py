@@ -2,6 +2,9 @@
 
 import gc
 import weakref
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,17 +12,18 @@ import pytest
 import torch
 from flax import nnx
 
+import coretrain.bases
 import jaxtrain.lora
 import jaxtrain.quantized
 import torchtrain.lora
 import torchtrain.quantized
-from coretrain.adapter_runs import adapter_summary, merge_run, on_base, settled
+from coretrain.adapter_runs import adapter_summary, merge_run, on_base, open_adapters, settled
 from coretrain.adapters import initial_adapter, trained_table
 from coretrain.checkpoint import Progress, load_interchange, newest_interchange, save_interchange
 from coretrain.command import Command
 from coretrain.errors import UserError
 from coretrain.footprint import footprint
-from coretrain.parameters import InitialParameters, initial_parameters, parameter_table
+from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.quantized import KINDS, as_held, forms, held_bytes, quantize, quantized_table
 from coretrain.sampling import Sampling
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -72,18 +76,18 @@ def test_the_footprint_is_that_of_the_arrays(small_config):
     assert kinds["moments"] == 2 * sum(4 * row.size for row in trained_table(config))
 
 
-class Counted(InitialParameters):
-    """A base read one tensor at a time, that knows how many of its matrices are alive."""
+class Counted(Mapping):
+    """Tensors that are read one at a time, and know how often each was, and how many of some are alive."""
 
-    def __init__(self, config):
-        super().__init__(config.model, 1)
-        self.matrices = {row.name for row in quantized_table(config)}
-        self.alive, self.most, self.read = 0, 0, 0
+    def __init__(self, tensors, watched):
+        self.tensors, self.watched = tensors, watched
+        self.alive, self.most, self.read = 0, 0, Counter()
 
     def __getitem__(self, name):
-        value = super().__getitem__(name)
-        if name in self.matrices:
-            self.alive, self.read = self.alive + 1, self.read + 1
+        value = np.array(self.tensors[name])
+        self.read[name] += 1
+        if name in self.watched:
+            self.alive += 1
             self.most = max(self.most, self.alive)
             weakref.finalize(value, self._gone)
         return value
@@ -92,22 +96,74 @@ class Counted(InitialParameters):
         self.alive -= 1
 
     def __contains__(self, name):
-        return name in self._rows
+        return name in self.tensors
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self):
+        return len(self.tensors)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts what is read of the next base that is opened: a function of what it watches."""
+
+    def watch(config):
+        bases = []
+
+        def load(folder):
+            loaded = load_interchange(folder)
+            bases.append(Counted(loaded.groups["parameters"], {row.name for row in quantized_table(config)}))
+            return replace(loaded, groups={"parameters": bases[-1]})
+
+        monkeypatch.setattr(coretrain.bases, "load_interchange", load)
+        return bases
+
+    return watch
+
+
+def write_run(folder, config, tensors):
+    where = folder / "interchange" / "update-00000000"
+    save_interchange(where, config, {"parameters": tensors}, Progress(), "import")
+    (folder / "config.json").write_text(config.to_json())
 
 
 @MAKERS
-def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, make):
-    """The last one read may live until the next takes its name; none is read twice, and none stays."""
-    config = small_config(**QLORA)
-    base = Counted(config)
-    stack = make(config, base)
+def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make, counted):
+    """The last one read may live until the next takes its name; none is read twice but for the fingerprint, and none
+    stays.
+    """
+    write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
+    config = small_config(**QLORA, adapter__base=tmp_path / "base")
+    bases = counted(config)
+    config, tensors = settled(config)
+    base = bases.pop()
+    assert not bases
+    assert set(base.read.values()) == {1}
+    stack = make(config, tensors)
     gc.collect()
-    assert (base.alive, base.read) == (0, 12)
+    assert base.alive == 0
+    assert set(base.read.values()) == {2}
+    assert base.read.keys() == {row.name for row in parameter_table(config.model)}
     assert base.most <= 2
     held = list(stack.model.parameters()) if make is TorchTrainer else jax.tree.leaves((stack.params, stack.frozen))
     sizes = {row.size for row in quantized_table(config)}
     assert not [x.shape for x in held if np.prod(x.shape) / (1 if make is TorchTrainer else 2) in sizes and x.ndim > 2]
     assert set(stack.export()["parameters"]) == {row.name for row in trained_table(config)}
+
+
+def test_several_adapters_and_a_merge_read_their_base_once(small_config, tmp_path, counted):
+    """Once for its fingerprint, and a merge once more."""
+    write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
+    config, _ = settled(small_config(**QLORA, adapter__base=tmp_path / "base"))
+    for name in ("one", "two"):
+        write_run(tmp_path / name, config, initial_adapter(config))
+    bases = counted(config)
+    open_adapters([tmp_path / "one", tmp_path / "two"], tmp_path / "base")
+    assert [set(base.read.values()) for base in bases] == [{1}]
+    merge_run(tmp_path / "one", tmp_path / "merged")
+    assert set(bases[1].read.values()) == {2}
 
 
 WIDE = {"model__layers": 3, "model__width": 128, "model__context": 8, "model__vocab": 200, "adapter__rank": 2}
@@ -201,8 +257,7 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     """Train, go on in the other stack, generate in both, merge: the merged weights compute what the run did."""
     plain, base, lora = small_config(), tmp_path / "base", tmp_path / "lora"
     weights = initial_parameters(plain.model, 5)
-    save_interchange(base / "interchange" / "update-00000000", plain, {"parameters": weights}, Progress(), "import")
-    (base / "config.json").write_text(plain.to_json())
+    write_run(base, plain, weights)
     config = small_config(**QLORA, adapter__base=base, execution__scan_layers="true")
     config, tensors = settled(on_base(Command(config, None, None, (("adapter.base", str(base)),))).config)
     batch = rows_of(config)
@@ -236,14 +291,30 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
 
 @MAKERS
 def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_config, make):
+    """Logits are those of a stack with the adapter in it, and of the base alone, in the bits that it is held in."""
     config = small_config(**QLORA)
     module = torchtrain.lora if make is TorchTrainer else jaxtrain.lora
-    stack = make(config)
-    model = stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    weights, rng = initial_parameters(config.model, 1), np.random.default_rng(0)
+    adapter = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in initial_adapter(config).items()}
+    tokens = rows_of(config)[:, :-1]
+
+    def model_of(stack):
+        return stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+
+    def logits(model):
+        with torch.no_grad():
+            found = model.logits(model(torch.from_numpy(tokens).long() if make is TorchTrainer else tokens))
+        return np.asarray(found)
+
+    beside, model = logits(model_of(make(config, weights | adapter))), model_of(make(config, weights))
+    bare = logits(model)
     bank = module.Adapters(config, model)
-    bank.add(config, initial_adapter(config))
-    bank.switch(None)
-    bank.switch("default")
+    bank.add(config, adapter)
+    for name, wanted in (("default", beside), (None, bare), ("default", beside)):
+        bank.switch(name)
+        # the same products of the same numbers; the adapter changes them by 1.0 of their norm
+        assert np.linalg.norm(logits(model) - wanted) < 1e-6 * np.linalg.norm(wanted)
+    assert np.linalg.norm(beside - bare) > 0.5 * np.linalg.norm(bare)
     with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*scripts/convert\.py merge"):
         bank.merge()
     assert bank.active == "default"

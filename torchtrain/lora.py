@@ -204,15 +204,9 @@ class Adapters(AdapterBank):
     """
 
     def __init__(self, config: RunConfig, model: Any) -> None:
-        super().__init__(config.adapter.quantize)
+        super().__init__(config)
         self.model = model
         self.biases = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith(".bias")}
-
-    def _fits(self, target: Target) -> bool:
-        own = dict(self.model.named_parameters())
-        if self.quantize != "none" and target.row.layer is not None:
-            return f"{target.module}.held" in dict(self.model.named_modules())
-        return target.row.name in own and own[target.row.name].shape[1:] == target.row.shape[1:]
 
     def _take_off(self) -> None:
         detach(self.model)

@@ -53,8 +53,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 def adamw(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """torch's AdamW over parameter groups with their own decay."""
-    o, device = config.optimizer, groups[0]["params"][0].device.type
-    fused = device in ("cpu", "cuda", "mps")
+    o = config.optimizer
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=fused)
 
 
@@ -78,7 +78,7 @@ class Optimizer:
             {"params": [self.parameters[r.name] for r in rest if r.decay], "weight_decay": self.decay},
             {"params": [self.parameters[r.name] for r in rest if not r.decay], "weight_decay": 0.0},
         ]
-        self.adam = adamw(config, [group for group in groups if group["params"]])
+        self.adam = adamw(config, groups)  # either may be empty: Muon has all of an adapter's matrices
 
     @torch.no_grad()
     def step(self, lr: float, factor: float) -> None:

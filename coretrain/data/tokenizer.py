@@ -221,6 +221,12 @@ def file_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer(path.stem, ranks, GPT2_PATTERN, max(ranks.values()) + 1)
 
 
+def saved_tokenizer(folder: Path) -> Path | None:
+    """The file by which `data.tokenizer` names what `Tokenizer.save` wrote into `folder`, if it has."""
+    names = (SAVED_RANKS,) if (folder / SAVED_FACTS).is_file() else ()
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")

@@ -1,0 +1,126 @@
+"""What adapters stand on: a run's interchange checkpoint, found by its weights' fingerprint, read once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from coretrain.adapters import fingerprint, other_field
+from coretrain.checkpoint import CheckpointFolder, Interchange, load_interchange, newest_interchange
+from coretrain.config import RunConfig
+from coretrain.errors import UserError
+from coretrain.parameters import Array
+
+
+class BaseTensors(Mapping[str, Array]):
+    """The tensors of a base that an adapter's run takes over, and `folder`, the checkpoint that they are of.
+
+    Of learned positions, where there are some, only the first `context` are in it. Each tensor is read when it is asked
+    for.
+    """
+
+    def __init__(self, base: Interchange, context: int) -> None:
+        self.folder, self._tensors, self._context = base.folder, base.groups["parameters"], context
+
+    def __getitem__(self, name: str) -> Array:
+        return self._tensors[name][: self._context] if name == "embed.position" else self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+class Base:
+    """The run, or the checkpoint of one, that adapters were or will be trained on.
+
+    However many of them ask for it, its files are checked once and its weights read once for their fingerprint.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._opened: dict[Path, Interchange] = {}
+        self._fingerprints: dict[Path, str] = {}
+
+    def checkpoints(self, fingerprint: str) -> list[Path]:
+        """Where weights of a fingerprint may lie, the likeliest first; of a new adapter ('') the newest alone.
+
+        A run may have gone on since an adapter was trained on it, and keeps what is pinned.
+        """
+        newest = newest_interchange(self.place)
+        if not fingerprint or newest == self.place:
+            return [newest]
+        kept = CheckpointFolder(newest.parent)
+        pins = kept.pins()
+        return sorted(kept.complete(), key=lambda path: pins.get(path.name) != fingerprint)
+
+    def under(self, config: RunConfig) -> tuple[RunConfig, Interchange]:
+        """An adapter's config with the fingerprint of what it stands on, and that: as it is, at its own context.
+
+        Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
+        """
+        wanted, found = config.adapter.fingerprint, ""
+        for path in self.checkpoints(wanted):
+            loaded = self._open(path)
+            self._check_model(config, loaded.config)
+            found = found or self._fingerprint(path)
+            if wanted in ("", self._fingerprint(path)):
+                filled = config.adapter.model_copy(update={"fingerprint": self._fingerprint(path)})
+                return config.model_copy(update={"adapter": filled}), loaded
+        raise UserError(
+            f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "
+            "give that base as it was then (its folder or one of its checkpoints, as --adapter.base "
+            "runs/X/interchange/update-N), or train a new adapter on this one"
+        )
+
+    def _open(self, path: Path) -> Interchange:
+        if path not in self._opened:
+            self._opened[path] = load_interchange(path)
+        if self._opened[path].config.adapter.kind != "none":
+            raise UserError(
+                f"adapter.base = {self.place} holds an adapter: merge it first, with scripts/convert.py merge"
+            )
+        return self._opened[path]
+
+    def _fingerprint(self, path: Path) -> str:
+        if path not in self._fingerprints:
+            loaded = self._opened[path]
+            self._fingerprints[path] = fingerprint(loaded.config, loaded.groups["parameters"])
+        return self._fingerprints[path]
+
+    def _check_model(self, config: RunConfig, base: RunConfig) -> None:
+        if other := other_field(config.model, base.model):
+            raise UserError(
+                f"model.{other} = {getattr(config.model, other)}, the base {self.place} has "
+                f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to"
+            )
+        check_context(config, base)
+
+
+def keep_base(config: RunConfig, checkpoint: Path) -> str:
+    """Have the base's run keep the checkpoint that an adapter stands on when it goes on; what to warn of, or ''."""
+    folder, fingerprint = CheckpointFolder(checkpoint.parent), config.adapter.fingerprint
+    if checkpoint.parent.name != "interchange" or folder.pins().get(checkpoint.name) == fingerprint:
+        return ""
+    try:
+        folder.pin(checkpoint.name, fingerprint)
+    except OSError as error:
+        return (
+            f"{checkpoint} can't be marked as in use ({error.strerror}): don't go on with {config.adapter.base}, "
+            "which would remove it, or copy it before"
+        )
+    return ""
+
+
+def check_context(config: RunConfig, base: RunConfig) -> None:
+    """Raise `UserError` where an adapter's rows are longer than its base's."""
+    ours, theirs = config.model.context, base.model.context
+    if ours > theirs:
+        raise UserError(
+            f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
+            "or leave it out"
+        )
