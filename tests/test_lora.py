@@ -373,7 +373,7 @@ def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
     bank.add(config, tensors)
     bank.switch("default")
     with pytest.raises(
-        UserError, match=r"added to whole weights, and the base of a run with adapter\.kind = lora is he"
+        UserError, match=r"added to whole weights, and the base of a run with adapter\.kind = lo"
     ):
         bank.merge()
     dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
