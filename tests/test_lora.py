@@ -372,9 +372,7 @@ def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
     tensors = stack.export()["parameters"]
     bank.add(config, tensors)
     bank.switch("default")
-    with pytest.raises(
-        UserError, match=r"added to whole weights, and the base of a run with adapter\.kind = lo"
-    ):
+    with pytest.raises(UserError, match=r"added to whole weights, and the base of a run with adapter\.kind = lo"):
         bank.merge()
     dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
     whole = with_adapter(dora, initial_parameters(config.model, 1))
