@@ -13,7 +13,8 @@ from coretrain.data.bpe import byte_characters
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
-from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of, oniguruma, ranked_tokenizer
+from coretrain.hf_reader import ranked_tokenizer
+from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of, oniguruma
 
 LLAMA3_PATTERN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
@@ -31,8 +32,14 @@ ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
-def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
-    """The tokenizer of a GGUF file, and its chat template if it has one.
+def gguf_chat_template(file: GGUFFile) -> str | None:
+    """The chat template of a GGUF file, if it has one."""
+    template = file.facts.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer of a GGUF file.
 
     Raises `UserError` where there is none, where it is no byte-level BPE that ranks describe exactly, or where the
     package tokenizers, given the file's own tokens and merges, makes other ids of the samples.
@@ -51,6 +58,11 @@ def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
     tokens = file.fact("tokenizer.ggml.tokens")
     kinds = facts.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    if len(kinds) != len(tokens):
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens: the file is "
+            "damaged; download it again"
+        )
     words = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == NORMAL}
     specials = {
         token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind in (CONTROL, USER_DEFINED)
@@ -60,11 +72,9 @@ def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
     roles = {role: token for role, token in ids.items() if isinstance(token, int) and token in specials.values()}
     called = _called(file.path)
     tokenizer = ranked_tokenizer(file.path, called, words, pairs, pattern, specials, roles)
-    check_same_ids(
-        tokenizer, _reference(words | specials, pairs, name if pattern == PATTERNS.get(name) else "", pattern)
-    )
-    template = facts.get("tokenizer.chat_template")
-    return tokenizer, template if isinstance(template, str) else None
+    splitter = name if pattern == PATTERNS.get(name) else ""
+    check_same_ids(tokenizer, _reference(words | specials, pairs, splitter, pattern), "imported")
+    return tokenizer
 
 
 def _called(path: Path) -> str:

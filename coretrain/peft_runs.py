@@ -19,7 +19,7 @@ from coretrain.checkpoint import (
 )
 from coretrain.command import open_run, run_of
 from coretrain.config import RunConfig, apply_overrides, build_config
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, load_tokenizer
+from coretrain.data.tokenizer import SAVED_FACTS, load_tokenizer, saved_tokenizer
 from coretrain.errors import UserError
 from coretrain.half_precision import HalfPrecision
 from coretrain.model_card import model_card
@@ -83,8 +83,8 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     """The config under the folder's name, with its tokenizer, and what the user asked for."""
     raw = config.model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
-    if (run_of(Path(str(config.adapter.base))) / SAVED_RANKS).is_file():
-        raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
+    if saved := saved_tokenizer(run_of(Path(str(config.adapter.base)))):
+        raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
     named = build_config(apply_overrides(raw, overrides), str(folder))
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
         if getattr(named.adapter, field) != getattr(config.adapter, field):

@@ -27,7 +27,7 @@ from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, bytes_tokenizer, g
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
-from coretrain.gguf_tokenizer import PATTERNS, read_gguf_tokenizer
+from coretrain.gguf_tokenizer import PATTERNS, gguf_chat_template, read_gguf_tokenizer
 from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES
 from coretrain.huggingface import export_huggingface
 from torchtrain.model import build_model
@@ -219,8 +219,9 @@ def test_tokenizers_there_and_back(tmp_path: Path, trained: Tokenizer, pretraine
         remark = export_gguf(path, "m", model, scrambled(model), tokenizer, TEMPLATE)
         assert ("no name for how tokenizer trained" in (remark or "")) == (tokenizer is trained)
         assert GGUFFile(path).facts["tokenizer.ggml.pre"] == name
-        back, template = read_gguf_tokenizer(GGUFFile(path))
-        assert (back.fingerprint, back.vocab, template) == (tokenizer.fingerprint, tokenizer.vocab, TEMPLATE)
+        back = read_gguf_tokenizer(GGUFFile(path))
+        assert (back.fingerprint, back.vocab) == (tokenizer.fingerprint, tokenizer.vocab)
+        assert gguf_chat_template(GGUFFile(path)) == TEMPLATE
     with pytest.raises(UserError, match="asks for merges"):
         export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), bytes_tokenizer())
 
