@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,8 @@ DType = Literal["float64", "float32", "bfloat16", "float16"]
 TorchAttention = Literal["flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "plain"]
 JaxAttention = Literal["splash", "cudnn", "xla", "plain"]
 AttentionKernel = Literal["auto", "flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "splash", "cudnn", "xla", "plain"]
+CHAT_DATE = datetime.date(2024, 7, 26)
+"""The date that Llama's own chat templates fall back to where nobody tells them one."""
 
 
 class Section(BaseModel):
@@ -126,6 +129,10 @@ class DataConfig(Section):
         description="File of the Jinja template that turns messages into text. Unset: the base's or the run's own, "
         "else ChatML where the tokenizer has its special tokens, else a plain one.",
     )
+    chat_date: datetime.date = Field(
+        CHAT_DATE,
+        description="Date that a template's strftime_now tells, the same on every day: data must not change by itself.",
+    )
     row_tokens: Positive | None = Field(
         None, description="Tokens of a row of chat samples, at most model.context (unset: as many)."
     )
@@ -136,7 +143,7 @@ class DataConfig(Section):
     tokenizer: str = Field(
         "trained",
         description="`trained` (a BPE from this corpus), `gpt2`, `cl100k_base`, `o200k_base`, `bytes`, "
-        "or the path of a .tiktoken file.",
+        "or the path of a .tiktoken file or a tokenizer.json.",
     )
     tokenizer_vocab: Annotated[int, Field(ge=257)] = Field(
         4096, description="Vocabulary of a trained tokenizer, specials included."
