@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coretrain.data.bpe import byte_characters
+from coretrain.data.template import turn_end
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
@@ -134,6 +135,8 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
     facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in tokenizer.roles.items()}
     if chat_template:
         facts["tokenizer.chat_template"] = chat_template
+    if (end := turn_end(chat_template, tokenizer)) is not None:
+        facts["tokenizer.ggml.eot_token_id"] = end
     if tokenizer.pattern == PATTERNS[name]:
         return facts, None
     return facts | {OWN_PATTERN: tokenizer.pattern}, _remark(tokenizer, name)

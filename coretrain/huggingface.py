@@ -19,7 +19,8 @@ from safetensors.numpy import save as to_safetensors
 from coretrain.checkpoint import TEMPORARY, write_atomically
 from coretrain.config import ModelConfig
 from coretrain.data.files import read_json
-from coretrain.data.tokenizer import load_tokenizer
+from coretrain.data.template import turn_end
+from coretrain.data.tokenizer import Tokenizer, load_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_config import architecture, hf_config, model_config
 from coretrain.hf_tokenizer import read_chat_template, write_tokenizer
@@ -112,12 +113,11 @@ def export_huggingface(
     temporary.mkdir(parents=True)
     try:
         dtype = _write_weights(temporary, config, tensors, shard_bytes)
-        roles = tokenizer.roles if tokenizer else {}
-        _write_json(temporary / "config.json", hf_config(config, dtype, roles))
-        ids = {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if role in roles}
-        _write_json(temporary / "generation_config.json", ids)
-        if tokenizer and tokenizer_folder:
-            write_tokenizer(temporary, tokenizer, config.context, read_chat_template(tokenizer_folder))
+        _write_json(temporary / "config.json", hf_config(config, dtype, tokenizer.roles if tokenizer else {}))
+        template = read_chat_template(tokenizer_folder) if tokenizer_folder else None
+        _write_json(temporary / "generation_config.json", _generation_config(tokenizer, template))
+        if tokenizer:
+            write_tokenizer(temporary, tokenizer, config.context, template)
         if card:
             write_atomically(temporary / CARD, card)
         if folder.exists():
@@ -126,6 +126,17 @@ def export_huggingface(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _generation_config(tokenizer: Tokenizer | None, template: str | None) -> dict[str, int | list[int]]:
+    """Ids of special tokens; generation ends at the end of a document, and of a turn where there is a template."""
+    if tokenizer is None:
+        return {}
+    roles = tokenizer.roles
+    ids: dict[str, int | list[int]] = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
+    ends = [roles.get("eos"), *tokenizer.ends, turn_end(template, tokenizer)]
+    every = [end for end in dict.fromkeys(ends) if end is not None]
+    return ids | {"eos_token_id": every[0] if len(every) == 1 else every}
 
 
 def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], shard_bytes: int) -> str:

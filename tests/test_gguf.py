@@ -125,13 +125,12 @@ def test_blocks_are_those_of_the_package(tmp_path: Path, quantization: str, trai
 @pytest.mark.parametrize("kind", ["BF16", "F16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
 def test_forms_of_others_are_read(tmp_path: Path, kind: str, trained: Tokenizer) -> None:
     """A file as llama.cpp's quantizer leaves it, here with one matrix of each kind that the package can make."""
-    model = ModelConfig(**WIDE | LLAMA)
+    model = ModelConfig(**LLAMA | WIDE)
     export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
     matrix = np.random.default_rng(3).normal(0, 1, (96, 64)).astype(np.float32)
     blocks = gguf.quantize(matrix, gguf.GGMLQuantizationType[kind])
     rewrite(tmp_path / "m.gguf", tmp_path / "q.gguf", tensors={"blk.1.ffn_up.weight": (blocks, kind)})
-    model = model.model_copy(update={"mlp_width": 96})
-    back = GGUFFile(tmp_path / "q.gguf").read("blk.1.ffn_up.weight")
+    back = reopened(tmp_path / "q.gguf")[1]["blocks.1.mlp.up.weight"]
     assert back.dtype == np.float32
     # of a normal matrix: 4 bits keep about 8%, 5 about 4%, 8 and bfloat16 below 1%
     assert np.linalg.norm(back - matrix) / np.linalg.norm(matrix) < {"Q4": 0.1, "Q5": 0.06}.get(kind[:2], 0.01)
@@ -224,6 +223,24 @@ def test_tokenizers_there_and_back(tmp_path: Path, trained: Tokenizer, pretraine
         assert gguf_chat_template(GGUFFile(path)) == TEMPLATE
     with pytest.raises(UserError, match="asks for merges"):
         export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), bytes_tokenizer())
+
+
+def test_exports_tell_where_a_turn_ends(tmp_path: Path, pretrained: Tokenizer) -> None:
+    """As `--chat` stops: at the end of a document, and at the template's end of a turn, which no role names here."""
+    p = pretrained
+    base = Tokenizer("base", p.ranks, p.pattern, 0, p.specials, {"bos": 0, "eos": 0}, True)
+    base.save(tmp_path / "run")
+    model = ModelConfig(**SMALL | {"vocab": base.vocab}, **LLAMA)
+    for number, (template, ends) in enumerate([(TEMPLATE, [0, 2]), ("{{ messages }}", 0), (None, 0)]):
+        if template:
+            (tmp_path / "run" / "chat_template.jinja").write_text(template)
+        else:
+            (tmp_path / "run" / "chat_template.jinja").unlink()
+        export_huggingface(tmp_path / f"{number}", model, scrambled(model), tmp_path / "run")
+        assert transformers.GenerationConfig.from_pretrained(tmp_path / f"{number}").eos_token_id == ends
+        export_gguf(tmp_path / f"{number}.gguf", "m", model, scrambled(model), base, template)
+        turn = GGUFFile(tmp_path / f"{number}.gguf").facts.get("tokenizer.ggml.eot_token_id")
+        assert turn == (2 if ends else None)
 
 
 def test_other_merges_are_noticed(tmp_path: Path, trained: Tokenizer) -> None:

@@ -216,6 +216,16 @@ def checked(template: Template) -> Template:
     return template
 
 
+def turn_end(source: str | None, tokenizer: Tokenizer) -> int | None:
+    """The special token that ends an assistant's turn by the template `source`; None without one that can be used."""
+    if source is None:
+        return None
+    try:
+        return checked(Template(source, "the chat template", tokenizer)).end()
+    except UserError:
+        return None
+
+
 def _environment(date: datetime.date) -> Any:
     """Jinja as transformers sets it up: a sandbox that can change nothing, blocks without their line ends."""
     from jinja2 import TemplateError
