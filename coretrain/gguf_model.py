@@ -105,6 +105,9 @@ class GGUFTensors(Mapping[str, Array]):
         check_shape(self._rows[name], value, str(self._file.path))
         return value
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 

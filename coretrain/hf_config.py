@@ -93,10 +93,12 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         raise UserError(f"{path}: model_type = {kind} can't be imported: gpt2 and llama can")
     try:
         fields = _from_gpt2(raw, path) if kind == "gpt2" else _from_llama(raw, path)
+        fields |= {"vocab": raw["vocab_size"], "init_std": raw.get("initializer_range", 0.02)}
     except KeyError as missing:
         raise UserError(f"{path} lacks the field {missing.args[0]}") from None
-    model = {"model": fields | {"vocab": raw["vocab_size"], "init_std": raw.get("initializer_range", 0.02)}}
-    return build_config(model, str(path)).model
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a text or a list for a number, no heads at all
+        raise UserError(f"{path} has a field of the wrong kind ({error}): download it again") from None
+    return build_config({"model": fields}, str(path)).model
 
 
 def _require(raw: Mapping[str, Any], path: Path, **allowed: tuple[object, ...]) -> None:

@@ -120,7 +120,7 @@ def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, floa
     (tmp_path / "g").mkdir()
     (tmp_path / "hf" / "gradients.safetensors").rename(tmp_path / "g" / "model.safetensors")
     (tmp_path / "g" / "config.json").write_text((tmp_path / "hf" / "config.json").read_text())
-    wanted: dict[str, np.ndarray] = import_huggingface(tmp_path / "g")[1]
+    wanted = import_huggingface(tmp_path / "g")[1]
     for stack in ("torch", "jax"):
         command = [sys.executable, "tests/hf_oracle.py", stack, str(tmp_path / "hf")]
         subprocess.run(command, check=True, cwd=ROOT, timeout=300)
@@ -173,7 +173,11 @@ def changed(folder: Path, **fields: object) -> Path:
         ("gpt2", {"n_embd": None}, "lacks the field n_embd"),
         ("gpt2", {"n_layer": 3}, r"lacks the tensor transformer\.h\.2"),
         ("gpt2", {"n_layer": 1}, r"has the tensor transformer\.h\.1"),
-        ("gpt2", {"vocab_size": 299}, r"embed\.token has shape"),
+        ("gpt2", {"vocab_size": 299}, r"transformer\.wte\.weight has shape \(300, 48\), .* \(299, 48\)"),
+        ("gpt2", {"n_inner": 96}, r"mlp\.c_fc\.weight has shape \(48, 192\), .* \(48, 96\)"),
+        ("gpt2", {"vocab_size": None}, "lacks the field vocab_size"),
+        ("llama", {"num_attention_heads": 0, "head_dim": None}, "has a field of the wrong kind"),
+        ("llama", {"hidden_size": "48", "head_dim": None}, "has a field of the wrong kind"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type = 'llama3'"),
         ("llama", {"rope_scaling": {"factor": 8.0}}, "rope_scaling"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -222,6 +226,19 @@ def test_older_folders_are_read(tmp_path: Path) -> None:
         model, back = import_huggingface(folder)
         assert model.rope_theta == (1e4 if kind == "gpt2" else 5e5)
         assert all(back[name].tobytes() == value.tobytes() for name, value in tensors.items())
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, reads = scrambled(MODELS["gpt2"]), []
+    export_huggingface(tmp_path / "hf", MODELS["gpt2"], tensors)
+    read = TensorFile.read
+    monkeypatch.setattr(TensorFile, "read", lambda self, name: reads.append(name) or read(self, name))
+    _, back = import_huggingface(tmp_path / "hf")
+    assert "blocks.1.mlp.up.weight" in back
+    assert len(list(back)) == len(tensors)
+    assert reads == [], "nothing before it is asked for"
+    assert back["blocks.1.attention.k.bias"].tobytes() == tensors["blocks.1.attention.k.bias"].tobytes()
+    assert reads == ["transformer.h.1.attn.c_attn.bias"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
