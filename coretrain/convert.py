@@ -63,6 +63,8 @@ def export_run(
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: choose another folder")
+    if target.resolve() == Path.cwd():
+        raise UserError(f"{target} is the folder you are in, which a finished one would replace: choose another folder")
     path = newest_interchange(source)
     loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"

@@ -120,22 +120,31 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
     kind = file.fact("general.architecture")
     if kind not in ("llama", "gpt2"):
         raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
-    width, heads = int(file.fact(f"{kind}.embedding_length")), file.fact(f"{kind}.attention.head_count")
-    if not isinstance(heads, int):
-        raise UserError(f"{file.path}: {kind}.attention.head_count varies by layer, which the contract doesn't have")
+    width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
     if "token_embd.weight" not in file.names:
         raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
     fields = {
-        "layers": file.fact(f"{kind}.block_count"),
+        "layers": number(file, f"{kind}.block_count"),
         "width": width,
         "heads": heads,
-        "context": file.fact(f"{kind}.context_length"),
-        "mlp_width": file.fact(f"{kind}.feed_forward_length"),
+        "context": number(file, f"{kind}.context_length"),
+        "mlp_width": number(file, f"{kind}.feed_forward_length"),
         "vocab": file.shape("token_embd.weight")[0],
         "tied": _tied(file),
     }
     fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
     return build_config({"model": fields}, str(file.path)).model
+
+
+def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
+    """A count that must be there, unless `absent` says what its absence means; one for each layer must all be alike."""
+    value = file.fact(key) if absent is None else file.facts.get(key, absent)
+    values = set(value) if isinstance(value, list) else {value}
+    if len(values) != 1:
+        raise UserError(f"{file.path}: {key} varies by layer, which the contract doesn't have")
+    if not isinstance(one := values.pop(), int):
+        raise UserError(f"{file.path}: {key} = {one!r} is no whole number: download it again")
+    return one
 
 
 def _tied(file: GGUFFile) -> bool:
@@ -146,8 +155,10 @@ def _tied(file: GGUFFile) -> bool:
     return head.dtype == embedding.dtype and np.array_equal(head, embedding)
 
 
-def _short(value: float) -> float:
+def _short(value: Any) -> float:
     """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
+    if not isinstance(value, int | float):
+        raise UserError(f"{value!r} stands where a GGUF file has a number: download it again")
     return float(str(np.float32(value)))
 
 
@@ -157,7 +168,7 @@ def _gpt2_fields(file: GGUFFile) -> dict[str, Any]:
 
 def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     facts = file.facts
-    head = int(facts.get("llama.attention.key_length", width // heads))
+    head = number(file, "llama.attention.key_length", width // max(heads, 1))
     refused = {
         "llama.rope.scaling.type": ("none", "default"),
         "llama.rope.dimension_count": (head,),
@@ -168,7 +179,7 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
         if facts.get(key, allowed[0]) not in allowed:
             raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
     return {
-        "kv_heads": int(facts.get("llama.attention.head_count_kv", heads)),
+        "kv_heads": number(file, "llama.attention.head_count_kv", heads),
         "head_width": None if head * heads == width else head,
         "norm": "rmsnorm",
         "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),

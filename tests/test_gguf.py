@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
 from coretrain.config import ModelConfig, RunConfig
-from coretrain.convert import exported_to, import_run
+from coretrain.convert import export_run, exported_to, import_run
 from coretrain.data.bpe import train_tokenizer
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
 from coretrain.errors import UserError
@@ -168,6 +168,11 @@ def rewrite(
         ({"llama.block_count": None}, {}, "lacks the field llama.block_count"),
         ({"llama.rope.scaling.type": "yarn"}, {}, r"rope\.scaling\.type = yarn"),
         ({"llama.expert_count": 8}, {}, "expert_count = 8"),
+        ({"llama.attention.head_count_kv": [4, 2]}, {}, "head_count_kv varies by layer"),
+        ({"llama.attention.head_count": [4, 2]}, {}, "head_count varies by layer"),
+        ({"llama.embedding_length": "wide"}, {}, r"embedding_length = 'wide' is no whole number"),
+        ({"llama.rope.freq_base": "high"}, {}, "'high' stands where a GGUF file has a number"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, {}, "token_type has 2 entries for 300 tokens"),
         ({"llama.feed_forward_length": 81}, {}, r"ffn_gate\.weight has shape \(80, 48\)"),
         ({"tokenizer.ggml.model": None}, {}, "has no tokenizer"),
         ({"tokenizer.ggml.model": "llama"}, {}, r"tokenizer\.ggml\.model = llama can't be imported"),
@@ -186,6 +191,14 @@ def test_what_can_not_be_imported_is_named(
     with pytest.raises(UserError, match=message):
         import_run(tmp_path / "bad.gguf", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_count_for_each_layer_that_is_the_same(tmp_path: Path, trained: Tokenizer) -> None:
+    model = MODELS["llama grouped untied"]
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    facts = {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [80, 80]}
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", facts)
+    assert reopened(tmp_path / "x.gguf")[0] == reopened(tmp_path / "m.gguf")[0]
 
 
 def test_files_cut_short_are_refused(tmp_path: Path, trained: Tokenizer) -> None:
@@ -288,12 +301,14 @@ def test_a_partial_tokenizer_drops_what_it_lacks_and_is_saved_whole(tmp_path: Pa
         Tokenizer("x", pretrained.ranks, DIGITS_PATTERN, 0)
 
 
-def test_command_line_from_gguf_to_all_forms(tmp_path: Path, pretrained: Tokenizer) -> None:
+def test_command_line_from_gguf_to_all_forms(
+    tmp_path: Path, pretrained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In from GGUF, out to GGUF and Hugging Face, in again from there: weights, specials and template are the same."""
     model = ModelConfig(**SMALL | {"vocab": pretrained.vocab}, **LLAMA, kv_heads=2)
     tensors = scrambled(model)
     export_gguf(tmp_path / "m.gguf", "m", model, tensors, pretrained, TEMPLATE)
-    out = convert(tmp_path / "m.gguf", tmp_path / "run", "--train.updates", 50)
+    out = convert("--train.updates", 50, tmp_path / "m.gguf", "--name", "my", tmp_path / "run")
     assert out.returncode == 0, out.stderr
     assert (tmp_path / "run" / "chat_template.jinja").read_text() == TEMPLATE
     assert RunConfig.from_json((tmp_path / "run" / "config.json").read_text()).train.updates == 50
@@ -323,6 +338,10 @@ def test_command_line_from_gguf_to_all_forms(tmp_path: Path, pretrained: Tokeniz
         for name, value in tensors.items()
     )
 
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"\. is the folder you are in"):
+        export_run(tmp_path / "run", Path("."), "hf")
     for words, message in (
         ((tmp_path / "m.gguf", tmp_path / "run"), "exists and is not empty"),
         ((tmp_path / "run", "--to", "gguf"), "run.gguf exists"),
@@ -392,4 +411,7 @@ def test_onnx_computes_the_same(tmp_path: Path, kind: str, quantization: str) ->
         export_onnx(run, target, quantization)
     with pytest.raises(UserError, match="is a form of GGUF files"):
         export_onnx(run, tmp_path / "x.onnx", "q4_0")
+    (tmp_path / "x.onnx.data").write_text("another model's weights")
+    with pytest.raises(UserError, match=r"x\.onnx\.data exists"):
+        export_onnx(run, tmp_path / "x.onnx", quantization)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
