@@ -38,7 +38,7 @@ def export_adapter(source: Path, target: Path, loaded: Interchange, base: Path, 
     tensors: Mapping[str, Array] = loaded.groups["parameters"]
     weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
     tensors = HalfPrecision(tensors) if half else tensors
-    card = model_card(loaded, "f16" if half else "none", base=str(base))
+    card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
     say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {config.adapter.base} --to hf"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']

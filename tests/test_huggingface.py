@@ -18,7 +18,7 @@ from hf_oracle import tokens_for
 from safetensors.torch import load_file, save_file
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, save_interchange
-from coretrain.config import ModelConfig, RunConfig
+from coretrain.config import DataConfig, ModelConfig, RunConfig
 from coretrain.data.bpe import train_tokenizer
 from coretrain.data.kept_tokenizer import KeptTokenizer
 from coretrain.data.tokenizer import Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
@@ -310,7 +310,8 @@ def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     model = ModelConfig(**SMALL | {"vocab": trained.vocab}, **LLAMA)
-    config, tensors = RunConfig(model=model), scrambled(model)
+    data = DataConfig(format="chat", row_tokens=24)
+    config, tensors = RunConfig(model=model, data=data), scrambled(model)
     run = tmp_path / "run"
     trained.save(run)
     place = interchange_of(run, "update-00000007")
@@ -319,6 +320,7 @@ def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     out = convert("export", run, tmp_path / "hf")
     assert out.returncode == 0, out.stderr
     assert "after update 7, written by jax), with its tokenizer" in out.stdout
+    assert "| updates | 7 of 16 x 24 tokens" in (tmp_path / "hf" / "README.md").read_text()
     assert convert("export", run, tmp_path / "copy", "--format", "interchange").returncode == 0
     assert load_interchange(tmp_path / "copy").progress.update == 7
     out = convert("import", tmp_path / "hf", tmp_path / "new", "--train.updates", 50, "--model.context", 24)
