@@ -6,6 +6,7 @@ interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at gi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from coretrain.gguf_file import GGUFFile, Piece, write_gguf
 from coretrain.gguf_tokenizer import tokenizer_facts
 from coretrain.hf_config import architecture
 from coretrain.parameters import Array, check_shape, parameter_table
+from coretrain.tables import rotary_divisors
 
+ROPE_FREQS = "rope_freqs.weight"
+OWN_SCALING = "twintrain.rope_scaling"
 FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 """llama.cpp's numbers for what most tensors are held as."""
 
@@ -92,7 +96,7 @@ class GGUFTensors(Mapping[str, Array]):
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
                 raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
-        known = {place.name for place in places} | ({"output.weight"} if m.tied else set())
+        known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
         if extra := [name for name in file.names if name not in known]:
             raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
 
@@ -133,7 +137,8 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
         "tied": _tied(file),
     }
     fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
-    return build_config({"model": fields}, str(file.path)).model
+    model = build_config({"model": fields}, str(file.path)).model
+    return _with_rope_freqs(file, model) if ROPE_FREQS in file.names else model
 
 
 def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
@@ -170,7 +175,7 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     facts = file.facts
     head = number(file, "llama.attention.key_length", width // max(heads, 1))
     refused = {
-        "llama.rope.scaling.type": ("none", "default"),
+        "llama.rope.scaling.type": ("none", "default", "linear"),
         "llama.rope.dimension_count": (head,),
         "llama.attention.value_length": (head,),
         "llama.expert_count": (0,),
@@ -185,9 +190,29 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
         "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),
         "position": "rope",
         "rope_theta": _short(facts.get("llama.rope.freq_base", 10000.0)),
+        "rope_scaling": _linear_scaling(file),
         "mlp": "swiglu",
         "bias": "blk.0.attn_q.bias" in file.names,
     }
+
+
+def _linear_scaling(file: GGUFFile) -> dict[str, Any] | None:
+    if file.facts.get("llama.rope.scaling.type") != "linear":
+        return None
+    return {"type": "linear", "factor": _short(file.fact("llama.rope.scaling.factor"))}
+
+
+def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
+    """`m` with the scaling whose divisors of frequencies the file holds: what a file of ours says, else Llama 3.1's."""
+    held = file.read(ROPE_FREQS)
+    told = {"type": "llama3", "factor": _short(float(held.max(initial=1.0)))}
+    told = json.loads(file.facts.get(OWN_SCALING, "null")) or told
+    scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
+    if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
+        raise UserError(
+            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by"
+        )
+    return scaled if (held != 1).any() else m
 
 
 def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
@@ -207,6 +232,10 @@ def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
     }
     if kind == "gpt2":
         return facts | {"gpt2.attention.layer_norm_epsilon": m.norm_eps}
+    if m.rope_scaling and m.rope_scaling.type == "linear":
+        facts |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": m.rope_scaling.factor}
+    elif m.rope_scaling:
+        facts |= {OWN_SCALING: m.rope_scaling.model_dump_json()}  # llama.cpp needs no more than the tensor
     return facts | {
         "llama.attention.head_count_kv": m.kv,
         "llama.attention.key_length": m.head,
@@ -235,6 +264,8 @@ def export_gguf(
     words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
     shapes = {row.name: row.shape for row in parameter_table(m)}
     pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    if m.rope_scaling and m.rope_scaling.type == "llama3":
+        pieces.append(Piece(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
     write_gguf(path, architecture(m), facts | words, pieces, quantization)
     return remark
 

@@ -20,7 +20,7 @@ from test_huggingface import LLAMA, MODELS, ROOT, SMALL, convert, model_kinds, s
 from tokenizers import pre_tokenizers
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
-from coretrain.config import ModelConfig, RunConfig
+from coretrain.config import ModelConfig, RopeScaling, RunConfig
 from coretrain.convert import export_run, exported_to, import_run
 from coretrain.data.bpe import train_tokenizer
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
@@ -75,6 +75,21 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, quantiza
         halved = quantization == "f16" and value.ndim > 1 and name != "embed.position"
         wanted = value.astype(np.float16).astype(np.float32) if halved else value
         assert back[name].tobytes() == wanted.tobytes(), name
+
+
+def test_scaled_rotary_positions(tmp_path: Path, trained: Tokenizer) -> None:
+    """llama.cpp's converter writes divisors of frequencies, and not what they were made of."""
+    model = ModelConfig(**SMALL, **LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(type="llama3", factor=32.0))
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"twintrain.rope_scaling": None})
+    assert reopened(tmp_path / "x.gguf")[0].rope_scaling == model.rope_scaling
+    ones = {"rope_freqs.weight": (np.ones(6, np.float32), "F32")}
+    rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", {"twintrain.rope_scaling": None}, ones)
+    assert reopened(tmp_path / "y.gguf")[0].rope_scaling is None
+    linear = model.model_copy(update={"rope_scaling": RopeScaling(type="linear", factor=2.5)})
+    export_gguf(tmp_path / "z.gguf", "m", linear, scrambled(model), trained)
+    assert reopened(tmp_path / "z.gguf")[0].rope_scaling == linear.rope_scaling
+    assert GGUFFile(tmp_path / "z.gguf").facts["llama.rope.scaling.factor"] == 2.5
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama grouped untied", "gpt2"])
@@ -179,7 +194,13 @@ def rewrite(
         ({"tokenizer.ggml.pre": "tekken", "twintrain.tokenizer.pattern": None}, {}, r"pre = tekken can't be imported"),
         ({}, {"token_embd.weight": (np.zeros((300, 48), np.int8), "I8")}, "token_embd.weight is I8, which can't"),
         ({}, {"blk.1.attn_k.weight": None}, r"lacks the tensor blk\.1\.attn_k\.weight"),
-        ({}, {"rope_freqs.weight": (np.ones(6, np.float32), "F32")}, r"has the tensor rope_freqs\.weight"),
+        (
+            {},
+            {"rope_freqs.weight": (np.arange(1, 7, dtype=np.float32), "F32")},
+            r"rope_freqs\.weight can't be imported",
+        ),
+        ({}, {"rope_freqs.weight": (np.ones(7, np.float32), "F32")}, r"rope_freqs\.weight can't be imported"),
+        ({}, {"blk.0.attn_q.scale": (np.ones(6, np.float32), "F32")}, r"has the tensor blk\.0\.attn_q\.scale"),
     ],
 )
 def test_what_can_not_be_imported_is_named(

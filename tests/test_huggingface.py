@@ -16,9 +16,10 @@ import torch
 import transformers
 from hf_oracle import tokens_for
 from safetensors.torch import load_file, save_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, save_interchange
-from coretrain.config import DataConfig, ModelConfig, RunConfig
+from coretrain.config import DataConfig, ModelConfig, RopeScaling, RunConfig
 from coretrain.data.bpe import train_tokenizer
 from coretrain.data.kept_tokenizer import KeptTokenizer
 from coretrain.data.tokenizer import Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
@@ -28,6 +29,7 @@ from coretrain.hf_tokenizer import check_same_ids, hf_tokenizer, merges_of, writ
 from coretrain.huggingface import export_huggingface, import_huggingface
 from coretrain.parameters import parameter_table
 from coretrain.safetensors_file import TensorFile
+from coretrain.tables import rotary_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "mlp_width": 80}
@@ -37,6 +39,10 @@ MODELS = {
     "gpt2 untied": ModelConfig(**SMALL, tied=False, mlp_width=100, norm_eps=1e-4),
     "llama": ModelConfig(**SMALL, **LLAMA),
     "llama grouped untied": ModelConfig(**SMALL, **LLAMA, kv_heads=2, tied=False, rope_theta=5e3, norm_eps=1e-6),
+    # 32, 7, 1.5, 0.3... turns in the original context: frequencies kept, in between, and divided by the whole factor
+    "llama scaled as 3.1": ModelConfig(
+        **SMALL, **LLAMA, rope_scaling=RopeScaling(type="llama3", factor=8.0, original_context=200)
+    ),
     "llama biased wide heads": ModelConfig(**SMALL, **LLAMA | {"bias": True}, kv_heads=1, head_width=20),
 }
 model_kinds = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -81,11 +87,19 @@ class Float64Rotary(transformers.models.llama.modeling_llama.LlamaRotaryEmbeddin
     """Rotary tables in float64: transformers' own makes frequencies, angles, cosines and sines in float32."""
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        C = self.config.head_dim
-        frequency = self.config.rope_parameters["rope_theta"] ** (-torch.arange(0, C, 2, dtype=torch.float64) / C)
-        angle = position_ids[..., None].double() * frequency
+        angle = position_ids[..., None].double() * float64_frequencies(self.config)
         angle = torch.cat([angle, angle], -1)
         return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+
+
+def float64_frequencies(config: Any) -> torch.Tensor:
+    """What transformers turns pairs of q and k by, made in float64."""
+    default = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.compute_default_rope_parameters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float", torch.float64)
+        frequency, scale = ROPE_INIT_FUNCTIONS.get(config.rope_parameters["rope_type"], default)(config)
+    assert (frequency.dtype, scale) == (torch.float64, 1.0)
+    return frequency
 
 
 @pytest.fixture
@@ -137,6 +151,17 @@ def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, floa
                 assert nrel(found[name], gradient) < 1e-12, f"{stack} {name}"
 
 
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.5}, {"type": "llama3", "factor": 8.0}])
+def test_rotary_angles_are_those_of_transformers(tmp_path: Path, scaling: Any) -> None:
+    """With the sizes of Llama 3.1's heads, out to a Hugging Face folder and in again."""
+    model = ModelConfig(**SMALL, **LLAMA, head_width=128, rope_theta=5e5, rope_scaling=scaling)
+    export_huggingface(tmp_path / "hf", model, scrambled(model))
+    assert import_huggingface(tmp_path / "hf")[0].rope_scaling == model.rope_scaling
+    frequencies = float64_frequencies(transformers.AutoConfig.from_pretrained(tmp_path / "hf"))
+    for found, wanted in zip(rotary_tables(model, 2), (frequencies.cos(), frequencies.sin()), strict=True):
+        np.testing.assert_allclose(found[1], wanted.numpy(), rtol=1e-14)  # floor 2e-16; in float32 it would be 1e-8
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -178,8 +203,10 @@ def changed(folder: Path, **fields: object) -> Path:
         ("gpt2", {"vocab_size": None}, "lacks the field vocab_size"),
         ("llama", {"num_attention_heads": 0, "head_dim": None}, "has a field of the wrong kind"),
         ("llama", {"hidden_size": "48", "head_dim": None}, "has a field of the wrong kind"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type = 'llama3'"),
-        ("llama", {"rope_scaling": {"factor": 8.0}}, "rope_scaling"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn' can't"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq_factor"),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope_type = 'dynamic' can't"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("llama", {"attention_bias": True}, "attention_bias and mlp_bias differ"),
     ],
@@ -225,6 +252,13 @@ def test_older_folders_are_read(tmp_path: Path) -> None:
         save_file(weights, folder / "model.safetensors")
         model, back = import_huggingface(folder)
         assert model.rope_theta == (1e4 if kind == "gpt2" else 5e5)
+        scaling = {"type": "linear", "factor": 4.0}
+        if kind == "llama":  # Llama 2's longer ones, and 3.1's as its own config.json has them
+            assert import_huggingface(changed(folder, rope_scaling=scaling))[0].rope_scaling == RopeScaling(**scaling)
+            wide = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            wide["original_max_position_embeddings"] = 8192
+            scaled = import_huggingface(changed(folder, rope_scaling=wide))[0]
+            assert (scaled.rope_scaling, scaled.rope_theta) == (RopeScaling(type="llama3", factor=8.0), 5e5)
         assert all(back[name].tobytes() == value.tobytes() for name, value in tensors.items())
 
 
