@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import transformers
+from test_gguf import rewrite
 from test_huggingface import MODELS, SMALL, scrambled
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Fast
+from transformers.convert_slow_tokenizer import generate_merges
 
 from coretrain.adapter_runs import on_base
+from coretrain.checkpoint import load_interchange, newest_interchange
 from coretrain.command import Command
 from coretrain.config import ModelConfig, RunConfig, load_config
 from coretrain.convert import export_run, import_run
@@ -23,6 +26,7 @@ from coretrain.data.kept_tokenizer import KeptTokenizer
 from coretrain.data.template import Template, checked
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, load_tokenizer, named_tokenizer
 from coretrain.errors import UserError
+from coretrain.gguf_tokenizer import tokenizer_facts
 from coretrain.hf_reader import read_tokenizer
 from coretrain.hf_tokenizer import SAMPLES, hf_tokenizer, merges_of, write_tokenizer
 from coretrain.huggingface import export_huggingface
@@ -265,3 +269,47 @@ def test_what_looks_special_is_no_text(tmp_path: Path) -> None:
     ids = tokenizer.encode(f"({taken})")
     assert raw["model"]["vocab"][taken] not in ids
     assert tokenizer.decode(ids) == f" ({taken})"
+
+
+@pytest.mark.parametrize("kind", ["always", "first"])
+def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
+    """A GGUF file has scores and no merges: those that transformers makes of scores give the same ids again."""
+    raw = json.loads(sentencepiece(kind).to_str())
+    names = ["".join(pair) for pair in raw["model"]["merges"]]
+    pieces = {word: number for word, number in raw["model"]["vocab"].items() if number > 258}
+    scores = {word: -float(names.index(word) if word in names else 1e4) for word in pieces}
+    raw["model"]["merges"] = [list(pair) for pair in generate_merges(raw["model"]["vocab"], scores)]
+    source = hf_folder(tmp_path / "hf", Fast.from_str(json.dumps(raw)), TURNS)
+    import_run(source, tmp_path / "run")
+    lines = export_run(tmp_path / "run", tmp_path / "m.gguf", "gguf")
+    assert ("llama.cpp puts a blank before texts that begin with one" in lines[-1]) == (kind == "first")
+    assert ("by score alone: 2 of 11" in lines[-1]) == (kind == "first"), "two samples begin with blanks"
+    import_run(tmp_path / "m.gguf", tmp_path / "back")
+    first, back = (load_tokenizer(tmp_path / name) for name in ("run", "back"))
+    assert isinstance(back, KeptTokenizer)
+    assert all(back.encode(text).tolist() == first.encode(text).tolist() for text in TEXTS if not text.startswith(" "))
+    assert (back.eot, back.vocab, back.specials) == (first.eot, first.vocab, first.specials)
+    assert (back.roles, (tmp_path / "back" / "chat_template.jinja").read_text()) == (first.roles, TURNS)
+    assert load_interchange(newest_interchange(tmp_path / "back")).config.model.vocab == first.vocab
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.scores": [1.0]})
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.scores has 1 entries for \d+ tokens"):
+        import_run(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_scores_that_make_other_ids_are_told(tmp_path: Path) -> None:
+    """Pairs that a list leaves out are joined by llama.cpp all the same; Unigram is no BPE."""
+    tokenizer = read_tokenizer(hf_folder(tmp_path / "hf", sentencepiece("always")))
+    facts, remark = tokenizer_facts(tokenizer, tokenizer.vocab + 3, None)
+    assert facts["tokenizer.ggml.tokens"][-1] == f"[PAD{tokenizer.vocab + 2}]"
+    assert facts["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
+    assert remark is None or "joins pieces by score alone" in remark
+    raw = json.loads(sentencepiece("always").to_str())
+    del raw["model"]["merges"][5::3]
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(raw))
+    _, remark = tokenizer_facts(read_tokenizer(tmp_path / "hf"), tokenizer.vocab, None)
+    assert "joins pieces by score alone" in (remark or "")
+    unigram = read_tokenizer(hf_folder(tmp_path / "unigram", sentencepiece("unigram")))
+    with pytest.raises(
+        UserError, match="can't be exported to GGUF, whose files hold byte-level BPEs of ranks, and Sent"
+    ):
+        tokenizer_facts(unigram, unigram.vocab, None)
