@@ -18,7 +18,7 @@ from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED, sentencepiece_facts, sentencepiece_json
 from coretrain.hf_reader import ranked_tokenizer
-from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of, oniguruma
+from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merge_list, oniguruma
 
 LLAMA3_PATTERN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
@@ -171,7 +171,7 @@ def _ranked_facts(tokenizer: Tokenizer, vocab: int) -> tuple[dict[str, Any], str
         "tokenizer.ggml.pre": name,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.merges": [f"{word(a)} {word(b)}" for a, b in merges_of(tokenizer.ranks)],
+        "tokenizer.ggml.merges": [f"{word(a)} {word(b)}" for a, b in merge_list(tokenizer.ranks)],
     }
     if tokenizer.pattern == PATTERNS[name]:
         return facts, None

@@ -13,7 +13,7 @@ from coretrain.data.files import read_json
 from coretrain.data.kept_tokenizer import KeptTokenizer, added_specials
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, end_of_text
 from coretrain.errors import UserError
-from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of
+from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merge_list
 
 FILE = "tokenizer.json"
 ROLES = ("bos", "eos", "pad", "unk")
@@ -164,7 +164,7 @@ def ranked_tokenizer(
         raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
     # A list made of ranks may name every way to make a token; each merge comes when its token's rank does all the same.
     order = [ranks.get(a + b, -1) for a, b in merged]
-    if any(b < max(a, 0) for a, b in pairwise([0, *order])) or not set(merges_of(ranks)) <= set(merged):
+    if any(b < max(a, 0) for a, b in pairwise([0, *order])) or not set(merge_list(ranks)) <= set(merged):
         raise UserError(f"{path}: the ids don't have the order of the merges, so that ranks can't describe it")
     eot = end_of_text(str(path), specials, roles)
     partial = any(character not in words for character in characters)

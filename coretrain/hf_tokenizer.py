@@ -1,8 +1,9 @@
 """A tokenizer as Hugging Face's `tokenizer.json`, checked to give the same ids.
 
 tiktoken merges the adjacent pair whose joint token has the lowest rank; Hugging Face's BPE merges by a list of pairs.
-The pair behind a token is what is left of its bytes after all merges of lower rank; a token that isn't left as two
-parts is never merged by tiktoken either, and is reached only as a whole piece, which `ignore_merges` does.
+The pair behind a token is what is left of its bytes after all merges of lower rank. Where a token isn't left as two
+parts (Llama 3 has such: what it is made of came later), every way to make it and all others is listed, as transformers
+does; `ignore_merges` is for those that are reached as a whole piece alone.
 """
 
 from __future__ import annotations
@@ -55,6 +56,21 @@ def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             yield parts[0], parts[1]
 
 
+def merge_list(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The pairs that a file lists, in order: one for each token where that is enough, else all. Source of the latter:
+    `TikTokenConverter` in transformers' convert_slow_tokenizer.py, 5.23."""
+    pairs = list(merges_of(ranks))
+    if len(pairs) == sum(len(token) > 1 for token in ranks):
+        return pairs
+    ways = [
+        (rank, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    return [(left, right) for *_, left, right in sorted(ways)]
+
+
 def oniguruma(pattern: str) -> str:
     """`pattern` for the engine of the package tokenizers, where `{1,3}+` isn't possessive: an atomic group says it."""
     return re.sub(r"(\\p\{\w+\}|\\\w|\[[^\]]*\])(\{[\d,]+\})\+", r"(?>\1\2)", pattern)
@@ -73,7 +89,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
         return "".join(characters[byte] for byte in token)
 
     vocab = {word(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.specials
-    merges = [] if tokenizer.pattern is None else [(word(a), word(b)) for a, b in merges_of(tokenizer.ranks)]
+    merges = [] if tokenizer.pattern is None else [(word(a), word(b)) for a, b in merge_list(tokenizer.ranks)]
     fast = Fast(models.BPE(vocab=vocab, merges=merges, ignore_merges=tokenizer.pattern is not None))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if tokenizer.pattern is not None:

@@ -26,7 +26,9 @@ from coretrain.data.kept_tokenizer import KeptTokenizer
 from coretrain.data.template import Template, checked
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, load_tokenizer, named_tokenizer
 from coretrain.errors import UserError
-from coretrain.gguf_tokenizer import tokenizer_facts
+from coretrain.gguf_file import GGUFFile
+from coretrain.gguf_model import export_gguf
+from coretrain.gguf_tokenizer import read_gguf_tokenizer, tokenizer_facts
 from coretrain.hf_reader import read_tokenizer
 from coretrain.hf_tokenizer import SAMPLES, hf_tokenizer, merges_of, write_tokenizer
 from coretrain.huggingface import export_huggingface
@@ -101,6 +103,36 @@ def test_files_of_others_are_read_as_ranks(tmp_path: Path, kind: str) -> None:
     assert type(back) is Tokenizer
     assert back.ranks == tokenizer.ranks
     assert all(fast.encode(text, add_special_tokens=False).ids == back.encode(text).tolist() for text in TEXTS)
+
+
+def test_tokens_older_than_their_parts(tmp_path: Path) -> None:
+    """As in Llama 3: merges of lower rank don't leave such a token as two parts, and yet it is made inside a word."""
+    tokenizer = plain()
+    ranks = dict(tokenizer.ranks)
+    whole = {a + b: (a, b) for a, b in merges_of(ranks) if len(a) > 1}
+    for token in [token for token in whole if whole[token][0] in whole][:40]:
+        part = whole[token][0]
+        ranks[token], ranks[part] = sorted((ranks[token], ranks[part]))
+    inverted = Tokenizer("inverted", ranks, tokenizer.pattern, tokenizer.eot)
+    assert len(list(merges_of(ranks))) < len(list(merges_of(tokenizer.ranks)))
+    fast = rewritten(tmp_path / "hf", inverted, lambda raw: None)
+    assert all(fast.encode(text).ids == inverted.encode(text).tolist() for text in TEXTS)
+    assert read_tokenizer(tmp_path / "hf").fingerprint == inverted.fingerprint
+    characters = byte_characters()
+    few = [[*("".join(characters[byte] for byte in part) for part in pair)] for pair in merges_of(ranks)]
+    other = rewritten(tmp_path / "few", inverted, lambda raw: raw["model"].update(merges=few))
+    assert any(other.encode(text).ids != inverted.encode(text).tolist() for text in TEXTS)
+    assert isinstance(read_tokenizer(tmp_path / "few"), KeptTokenizer)
+
+
+def test_every_split_in_gguf(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes Llama 3's merges."""
+    tokenizer = plain()
+    model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": tokenizer.vocab})
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), tokenizer)
+    merges = [" ".join(pair) for pair in every_split(tokenizer)]
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.merges": merges})
+    assert read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf")).fingerprint == tokenizer.fingerprint
 
 
 def test_merges_in_another_order_are_no_ranks(tmp_path: Path) -> None:
