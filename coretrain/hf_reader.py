@@ -24,10 +24,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
     Raises `UserError` saying what stands in the way: no such files, no end of text, or a kind that isn't decoded here.
     """
-    path, raw = _raw(folder)
+    try:
+        path, raw = _raw(folder)
+        specials = added_specials(raw)
+        name, roles = folder.absolute().name, _roles(folder, specials)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise UserError(f"{folder} has a damaged tokenizer: download it again") from None
     raw |= {"truncation": None, "padding": None}  # of texts for other models: a document is encoded whole
-    specials = added_specials(raw)
-    name, roles = folder.absolute().name, _roles(folder, specials)
     try:
         return _ranked(path, raw, name, roles)
     except UserError:

@@ -164,6 +164,12 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     with pytest.raises(UserError, match="are of a Qwen2Tokenizer"):
         read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id": 1}]}')
+    with pytest.raises(UserError, match="has a damaged tokenizer"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {}, "added_tokens": [{"id": 1, "content": "<|endoftext|>"}]}')
+    with pytest.raises(UserError, match="can't be read by the package tokenizers"):
+        read_tokenizer(tmp_path)
 
 
 def sentencepiece(kind: str) -> Fast:
@@ -225,7 +231,11 @@ def test_sentencepiece_is_kept_as_it_is(tmp_path: Path, kind: str) -> None:
         assert tokenizer.decode(ids) in (theirs.decode(ids), " " + theirs.decode(ids))
         stream = tokenizer.stream()
         assert "".join(stream.push(int(token)) for token in ids) + stream.finish() == tokenizer.decode(ids)
-    assert not {0, 1, 2} & set(tokenizer.encode("<s> a </s>").tolist())
+    evil = tokenizer.encode("<s> a </s>").tolist()
+    assert not {1, 2} & set(evil)
+    fast.encode_special_tokens = True
+    assert kind == "unigram" or fast.encode("<s> a </s>").ids == evil
+    assert tokenizer.decode(evil) == " <s> a </s>"
     assert tokenizer.encode("a\ud800").tolist() == tokenizer.encode("a\ufffd").tolist()
     lengths = tokenizer.byte_lengths()
     assert lengths[tokenizer.encode("été")].sum() == len(" été".encode())
@@ -293,6 +303,11 @@ def test_what_looks_special_is_no_text(tmp_path: Path) -> None:
     assert mark not in tokenizer.encode("a<|im_end|>b")
     assert think in tokenizer.encode("a<think>b"), "what else was added is text, as in transformers"
     assert tokenizer.decode([think]) == "<think>"
+    fast.add_special_tokens([AddedToken("<|greedy|>", special=True, normalized=False, rstrip=True)])
+    greedy = read_tokenizer(hf_folder(tmp_path / "b", fast))
+    assert checked(Template(TURNS, "turns", greedy))
+    with pytest.raises(UserError, match="blanks beside special tokens of b that swallow them"):
+        checked(Template("<|greedy|> " + TURNS, "turns", greedy))
     raw = json.loads(fast.to_str())
     taken = next(word for word in raw["model"]["vocab"] if len(word) > 3 and word.isalpha())
     raw["added_tokens"].append(raw["added_tokens"][0] | {"id": raw["model"]["vocab"][taken], "content": taken})
@@ -319,6 +334,7 @@ def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
     import_run(tmp_path / "m.gguf", tmp_path / "back")
     first, back = (load_tokenizer(tmp_path / name) for name in ("run", "back"))
     assert isinstance(back, KeptTokenizer)
+    assert json.loads(back.text)["model"]["merges"] == raw["model"]["merges"]
     assert all(back.encode(text).tolist() == first.encode(text).tolist() for text in TEXTS if not text.startswith(" "))
     assert (back.eot, back.vocab, back.specials) == (first.eot, first.vocab, first.specials)
     assert (back.roles, (tmp_path / "back" / "chat_template.jinja").read_text()) == (first.roles, TURNS)
