@@ -22,7 +22,7 @@ from coretrain.checkpoint import (
 from coretrain.command import Command, open_run, run_of
 from coretrain.config import AdapterConfig, RunConfig
 from coretrain.data import load_tokenizer
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS
+from coretrain.data.tokenizer import SAVED_FACTS, saved_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.parameters import Array, parameter_table
@@ -58,9 +58,9 @@ def on_base(command: Command) -> Command:
     free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
     check_context(config, base)
-    ranks = run_of(Path(adapter.base)) / SAVED_RANKS
-    if "data.tokenizer" not in given and ranks.is_file():
-        data = config.data.model_copy(update={"tokenizer": str(ranks.absolute())})
+    saved = saved_tokenizer(run_of(Path(adapter.base)))
+    if "data.tokenizer" not in given and saved:
+        data = config.data.model_copy(update={"tokenizer": str(saved.absolute())})
         config = config.model_copy(update={"data": data})
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
     quantized_table(config)  # and a matrix that isn't whole blocks
@@ -130,7 +130,7 @@ def check_tokenizer(config: RunConfig, found: str) -> None:
     if load_tokenizer(run_of(Path(base))).fingerprint != found:
         raise UserError(
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
-            f"{run_of(Path(base)) / SAVED_RANKS}"
+            f"{saved_tokenizer(run_of(Path(base)))}"
         )
 
 

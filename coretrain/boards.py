@@ -40,7 +40,8 @@ class Boards:
                 self.restart(start_update, evaluations)
         if config.journal.wandb:
             wandb = require_wandb()
-            self.wandb = wandb.init(project="twintrain", name=folder.name, dir=folder, config=config.model_dump())
+            shown = config.model_dump(mode="json")
+            self.wandb = wandb.init(project="twintrain", name=folder.name, dir=folder, config=shown)
 
     def restart(self, start_update: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Have TensorBoard drop the steps from `start_update` on, which are to come once more."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coretrain.checkpoint import write_atomically
-from coretrain.command import Command, run_of
+from coretrain.command import Command, open_run, run_of
 from coretrain.data.template import Template, open_template
 from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
@@ -43,6 +43,6 @@ def chat_prompts(
         raise UserError(
             f"--chat: {folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
         )
-    template = open_template(str(path), tokenizer)
+    template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
     return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))

@@ -27,6 +27,7 @@ from coretrain.sections import (
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
+    RopeScaling,
     ScheduleConfig,
     Section,
     TrainConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",
+    "RopeScaling",
     "RunConfig",
     "ScheduleConfig",
     "Section",
@@ -186,14 +188,23 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
             continue
-        try:
-            place[leaf] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            place[leaf] = {"True": True, "False": False}.get(text, text)
+        place[leaf] = _value(text)
         section, field = fields()[key]
         if section.model_fields[field].annotation is str and not isinstance(place[leaf], str):
             place[leaf] = text  # a folder named 2026 is a name, not a number
     return result
+
+
+def _value(text: str) -> Any:
+    """What a word on the command line says: TOML, an object of JSON, or else a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return json.loads(text) if text.startswith("{") else {"True": True, "False": False}.get(text, text)
+    except ValueError:
+        return text
 
 
 def _shorter_warmup(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:

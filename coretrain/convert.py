@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from coretrain.checkpoint import (
 )
 from coretrain.command import run_of
 from coretrain.config import ModelConfig, RunConfig, apply_overrides, build_config
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, Tokenizer, load_tokenizer
+from coretrain.data.tokenizer import SAVED_FACTS, Tokenizer, load_tokenizer, named_tokenizer
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
-from coretrain.gguf_tokenizer import read_gguf_tokenizer
+from coretrain.gguf_tokenizer import gguf_chat_template, read_gguf_tokenizer
 from coretrain.half_precision import HalfPrecision
-from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template, read_tokenizer
+from coretrain.hf_reader import read_tokenizer
+from coretrain.hf_tokenizer import CHAT_TEMPLATE, read_chat_template
 from coretrain.huggingface import export_huggingface, import_huggingface
 from coretrain.manifest import MANIFEST
 from coretrain.model_card import model_card
@@ -33,6 +34,9 @@ from coretrain.parameters import Array, parameter_table
 from coretrain.peft_names import CONFIG as PEFT_CONFIG
 from coretrain.peft_runs import export_adapter, import_adapter
 from coretrain.run_files import first_template
+
+PADDING = 1024
+"""Rows by which a model's vocabulary may be more than its tokenizer's: models are padded to multiples of 64 to 1024."""
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
@@ -82,6 +86,8 @@ def export_run(
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: choose another folder")
+    if target.resolve() == Path.cwd():
+        raise UserError(f"{target} is the folder you are in, which a finished one would replace: choose another folder")
     path = newest_interchange(source)
     loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
@@ -153,8 +159,8 @@ def import_run(
 
     Its config is `base`, with the imported model, then `overrides`. The run holds config.json, an interchange
     checkpoint without moments (the optimizer starts afresh) whose Progress names no data yet, the source's chat
-    template, and its tokenizer where that is a byte-level BPE that ranks describe exactly; `data.tokenizer` then names
-    it. A GGUF file must have such a tokenizer, a Hugging Face folder may do without.
+    template, and its tokenizer, or the one that `data.tokenizer` names among the overrides. Raises `UserError` where
+    there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
@@ -163,26 +169,24 @@ def import_run(
     if base and base.adapter.base is not None:
         raise UserError(f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out")
     found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
+    asked = dict(overrides).get("data.tokenizer")
+    tokenizer = _tokenizer(source, found, asked)
     raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
     raw |= {"model": found.model.model_dump(mode="json", exclude_none=True)}
-    if found.tokenizer:
-        say = "its tokenizer is the run's" + (", its chat template too" if found.chat_template else "")
-        raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
-    else:
-        say = f"without a tokenizer ({found.obstacle}): data.tokenizer = {raw['data']['tokenizer']}"
-    config = build_config(apply_overrides(raw, overrides), str(source))
-    if found.tokenizer:
-        config.with_vocab(found.tokenizer.vocab)
+    raw["data"]["tokenizer"] = str((folder / tokenizer.file).absolute())
+    others = [(key, value) for key, value in overrides if key != "data.tokenizer"]
+    config = build_config(apply_overrides(raw, others), str(source))
     template = first_template(config, found.chat_template)
     # config.json comes last: without it the folder is no run
     target = interchange_of(folder, "update-00000000")
     save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
-    if found.tokenizer and config.data.tokenizer == raw["data"]["tokenizer"]:
-        found.tokenizer.save(folder)
+    tokenizer.save(folder)
     if template:
         write_atomically(folder / CHAT_TEMPLATE, template)
     write_atomically(folder / "config.json", config.to_json())
+    say = f"tokenizer {asked} is the run's" if asked else "its tokenizer is the run's"
+    say += ", its chat template too" if found.chat_template else ""
     size = sum(row.size for row in parameter_table(found.model))
     return [
         f"wrote {folder}: {source} as a run at update 0, {size:,} parameters",
@@ -197,22 +201,32 @@ class Source:
 
     model: ModelConfig
     tensors: Mapping[str, Array]
-    tokenizer: Tokenizer | None
+    tokenizer: Callable[[], Tokenizer]
+    """Its own. Raises `UserError` saying why it can't be had."""
     chat_template: str | None
-    obstacle: str = ""
-    """Why there is no tokenizer."""
 
 
 def _gguf_source(path: Path) -> Source:
     file = GGUFFile(path)
     model = gguf_model(file)
-    tensors = GGUFTensors(file, model)
-    return Source(model, tensors, *read_gguf_tokenizer(file))
+    return Source(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
 
 
 def _huggingface_source(folder: Path) -> Source:
     model, tensors = import_huggingface(folder)
+    return Source(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
+
+
+def _tokenizer(source: Path, found: Source, asked: str | None) -> Tokenizer:
+    """The source's own tokenizer, or the one that `asked` names; its vocabulary is the model's, up to padding."""
+    way_out = "give the tokenizer that the model was trained with, as --data.tokenizer gpt2, or the path of its file"
+    if asked == "trained":
+        raise UserError(f"data.tokenizer = trained can't be the tokenizer of trained weights, {source}: {way_out}")
     try:
-        return Source(model, tensors, read_tokenizer(folder), read_chat_template(folder))
+        tokenizer = named_tokenizer(asked) if asked else found.tokenizer()
     except UserError as obstacle:
-        return Source(model, tensors, None, None, str(obstacle))
+        raise (obstacle if asked else UserError(f"{obstacle}; or {way_out}")) from None
+    if not 0 <= found.model.vocabulary - tokenizer.vocab < PADDING:
+        held = found.model.vocabulary
+        raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {source} {held}: {way_out}")
+    return tokenizer

@@ -6,6 +6,7 @@ interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at gi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from coretrain.gguf_file import GGUFFile, Piece, write_gguf
 from coretrain.gguf_tokenizer import tokenizer_facts
 from coretrain.hf_config import architecture
 from coretrain.parameters import Array, check_shape, parameter_table
+from coretrain.tables import rotary_divisors
 
+ROPE_FREQS = "rope_freqs.weight"
+OWN_SCALING = "twintrain.rope_scaling"
 FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 """llama.cpp's numbers for what most tensors are held as."""
 
@@ -92,7 +96,7 @@ class GGUFTensors(Mapping[str, Array]):
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
                 raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
-        known = {place.name for place in places} | ({"output.weight"} if m.tied else set())
+        known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
         if extra := [name for name in file.names if name not in known]:
             raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
 
@@ -104,6 +108,9 @@ class GGUFTensors(Mapping[str, Array]):
         value = np.ascontiguousarray(value[start : start + self._rows[name].shape[0]])
         check_shape(self._rows[name], value, str(self._file.path))
         return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -117,22 +124,32 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
     kind = file.fact("general.architecture")
     if kind not in ("llama", "gpt2"):
         raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
-    width, heads = int(file.fact(f"{kind}.embedding_length")), file.fact(f"{kind}.attention.head_count")
-    if not isinstance(heads, int):
-        raise UserError(f"{file.path}: {kind}.attention.head_count varies by layer, which the contract doesn't have")
+    width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
     if "token_embd.weight" not in file.names:
         raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
     fields = {
-        "layers": file.fact(f"{kind}.block_count"),
+        "layers": number(file, f"{kind}.block_count"),
         "width": width,
         "heads": heads,
-        "context": file.fact(f"{kind}.context_length"),
-        "mlp_width": file.fact(f"{kind}.feed_forward_length"),
+        "context": number(file, f"{kind}.context_length"),
+        "mlp_width": number(file, f"{kind}.feed_forward_length"),
         "vocab": file.shape("token_embd.weight")[0],
         "tied": _tied(file),
     }
     fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
-    return build_config({"model": fields}, str(file.path)).model
+    model = build_config({"model": fields}, str(file.path)).model
+    return _with_rope_freqs(file, model) if ROPE_FREQS in file.names else model
+
+
+def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
+    """A count that must be there, unless `absent` says what its absence means; one for each layer must all be alike."""
+    value = file.fact(key) if absent is None else file.facts.get(key, absent)
+    values = set(value) if isinstance(value, list) else {value}
+    if len(values) != 1:
+        raise UserError(f"{file.path}: {key} varies by layer, which the contract doesn't have")
+    if not isinstance(one := values.pop(), int):
+        raise UserError(f"{file.path}: {key} = {one!r} is no whole number: download it again")
+    return one
 
 
 def _tied(file: GGUFFile) -> bool:
@@ -143,8 +160,10 @@ def _tied(file: GGUFFile) -> bool:
     return head.dtype == embedding.dtype and np.array_equal(head, embedding)
 
 
-def _short(value: float) -> float:
+def _short(value: Any) -> float:
     """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
+    if not isinstance(value, int | float):
+        raise UserError(f"{value!r} stands where a GGUF file has a number: download it again")
     return float(str(np.float32(value)))
 
 
@@ -154,9 +173,9 @@ def _gpt2_fields(file: GGUFFile) -> dict[str, Any]:
 
 def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     facts = file.facts
-    head = int(facts.get("llama.attention.key_length", width // heads))
+    head = number(file, "llama.attention.key_length", width // max(heads, 1))
     refused = {
-        "llama.rope.scaling.type": ("none", "default"),
+        "llama.rope.scaling.type": ("none", "default", "linear"),
         "llama.rope.dimension_count": (head,),
         "llama.attention.value_length": (head,),
         "llama.expert_count": (0,),
@@ -165,15 +184,35 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
         if facts.get(key, allowed[0]) not in allowed:
             raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
     return {
-        "kv_heads": int(facts.get("llama.attention.head_count_kv", heads)),
+        "kv_heads": number(file, "llama.attention.head_count_kv", heads),
         "head_width": None if head * heads == width else head,
         "norm": "rmsnorm",
         "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),
         "position": "rope",
         "rope_theta": _short(facts.get("llama.rope.freq_base", 10000.0)),
+        "rope_scaling": _linear_scaling(file),
         "mlp": "swiglu",
         "bias": "blk.0.attn_q.bias" in file.names,
     }
+
+
+def _linear_scaling(file: GGUFFile) -> dict[str, Any] | None:
+    if file.facts.get("llama.rope.scaling.type") != "linear":
+        return None
+    return {"type": "linear", "factor": _short(file.fact("llama.rope.scaling.factor"))}
+
+
+def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
+    """`m` with the scaling whose divisors of frequencies the file holds: what a file of ours says, else Llama 3.1's."""
+    held = file.read(ROPE_FREQS)
+    told = {"type": "llama3", "factor": _short(float(held.max(initial=1.0)))}
+    told = json.loads(file.facts.get(OWN_SCALING, "null")) or told
+    scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
+    if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
+        raise UserError(
+            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by"
+        )
+    return scaled if (held != 1).any() else m
 
 
 def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
@@ -193,6 +232,10 @@ def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
     }
     if kind == "gpt2":
         return facts | {"gpt2.attention.layer_norm_epsilon": m.norm_eps}
+    if m.rope_scaling and m.rope_scaling.type == "linear":
+        facts |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": m.rope_scaling.factor}
+    elif m.rope_scaling:
+        facts |= {OWN_SCALING: m.rope_scaling.model_dump_json()}  # llama.cpp needs no more than the tensor
     return facts | {
         "llama.attention.head_count_kv": m.kv,
         "llama.attention.key_length": m.head,
@@ -221,6 +264,8 @@ def export_gguf(
     words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
     shapes = {row.name: row.shape for row in parameter_table(m)}
     pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    if m.rope_scaling and m.rope_scaling.type == "llama3":
+        pieces.append(Piece(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
     write_gguf(path, architecture(m), facts | words, pieces, quantization)
     return remark
 

@@ -1,4 +1,5 @@
-"""The tokenizer inside a GGUF file: tokens in GPT-2's byte alphabet, merges, special tokens, a named pre-tokenizer.
+"""The tokenizer inside a GGUF file: tokens in GPT-2's byte alphabet, merges, special tokens, a named pre-tokenizer; or
+SentencePiece's (`gguf_sentencepiece.py`).
 
 llama.cpp knows the ways to split text by name only. A run's own pattern that has no name there is kept in the file
 beside the nearest name. Source: llama-vocab.cpp at github.com/ggml-org/llama.cpp.
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from coretrain.data.bpe import byte_characters
+from coretrain.data.kept_tokenizer import KeptTokenizer
+from coretrain.data.template import turn_end
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
-from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merges_of, oniguruma, ranked_tokenizer
+from coretrain.gguf_sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED, sentencepiece_facts, sentencepiece_json
+from coretrain.hf_reader import ranked_tokenizer
+from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES, check_same_ids, merge_list, oniguruma
 
 LLAMA3_PATTERN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
@@ -28,11 +33,16 @@ PATTERNS = {
 NEAREST = "llama-bpe"
 OWN_PATTERN = "twintrain.tokenizer.pattern"
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
-def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
-    """The tokenizer of a GGUF file, and its chat template if it has one.
+def gguf_chat_template(file: GGUFFile) -> str | None:
+    """The chat template of a GGUF file, if it has one."""
+    template = file.facts.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer of a GGUF file.
 
     Raises `UserError` where there is none, where it is no byte-level BPE that ranks describe exactly, or where the
     package tokenizers, given the file's own tokens and merges, makes other ids of the samples.
@@ -40,31 +50,59 @@ def read_gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, str | None]:
     facts = file.facts
     if "tokenizer.ggml.model" not in facts:
         raise UserError(f"{file.path} has no tokenizer (tokenizer.ggml.model): take a file that has one")
+    if facts["tokenizer.ggml.model"] == "llama":
+        return _sentencepiece(file)
     if facts["tokenizer.ggml.model"] != "gpt2":
         raise UserError(
             f"{file.path}: tokenizer.ggml.model = {facts['tokenizer.ggml.model']} can't be imported: "
-            "gpt2, a byte-level BPE, can"
+            "gpt2, a byte-level BPE, and llama, SentencePiece's, can"
         )
     name = facts.get("tokenizer.ggml.pre", "none")
     if name not in PATTERNS and OWN_PATTERN not in facts:
         raise UserError(f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can")
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
     tokens = file.fact("tokenizer.ggml.tokens")
-    kinds = facts.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    kinds = _per_token(file, "token_type", [NORMAL] * len(tokens))
     words = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == NORMAL}
     specials = {
         token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind in (CONTROL, USER_DEFINED)
     }
     pairs = [tuple(merge.split(" ")) for merge in file.fact("tokenizer.ggml.merges")]
-    ids = {role: facts.get(f"tokenizer.ggml.{key}_token_id") for role, key in ROLES.items()}
-    roles = {role: token for role, token in ids.items() if isinstance(token, int) and token in specials.values()}
+    roles = _roles(file, {})
+    roles = {role: token for role, token in roles.items() if token in specials.values()}
     called = _called(file.path)
     tokenizer = ranked_tokenizer(file.path, called, words, pairs, pattern, specials, roles)
-    check_same_ids(
-        tokenizer, _reference(words | specials, pairs, name if pattern == PATTERNS.get(name) else "", pattern)
-    )
-    template = facts.get("tokenizer.chat_template")
-    return tokenizer, template if isinstance(template, str) else None
+    splitter = name if pattern == PATTERNS.get(name) else ""
+    check_same_ids(tokenizer, _reference(words | specials, pairs, splitter, pattern), "imported")
+    return tokenizer
+
+
+def _sentencepiece(file: GGUFFile) -> Tokenizer:
+    tokens = file.fact("tokenizer.ggml.tokens")
+    scores, kinds = _per_token(file, "scores"), _per_token(file, "token_type")
+    roles = _roles(file, {"bos": 1, "eos": 2, "unk": 0})  # llama.cpp's own, where the file doesn't say
+    prefix = bool(file.facts.get("tokenizer.ggml.add_space_prefix", True))
+    text = sentencepiece_json(tokens, scores, kinds, prefix)
+    tokenizer = KeptTokenizer(_called(file.path), text, roles["eos"], roles)
+    tokenizer.check(SAMPLES)
+    return tokenizer
+
+
+def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> list[Any]:
+    """A fact of each token. Raises `UserError` where there are more or fewer of them than tokens."""
+    key, tokens = f"tokenizer.ggml.{name}", file.fact("tokenizer.ggml.tokens")
+    values: list[Any] = file.fact(key) if absent is None else file.facts.get(key) or absent
+    if len(values) != len(tokens):
+        raise UserError(
+            f"{file.path}: {key} has {len(values)} entries for {len(tokens)} tokens: the file is damaged; "
+            "download it again"
+        )
+    return values
+
+
+def _roles(file: GGUFFile, absent: dict[str, int]) -> dict[str, int]:
+    found = {role: file.facts.get(f"tokenizer.ggml.{key}_token_id") for role, key in ROLES.items()}
+    return absent | {role: token for role, token in found.items() if isinstance(token, int)}
 
 
 def _called(path: Path) -> str:
@@ -90,17 +128,32 @@ def _reference(words: dict[str, int], pairs: list[tuple[str, ...]], name: str, p
 def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None) -> tuple[dict[str, Any], str | None]:
     """A tokenizer as metadata for a model of `vocab` rows, and a sentence where llama.cpp would split otherwise.
 
-    Ids without a token (padding of the vocabulary) are marked as unused. Raises `UserError` for one without merges.
+    Ids without a token (padding of the vocabulary) are marked as unused. Raises `UserError` for one that GGUF's files
+    have no form for.
     """
-    if tokenizer.pattern is None:
-        raise UserError(
-            f"tokenizer {tokenizer.name} can't be exported to GGUF: llama.cpp asks for merges, and it has none; "
-            "export to Hugging Face's form (--to hf)"
-        )
     if tokenizer.vocab > vocab:
         raise UserError(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}: give the tokenizer that the "
             "model was trained with"
+        )
+    if isinstance(tokenizer, KeptTokenizer):
+        facts, remark = sentencepiece_facts(tokenizer, vocab)
+    else:
+        facts, remark = _ranked_facts(tokenizer, vocab)
+    facts["tokenizer.ggml.add_bos_token"] = False
+    facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in tokenizer.roles.items()}
+    if chat_template:
+        facts["tokenizer.chat_template"] = chat_template
+    if (end := turn_end(chat_template, tokenizer)) is not None:
+        facts["tokenizer.ggml.eot_token_id"] = end
+    return facts, remark
+
+
+def _ranked_facts(tokenizer: Tokenizer, vocab: int) -> tuple[dict[str, Any], str | None]:
+    if tokenizer.pattern is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name} can't be exported to GGUF: llama.cpp asks for merges, and it has none; "
+            "export to Hugging Face's form (--to hf)"
         )
     characters = byte_characters()
 
@@ -118,12 +171,8 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
         "tokenizer.ggml.pre": name,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.merges": [f"{word(a)} {word(b)}" for a, b in merges_of(tokenizer.ranks)],
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.merges": [f"{word(a)} {word(b)}" for a, b in merge_list(tokenizer.ranks)],
     }
-    facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in tokenizer.roles.items()}
-    if chat_template:
-        facts["tokenizer.chat_template"] = chat_template
     if tokenizer.pattern == PATTERNS[name]:
         return facts, None
     return facts | {OWN_PATTERN: tokenizer.pattern}, _remark(tokenizer, name)

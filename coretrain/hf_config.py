@@ -66,6 +66,7 @@ def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str,
             "embd_pdrop": m.embedding_dropout,
             "attn_pdrop": 0.0,
         }
+    scaling = _rope_scaling(m)
     return common | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -78,12 +79,43 @@ def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str,
         "head_dim": m.head,
         "hidden_act": "silu",
         "rms_norm_eps": m.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta} | scaling,
         "rope_theta": m.rope_theta,
+        **({"rope_scaling": scaling} if scaling else {}),
         "attention_bias": m.bias,
         "mlp_bias": m.bias,
         "attention_dropout": 0.0,
     }
+
+
+SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
+"""Fields of model.rope_scaling and their names in Hugging Face's config."""
+
+
+def _rope_scaling(m: ModelConfig) -> dict[str, Any]:
+    """What a Llama's config says of scaled rotary positions; nothing where they aren't."""
+    if m.rope_scaling is None:
+        return {}
+    names = SCALING if m.rope_scaling.type == "llama3" else {"factor": "factor"}
+    fields = {theirs: getattr(m.rope_scaling, ours) for ours, theirs in names.items()}
+    return {"rope_type": m.rope_scaling.type} | fields
+
+
+def _from_rope_scaling(raw: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """model.rope_scaling, of `rope_parameters` (transformers 5) or `rope_scaling` (before)."""
+    _require(raw, path, partial_rotary_factor=(1.0,))
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"{path}: rope_type = {kind!r} can't be imported: 'default', 'linear' and 'llama3' can")
+    names = SCALING if kind == "llama3" else {"factor": "factor"}
+    return {"type": kind} | {ours: raw[theirs] for ours, theirs in names.items()}
 
 
 def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -93,10 +125,12 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         raise UserError(f"{path}: model_type = {kind} can't be imported: gpt2 and llama can")
     try:
         fields = _from_gpt2(raw, path) if kind == "gpt2" else _from_llama(raw, path)
+        fields |= {"vocab": raw["vocab_size"], "init_std": raw.get("initializer_range", 0.02)}
     except KeyError as missing:
         raise UserError(f"{path} lacks the field {missing.args[0]}") from None
-    model = {"model": fields | {"vocab": raw["vocab_size"], "init_std": raw.get("initializer_range", 0.02)}}
-    return build_config(model, str(path)).model
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a text or a list for a number, no heads at all
+        raise UserError(f"{path} has a field of the wrong kind ({error}): download it again") from None
+    return build_config({"model": fields}, str(path)).model
 
 
 def _require(raw: Mapping[str, Any], path: Path, **allowed: tuple[object, ...]) -> None:
@@ -132,9 +166,8 @@ def _from_llama(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     bias = raw.get("attention_bias", False)
     if raw.get("mlp_bias", False) != bias:
         raise UserError(f"{path}: attention_bias and mlp_bias differ: the contract has biases everywhere or nowhere")
-    _require(raw, path, hidden_act=("silu",), rope_scaling=(None,))
-    rope = raw.get("rope_parameters") or {}
-    _require(rope, path, rope_type=("default",), partial_rotary_factor=(1.0,))
+    _require(raw, path, hidden_act=("silu",))
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     width, heads = raw["hidden_size"], raw["num_attention_heads"]
     head = raw.get("head_dim") or width // heads
     return {
@@ -149,6 +182,7 @@ def _from_llama(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "norm_eps": raw.get("rms_norm_eps", 1e-6),
         "position": "rope",
         "rope_theta": rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
+        "rope_scaling": _from_rope_scaling(rope, path),
         "mlp": "swiglu",
         "bias": bias,
         "tied": raw.get("tie_word_embeddings", False),

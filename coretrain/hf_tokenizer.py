@@ -1,8 +1,9 @@
 """A tokenizer as Hugging Face's `tokenizer.json`, checked to give the same ids.
 
 tiktoken merges the adjacent pair whose joint token has the lowest rank; Hugging Face's BPE merges by a list of pairs.
-The pair behind a token is what is left of its bytes after all merges of lower rank; a token that isn't left as two
-parts is never merged by tiktoken either, and is reached only as a whole piece, which `ignore_merges` does.
+The pair behind a token is what is left of its bytes after all merges of lower rank. Where a token isn't left as two
+parts (Llama 3 has such: what it is made of came later), every way to make it and all others is listed, as transformers
+does; `ignore_merges` is for those that are reached as a whole piece alone.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from coretrain.checkpoint import write_atomically
 from coretrain.data.bpe import byte_characters
 from coretrain.data.files import read_json
-from coretrain.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from coretrain.data.kept_tokenizer import KeptTokenizer
+from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -54,6 +56,21 @@ def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             yield parts[0], parts[1]
 
 
+def merge_list(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The pairs that a file lists, in order: one for each token where that is enough, else all. Source of the latter:
+    `TikTokenConverter` in transformers' convert_slow_tokenizer.py, 5.23."""
+    pairs = list(merges_of(ranks))
+    if len(pairs) == sum(len(token) > 1 for token in ranks):
+        return pairs
+    ways = [
+        (rank, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    return [(left, right) for *_, left, right in sorted(ways)]
+
+
 def oniguruma(pattern: str) -> str:
     """`pattern` for the engine of the package tokenizers, where `{1,3}+` isn't possessive: an atomic group says it."""
     return re.sub(r"(\\p\{\w+\}|\\\w|\[[^\]]*\])(\{[\d,]+\})\+", r"(?>\1\2)", pattern)
@@ -72,7 +89,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
         return "".join(characters[byte] for byte in token)
 
     vocab = {word(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.specials
-    merges = [] if tokenizer.pattern is None else [(word(a), word(b)) for a, b in merges_of(tokenizer.ranks)]
+    merges = [] if tokenizer.pattern is None else [(word(a), word(b)) for a, b in merge_list(tokenizer.ranks)]
     fast = Fast(models.BPE(vocab=vocab, merges=merges, ignore_merges=tokenizer.pattern is not None))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if tokenizer.pattern is not None:
@@ -84,26 +101,39 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
     return fast
 
 
-def check_same_ids(tokenizer: Tokenizer, fast: Any) -> None:
-    """Raise `UserError` unless both give the same ids on `SAMPLES` and on random mixtures of their characters."""
+def check_same_ids(tokenizer: Tokenizer, fast: Any, done: str = "exported") -> None:
+    """Raise `UserError` unless both give the same ids on `SAMPLES` and on random mixtures of their characters and of
+    the tokenizer's tokens. `done` is what can't be done otherwise."""
     draw = random.Random(0)
     alphabet = sorted(set("".join(SAMPLES)))
-    words = [token.decode() for token in tokenizer.ranks if token.isascii()]
+    words = [word for word in (_text(token) for token in tokenizer.ranks) if word]
+    plain = [word for word in words if word.isascii()]
     texts = [*SAMPLES, *("".join(draw.choices(alphabet, k=200)) for _ in range(50))]
-    texts += ["".join(draw.choices(words, k=50)) for _ in range(50)]
+    texts += ["".join(draw.choices(some, k=50)) for some in (words, plain) for _ in range(150)]
     for text in texts:
         if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
             raise UserError(
-                f"tokenizer {tokenizer.name} can't be exported: Hugging Face's would give other ids, as for "
-                f"{text[:40]!r}; export without a tokenizer, or use gpt2, trained or bytes"
+                f"tokenizer {tokenizer.name} can't be {done}: Hugging Face's would give other ids, as for "
+                f"{text[:40]!r}; use gpt2, trained or bytes"
             )
+
+
+def _text(token: bytes) -> str:
+    """A token's text; none where it is half a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_template: str | None = None) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat template. Raises as `check_same_ids` does."""
-    fast = hf_tokenizer(tokenizer)
-    check_same_ids(tokenizer, fast)
-    write_atomically(folder / "tokenizer.json", fast.to_str())
+    if isinstance(tokenizer, KeptTokenizer):
+        write_atomically(folder / "tokenizer.json", tokenizer.text)
+    else:
+        fast = hf_tokenizer(tokenizer)
+        check_same_ids(tokenizer, fast)
+        write_atomically(folder / "tokenizer.json", fast.to_str())
     names = {token: name for name, token in tokenizer.specials.items()}
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -127,89 +157,3 @@ def read_chat_template(folder: Path) -> str | None:
     if isinstance(template, list):  # several by name
         template = next((one.get("template") for one in template if one.get("name") == "default"), None)
     return template if isinstance(template, str) else None
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, where it is a byte-level BPE that ranks describe exactly.
-
-    Raises `UserError` saying what stands in the way: the ids' order isn't that of the merges, another pre-tokenizer, no
-    end of text, or other ids on the samples.
-    """
-    path = folder / "tokenizer.json"
-    raw = read_json(path, "a tokenizer of Hugging Face's fast kind")
-    try:
-        model = raw["model"]
-        if model["type"] != "BPE" or raw.get("normalizer"):
-            raise UserError(f"{path} is no byte-level BPE without a normalizer")
-        pattern = _pattern(raw["pre_tokenizer"])
-        specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
-        words = {word: rank for word, rank in model["vocab"].items() if word not in specials}
-        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
-    roles = _roles(folder / "tokenizer_config.json", specials)
-    tokenizer = ranked_tokenizer(path, folder.absolute().name, words, pairs, pattern, specials, roles)
-    from tokenizers import Tokenizer as Fast
-
-    check_same_ids(tokenizer, Fast.from_file(str(path)))
-    return tokenizer
-
-
-def _roles(facts: Path, specials: Mapping[str, int]) -> dict[str, int]:
-    raw = read_json(facts, "the tokenizer's special tokens") if facts.is_file() else {}
-    roles = {}
-    for role in ("bos", "eos", "pad", "unk"):
-        name = raw.get(f"{role}_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        if isinstance(name, str) and name in specials:
-            roles[role] = specials[name]
-    return roles
-
-
-def ranked_tokenizer(
-    path: Path,
-    name: str,
-    words: Mapping[str, int],
-    pairs: Iterable[tuple[str, ...]],
-    pattern: str | None,
-    specials: Mapping[str, int],
-    roles: Mapping[str, int],
-) -> Tokenizer:
-    """The tokenizer of a byte-level BPE given by words {in the byte alphabet: id} and the pairs that it merges.
-
-    Raises `UserError` naming `path` where ranks can't describe it, or no special token ends a text.
-    """
-    characters = byte_characters()
-    back = {character: byte for byte, character in enumerate(characters)}
-    try:
-        ranks = {bytes(back[character] for character in word): rank for word, rank in words.items()}
-    except KeyError:
-        raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
-    if list(pairs) != [tuple("".join(characters[byte] for byte in part) for part in pair) for pair in merges_of(ranks)]:
-        raise UserError(f"{path}: the ids don't have the order of the merges, so that ranks can't describe it")
-    eot = specials.get(END_OF_TEXT, roles.get("eos"))
-    if eot is None:
-        raise UserError(f"{path} has no special token that ends a text: neither {END_OF_TEXT} nor an eos_token")
-    partial = any(character not in words for character in characters)
-    return Tokenizer(name, ranks, pattern, eot, specials, {"eos": eot, **roles}, partial)
-
-
-def _pattern(pre_tokenizer: Any) -> str | None:
-    """The split pattern of a byte-level pre-tokenizer; None where nothing is split."""
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    *before, last = steps
-    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        raise UserError(f"the pre-tokenizer {last['type']} with these settings can't be described by one pattern")
-    regex = last["use_regex"]
-    if before and before[0] == {"type": "Digits", "individual_digits": True} and len(before) == 1 and regex:
-        return DIGITS_PATTERN
-    if before and regex:
-        raise UserError("the pre-tokenizer's steps can't be described by one pattern")
-    if regex:
-        return GPT2_PATTERN
-    if not before:
-        return None
-    if len(before) > 1 or before[0]["type"] != "Split" or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
-        raise UserError("the pre-tokenizer's steps can't be described by one pattern")
-    pattern: str = before[0]["pattern"]["Regex"]
-    return pattern

@@ -19,11 +19,12 @@ from safetensors.numpy import save as to_safetensors
 from coretrain.checkpoint import TEMPORARY, write_atomically
 from coretrain.config import ModelConfig
 from coretrain.data.files import read_json
-from coretrain.data.tokenizer import load_tokenizer
+from coretrain.data.template import turn_end
+from coretrain.data.tokenizer import Tokenizer, load_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_config import architecture, hf_config, model_config
 from coretrain.hf_tokenizer import read_chat_template, write_tokenizer
-from coretrain.parameters import Array, check_tensors, parameter_table
+from coretrain.parameters import Array, parameter_table
 from coretrain.safetensors_file import TensorFile
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -112,12 +113,11 @@ def export_huggingface(
     temporary.mkdir(parents=True)
     try:
         dtype = _write_weights(temporary, config, tensors, shard_bytes)
-        roles = tokenizer.roles if tokenizer else {}
-        _write_json(temporary / "config.json", hf_config(config, dtype, roles))
-        ids = {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if role in roles}
-        _write_json(temporary / "generation_config.json", ids)
-        if tokenizer and tokenizer_folder:
-            write_tokenizer(temporary, tokenizer, config.context, read_chat_template(tokenizer_folder))
+        _write_json(temporary / "config.json", hf_config(config, dtype, tokenizer.roles if tokenizer else {}))
+        template = read_chat_template(tokenizer_folder) if tokenizer_folder else None
+        _write_json(temporary / "generation_config.json", _generation_config(tokenizer, template))
+        if tokenizer:
+            write_tokenizer(temporary, tokenizer, config.context, template)
         if card:
             write_atomically(temporary / CARD, card)
         if folder.exists():
@@ -126,6 +126,17 @@ def export_huggingface(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _generation_config(tokenizer: Tokenizer | None, template: str | None) -> dict[str, int | list[int]]:
+    """Ids of special tokens; generation ends at the end of a document, and of a turn where there is a template."""
+    if tokenizer is None:
+        return {}
+    roles = tokenizer.roles
+    ids: dict[str, int | list[int]] = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
+    ends = [roles.get("eos"), *tokenizer.ends, turn_end(template, tokenizer)]
+    every = [end for end in dict.fromkeys(ends) if end is not None]
+    return ids | {"eos_token_id": every[0] if len(every) == 1 else every}
 
 
 def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], shard_bytes: int) -> str:
@@ -162,31 +173,56 @@ def _write_json(path: Path, content: object) -> None:
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Array]]:
-    """The model of a Hugging Face folder: its config, and its tensors in the canonical form.
+class HuggingFaceTensors(Mapping[str, Array]):
+    """Canonical tensors out of a Hugging Face folder, each read when it is asked for.
 
-    float64 and float32 keep their bits, bfloat16 and float16 widen to float32, which is exact. Raises `UserError`
-    naming the file or the field, for a switch that the contract doesn't have and for damaged files.
+    float64 and float32 keep their bits, bfloat16 and float16 widen to float32, which is exact.
+    """
+
+    def __init__(self, folder: Path, m: ModelConfig) -> None:
+        """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
+        files, self._parts = _weight_files(folder), dict[str, tuple[Place, int, TensorFile, str]]()
+        rows, used = {row.name: row for row in parameter_table(m)}, set()
+        for place in places(m):
+            # Folders of the bare GPT2Model (the hub's gpt2 is one) lack the prefix.
+            name = place.name if place.name in files else place.name.removeprefix("transformer.")
+            if name not in files:
+                raise UserError(
+                    f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again"
+                )
+            used.add(name)
+            parts = [rows[part].shape[::-1] if place.transposed else rows[part].shape for part in place.parts]
+            wanted, found = (*parts[0][:-1], sum(part[-1] for part in parts)), files[name].shape(name)
+            if found != wanted:
+                raise UserError(f"{folder}: {name} has shape {found}, its config.json says {wanted}")
+            self._parts |= {part: (place, index, files[name], name) for index, part in enumerate(place.parts)}
+        spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
+        if extra := [name for name in spare if not (m.tied and name == "lm_head.weight")]:
+            raise UserError(f"{folder} has the tensor {extra[0]}, for which the contract's model has no place")
+
+    def __getitem__(self, name: str) -> Array:
+        place, index, file, held = self._parts[name]
+        piece = np.split(file.read(held), len(place.parts), axis=-1)[index]
+        return np.ascontiguousarray(piece.T if place.transposed else piece)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def import_huggingface(folder: Path) -> tuple[ModelConfig, HuggingFaceTensors]:
+    """The model of a Hugging Face folder: its config, and its tensors in the canonical form, still on disk.
+
+    Raises `UserError` naming the file or the field, for a switch that the contract doesn't have and for damaged files.
     """
     raw = read_json(folder / "config.json", "the config of a Hugging Face model")
     config = model_config(raw, folder / "config.json")
-    files = _weight_files(folder)
-    tensors: dict[str, Array] = {}
-    used = set()
-    for place in places(config):
-        # Folders of the bare GPT2Model (the hub's gpt2 is one) lack the prefix.
-        name = place.name if place.name in files else place.name.removeprefix("transformer.")
-        if name not in files:
-            raise UserError(f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again")
-        used.add(name)
-        value = files[name].read(name)
-        for part, piece in zip(place.parts, np.split(value, len(place.parts), axis=-1), strict=True):
-            tensors[part] = np.ascontiguousarray(piece.T if place.transposed else piece)
-    spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
-    if extra := [name for name in spare if not (config.tied and name == "lm_head.weight")]:
-        raise UserError(f"{folder} has the tensor {extra[0]}, for which the contract's model has no place")
-    check_tensors(config, tensors, str(folder))
-    return config, tensors
+    return config, HuggingFaceTensors(folder, config)
 
 
 def _weight_files(folder: Path) -> dict[str, TensorFile]:

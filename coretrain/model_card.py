@@ -11,16 +11,23 @@ from coretrain.config import DataConfig, RunConfig
 from coretrain.parameters import parameter_table
 
 
-def model_card(loaded: Interchange, quantization: str = "none", merged: bool = False, base: str = "") -> str:
+def model_card(loaded: Interchange, quantization: str = "none", merged: bool = False) -> str:
     """The card of a checkpoint as Markdown, with the header that model hubs read.
 
-    `base` is where PEFT finds an adapter's base. Nothing is known of a licence, and that is said.
+    An adapter's header names no base: a hub takes nothing but a model of its own, and PEFT looks into the adapter's
+    config. Nothing is known of a licence, and that is said.
     """
     config = loaded.config
     adapter = config.adapter.kind != "none"
     header = ["---", "license: unknown", "pipeline_tag: text-generation"]
     if adapter and not merged:
-        header += ["library_name: peft", f'base_model: "{base}"', "tags:", "- lora", "- peft"]
+        header += [
+            "library_name: peft",
+            "tags:",
+            *(["- dora"] if config.adapter.kind == "dora" else []),
+            "- lora",
+            "- peft",
+        ]
     else:
         header += ["library_name: transformers"]
     facts = _facts(loaded, quantization)
@@ -41,10 +48,10 @@ def _kind(config: RunConfig, merged: bool) -> str:
     if c.kind == "none":
         return "A language model trained or converted with twintrain."
     what = f"of rank {c.rank}, alpha {c.alpha:g}" + (", scaled by alpha / sqrt(rank)" if c.rslora else "")
-    base = Path(c.base or "").name
+    base, kind = Path(c.base or "").name, {"lora": "low-rank", "dora": "DoRA"}.get(c.kind, c.kind)
     if merged:
-        return f"A language model: {base} with a low-rank adapter {what} merged into it, made with twintrain."
-    return f"A low-rank adapter {what} for {base}, trained with twintrain."
+        return f"A language model: {base} with a {kind} adapter {what} merged into it, made with twintrain."
+    return f"A {kind} adapter {what} for {base}, trained with twintrain."
 
 
 def _facts(loaded: Interchange, quantization: str) -> list[tuple[str, str]]:
@@ -58,7 +65,7 @@ def _facts(loaded: Interchange, quantization: str) -> list[tuple[str, str]]:
         facts += [("trained", f"{trained:,} parameters, on {', '.join(config.adapter.targets)}")]
         facts += [("base's weights", f"fingerprint {config.adapter.fingerprint or 'not recorded'}")]
     if progress.update:
-        rows = f"{config.train.batch_size} x {m.context} tokens"
+        rows = f"{config.train.batch_size} x {config.row_tokens} tokens"
         facts += [
             ("data", _data(config.data)),
             ("updates", f"{progress.update:,} of {rows}, {progress.tokens:,} tokens"),

@@ -20,7 +20,7 @@ from coretrain.checkpoint import (
 )
 from coretrain.command import open_run, run_of
 from coretrain.config import RunConfig, apply_overrides, build_config
-from coretrain.data.tokenizer import SAVED_FACTS, SAVED_RANKS, load_tokenizer, saved_tokenizer
+from coretrain.data.tokenizer import SAVED_FACTS, load_tokenizer, saved_tokenizer
 from coretrain.errors import UserError
 from coretrain.half_precision import HalfPrecision
 from coretrain.hf_tokenizer import CHAT_TEMPLATE
@@ -43,7 +43,7 @@ def export_adapter(
     tensors: Mapping[str, Array] = loaded.groups["parameters"]
     weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
     tensors = HalfPrecision(tensors) if half else tensors
-    card = model_card(loaded, "f16" if half else "none", base=str(base))
+    card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
     say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {how}"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
@@ -94,8 +94,8 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     """The config under the folder's name, with its tokenizer, and what the user asked for."""
     raw = config.model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
-    if (run_of(Path(str(config.adapter.base))) / SAVED_RANKS).is_file():
-        raw["data"]["tokenizer"] = str((folder / SAVED_RANKS).absolute())
+    if saved := saved_tokenizer(run_of(Path(str(config.adapter.base)))):
+        raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
     named = build_config(apply_overrides(raw, overrides), str(folder))
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
         if getattr(named.adapter, field) != getattr(config.adapter, field):

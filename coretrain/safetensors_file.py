@@ -55,12 +55,17 @@ class TensorFile:
         """Names of the tensors."""
         return list(self.header)
 
-    def read(self, name: str) -> Array:
-        """One tensor: float64 and float32 as they are, float16 and bfloat16 widened to float32."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises `UserError` where it isn't of floating point."""
         facts = self.header[name]
-        shape, offset = tuple(facts["shape"]), facts["data_offsets"][0]
         if facts["dtype"] not in DTYPES:
             raise UserError(f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read")
+        return tuple(facts["shape"])
+
+    def read(self, name: str) -> Array:
+        """One tensor: float64 and float32 as they are, float16 and bfloat16 widened to float32."""
+        facts, shape = self.header[name], self.shape(name)
+        offset = facts["data_offsets"][0]
         raw = np.fromfile(self.path, DTYPES[facts["dtype"]], math.prod(shape), offset=self.start + offset)
         if raw.size != math.prod(shape):
             raise UserError(f"{self.path} is damaged: {name} reaches beyond its end")

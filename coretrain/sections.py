@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from typing import Annotated, Any, Literal, Self
 
@@ -16,12 +17,35 @@ DType = Literal["float64", "float32", "bfloat16", "float16"]
 TorchAttention = Literal["flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "plain"]
 JaxAttention = Literal["splash", "cudnn", "xla", "plain"]
 AttentionKernel = Literal["auto", "flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "splash", "cudnn", "xla", "plain"]
+CHAT_DATE = datetime.date(2024, 7, 26)
+"""The date that Llama's own chat templates fall back to where nobody tells them one."""
 
 
 class Section(BaseModel):
     """A frozen group of fields; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class RopeScaling(Section):
+    """Rotary frequencies of a model whose context was made longer after it was trained."""
+
+    type: Literal["llama3", "linear"] = Field(
+        description="linear: all divided by factor; llama3: those of few turns in original_context (Llama 3.1)."
+    )
+    factor: float = Field(gt=0, description="What slow frequencies, or all of them, are divided by.")
+    low_freq_factor: float = Field(1.0, gt=0, description="llama3: with no more turns than these, by all of factor.")
+    high_freq_factor: float = Field(4.0, gt=0, description="llama3: with no fewer turns than these, not at all.")
+    original_context: Positive = Field(8192, description="llama3: the context that the model was trained with first.")
+
+    @model_validator(mode="after")
+    def _bands(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"model.rope_scaling.high_freq_factor = {self.high_freq_factor:g} isn't above low_freq_factor = "
+                f"{self.low_freq_factor:g}: Llama 3.1 has 4 and 1"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -45,6 +69,10 @@ class ModelConfig(Section):
         "learned", description="Learned position embedding, or rotary (half-split, as HF Llama)."
     )
     rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary frequencies.")
+    rope_scaling: RopeScaling | None = Field(
+        None,
+        description='Frequencies of a context that was made longer: {type = "llama3", factor = 8.0, ...}. Unset: none.',
+    )
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP: GELU (tanh form) or SwiGLU.")
     bias: bool = Field(True, description="Biases on every linear layer, and on layernorm.")
     tied: bool = Field(True, description="The output head shares the token embedding.")
@@ -69,6 +97,10 @@ class ModelConfig(Section):
         if self.position == "rope" and self.head % 2:
             raise ValueError(
                 f"model.head_width = {self.head} is odd, but rotary positions pair its halves: make it even"
+            )
+        if self.position != "rope" and self.rope_scaling:
+            raise ValueError(
+                f"model.rope_scaling is for rotary positions, and model.position = {self.position}: leave it out"
             )
         return self
 
@@ -126,6 +158,10 @@ class DataConfig(Section):
         description="File of the Jinja template that turns messages into text. Unset: the base's or the run's own, "
         "else ChatML where the tokenizer has its special tokens, else a plain one.",
     )
+    chat_date: datetime.date = Field(
+        CHAT_DATE,
+        description="Date that a template's strftime_now tells, the same on every day: data must not change by itself.",
+    )
     row_tokens: Positive | None = Field(
         None, description="Tokens of a row of chat samples, at most model.context (unset: as many)."
     )
@@ -136,7 +172,7 @@ class DataConfig(Section):
     tokenizer: str = Field(
         "trained",
         description="`trained` (a BPE from this corpus), `gpt2`, `cl100k_base`, `o200k_base`, `bytes`, "
-        "or the path of a .tiktoken file.",
+        "or the path of a .tiktoken file or a tokenizer.json.",
     )
     tokenizer_vocab: Annotated[int, Field(ge=257)] = Field(
         4096, description="Vocabulary of a trained tokenizer, specials included."

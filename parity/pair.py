@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 
 import jax
@@ -81,6 +82,7 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
         kv = next(n for n in range(max(1, heads // groups), 0, -1) if heads % n == 0)
         hidden = max(1, round(config.model.hidden * width / model["width"]))
         model |= {"width": width, "heads": heads, "kv_heads": kv, "head_width": None, "mlp_width": hidden}
+    model["rope_scaling"] = json.dumps(model["rope_scaling"]) if model["rope_scaling"] else None
     fields = {f"model.{name}": value for name, value in model.items()}
     rule = config.optimizer.model_dump(exclude={"lr", "clip"})
     fields |= {f"optimizer.{name}": value for name, value in rule.items()} | {"schedule.kind": config.schedule.kind}

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
 
 from coretrain.adapter_runs import merge_run
 from coretrain.command import parse
+from coretrain.config import fields
 from coretrain.convert import export_run, exported_to, import_run
 from coretrain.errors import UserError, exits_cleanly
 from coretrain.gguf_file import QUANTIZATIONS
@@ -33,6 +34,21 @@ def moved_base(words: list[str]) -> Path | None:
     if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
         raise UserError(f"--{other} is for what is read in: leave it out")
     return None if command.config.adapter.base is None else Path(command.config.adapter.base)
+
+
+def apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words for argparse, and each `--section.field VALUE`, whose VALUE it would take for SOURCE or RUN."""
+    own, of_fields, rest = list[str](), list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or ("." not in option and option not in fields()):
+            own.append(word)
+            continue
+        of_fields.append(word)
+        if not equals and rest and not rest[0].startswith("--"):
+            of_fields.append(rest.pop(0))
+    return own, of_fields
 
 
 def main() -> int:
@@ -48,7 +64,9 @@ def main() -> int:
     parser.add_argument("--to", "--format", choices=forms, default="hf" if verb == "export" else None)
     parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
     parser.add_argument("--merge", action="store_true")
+    words, of_fields = apart(words)
     given, rest = parser.parse_known_intermixed_args(words)
+    rest += of_fields
     if verb == "merge":
         if given.target is None or given.to is not None or given.quantize != "none":
             parser.error("merge takes the adapter's run and the folder of the new run, and no form")

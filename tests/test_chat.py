@@ -1,25 +1,31 @@
 """Conversations as a user gives them: rows, faults, templates, packing, runs; transformers as an outside oracle."""
 
 import json
+import pickle
 import random
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from whole_runs import run
 
+import jaxtrain.attention
 import jaxtrain.loss
+import torchtrain.attention
 import torchtrain.loss
 from coretrain.chat_runs import chat_prompts
 from coretrain.combinations import check_combination
-from coretrain.config import load_config
 from coretrain.data import batch_hash, global_batch, open_data, planes, updates_of, validation_bytes_per_token
 from coretrain.data.batches import IGNORED
 from coretrain.data.bpe import train_tokenizer
-from coretrain.data.chat import messages_of, open_coder
+from coretrain.data.chat import chat_source, messages_of, open_coder, said_in
 from coretrain.data.packing import pack
-from coretrain.data.template import CHATML, PLAIN, Template, Unfit, checked, open_template
+from coretrain.data.prepare import documents_of
+from coretrain.data.template import CHATML, PLAIN, Misfit, Template, Unfit, checked, open_template
 from coretrain.data.tokenizer import END_OF_TEXT, Tokenizer, bytes_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import write_tokenizer
@@ -145,6 +151,18 @@ def test_an_answer_that_begins_inside_a_token_is_no_sample(tokenizer):
         ("{% for m in messages %}{{ m.content }};{% endfor %}", "ends an answer with no special token"),
         ("{% for m in messages %}{{ m.content if loop.last }}{{ eos_token }}{% endfor %}", "writes a turn otherwise"),
         ("{{ messages.append(1) }}", "refuses it"),
+        ("{% for i in range(1000000) %}x{% endfor %}", "refuses it"),
+        ("{{ 1 / 0 }}", r"refuses it \(division by zero\)"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", r"refuses it \(maximum recursion"),
+        ("{{ 'x' | nothing }}", "is no Jinja template"),
+        (
+            "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{{ eos_token }}{% endfor %}",
+            "leaves out the question .*: contents are texts here",
+        ),
+        (
+            "{% for m in messages %}{{ m.content if m.role == 'user' }}{{ eos_token }}{% endfor %}",
+            "leaves out the answer",
+        ),
         ("{{ ''.__class__.__mro__ }}", "refuses it"),
     ],
 )
@@ -153,6 +171,38 @@ def test_templates_that_cannot_be_used(source, word, tokenizer, tmp_path):
     with pytest.raises(UserError, match=word) as fault:
         open_template(str(tmp_path / "t.jinja"), tokenizer)
     assert "t.jinja" in str(fault.value)
+
+
+def test_a_templates_clock_stands_still(chat_config):
+    """A template that asks for the date gets one that the config holds, and the data depends on it; others don't."""
+    clock = "{{ strftime_now('%d %b %Y') }} " + PLAIN
+    path = chat_config([]).data.source.replace("rows.jsonl", "clock.jinja")
+    Path(path).write_text(clock)
+
+    def coder(**more):
+        return open_coder(chat_config(chat_rows(2), data__chat_template=path, **more), bytes_tokenizer())
+
+    ids, _ = coder().template.sample(TALKS[0])
+    assert bytes_tokenizer().decode(ids).startswith("26 Jul 2024 ### User:")
+    other = coder(data__chat_date="2025-01-02")
+    assert bytes_tokenizer().decode(other.template.question("x")).startswith("02 Jan 2025 ###")
+    folder = Path(path).parent
+    (folder / "chat_template.jinja").write_text(clock)
+    (folder / "config.json").write_text(chat_config([], data__chat_date="2025-01-02").to_json())
+    assert chat_prompts(folder, bytes_tokenizer(), ["x"])[0] == [other.template.question("x")]
+    assert other.fingerprint != coder().fingerprint == coder(data__chat_date="2024-07-26").fingerprint
+    Path(path).write_text(PLAIN)
+    assert coder(data__chat_date="2025-01-02").fingerprint == coder().fingerprint
+    assert pickle.loads(pickle.dumps(other.template)).date == other.template.date
+
+
+def test_a_text_of_all_marks_is_no_sample(tokenizer):
+    marks = "".join(map(chr, range(0xFDD0, 0xFDF0)))
+    template = checked(Template(CHATML, "it", tokenizer))
+    talk = [{"role": "user", "content": marks[1:]}, {"role": "assistant", "content": "<|im_end|>"}]
+    assert tokenizer.decode(template.sample(talk)[0]).count(marks[1:]) == 1
+    with pytest.raises(Misfit, match="holds all of Unicode's noncharacters"):
+        template.sample([{"role": "user", "content": marks}, talk[1]])
 
 
 def test_the_default_template(tokenizer):
@@ -183,7 +233,7 @@ def test_rows_that_are_no_conversation(row, word):
     with pytest.raises(UserError, match=word) as fault:
         messages_of(row, "a.jsonl, line 7")
     assert str(fault.value).startswith("a.jsonl, line 7")
-    assert messages_of({"prompt": "a", "completion": "b"}, "") == [
+    assert messages_of({"messages": None, "prompt": "a", "completion": "b"}, "") == [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
     ]
@@ -286,10 +336,17 @@ def test_samples_that_do_not_fit_are_refused_by_their_line_or_dropped(chat_confi
         open_data(chat_config(rows, data__misfits="drop", model__context=2), lambda _: None)
 
 
-def test_a_tokenizer_is_trained_on_what_is_said(chat_config):
-    config = chat_config(chat_rows(20), data__tokenizer="trained", data__tokenizer_vocab=280)
+def test_a_tokenizer_is_trained_on_what_is_said_in_training(chat_config):
+    config = chat_config(
+        chat_rows(20), data__tokenizer="trained", data__tokenizer_vocab=280, data__validation_fraction=0.3
+    )
     data = open_data(config, lambda _: None)
     assert 257 < data.tokenizer.vocab <= 280
+    source = chat_source(config.data.source)
+    splits = {document.text: document.split for document in documents_of(source, config.data, {})}
+    seen = [said_in(text) for text, split in splits.items() if split == "train"]
+    assert data.tokenizer.fingerprint == train_tokenizer(seen, 280).fingerprint
+    assert data.tokenizer.fingerprint != train_tokenizer(map(said_in, splits), 280).fingerprint
     assert (planes(global_batch(data, config, 0))[1] == data.tokenizer.eot).any(), "an answer ends with the end of text"
 
 
@@ -301,14 +358,25 @@ def test_axes_that_cut_rows_or_layers_are_refused(chat_config):
                 check_combination(config, stack)
 
 
-def test_kernels_without_packed_rows_say_so(chat_config):
-    import torch
+def test_kernels_without_packed_rows_say_so(chat_config, monkeypatch):
+    """On a GPU the kernels that would be taken for text are passed over, and refused where they are asked for."""
+    gpu, cuda = types.SimpleNamespace(platform="gpu"), torch.device("cuda")
+    torch_side, jax_side = torchtrain.attention, jaxtrain.attention
+    monkeypatch.setattr(torch_side.importlib.util, "find_spec", lambda name: name == "flash_attn" or None)
+    for module, device, passed, taken in ((torch_side, cuda, "flash_attn", "sdpa"), (jax_side, gpu, "cudnn", "xla")):
+        config = chat_config(chat_rows(2), execution__attention="auto", precision__compute="bfloat16")
+        assert module.choose_kernel(with_format(config, "text"), device).name == passed
+        choice = module.choose_kernel(config, device)
+        assert choice.name == taken
+        assert f"{passed}: it keeps no samples of a packed row apart" in choice.reason
+        forced = chat_config(chat_rows(2), execution__attention=passed, precision__compute="bfloat16")
+        with pytest.raises(UserError, match=f"{passed} can't run here: it keeps no samples of a packed row apart"):
+            module.choose_kernel(forced, device)
 
-    from torchtrain.attention import choose_kernel
 
-    config = chat_config(chat_rows(2), execution__attention="auto")
-    assert choose_kernel(config, torch.device("cpu")).name == "sdpa"
-    assert load_config("tiny").data.format == "text"
+def with_format(config, form):
+    """The same run on rows of another format."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"format": form})})
 
 
 SMALL_RUN = {

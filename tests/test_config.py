@@ -9,6 +9,7 @@ from coretrain.budget import batch_sentence, hours, parameter_count, run_flops
 from coretrain.config import (
     CONFIG_VERSION,
     PRESETS,
+    RopeScaling,
     RunConfig,
     apply_overrides,
     build_config,
@@ -132,6 +133,27 @@ def test_overrides_read_toml_or_keep_text():
     assert apply_overrides({"model": {"vocab": 9}}, [("model.vocab", "none")]) == {"model": {}}
     mixture = load_config(None, [("data.mixture", '[{source = "a", weight = 3}]')]).data.mixture
     assert [(part.source, part.weight) for part in mixture] == [("a", 3.0)]
+    for scaling in ('{type = "linear", factor = 2.0}', '{"type": "linear", "factor": 2}'):
+        found = load_config(None, [("model.rope_scaling", scaling)])
+        assert found.model.rope_scaling == RopeScaling(type="linear", factor=2.0)
+        assert RunConfig.from_json(found.to_json()) == found
+
+
+def test_scaled_positions_that_make_no_sense():
+    for more, words in (
+        ([("model.rope_scaling", "{type")], "model.rope_scaling = '{type' is wrong"),
+        ([("model.rope_scaling", '{type = "llama3"}')], "model.rope_scaling.factor"),
+        (
+            [("model.rope_scaling", '{type = "llama3", factor = 8, high_freq_factor = 1}')],
+            "isn't above low_freq_factor",
+        ),
+        (
+            [("model.rope_scaling", '{type = "linear", factor = 2}'), ("model.position", "learned")],
+            "model.rope_scaling is for rotary positions",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(None, more)
 
 
 def test_overrides_leave_their_source_alone():

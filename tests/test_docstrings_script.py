@@ -67,6 +67,8 @@ def test_the_standard_library(tmp_path):
     assert len({row["prompt"] for row in rows}) == len({row["completion"] for row in rows}) == len(rows) == 300
     assert {key for row in rows for key in row} == {"prompt", "completion"}
     assert all(row["prompt"].startswith(("def ", "async def ", "class ")) for row in rows)
+    assert call(tmp_path / "twice.jsonl", "--limit", "300").returncode == 0
+    assert (tmp_path / "twice.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
     again = call(tmp_path / "out.jsonl")
     assert (again.returncode, "exists: choose another name" in again.stderr) == (2, True)
     assert call(tmp_path / "x.jsonl", "--limit", "0").returncode == 2

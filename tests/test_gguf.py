@@ -20,14 +20,14 @@ from test_huggingface import LLAMA, MODELS, ROOT, SMALL, convert, model_kinds, s
 from tokenizers import pre_tokenizers
 
 from coretrain.checkpoint import Progress, interchange_of, load_interchange, newest_interchange, save_interchange
-from coretrain.config import ModelConfig, RunConfig
-from coretrain.convert import exported_to, import_run
+from coretrain.config import ModelConfig, RopeScaling, RunConfig
+from coretrain.convert import export_run, exported_to, import_run
 from coretrain.data.bpe import train_tokenizer
 from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_model import GGUFTensors, export_gguf, gguf_model
-from coretrain.gguf_tokenizer import PATTERNS, read_gguf_tokenizer
+from coretrain.gguf_tokenizer import PATTERNS, gguf_chat_template, read_gguf_tokenizer
 from coretrain.hf_tokenizer import DIGITS_PATTERN, SAMPLES
 from coretrain.huggingface import export_huggingface
 from torchtrain.model import build_model
@@ -75,6 +75,21 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, quantiza
         halved = quantization == "f16" and value.ndim > 1 and name != "embed.position"
         wanted = value.astype(np.float16).astype(np.float32) if halved else value
         assert back[name].tobytes() == wanted.tobytes(), name
+
+
+def test_scaled_rotary_positions(tmp_path: Path, trained: Tokenizer) -> None:
+    """llama.cpp's converter writes divisors of frequencies, and not what they were made of."""
+    model = ModelConfig(**SMALL, **LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(type="llama3", factor=32.0))
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"twintrain.rope_scaling": None})
+    assert reopened(tmp_path / "x.gguf")[0].rope_scaling == model.rope_scaling
+    ones = {"rope_freqs.weight": (np.ones(6, np.float32), "F32")}
+    rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", {"twintrain.rope_scaling": None}, ones)
+    assert reopened(tmp_path / "y.gguf")[0].rope_scaling is None
+    linear = model.model_copy(update={"rope_scaling": RopeScaling(type="linear", factor=2.5)})
+    export_gguf(tmp_path / "z.gguf", "m", linear, scrambled(model), trained)
+    assert reopened(tmp_path / "z.gguf")[0].rope_scaling == linear.rope_scaling
+    assert GGUFFile(tmp_path / "z.gguf").facts["llama.rope.scaling.factor"] == 2.5
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama grouped untied", "gpt2"])
@@ -125,13 +140,12 @@ def test_blocks_are_those_of_the_package(tmp_path: Path, quantization: str, trai
 @pytest.mark.parametrize("kind", ["BF16", "F16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
 def test_forms_of_others_are_read(tmp_path: Path, kind: str, trained: Tokenizer) -> None:
     """A file as llama.cpp's quantizer leaves it, here with one matrix of each kind that the package can make."""
-    model = ModelConfig(**WIDE | LLAMA)
+    model = ModelConfig(**LLAMA | WIDE)
     export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
     matrix = np.random.default_rng(3).normal(0, 1, (96, 64)).astype(np.float32)
     blocks = gguf.quantize(matrix, gguf.GGMLQuantizationType[kind])
     rewrite(tmp_path / "m.gguf", tmp_path / "q.gguf", tensors={"blk.1.ffn_up.weight": (blocks, kind)})
-    model = model.model_copy(update={"mlp_width": 96})
-    back = GGUFFile(tmp_path / "q.gguf").read("blk.1.ffn_up.weight")
+    back = reopened(tmp_path / "q.gguf")[1]["blocks.1.mlp.up.weight"]
     assert back.dtype == np.float32
     # of a normal matrix: 4 bits keep about 8%, 5 about 4%, 8 and bfloat16 below 1%
     assert np.linalg.norm(back - matrix) / np.linalg.norm(matrix) < {"Q4": 0.1, "Q5": 0.06}.get(kind[:2], 0.01)
@@ -169,13 +183,25 @@ def rewrite(
         ({"llama.block_count": None}, {}, "lacks the field llama.block_count"),
         ({"llama.rope.scaling.type": "yarn"}, {}, r"rope\.scaling\.type = yarn"),
         ({"llama.expert_count": 8}, {}, "expert_count = 8"),
+        ({"llama.attention.head_count_kv": [4, 2]}, {}, "head_count_kv varies by layer"),
+        ({"llama.attention.head_count": [4, 2]}, {}, "head_count varies by layer"),
+        ({"llama.embedding_length": "wide"}, {}, r"embedding_length = 'wide' is no whole number"),
+        ({"llama.rope.freq_base": "high"}, {}, "'high' stands where a GGUF file has a number"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, {}, "token_type has 2 entries for 300 tokens"),
         ({"llama.feed_forward_length": 81}, {}, r"ffn_gate\.weight has shape \(80, 48\)"),
         ({"tokenizer.ggml.model": None}, {}, "has no tokenizer"),
-        ({"tokenizer.ggml.model": "llama"}, {}, r"tokenizer\.ggml\.model = llama can't be imported"),
+        ({"tokenizer.ggml.model": "bert"}, {}, r"tokenizer\.ggml\.model = bert can't be imported"),
+        ({"tokenizer.ggml.model": "llama"}, {}, r"lacks the field tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.pre": "tekken", "twintrain.tokenizer.pattern": None}, {}, r"pre = tekken can't be imported"),
         ({}, {"token_embd.weight": (np.zeros((300, 48), np.int8), "I8")}, "token_embd.weight is I8, which can't"),
         ({}, {"blk.1.attn_k.weight": None}, r"lacks the tensor blk\.1\.attn_k\.weight"),
-        ({}, {"rope_freqs.weight": (np.ones(6, np.float32), "F32")}, r"has the tensor rope_freqs\.weight"),
+        (
+            {},
+            {"rope_freqs.weight": (np.arange(1, 7, dtype=np.float32), "F32")},
+            r"rope_freqs\.weight can't be imported",
+        ),
+        ({}, {"rope_freqs.weight": (np.ones(7, np.float32), "F32")}, r"rope_freqs\.weight can't be imported"),
+        ({}, {"blk.0.attn_q.scale": (np.ones(6, np.float32), "F32")}, r"has the tensor blk\.0\.attn_q\.scale"),
     ],
 )
 def test_what_can_not_be_imported_is_named(
@@ -187,6 +213,14 @@ def test_what_can_not_be_imported_is_named(
     with pytest.raises(UserError, match=message):
         import_run(tmp_path / "bad.gguf", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_count_for_each_layer_that_is_the_same(tmp_path: Path, trained: Tokenizer) -> None:
+    model = MODELS["llama grouped untied"]
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    facts = {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [80, 80]}
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", facts)
+    assert reopened(tmp_path / "x.gguf")[0] == reopened(tmp_path / "m.gguf")[0]
 
 
 def test_files_cut_short_are_refused(tmp_path: Path, trained: Tokenizer) -> None:
@@ -219,10 +253,29 @@ def test_tokenizers_there_and_back(tmp_path: Path, trained: Tokenizer, pretraine
         remark = export_gguf(path, "m", model, scrambled(model), tokenizer, TEMPLATE)
         assert ("no name for how tokenizer trained" in (remark or "")) == (tokenizer is trained)
         assert GGUFFile(path).facts["tokenizer.ggml.pre"] == name
-        back, template = read_gguf_tokenizer(GGUFFile(path))
-        assert (back.fingerprint, back.vocab, template) == (tokenizer.fingerprint, tokenizer.vocab, TEMPLATE)
+        back = read_gguf_tokenizer(GGUFFile(path))
+        assert (back.fingerprint, back.vocab) == (tokenizer.fingerprint, tokenizer.vocab)
+        assert gguf_chat_template(GGUFFile(path)) == TEMPLATE
     with pytest.raises(UserError, match="asks for merges"):
         export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), bytes_tokenizer())
+
+
+def test_exports_tell_where_a_turn_ends(tmp_path: Path, pretrained: Tokenizer) -> None:
+    """As `--chat` stops: at the end of a document, and at the template's end of a turn, which no role names here."""
+    p = pretrained
+    base = Tokenizer("base", p.ranks, p.pattern, 0, p.specials, {"bos": 0, "eos": 0}, True)
+    base.save(tmp_path / "run")
+    model = ModelConfig(**SMALL | {"vocab": base.vocab}, **LLAMA)
+    for number, (template, ends) in enumerate([(TEMPLATE, [0, 2]), ("{{ messages }}", 0), (None, 0)]):
+        if template:
+            (tmp_path / "run" / "chat_template.jinja").write_text(template)
+        else:
+            (tmp_path / "run" / "chat_template.jinja").unlink()
+        export_huggingface(tmp_path / f"{number}", model, scrambled(model), tmp_path / "run")
+        assert transformers.GenerationConfig.from_pretrained(tmp_path / f"{number}").eos_token_id == ends
+        export_gguf(tmp_path / f"{number}.gguf", "m", model, scrambled(model), base, template)
+        turn = GGUFFile(tmp_path / f"{number}.gguf").facts.get("tokenizer.ggml.eot_token_id")
+        assert turn == (2 if ends else None)
 
 
 def test_other_merges_are_noticed(tmp_path: Path, trained: Tokenizer) -> None:
@@ -270,12 +323,14 @@ def test_a_partial_tokenizer_drops_what_it_lacks_and_is_saved_whole(tmp_path: Pa
         Tokenizer("x", pretrained.ranks, DIGITS_PATTERN, 0)
 
 
-def test_command_line_from_gguf_to_all_forms(tmp_path: Path, pretrained: Tokenizer) -> None:
+def test_command_line_from_gguf_to_all_forms(
+    tmp_path: Path, pretrained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In from GGUF, out to GGUF and Hugging Face, in again from there: weights, specials and template are the same."""
     model = ModelConfig(**SMALL | {"vocab": pretrained.vocab}, **LLAMA, kv_heads=2)
     tensors = scrambled(model)
     export_gguf(tmp_path / "m.gguf", "m", model, tensors, pretrained, TEMPLATE)
-    out = convert(tmp_path / "m.gguf", tmp_path / "run", "--train.updates", 50)
+    out = convert("--train.updates", 50, tmp_path / "m.gguf", "--name", "my", tmp_path / "run")
     assert out.returncode == 0, out.stderr
     assert (tmp_path / "run" / "chat_template.jinja").read_text() == TEMPLATE
     assert RunConfig.from_json((tmp_path / "run" / "config.json").read_text()).train.updates == 50
@@ -305,6 +360,10 @@ def test_command_line_from_gguf_to_all_forms(tmp_path: Path, pretrained: Tokeniz
         for name, value in tensors.items()
     )
 
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"\. is the folder you are in"):
+        export_run(tmp_path / "run", Path("."), "hf")
     for words, message in (
         ((tmp_path / "m.gguf", tmp_path / "run"), "exists and is not empty"),
         ((tmp_path / "run", "--to", "gguf"), "run.gguf exists"),
@@ -374,4 +433,7 @@ def test_onnx_computes_the_same(tmp_path: Path, kind: str, quantization: str) ->
         export_onnx(run, target, quantization)
     with pytest.raises(UserError, match="is a form of GGUF files"):
         export_onnx(run, tmp_path / "x.onnx", "q4_0")
+    (tmp_path / "x.onnx.data").write_text("another model's weights")
+    with pytest.raises(UserError, match=r"x\.onnx\.data exists"):
+        export_onnx(run, tmp_path / "x.onnx", quantization)
     assert [path.name for path in target.parent.iterdir()] == [target.name]

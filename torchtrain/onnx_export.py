@@ -56,8 +56,9 @@ def export_onnx(
     """
     if quantization not in CAPS:
         raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for onnx")
-    if target.exists():
-        raise UserError(f"{target} exists: choose another name")
+    for file in (target, target.with_name(f"{target.name}.data")):  # the second where the weights are large
+        if file.exists():
+            raise UserError(f"{file} exists: choose another name")
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"ONNX files need the package {package}: pip install -e '.[export]'")

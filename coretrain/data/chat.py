@@ -29,6 +29,7 @@ def messages_of(row: Any, where: str) -> list[Message]:
     """The conversation of one row. Raises `UserError` that says `where` and what the row lacks."""
     if not isinstance(row, dict):
         raise UserError(f"{where} is no object: write messages, or prompt and completion")
+    row = {name: value for name, value in row.items() if value is not None}  # a column of a table that has both forms
     if "messages" in row:
         given = row["messages"]
         if not isinstance(given, list) or not given:
@@ -76,14 +77,9 @@ def chat_source(name: str) -> Source:
     return Source(name, ("chat", *found.listing), documents, found.size)
 
 
-def texts_of(source: Source) -> Source:
-    """What is said in the conversations of `source`, for a tokenizer that is trained on it."""
-
-    def documents() -> Iterator[str]:
-        for document in source.documents():
-            yield "\n\n".join(message["content"] for message in json.loads(document))
-
-    return Source(source.name, ("said", *source.listing), documents)
+def said_in(document: str) -> str:
+    """What is said in a conversation of `chat_source`, for a tokenizer that is trained on it."""
+    return "\n\n".join(message["content"] for message in json.loads(document))
 
 
 @contextlib.contextmanager
@@ -130,7 +126,7 @@ class ChatCoder:
     @property
     def fingerprint(self) -> str:
         """Hex hash of all that the facts depend on besides the conversations."""
-        own = short_hash("chat", 1, self.tokenizer.fingerprint, self.template.source, self.context, self.misfits)
+        own = short_hash("chat", 1, self.tokenizer.fingerprint, *self.template.facts, self.context, self.misfits)
         return 2 * own  # a shard's header has room for 32 bytes
 
     def encode(self, text: str) -> Ids:
@@ -155,7 +151,7 @@ class ChatCoder:
 
 def open_coder(config: RunConfig, tokenizer: Tokenizer) -> ChatCoder:
     """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
-    template = open_template(config.data.chat_template, tokenizer)
+    template = open_template(config.data.chat_template, tokenizer, config.data.chat_date)
     if config.row_tokens > config.model.context:
         raise UserError(
             f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from coretrain.config import RunConfig
 from coretrain.data.batches import Data, open_part
-from coretrain.data.chat import chat_source, located, open_coder, texts_of
+from coretrain.data.chat import chat_source, located, open_coder, said_in
 from coretrain.data.packing import PackedSplit
 from coretrain.data.prepare import prepared_folder, trained_tokenizer
 from coretrain.data.tokenizer import named_tokenizer
@@ -18,7 +18,7 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
     """The data of a run with `data.format = chat`, from sources with weights. Raises as `open_data` does."""
     sources = [chat_source(name) for name, _ in names]
     if config.data.tokenizer == "trained":
-        tokenizer = trained_tokenizer([texts_of(source) for source in sources], config.data, say)
+        tokenizer = trained_tokenizer(sources, config.data, say, said_in)
     else:
         tokenizer = named_tokenizer(config.data.tokenizer)
     coder, parts = open_coder(config, tokenizer), []

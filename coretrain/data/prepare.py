@@ -156,11 +156,19 @@ def _by_share(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[str], None] = print) -> Tokenizer:
-    """The BPE of these sources' training splits, trained once and kept in the cache."""
+def trained_tokenizer(
+    sources: list[Source],
+    data: DataConfig,
+    say: Callable[[str], None] = print,
+    said: Callable[[str], str] | None = None,
+) -> Tokenizer:
+    """The BPE of these sources' training splits, trained once and kept in the cache.
+
+    `said` is what it learns of a document, where that isn't all of it.
+    """
     key = short_hash(
         "tokenizer",
-        1,
+        2 if said else 1,
         [source.listing for source in sources],
         data.tokenizer_vocab,
         data.validation_fraction,
@@ -177,7 +185,7 @@ def trained_tokenizer(sources: list[Source], data: DataConfig, say: Callable[[st
             text
             for source in sources
             for text in capped(
-                document.text
+                said(document.text) if said else document.text
                 for document in documents_of(source, data, survey(source, data))
                 if document.split == "train"
             )

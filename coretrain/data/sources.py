@@ -135,7 +135,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}, row {number}", {name: value for name, value in row.items() if value is not None}
+                yield f"{path}, row {number}", row
 
 
 def _hub(name: str, text_field: str) -> Source:

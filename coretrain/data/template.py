@@ -1,11 +1,13 @@
 """Conversations to text by a model's chat template, and that text to tokens of which some are the assistant's own.
 
-A template is rendered as transformers does it: Jinja in a sandbox, with the same settings. What users write is never a
-special token, whatever it looks like: before rendering, special tokens in contents are put behind a placeholder.
+A template is rendered as transformers does it: Jinja in a sandbox, with the same settings; but its clock stands still,
+so that the same conversations give the same data on every day. What users write is never a special token, whatever it
+looks like: before rendering, special tokens in contents are put behind a placeholder.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -15,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from coretrain.data.kept_tokenizer import SPECIAL_FORM
 from coretrain.data.tokenizer import Ids, Tokenizer
 from coretrain.errors import UserError
+from coretrain.sections import CHAT_DATE
 
 Message = dict[str, str]
 CHATML = (
@@ -29,7 +33,9 @@ PLAIN = (
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 """For a tokenizer that has no special token but the end of a text."""
-SPECIAL_FORM = re.compile(r"<\|[^\s|<>]+\|>")
+QUESTION, ANSWER = "Is it 4711?", "It is 1174."
+TRIAL: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+"""What a template is tried out with."""
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
 
 
@@ -44,15 +50,20 @@ class Misfit(Unfit):
 class Template:
     """A chat template with the tokenizer whose special tokens it uses; cheap to send to another process."""
 
-    def __init__(self, source: str, name: str, tokenizer: Tokenizer) -> None:
-        self.source, self.name, self.tokenizer = source, name, tokenizer
+    def __init__(self, source: str, name: str, tokenizer: Tokenizer, date: datetime.date = CHAT_DATE) -> None:
+        self.source, self.name, self.tokenizer, self.date = source, name, tokenizer, date
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Template, (self.source, self.name, self.tokenizer)  # compiled Jinja can't be pickled
+        return Template, (self.source, self.name, self.tokenizer, self.date)  # compiled Jinja can't be pickled
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """All that a text depends on besides the conversation: the source, and the date where it may be asked for."""
+        return (self.source, self.date.isoformat()) if "strftime_now" in self.source else (self.source,)
 
     @cached_property
     def _compiled(self) -> Any:
-        return _environment().from_string(self.source)
+        return _environment(self.date).from_string(self.source)
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
@@ -69,24 +80,26 @@ class Template:
 
         Raises `Unfit` with what the template says against them.
         """
-        from jinja2 import TemplateError
-
         try:
             text = self._compiled.render(messages=messages, add_generation_prompt=prompt, tools=None, **self._roles)
             return str(text)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise Unfit(f"{self.name} refuses it ({error})") from None
+        except Exception as error:  # a template is foreign code: 1/0, a macro that calls itself, a range too long
+            reason = str(error) or type(error).__name__
+            raise Unfit(f"{self.name} refuses it ({reason})") from None
 
     def check(self) -> None:
-        """Raise `UserError` where it is no Jinja, or the tokenizer lacks a special token that it writes."""
+        """Raise `UserError` or `Unfit` where it is no Jinja, where the tokenizer lacks a special token that it writes,
+        where it leaves out what is said, or writes turns that can't be told apart."""
         from jinja2 import TemplateSyntaxError
 
         try:
             self._compiled  # noqa: B018  # compiled now, for the error
         except TemplateSyntaxError as error:
             raise UserError(f"{self.name} is no Jinja template (line {error.lineno}: {error.message})") from None
+        except Exception as error:  # nested too deeply, or a filter that isn't there
+            raise UserError(f"{self.name} can't be compiled ({error or type(error).__name__})") from None
         try:
-            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], prompt=True)
+            text = self.render(TRIAL, prompt=True)
         except Unfit as error:
             raise UserError(f"a question and its answer: {error}: give another data.chat_template") from None
         missing = [word for word in SPECIAL_FORM.findall(text) if word not in self.tokenizer.specials]
@@ -95,25 +108,34 @@ class Template:
                 f"{self.name} writes {missing[0]}, for which tokenizer {self.tokenizer.name} has no special token: "
                 "give a data.chat_template of its own, or its model's data.tokenizer"
             )
+        head, answer = self._spans(TRIAL)
+        if QUESTION not in head or ANSWER not in answer:
+            what = "the question" if QUESTION not in head else "the answer"
+            raise Unfit(
+                f"{self.name} leaves out {what} of a question and its answer: contents are texts here, no parts"
+            )
+        theirs = self.tokenizer.read(text)
+        if theirs is not None and not np.array_equal(theirs, self.ids(text)):
+            raise Unfit(f"{self.name} puts blanks beside special tokens of {self.tokenizer.name} that swallow them")
 
-    def ids(self, text: str, mark: str = "") -> Ids:
+    def ids(self, text: str, mark: str = "", inner: bool = False) -> Ids:
         """Token ids of a rendered text, uint32 [n]: special tokens where the template wrote them, else text.
 
-        With the `mark` of `_hide`, what that has put away is text again.
+        With the `mark` of `_hide`, what that has put away is text again. An `inner` text stands after a special token.
         """
         names = list(self.tokenizer.specials)
 
-        def encoded(piece: str) -> Ids:
+        def encoded(piece: str, inner: bool) -> Ids:
             if mark and mark in piece:
                 piece = re.sub(f"{mark}(.)", lambda found: names[ord(found[1]) - FIRST_PLACEHOLDER], piece)
-            return self.tokenizer.encode(piece)
+            return self.tokenizer.encode_inner(piece) if inner else self.tokenizer.encode(piece)
 
         parts, at = [], 0
         for match in self._specials.finditer(text):
             special = np.array([self.tokenizer.specials[match[0]]], np.uint32)
-            parts += [encoded(text[at : match.start()]), special]
-            at = match.end()
-        return np.concatenate([*parts, encoded(text[at:])]).astype(np.uint32)
+            parts += [encoded(text[at : match.start()], inner), special]
+            at, inner = match.end(), True
+        return np.concatenate([*parts, encoded(text[at:], inner)]).astype(np.uint32)
 
     def question(self, text: str) -> list[int]:
         """Ids after which the answer to `text` comes."""
@@ -122,8 +144,7 @@ class Template:
 
     def end(self) -> int:
         """The special token that ends an assistant's turn."""
-        spans = self._spans([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        return int(self.ids(spans[-1])[-1])
+        return int(self.ids(self._spans(TRIAL)[-1])[-1])
 
     def sample(self, messages: Sequence[Message]) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
         """Ids of a conversation up to its last answer's end, and which of them are the assistant's, both [n].
@@ -132,13 +153,15 @@ class Template:
         it, that one included. Raises `Unfit`, or `Misfit` where an answer's first token would reach into its head.
         """
         mark, hidden = self._hide(messages)
-        spans = self._spans(hidden)
-        parts = [self.ids(span, mark) for span in spans]
-        ids = np.concatenate(parts)
-        if not np.array_equal(ids, self.ids("".join(spans), mark)):
-            raise Misfit("an answer begins with characters that form one token with the text before them: strip it")
-        targets = np.concatenate([np.full(len(part), number % 2 == 1) for number, part in enumerate(parts)])
-        return ids, targets
+        spans, turns, targets = self._spans(hidden), [], []
+        for number in range(0, len(spans), 2):  # a turn ends with a special token: the next one's ids are its own
+            head, answer = spans[number : number + 2]
+            given, ids = (self.ids(text, mark, inner=number > 0) for text in (head, head + answer))
+            if not np.array_equal(given, ids[: len(given)]):
+                raise Misfit("an answer begins with characters that form one token with the text before them: strip it")
+            turns.append(ids)
+            targets.append(np.arange(len(ids)) >= len(given))
+        return np.concatenate(turns), np.concatenate(targets)
 
     def _spans(self, messages: Sequence[Message]) -> list[str]:
         """The text in turns: what the assistant is given, what it says, what it is given then, and so on."""
@@ -159,7 +182,10 @@ class Template:
     def _hide(self, messages: Sequence[Message]) -> tuple[str, list[Message]]:
         """`messages` with each special token in a content as a mark and a character; and the mark, in no content."""
         said = "".join(message["content"] for message in messages)
-        mark = next(chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in said)  # noncharacters of Unicode
+        free = [chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in said]  # noncharacters of Unicode
+        if not free:
+            raise Misfit("it holds all of Unicode's noncharacters U+FDD0 to U+FDEF, of which one must be free")
+        mark = free[0]
         numbers = {name: number for number, name in enumerate(self.tokenizer.specials)}
 
         def hidden(match: re.Match[str]) -> str:
@@ -168,30 +194,39 @@ class Template:
         return mark, [message | {"content": self._specials.sub(hidden, message["content"])} for message in messages]
 
 
-def open_template(path: str | None, tokenizer: Tokenizer) -> Template:
+def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = CHAT_DATE) -> Template:
     """The template that `data.chat_template` names, or the default one of the tokenizer. Raises `UserError`."""
     if path is None:
         chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.specials.keys()
         source, name = (CHATML, "the ChatML template") if chatml else (PLAIN, "the plain chat template")
-        return checked(Template(source, name, tokenizer))
+        return checked(Template(source, name, tokenizer, date))
     try:
         source = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"data.chat_template = {path} can't be read: give a file of a Jinja template") from None
-    return checked(Template(source, f"chat template {path}", tokenizer))
+    return checked(Template(source, f"chat template {path}", tokenizer, date))
 
 
 def checked(template: Template) -> Template:
     """`template`, compiled and tried out. Raises `UserError` naming it where it is no Jinja or can't be used."""
     try:
         template.check()
-        template.end()
     except Unfit as error:
         raise UserError(f"{error}: give another data.chat_template") from None
     return template
 
 
-def _environment() -> Any:
+def turn_end(source: str | None, tokenizer: Tokenizer) -> int | None:
+    """The special token that ends an assistant's turn by the template `source`; None without one that can be used."""
+    if source is None:
+        return None
+    try:
+        return checked(Template(source, "the chat template", tokenizer)).end()
+    except UserError:
+        return None
+
+
+def _environment(date: datetime.date) -> Any:
     """Jinja as transformers sets it up: a sandbox that can change nothing, blocks without their line ends."""
     from jinja2 import TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -217,4 +252,5 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = date.strftime
     return environment

@@ -1,7 +1,8 @@
 """Text to token ids and back: GPT-2's, OpenAI's later ones, plain bytes, a file of ranks, or one trained on the corpus.
 
-Every tokenizer is a byte-level BPE that tiktoken runs: merge ranks, a split pattern, and one special, `<|endoftext|>`.
-A pretrained model's has further specials, and may lack tokens for bytes that its corpus never held.
+A tokenizer is a byte-level BPE that tiktoken runs: merge ranks, a split pattern, and one special, `<|endoftext|>`.
+A pretrained model's has further specials, and may lack tokens for bytes that its corpus never held; where ranks can't
+describe it, it is a tokenizer.json (`kept_tokenizer.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_FILE = Path(__file__).resolve().parent / "r50k_base.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-SAVED_RANKS, SAVED_FACTS = "tokenizer.tiktoken", "tokenizer_facts.json"
+SAVED_RANKS, SAVED_JSON, SAVED_FACTS = "tokenizer.tiktoken", "tokenizer.json", "tokenizer_facts.json"
 LONG_SPACE = re.compile(r"\s{8192}")  # the pattern engine backtracks over white space, and panics near a million
 
 Ids = npt.NDArray[np.uint32]
@@ -36,6 +37,9 @@ Ids = npt.NDArray[np.uint32]
 
 class Tokenizer:
     """A byte-level BPE over `ranks`; id `eot` ends a document. `vocab` is the largest id + 1, specials included."""
+
+    file = SAVED_RANKS
+    """What `save` writes beside its facts, and `data.tokenizer` names."""
 
     def __init__(
         self,
@@ -114,6 +118,14 @@ class Tokenizer:
         cuts = [0, *(match.end() for match in LONG_SPACE.finditer(text)), len(text)]
         return np.concatenate([self._piece(text[start:stop]) for start, stop in pairwise(cuts)])
 
+    def encode_inner(self, text: str) -> Ids:
+        """As `encode`, of what stands after a special token: some tokenizers begin a text with a blank of their own."""
+        return self.encode(text)
+
+    def read(self, text: str) -> Ids | None:
+        """Token ids as the tokenizer's own library reads special tokens in a text; None where it has no other."""
+        return None
+
     def _piece(self, text: str) -> Ids:
         assert self._encoding is not None
         try:
@@ -148,18 +160,15 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in sorted(self._bytes.items())]
         write_atomically(folder / SAVED_RANKS, b"".join(lines))
-        facts = {
-            "version": self._version,
-            "name": self.name,
-            "pattern": self.pattern,
-            "eot": self.eot,
-            "vocab": self.vocab,
-            "specials": self.specials,
-            "fingerprint": self.fingerprint,
-        }
-        if self._version == 2:
-            facts |= {"roles": self.roles, "partial": self.partial}
-        write_atomically(folder / SAVED_FACTS, json.dumps(facts, indent=1).encode())
+        more = {"roles": self.roles, "partial": self.partial} if self._version == 2 else {}
+        write_facts(folder / SAVED_FACTS, self, {"version": self._version} | more)
+
+
+def write_facts(path: Path, tokenizer: Tokenizer, more: Mapping[str, Any]) -> None:
+    """What a saved tokenizer says of itself beside its tokens."""
+    named = ("name", "pattern", "eot", "vocab", "specials", "fingerprint")
+    facts = {field: getattr(tokenizer, field) for field in named} | dict(more)
+    write_atomically(path, json.dumps(facts, indent=1).encode())
 
 
 class StreamDecoder:
@@ -208,22 +217,35 @@ def openai_tokenizer(name: str) -> Tokenizer:
     return Tokenizer(name, dict(encoding._mergeable_ranks), encoding._pat_str, encoding.eot_token)
 
 
+def end_of_text(where: str, specials: Mapping[str, int], roles: Mapping[str, int]) -> int:
+    """The special token that ends a document. Raises `UserError` naming `where` where there is none."""
+    eot = specials.get(END_OF_TEXT, roles.get("eos"))
+    if eot is None:
+        raise UserError(f"{where} has no special token that ends a text: neither {END_OF_TEXT} nor an eos_token")
+    return eot
+
+
 def file_tokenizer(path: Path) -> Tokenizer:
-    """A `.tiktoken` file; one that `Tokenizer.save` wrote brings its own pattern, others are taken with GPT-2's."""
+    """A `.tiktoken` file; one that `Tokenizer.save` wrote brings its own pattern, others are taken with GPT-2's. Or
+    the tokenizer.json of a run, or of a Hugging Face folder."""
     if not path.is_file():
         raise UserError(
-            f"data.tokenizer: no file {path}: give the path of a .tiktoken file, or trained, gpt2, "
+            f"data.tokenizer: no file {path}: give the path of a .tiktoken file or a {SAVED_JSON}, or trained, gpt2, "
             "cl100k_base, o200k_base or bytes"
         )
-    if path.name == SAVED_RANKS and (path.parent / SAVED_FACTS).is_file():
+    if saved_tokenizer(path.parent) == path:
         return load_tokenizer(path.parent)
+    if path.name == SAVED_JSON:
+        from coretrain.hf_reader import read_tokenizer  # which imports this module
+
+        return read_tokenizer(path.parent)
     ranks = read_ranks(path)
     return Tokenizer(path.stem, ranks, GPT2_PATTERN, max(ranks.values()) + 1)
 
 
 def saved_tokenizer(folder: Path) -> Path | None:
     """The file by which `data.tokenizer` names what `Tokenizer.save` wrote into `folder`, if it has."""
-    names = (SAVED_RANKS,) if (folder / SAVED_FACTS).is_file() else ()
+    names = (SAVED_RANKS, SAVED_JSON) if (folder / SAVED_FACTS).is_file() else ()
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
@@ -232,22 +254,29 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
-    if facts["version"] > 2:
+    if facts["version"] > 3:
         raise UserError(
-            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 2: upgrade twintrain"
+            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain"
         )
-    tokenizer = Tokenizer(
-        facts["name"],
-        read_ranks(folder / SAVED_RANKS),
-        facts["pattern"],
-        facts["eot"],
-        facts.get("specials"),
-        facts.get("roles"),
-        facts.get("partial", False),
-    )
+    if facts["version"] == 3:
+        from coretrain.data.kept_tokenizer import load_kept  # which imports this module
+
+        path = folder / SAVED_JSON
+        tokenizer: Tokenizer = load_kept(path, facts)
+    else:
+        path = folder / SAVED_RANKS
+        tokenizer = Tokenizer(
+            facts["name"],
+            read_ranks(path),
+            facts["pattern"],
+            facts["eot"],
+            facts.get("specials"),
+            facts.get("roles"),
+            facts.get("partial", False),
+        )
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
-            f"{folder / SAVED_RANKS} does not match the fingerprint in {SAVED_FACTS}: "
+            f"{path} does not match the fingerprint in {SAVED_FACTS}: "
             "one of the two was changed; restore them, or make the tokenizer again"
         )
     return tokenizer
@@ -261,11 +290,11 @@ def named_tokenizer(name: str) -> Tokenizer:
         return bytes_tokenizer()
     if name in ("cl100k_base", "o200k_base"):
         return openai_tokenizer(name)
-    if name.endswith(".tiktoken"):
+    if name.endswith((".tiktoken", SAVED_JSON)):
         return file_tokenizer(Path(name).expanduser())
     raise UserError(
         f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
-        "or the path of a .tiktoken file"
+        f"or the path of a .tiktoken file or a {SAVED_JSON}"
     )
 
 
