@@ -227,7 +227,7 @@ def test_a_presets_header_says_what_the_budget_computes(name):
     header = (PRESETS / f"{name}.toml").read_text().split("version")[0]
     memory = footprint(config).total / 2**30
     facts = [f"{parameter_count(config.model):,} parameters", batch_sentence(config), f"{run_flops(config):.2e} FLOPs"]
-    if name == "tiny":
+    if name in ("tiny", "smollm2-lora"):  # made for a laptop
         facts += [f"{hours(config, 100e9) * 60:.1f} minutes at an assumed 100 GFLOP/s", f"About {memory:.2f} GiB"]
     else:
         facts += [f"{hours(config, 0.4 * 989e12):,.1f} hours on one H100", f"About {memory:,.0f} GiB"]
