@@ -3,12 +3,13 @@
 import functools
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from coretrain import world as worlds
+from coretrain.background import in_background
 from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, verify
 from coretrain.config import RunConfig
 from coretrain.journal import SilentJournal
@@ -48,23 +49,22 @@ def all_of(count: int, do) -> list:
 
 
 class Part:
-    """A stack that writes one file for each rank, slowly; rank `full` finds no room."""
+    """A stack that writes one file for each rank, slowly; rank `full` finds no room, and the others wait for it."""
 
     name = "torch"
 
     def __init__(self, rank: int, full: int | None = None) -> None:
-        self.rank, self.full, self.hashing = rank, full, False
+        self.rank, self.full = rank, full
+        self.waiting: Future[None] = Future()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
+        return self.waiting if self.full not in (None, self.rank) else in_background(lambda: self.write(folder))
+
+    def write(self, folder: Path) -> None:
+        time.sleep(0.01 * self.rank)
         if self.rank == self.full:
             raise OSError(28, "No space left on device")
         (folder / f"{self.rank}").write_bytes(bytes(1000 * (self.rank + 1)))
-
-    def saved(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        time.sleep(0.01 * self.rank)
 
 
 def saver(folder: Path, world: World, full: int | None = None) -> Saver:
@@ -101,17 +101,36 @@ def test_all_write_and_the_first_seals(tmp_path):
         assert verify(path).progress.update in (3, 4)
 
 
-def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path):
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, wait):
+    """The others hear of it though their own part isn't written: it may never be, without the one that failed."""
+    monkeypatch.setattr(worlds, "PATIENCE", 0.05)
+
     def save(world):
         first, second = saver(tmp_path, world), saver(tmp_path, world, full=1)
         first.start(Progress(update=3))
         first.finish()
         second.start(Progress(update=4))
+        for _ in range(1000):
+            second.finish(wait)
 
     errors = all_of(2, save)
     assert [type(error) for error in errors] == [PeerError, OSError]
-    assert "rank 1: " in str(errors[0])
+    assert "rank 1: OSError: [Errno 28] No space left" in str(errors[0])
     assert [path.name for path in CheckpointFolder(tmp_path).complete()] == ["update-00000003"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_the_first_error_is_the_one_that_is_said():
+    """Where the others are gone too, so that it can't be told to them."""
+
+    def alone(text):
+        raise PeerError("another process of the run is gone")
+
+    world = Threads(0, threading.Barrier(2), ["", ""])
+    world.gather = alone
+    with pytest.raises(OSError, match="No space left"):
+        world.together(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
 
 def load(folder: Path, said: list[str], world: World) -> tuple[Path, str]:
