@@ -5,18 +5,24 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from coretrain import world as worlds
 from coretrain.background import in_background
-from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, verify
-from coretrain.config import RunConfig
+from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, save_interchange, verify
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.errors import UserError
 from coretrain.journal import SilentJournal
+from coretrain.loop import Loop, Preemption
 from coretrain.manifest import Progress, digests
+from coretrain.parameters import initial_parameters
+from coretrain.runner import restore
 from coretrain.saving import Saver
 from coretrain.world import PeerError, World
 
+CONFIG = RunConfig(model=ModelConfig(layers=1, width=32, heads=2, vocab=300, context=16))
 SIZES = (5_000, 40, 300, 300, 0, 9_000, 700)
 
 
@@ -121,6 +127,20 @@ def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch,
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_journal_that_finds_no_room_ends_all():
+    """Only the first writes it; where the disk is shared it is the first to find it full."""
+
+    class Full(SilentJournal):
+        def update(self, **_):
+            raise OSError(28, "No space left on device")
+
+    def report(world):
+        loop = SimpleNamespace(world=world, journal=Full() if world.first else SilentJournal())
+        return Loop.report(loop, {}, Preemption())
+
+    assert [type(error) for error in all_of(2, report)] == [OSError, PeerError]
+
+
 def test_the_first_error_is_the_one_that_is_said():
     """Where the others are gone too, so that it can't be told to them."""
 
@@ -156,6 +176,30 @@ def test_damage_in_anyones_part_is_found_by_all(tmp_path):
         assert [name for _, name in loads] == ["update-00000003"] * 2
         assert any(f"{damaged} is damaged" in text for text in said)
         (newest / damaged).write_bytes(kept)
+
+
+def test_what_the_first_sees_is_what_all_load(tmp_path):
+    """And who doesn't see it ends the run: a state from elsewhere would train on unnoticed."""
+    start = initial_parameters(CONFIG.model, 1)
+    for name, update in (("a", 3), ("b", 4)):
+        save_interchange(
+            tmp_path / name / "interchange" / f"update-{update:08d}",
+            CONFIG,
+            {"parameters": start},
+            Progress(update=update),
+            "torch",
+        )
+    stack = SimpleNamespace(name="torch", adopt=lambda groups, applied: None)
+
+    def resume(*folders: str):
+        return all_of(2, lambda world: restore(stack, tmp_path / folders[world.rank], print, world=world))
+
+    assert [progress.update for progress in resume("a", "a")] == [3, 3]
+    assert [progress.update for progress in resume("a", "b")] == [3, 3]
+    (tmp_path / "empty").mkdir()
+    assert [progress.update for progress in resume("a", "empty")] == [3, 3]
+    errors = resume("empty", "a")
+    assert all(isinstance(error, UserError) and "has no interchange checkpoint" in str(error) for error in errors)
 
 
 def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
