@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,16 +183,16 @@ class Loop:
                     self.journal.event(update, action, reason)
 
                 self.advance(applied=action == "apply")
-                self.journal.update(
-                    update=update,
-                    loss=loss,
-                    grad_norm=norm,
-                    lr=lr,
-                    tokens=self.progress.tokens,
-                    batch_hash=batch_hash(batch),
-                    seconds=time.perf_counter() - started,
-                )
-                done, preempted = self.progress.update, self.preempted(preemption)
+                row = {
+                    "update": update,
+                    "loss": loss,
+                    "grad_norm": norm,
+                    "lr": lr,
+                    "tokens": self.progress.tokens,
+                    "batch_hash": batch_hash(batch),
+                    "seconds": time.perf_counter() - started,
+                }
+                done, preempted = self.progress.update, self.report(row, preemption)
                 last = done == config.train.updates
                 value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
                 if last or preempted or done % config.checkpoint.interval == 0:
@@ -203,9 +203,14 @@ class Loop:
                     return "preempted"
         return "finished"
 
-    def preempted(self, preemption: Preemption) -> str:
-        """The signal that asked any of the processes to end, or nothing."""
-        return next(filter(None, self.world.gather(preemption.requested or "")), "")
+    def report(self, row: Mapping[str, Any], preemption: Preemption) -> str:
+        """Journal an update; the signal that asked any of the processes to end, or nothing."""
+
+        def told() -> str:
+            self.journal.update(**row)
+            return preemption.requested or ""
+
+        return next(filter(None, self.world.share(told)), "")
 
     def batches(self) -> Iterator[Tokens]:
         """The batches that are left, from the data cursor on."""
@@ -249,6 +254,7 @@ class Loop:
 
     def roll_back(self) -> Iterator[Tokens]:
         """Return to the newest checkpoint and skip past the data that did the damage."""
+        self.at(f"the way back from update {self.progress.update}")
         self.saver.finish()
         bad = self.progress.data_index
         folder, progress = self.checkpoints.first_that_loads(self._load, self._warn, self.world)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,11 +34,12 @@ from coretrain.command import Command, parse, run_folder
 from coretrain.config import RunConfig
 from coretrain.data import Data, open_data
 from coretrain.data.files import write_atomically
-from coretrain.errors import UserError
+from coretrain.errors import UserError, leave, said
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
+from coretrain.parameters import BlankParameters
 from coretrain.run_files import with_own_files
-from coretrain.spawn import launched, spawn
+from coretrain.spawn import launched, line_that_goes_on, spawn
 from coretrain.translation import MODULES, translate
 from coretrain.watch import Watch
 from coretrain.world import World
@@ -46,6 +49,8 @@ MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30
 """Seconds within which every process must see what the first has written."""
+LEAVES_LAST = 2.0
+"""Seconds by which the first process outlasts the others, where all end by an error: JAX's coordinator lives in it."""
 
 
 def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
@@ -59,37 +64,57 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command)
     world = join(command.config)
+    try:
+        code = _run(command, stack_name, make_stack, world)
+        world.leave()
+    except BaseException as error:
+        if world.size == 1:
+            raise
+        code = (said(error) if isinstance(error, Exception) else None) or 1
+        if code == 1:
+            traceback.print_exc()
+        time.sleep(LEAVES_LAST if world.first else 0)
+    if world.size > 1:
+        leave(code)
+    return code
+
+
+def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World) -> int:
+    module = MODULES[stack_name]
     common = _common(command.config)
-    world.same(common.to_json(), "config or command line")
+    world.same(f"{common.to_json()} {command.output} {command.resume}", "config or command line")
     data = world.together(lambda: open_data(with_own_files(common, command.resume)))
     world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
     config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
-    resumed = command.resume is not None
     folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     world.same(data.fingerprint, "data fingerprint")
-    stack = world.together(lambda: make_stack(config, base))
+    resumed = command.resume is not None
+    restored = bool(resumed and world.told("1" if holds_state(folder) else ""))
+    start = BlankParameters(config.model) if restored and base is None else base
+    stack = world.together(lambda: make_stack(config, start))
 
     def warn(text: str) -> None:
         if world.first:
             print(f"warning: {text}", file=sys.stderr)
 
-    if resumed and not holds_state(folder):
+    if resumed and not restored:
         warn(f"{folder} was stopped before its first checkpoint: it starts at update 0")
-    elif resumed:
-        restored = restore(stack, folder, warn, world=world)
-        if restored.data_fingerprint:
-            check_resumable(config, data, restored)
-            progress = restored
+    elif restored:
+        found = restore(stack, folder, warn, world=world)
+        if found.data_fingerprint:
+            check_resumable(config, data, found)
+            progress = found
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
+    world.same(json.dumps(progress.to_json()), "place to go on from")
     world.by_first(lambda: begin_folder(folder, config, data))
     if base and (remark := keep_base(config, base.folder) if world.first else ""):
         warn(remark)
     world.together(lambda: check_shared(folder, config, world))
-    line = f"python -m {module}.run --resume {folder}" + (" --spawn" if command.spawn else "")
-    first = world.first
+    line = line_that_goes_on(f"{module}.run", folder, command, world)
+    first, p = world.first, config.parallel
     journal = Journal(folder, config, stack_name, progress.update, stack.device_name) if first else SilentJournal()
-    with journal, Watch(folder, world, config.parallel.timeout, line) as watch:
+    with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:
         journal.header(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
@@ -203,8 +228,9 @@ def restore(
             world.by_first(lambda: translate(sealed.stack, folder, path.name))
         return adopt(stack, translated, for_text)
 
-    if not checkpoints.complete():
-        return adopt(stack, newest_interchange(folder), for_text)
+    if not world.told("1" if checkpoints.complete() else ""):
+        newest = world.told(str(world.together(lambda: newest_interchange(folder) if world.first else "")))
+        return world.together(lambda: adopt(stack, Path(newest), for_text))
     if for_text and (path := checkpoints.best()):
         return load(path, read_sealed(path).progress)
     return checkpoints.first_that_loads(load, warn, world)[1]

@@ -21,14 +21,8 @@ class Saves(Protocol):
 
     name: str
 
-    def save(self, folder: Path) -> None:
-        """Write parameters and moments into `folder`; may go on in the background until `saved` or `wait`."""
-
-    def saved(self) -> bool:
-        """Whether the last `save` has ended."""
-
-    def wait(self) -> None:
-        """Block until the last `save` has ended; raises what it raised."""
+    def save(self, folder: Path) -> Future[None]:
+        """Write parameters and moments into `folder`; the future ends with it, and raises what went wrong."""
 
 
 class Saver:
@@ -46,6 +40,7 @@ class Saver:
         self.config, self.stack, self.checkpoints, self.journal = config, stack, checkpoints, journal
         self.world, self.at = world, at
         self._pending: tuple[Path, Progress] | None = None
+        self._writing: Future[None] | None = None
         self._hashing: Future[dict[str, dict[str, Any]]] | None = None
 
     def start(self, progress: Progress) -> None:
@@ -56,7 +51,7 @@ class Saver:
         folder = self.checkpoints.temporary(progress.update)
         self._pending = folder, progress
         try:
-            self.world.together(lambda: self.stack.save(folder))
+            self._writing = self.world.together(lambda: self.stack.save(folder))
         except BaseException:
             self._abandon()
             raise
@@ -65,9 +60,17 @@ class Saver:
         """Make the checkpoint under way count, once all of it is on disk; without `wait` only if it already is."""
         if self._pending is None:
             return
+        folder, progress = self._pending
         try:
-            if self._written(wait) and self._hashed(wait):
-                self._seal(*self._pending)
+            if wait:
+                self.at(f"the end of the save after update {progress.update}")
+            if self._writing and self.world.ended(self._writing, wait):
+                # each begins to hash a part of what all have written
+                self._writing = None
+                self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
+            if self._hashing and self.world.ended(self._hashing, wait):
+                self.at(f"the seal of the save after update {progress.update}")
+                self._seal(folder, progress, self._hashing.result())
                 self._pending = self._hashing = None
         except BaseException:
             self._abandon()
@@ -76,21 +79,8 @@ class Saver:
     def _begin(self, update: int) -> None:
         self.checkpoints.begin(update)
 
-    def _written(self, wait: bool) -> bool:
-        """Whether every process has written its part; then each begins to hash a part of what all have written."""
-        if self._hashing is None and self._pending and (wait or self.world.all(self.stack.saved())):
-            folder, progress = self._pending
-            self.at(f"the end of the save after update {progress.update}")
-            self.world.together(self.stack.wait)
-            self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
-        return self._hashing is not None
-
-    def _hashed(self, wait: bool) -> bool:
-        return self._hashing is not None and (wait or self.world.all(self._hashing.done()))
-
-    def _seal(self, folder: Path, progress: Progress) -> None:
-        assert self._hashing is not None
-        parts = self.world.gather(json.dumps(self.world.together(self._hashing.result)))
+    def _seal(self, folder: Path, progress: Progress, mine: dict[str, dict[str, Any]]) -> None:
+        parts = self.world.gather(json.dumps(mine))
         files = {name: facts for part in parts for name, facts in json.loads(part).items()}
         self.world.by_first(lambda: self._commit(folder, progress, files))
 
@@ -107,4 +97,4 @@ class Saver:
         """Remove what a failed save has written; earlier checkpoints stay as they are."""
         if self._pending and self.world.first:
             self.checkpoints.abandon(self._pending[0])
-        self._pending = self._hashing = None
+        self._pending = self._writing = self._hashing = None

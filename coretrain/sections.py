@@ -328,6 +328,11 @@ class ParallelConfig(Section):
     timeout: Positive = Field(
         300, description="Seconds that a process may keep the others waiting before the run ends and names it."
     )
+    silence: Positive = Field(
+        40,
+        description="Seconds without any sign from a process after which it is dead: the run ends and names it. "
+        "More where the run's folder shows the hosts each other's files late.",
+    )
 
 
 class HealthConfig(Section):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coretrain.background import in_background
 from coretrain.errors import UserError
@@ -24,6 +25,9 @@ class World:
     def gather(self, text: str) -> list[str]:
         """Each process's text, by rank, on all of them."""
         return [text]
+
+    def leave(self) -> None:
+        """Part from the others, where all are done."""
 
     @property
     def first(self) -> bool:
@@ -56,12 +60,42 @@ class World:
         try:
             result = do()
         except Exception as error:
-            self.gather(f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error))
+            self._talk(error)
             raise
-        faults = [f"rank {rank}: {fault}" for rank, fault in enumerate(self.gather("")) if fault]
-        if faults:
-            raise PeerError(faults[0])
+        self._talk(None)
         return result
+
+    def share(self, do: Callable[[], str]) -> list[str]:
+        """What `do` gives on each process, by rank, on all of them; a fault as in `together`."""
+        try:
+            text = do()
+        except Exception as error:
+            self._talk(error)
+            raise
+        return self._talk(None, text)
+
+    def ended(self, work: Future[Any], wait: bool = True) -> bool:
+        """Whether the `work` of every process has ended; with `wait`, once it has.
+
+        As soon as it fails on one it fails on all, as in `together`: also where the others' still goes on, for it may
+        be waiting for the one that failed.
+        """
+        while True:
+            done = _ended(work, PATIENCE if wait else 0)
+            ended = all(self._talk(work.exception() if done else None, "done" if done else ""))
+            if ended or not wait:
+                return ended
+
+    def _talk(self, error: BaseException | None, text: str = "") -> list[str]:
+        """Each process's text; an `error` of any is raised on all, on the process at fault its own."""
+        if error is not None:
+            with contextlib.suppress(UserError):  # where the others are gone, it is still the first thing to say
+                self.gather(f"!{error}" if isinstance(error, UserError) else f"!{type(error).__name__}: {error}")
+            raise error
+        told = self.gather(f".{text}")
+        if faults := [f"rank {rank}: {words[1:]}" for rank, words in enumerate(told) if words.startswith("!")]:
+            raise PeerError(faults[0])
+        return [words[1:] for words in told]
 
     def by_first(self, do: Callable[[], None]) -> None:
         """Have the first process do something, the others wait for it; a fault of it is raised on all.
@@ -69,11 +103,9 @@ class World:
         It may take longer than any timeout between the processes: they hear from each other meanwhile.
         """
         if self.size == 1:
-            return do()
-        work = in_background(do) if self.first else None
-        while not self.any(work is not None and _ended(work, PATIENCE)):
-            pass
-        return self.together(work.result if work else lambda: None)
+            do()
+        else:
+            self.ended(in_background(do if self.first else lambda: None))
 
     def same(self, text: str, what: str) -> None:
         """Raise `UserError` on every process unless all hold the same `text`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -32,7 +34,8 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
         try:
             future.set_result(response.result())
         except BaseException as error:
-            future.set_exception(error)
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # of a full disk, which tensorstore has words for
+            future.set_exception(OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error)
 
     threading.Thread(target=wait, daemon=True).start()  # Orbax's own response can't be asked whether it has ended
     return future

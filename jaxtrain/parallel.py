@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,8 @@ from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.layout import Layout, layout_of
-from coretrain.world import World
+from coretrain.meeting import meet
+from coretrain.world import PeerError, World
 
 
 def join(config: RunConfig) -> World:
@@ -34,43 +34,35 @@ def join(config: RunConfig) -> World:
     address, count, rank = p.coordinator, p.hosts, p.host
     if address is None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-        address = f"{os.environ['MASTER_ADDR']}:{_free_for_jax(rank)}"
+        # torchrun itself listens on the port that it tells
+        port = int(os.environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in os.environ)
+        address = f"{os.environ['MASTER_ADDR']}:{port}"
     if address is None and (count == 1 or (count is None and _processes_of_cluster() == 1)):
         return World()
-    if address is not None and (count is None or rank is None):
+    if address is None:
+        address, count, rank = _told_by_cluster(count, rank, p.timeout)
+    if address is None or count is None or rank is None:
         raise UserError(
-            f"parallel.coordinator = {address} is given without parallel.hosts and parallel.host: give all three"
+            "of parallel.coordinator, parallel.hosts and parallel.host some are given and some are not: give all three"
         )
     local = {"local_device_ids": [int(os.environ["LOCAL_RANK"])]} if "LOCAL_RANK" in os.environ else {}
+    meet(address, count, rank, p.timeout, os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"))
     try:
         jax.distributed.initialize(
             address,
             count,
             rank,
             initialization_timeout=p.timeout,
-            heartbeat_timeout_seconds=p.timeout,
+            # its client ends the process in C++: coretrain.watch names who is silent before that
+            heartbeat_timeout_seconds=2 * max(p.timeout, p.silence),
             **local,  # type: ignore[arg-type]  # mypy holds the one key's list against every argument's type
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"process {rank} of {count} did not meet the others at {address or 'the address of the cluster'} within "
-            f"parallel.timeout = {p.timeout} s ({str(error).splitlines()[0]}): start all of them, with one coordinator"
+            f"rank {rank} of {count} could not join the others at {address} ({str(error).splitlines()[0]}): "
+            "start all of them, with one coordinator"
         ) from None
     return Processes(p.timeout)
-
-
-def _free_for_jax(rank: int) -> int:
-    """The launcher's port, or the next one where torchrun itself listens on it."""
-    port = int(os.environ["MASTER_PORT"])
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return port
-    with socket.socket() as probe:
-        if rank == 0 and probe.connect_ex(("127.0.0.1", port + 1)) == 0:
-            raise UserError(
-                f"port {port + 1}, the one after torchrun's, is taken, and JAX's processes meet there: "
-                "give torchrun another --master-port"
-            )
-    return port + 1
 
 
 def _processes_of_cluster() -> int:
@@ -81,6 +73,17 @@ def _processes_of_cluster() -> int:
         if not cluster.opt_in_only_method and cluster.is_env_present():
             return int(cluster.get_process_count())
     return 1
+
+
+def _told_by_cluster(count: int | None, rank: int | None, timeout: int) -> tuple[str | None, int | None, int | None]:
+    """Where its processes meet, how many they are and which this one is, as `initialize` itself would find them."""
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, count, rank, None, None, timeout)
+    except RuntimeError as error:  # a TPU slice's first host has no address yet
+        raise UserError(f"{error} (parallel.timeout = {timeout} s): start all hosts of the cluster") from None
+    return found[:3]
 
 
 class Processes(World):
@@ -100,22 +103,26 @@ class Processes(World):
     def gather(self, text: str) -> list[str]:
         """Each process's text, by rank, on all of them; `UserError` naming who kept the others waiting too long."""
         key = f"twintrain/{self._calls}"
-        self._client.key_value_set(f"{key}/{self.rank:06d}", f">{text}")
         try:
+            self._client.key_value_set(f"{key}/{self.rank:06d}", f">{text}")
             self._client.wait_at_barrier(key.replace("/", "-"), self._timeout * 1000)
+            found = dict(self._client.key_value_dir_get(f"{key}/"))
+            if self._calls >= 1:  # all have read the call before this one
+                self._client.key_value_delete(f"twintrain/{self._calls - 1}/{self.rank:06d}")
         except Exception as error:  # a jax.errors.JaxRuntimeError, whose text alone says which
-            raise UserError(self._late(key, error)) from None
-        found = dict(self._client.key_value_dir_get(f"{key}/"))
-        if self._calls >= 1:  # all have read the call before this one
-            self._client.key_value_delete(f"twintrain/{self._calls - 1}/{self.rank:06d}")
+            raise PeerError(self._late(key, error)) from None
         self._calls += 1
         return [found[name][1:] for name in sorted(found)]
+
+    def leave(self) -> None:
+        """Part from the others, where all are done: the first keeps what all hold on to."""
+        jax.distributed.shutdown()
 
     def _late(self, key: str, error: Exception) -> str:
         try:
             here = {int(name.rpartition("/")[2]) for name, _ in self._client.key_value_dir_get(f"{key}/")}
         except Exception:
-            here = set(range(self.size))  # the coordinator itself is gone
+            here = set(range(1, self.size))  # rank 0 is where all of this is kept
         late = sorted(set(range(self.size)) - here)
         who = f"rank {', '.join(map(str, late))}" if late else "another process"
         reason = re.sub(r"\s+", " ", str(error))[:200]

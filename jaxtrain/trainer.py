@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -169,7 +170,6 @@ class Trainer:
         self.params, self.frozen = freeze(config, nnx.state(build_model(config, self.kernel.name, tensors, self.place)))
         self._moments: Any = None
         self.grads: Any = None
-        self.saving: Any = None
         self.lent = False
         self._gradients, self._evaluate, self._step = made.gradients, made.evaluate, made.step
 
@@ -250,19 +250,9 @@ class Trainer:
         graph = self.graph if self.sharding is None else abstract_model(self.config, self.kernel.name, self.device)[0]
         return generate(nnx.merge(graph, self._whole()), prompts, tokens, sampling, stop, on_tokens)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         """Start writing parameters and moments into `folder`, in the background."""
-        self.saving = save_native(folder, {"parameters": self.params, "moments": self._moments_now()})
-
-    def saved(self) -> bool:
-        """Whether the last `save` has ended."""
-        return self.saving is None or self.saving.done()
-
-    def wait(self) -> None:
-        """Block until the last `save` has ended; raises what it raised."""
-        if self.saving is not None:
-            self.saving.result()
-            self.saving = None
+        return save_native(folder, {"parameters": self.params, "moments": self._moments_now()})
 
     def load(self, folder: Path, applied: int | None) -> None:
         """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""

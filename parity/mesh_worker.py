@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ from parity.compare import largest_error
 from parity.forms import GPT2_FORM, LLAMA_FORM
 from parity.pair import noise_only
 
-UPDATES, UPDATES_WITH_A_BUG = 20, 3
+UPDATES, UPDATES_WITH_A_BUG = 20, 4
+BAD, SKIPPED = 2, 1.0
+"""An update in which one number on one device is none, and what stands for its loss and norm, which must both be so."""
 TINY = {
     "precision.compute": "float64",
     "execution.device": "cpu",
@@ -109,17 +112,37 @@ def train(config: RunConfig, updates: int) -> Outcome:
     p = config.parallel
     assert trainer.devices.layout.devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
     states: dict[int, State] = {}
-    seen, rows = [], (config.train.batch_size, config.model.context + 1)
+    seen, applied, rows = [], 0, (config.train.batch_size, config.model.context + 1)
     for update in range(updates):
         batch = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
         batch[0, :2] = 0, config.model.vocabulary - 1
         batch[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
+        whole = trainer.params
+        trainer.params = one_nan(whole) if update == BAD else whole
         loss, norm = trainer.gradients(batch, update, 1.0)
-        trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), update)
+        trainer.params = whole
+        if not (math.isfinite(loss) or math.isfinite(norm)):
+            seen.append((SKIPPED, SKIPPED))
+            continue
+        trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
+        applied += 1
         seen.append((loss, norm))
         if update + 1 in (updates, UPDATES_WITH_A_BUG):
             states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
     return Outcome(seen, trainer.evaluate(batch[: config.micro_batch + 3]), states)
+
+
+def one_nan(params: Any) -> Any:
+    """The parameters with a single number that is none, in what the last device holds of a norm's gain."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+
+    def spoilt(array: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in array.addressable_shards]
+        parts[-1] = parts[-1].at[(0,) * array.ndim].set(math.nan)
+        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+    path = next(path for path, _ in leaves if "norm" in jax.tree_util.keystr(path))
+    return jax.tree_util.tree_unflatten(tree, [spoilt(leaf) if at == path else leaf for at, leaf in leaves])
 
 
 def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]:
@@ -278,6 +301,7 @@ def main() -> None:
         alone = config_of(variant, axes, alone=True)
         if alone not in references:
             references[alone] = train(alone, UPDATES)
+            assert references[alone].seen[BAD] == (SKIPPED, SKIPPED), "one number that is none must reach all"
             assert min(norm for _, norm in references[alone].seen) > alone.optimizer.clip, "the clip must be at work"
         config = config_of(variant, axes)
         with planted(bug):

@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Case:
     start: int = 0
     """With `load`: the first update. One was skipped before."""
     bad: int = -1
-    """An update whose gradients are infinite."""
+    """An update in which one activation of the last process is no number."""
     load: str = ""
     """A native checkpoint, or an interchange one, to go on from."""
     bug: str = ""
@@ -119,10 +120,11 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
             else:
                 trainer.adopt(load_interchange(folder).groups, applied)
         seen: list[tuple[float, float]] = []
-        data = batches(config)
+        data, last = batches(config), world.rank == world.size - 1
         for update in range(case.start, case.updates):
             batch = data[update % 4]
-            loss, norm = trainer.gradients(batch, update, math.inf if update == case.bad else 1.0)
+            with one_nan(trainer) if update == case.bad and last else contextlib.nullcontext():
+                loss, norm = trainer.gradients(batch, update, 1.0)
             if math.isfinite(norm):
                 trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
                 applied += 1
@@ -134,14 +136,31 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
             world.by_first(lambda: save.mkdir(parents=True, exist_ok=True))
-            trainer.save(save)
+            saving = trainer.save(save)
             data[0].fill(0)
             for parameter in trainer.model.parameters():
                 parameter.data.add_(1)  # what is written must be a copy
-            world.together(trainer.wait)
+            world.ended(saving)
         if trainer.zero:
             trainer.zero.engine.destroy()
     return result
+
+
+@contextlib.contextmanager
+def one_nan(trainer: Trainer) -> Iterator[None]:
+    """Within, a single number in the first block of this process is none, in the forward pass."""
+
+    def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        spoilt = torch.ones_like(output)
+        spoilt.view(-1)[0] = math.nan
+        return output * spoilt
+
+    norm = next(module for name, module in trainer.model.named_modules() if name.endswith("norm1"))
+    handle = norm.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 GREEDY = Sampling(0.0, 0, 1.0, 0)
@@ -168,9 +187,14 @@ def together(cases: Sequence[Case], processes: int, folder: Path) -> dict[str, d
             command = [sys.executable, "-m", "parity.processes", str(folder / "cases.json"), str(folder)]
             environment = os.environ | {"MASTER_ADDR": "127.0.0.1"} | words
             ranks.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+        time.sleep(0.1)
+    time.sleep(1)  # the first that fails may have had its reason from another
+    for rank in ranks:
+        rank.kill()
     codes = [rank.wait() for rank in ranks]
     words_of = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(processes))
-    assert not any(codes), words_of
+    assert not any(codes), f"exit codes by rank {codes}\n{words_of}"
     results: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())
     return results
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.scale
 SINGLE = {"precision.compute": "float32"}
 HALF = 10
 BAD = 7
-"""An update with infinite gradients: skipped by all, and nothing is left of it."""
+"""An update in which one number of one process is none: skipped by all, and nothing is left of it."""
 DOUBLE = {
     "dp": {},
     "tp": {"parallel.tensor": 2},

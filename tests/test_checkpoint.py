@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +32,7 @@ from coretrain.checkpoint import (
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters
+from jaxtrain.checkpoint import save_native
 
 CONFIG = RunConfig(model=ModelConfig(layers=2, width=32, heads=2, vocab=300, context=16))
 PROGRESS = Progress(
@@ -279,6 +281,19 @@ def test_a_write_cut_off_by_the_system_leaves_nothing(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert result.stdout.strip() == str(errno.EFBIG), result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_the_same_error_in_jax(tmp_path: Path) -> None:
+    """tensorstore has a ValueError of many words for it, which would be a traceback."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = {"parameters": {"x": jax.random.normal(jax.random.key(0), (100, 100))}}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_native(tmp_path, state).result()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

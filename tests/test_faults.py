@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,17 +15,40 @@ import pytest
 from whole_runs import arguments, rows, run, start, state, wait_for_updates
 
 from coretrain.checkpoint import CheckpointFolder, verify
+from coretrain.command import parse
 from coretrain.spawn import free_port
+from coretrain.watch import SAID
 
 STACKS = ("torch", "jax")
 TWO = ("--parallel.data", "2", "--spawn")
 UPDATES = ("--train.updates", "40")
+LIMITS = ("--parallel.silence", "12", "--parallel.timeout", "12")
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The processes that `--spawn` started, by rank."""
     children = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
+
+def launch(*argvs: list[str]) -> list[subprocess.Popen]:
+    """Processes started as on several hosts: by hand, each with a command line of its own."""
+    facts = {"WORLD_SIZE": len(argvs), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = []
+    for rank, argv in enumerate(argvs):
+        more = {name: str(value) for name, value in (facts | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        pipe = subprocess.PIPE
+        command = [sys.executable, *map(str, argv)]
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | more))
+    return started
+
+
+def go_on(line: str, *more: str) -> str:
+    """Run the line that a run has printed, as a shell would, with `more` arguments; standard output."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(line)]
+    result = subprocess.run([*words, *more], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def ended(process: subprocess.Popen, within: float) -> tuple[int, str]:
@@ -77,29 +101,42 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_exactly(whole, corpus, tmp
     while process.poll() is None and not CheckpointFolder(folder / "checkpoints").complete():
         time.sleep(0.001)
     ranks = ranks_of(process)
-    victim = random.Random(0).randrange(2)
+    victim = {"torch": 1, "jax": 0}[stack]  # with its first process JAX loses the place where all meet
     ranks[victim].kill()
     code, err = ended(process, 60)
     assert code == 1
-    assert f"rank {victim} of 2 was killed by SIGKILL" in err.splitlines()[-1]
-    assert f"--resume {folder} --spawn" in err.splitlines()[-1]
+    said, _, line = err.splitlines()[-1].partition(" Go on with: ")
+    assert f"rank {victim} of 2 was killed by SIGKILL" in said
     assert not any(rank.is_running() for rank in ranks)
-    run(stack, "--resume", folder, "--spawn")
+    go_on(line)
     assert rows(folder) == rows(reference)
     wanted, got = state(reference), state(folder)
     assert all((wanted[name] == got[name]).all() for name in wanted)
 
 
-def test_a_process_that_stops_is_named(corpus, tmp_path):
+@pytest.mark.parametrize(("stack", "victim"), [("torch", 1), ("jax", 0)])
+def test_a_process_that_stops_is_named(stack, victim, corpus, tmp_path):
+    """Before JAX's coordinator misses its heartbeats, and ends the others in C++."""
     folder = tmp_path / "stopped"
-    process = start("torch", *arguments(corpus, "--output", str(folder), *UPDATES, *TWO, "--parallel.timeout", "12"))
+    process = start(stack, *arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO, *LIMITS))
     wait_for_updates(folder, 5, process)
     ranks = ranks_of(process)
-    ranks[1].suspend()
+    ranks[victim].suspend()
     code, err = ended(process, 60)
     assert code == 1
-    assert f"rank 1 (process {ranks[1].pid} on" in err
+    assert f"rank {victim} (process {ranks[victim].pid} on" in err
+    assert err.splitlines()[-1].endswith(f"Go on with: python -m {stack}train.run --resume {folder} --spawn")
     assert not any(rank.is_running() for rank in ranks)
+
+
+def test_a_hang_of_all_ends_the_run(corpus, tmp_path):
+    """Nobody is silent and nobody behind. In JAX nothing else would ever end it."""
+    words = arguments(corpus, "--output", str(tmp_path / "hung"), *UPDATES, "--parallel.data", "2")
+    script = str(Path(__file__).with_name("hanging.py"))
+    ranks = launch(*([script, "jax", *words, *LIMITS] for _ in range(2)))
+    (first, err), (second, more) = ended(ranks[0], 120), ended(ranks[1], 20)
+    assert (first, second) == (SAID, SAID)
+    assert "error: all 2 ranks have been at the gradients of update 12 for 1" in err + more
 
 
 @pytest.mark.parametrize(
@@ -117,6 +154,24 @@ def test_a_signal_saves_once(stack, number, corpus, tmp_path):
     assert out.count("saved after update") == 1
     updates = [row["update"] for row in rows(folder) if "batch_hash" in row]
     assert CheckpointFolder(folder / "checkpoints").complete()[0].name == f"update-{updates[-1] + 1:08d}"
+    line = out.splitlines()[-1].partition("go on with: ")[2]
+    assert line == f"python -m {stack}train.run --resume {folder} --spawn"
+
+
+def test_torchrun_is_in_the_line_that_goes_on(corpus, tmp_path):
+    folder, port = tmp_path / "told", ["--master-port", str(free_port())]
+    torchrun = ["torchrun", *port, "--nproc-per-node", "2", "-m", "torchtrain.run"]
+    words = arguments(corpus, "--output", str(folder), "--train.updates", "4000", "--parallel.data", "2")
+    process = subprocess.Popen([*torchrun, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_updates(folder, 4, process)
+    ranks_of(process)[1].send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    line = out.splitlines()[-1].partition("go on with: ")[2]
+    assert line == f"torchrun --nproc-per-node 2 -m torchtrain.run --resume {folder}"
+    last = rows(folder)[-1]["update"]
+    said = go_on(line.replace("torchrun", " ".join(["torchrun", *port]), 1), "--train.updates", str(last + 2))
+    assert "finished" in said
 
 
 def test_a_mistake_is_said_once(corpus, tmp_path):
@@ -126,16 +181,19 @@ def test_a_mistake_is_said_once(corpus, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_full_disk_of_one_process_keeps_the_last_checkpoint(corpus, tmp_path):
-    """From some update on the second process can write no file: the save fails for all, and nothing is lost."""
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_full_disk_of_one_process_keeps_the_last_checkpoint(stack, corpus, tmp_path):
+    """From some update on the second process can write no file: the save fails for all, and nothing is lost.
+
+    Within seconds, though the first one's own part waits for the second's (orbax: for 20 minutes).
+    """
     folder = tmp_path / "full"
-    process = start("torch", *arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO))
+    process = start(stack, *arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO))
     wait_for_updates(folder, 5, process)
     resource.prlimit(ranks_of(process)[1].pid, resource.RLIMIT_FSIZE, (1000, 1000))
     code, err = ended(process, 60)
     assert code == 2
-    assert "rank 1: " in err
-    assert "File too large" in err
+    assert "error: rank 1: OSError: [Errno 27] File too large" in err
     kept = CheckpointFolder(folder / "checkpoints")
     assert kept.complete()
     assert not list(kept.path.glob(".tmp-*"))
@@ -145,17 +203,22 @@ def test_a_full_disk_of_one_process_keeps_the_last_checkpoint(corpus, tmp_path):
 
 def test_processes_with_different_configs_are_refused(corpus, tmp_path):
     """As on two hosts with two command lines."""
-    port = str(free_port())
-    runs = []
-    for rank, batch in enumerate(("4", "8")):
-        facts = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in facts.items()}
-        words = arguments(corpus, f"--output={tmp_path / 'two'}", "--train.batch_size", batch)
-        runs.append(start("torch", *words, env=environment))
+    words = ["-m", "torchtrain.run", *arguments(corpus, f"--output={tmp_path / 'two'}")]
+    runs = launch(words, [*words, "--train.batch_size", "8"])
     out = [process.communicate(timeout=120)[1] for process in runs]
     assert [process.returncode for process in runs] == [2, 2]
     assert "rank 1 has another config or command line than rank 0" in out[0]
     assert not (tmp_path / "two").exists()
+
+
+def test_one_that_resumes_and_one_that_starts_are_refused(corpus, tmp_path):
+    """Their settings are the same; they would train on from different states."""
+    words = arguments(corpus, "--parallel.data", "2")
+    (tmp_path / "config.json").write_text(parse(words, "", "").config.to_json())
+    runs = launch(["-m", "torchtrain.run", "--resume", tmp_path], ["-m", "torchtrain.run", *words])
+    out = [process.communicate(timeout=120)[1] for process in runs]
+    assert [process.returncode for process in runs] == [2, 2]
+    assert "rank 1 has another config or command line than rank 0" in out[0]
 
 
 @pytest.mark.slow
@@ -176,11 +239,12 @@ def test_twenty_kills_at_random_moments(stack, corpus, tmp_path):
         assert len(ranks) == 2, "the run has ended: it takes more updates to kill it 20 times"
         ranks[victim].kill()
         killed = time.monotonic()
-        code, err = ended(process, 60)
+        code, err = ended(process, 120)
         slowest = max(slowest, time.monotonic() - killed)
         assert code == 1
-        assert f"rank {victim} of 2 was killed by SIGKILL" in err
-        words = ["--resume", str(folder), "--spawn"] if (folder / "config.json").exists() else words
+        assert f"rank {victim} of 2 was killed by SIGKILL" in err.splitlines()[-1]
+        _, begun, line = err.splitlines()[-1].partition(f" Go on with: python -m {stack}train.run ")
+        words = shlex.split(line) if begun else words
     print(f"after update {rows(folder)[-1]['update']}", end=", ")
     run(stack, *words, within=900)
     print(f"the slowest end took {slowest:.1f} s")

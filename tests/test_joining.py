@@ -1,7 +1,10 @@
 """How the processes of a run find each other, and which settings each stack refuses."""
 
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from coretrain.combinations import check_combination
 from coretrain.config import load_config
 from coretrain.errors import UserError
 from coretrain.layout import Layout
+from coretrain.meeting import meet
 from coretrain.spawn import environment_alone, free_port
 from coretrain.world import World
 
@@ -28,17 +32,19 @@ def config(**fields):
     return load_config("tiny", [(name.replace("__", "."), str(value)) for name, value in fields.items()])
 
 
+def started(environment: dict[str, object], more: list[str]) -> subprocess.Popen:
+    """A process that joins."""
+    root = str(Path(__file__).resolve().parent.parent)
+    facts = environment_alone() | {"PYTHONPATH": root} | {name: str(value) for name, value in environment.items()}
+    command, pipe = [sys.executable, "-c", JOIN, "execution.device=cpu", *more], subprocess.PIPE
+    return subprocess.Popen(command, env=facts, stdout=pipe, stderr=pipe, text=True)
+
+
 def joined(environments: list[dict[str, object]], words: list[list[str]]) -> list[str]:
     """What each process says once it has joined the others."""
-    root = str(Path(__file__).resolve().parent.parent)
-    started = []
-    for environment, more in zip(environments, words, strict=True):
-        facts = environment_alone() | {"PYTHONPATH": root} | {name: str(value) for name, value in environment.items()}
-        command = [sys.executable, "-c", JOIN, "execution.device=cpu", *more]
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, env=facts, stdout=pipe, stderr=pipe, text=True))
-    said = [process.communicate(timeout=120) for process in started]
-    assert all(process.returncode == 0 for process in started), said
+    both = [started(environment, more) for environment, more in zip(environments, words, strict=True)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert all(process.returncode == 0 for process in both), said
     return [out.strip() for out, _ in said]
 
 
@@ -78,6 +84,50 @@ def test_torchrun_starts_jax_too(tmp_path):
     out = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.count(HELLO) == 2
+
+
+def test_who_does_not_come_is_named():
+    """By all who did, in a sentence: JAX's client would end them in C++."""
+    port = free_port()
+    place = f"127.0.0.1:{port}"
+    with ThreadPoolExecutor() as pool:
+
+        def met(*ranks: int) -> list[str]:
+            return [str(future.exception()) for future in [pool.submit(meet, place, 3, r, 2) for r in ranks]]
+
+        assert all(said.startswith("rank 1 of 3 did not come: ") for said in met(0, 2))
+        assert all(said.startswith("rank 1, 2 of 3 did not come: ") for said in met(0))
+        assert all(said.startswith(f"rank {1 + i} of 3 did not find rank 0: ") for i, said in enumerate(met(1, 2)))
+        strangers = pool.submit(meet, place, 4, 3, 2)
+        assert all(said.startswith("rank 0 is one of 3 processes, rank 3 one of 4: ") for said in met(0))
+        assert str(strangers.exception()).startswith("rank 0 is one of 3 processes, rank 3 one of 4: ")
+        with socket.create_server(("", port)):
+            assert all("can't listen on port" in said for said in met(0))
+        first = pool.submit(meet, place, 3, 0, 20)
+        visit(port)
+        assert met(1, 2) == ["None"] * 2
+        assert first.exception() is None, "the port is free again, and a stranger's visit is no matter"
+
+
+def visit(port: int) -> None:
+    """As any program on the network may."""
+    for _ in range(1000):
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+def test_a_lone_host_ends_with_a_sentence():
+    for rank in (0, 1):
+        place = f"127.0.0.1:{free_port()}"
+        words = [f"parallel.coordinator={place}", "parallel.hosts=2", f"parallel.host={rank}", "parallel.timeout=1"]
+        lone = started({}, words)
+        err = lone.communicate(timeout=60)[1]
+        assert lone.returncode == 1
+        assert f"UserError: rank 1 of 2 did not {'find rank 0' if rank else 'come'}: start all" in err.splitlines()[-1]
 
 
 def test_a_folder_that_not_all_see(monkeypatch, tmp_path):

@@ -3,19 +3,26 @@
 import functools
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from coretrain import world as worlds
-from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, verify
-from coretrain.config import RunConfig
+from coretrain.background import in_background
+from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, save_interchange, verify
+from coretrain.config import ModelConfig, RunConfig
+from coretrain.errors import UserError
 from coretrain.journal import SilentJournal
+from coretrain.loop import Loop, Preemption
 from coretrain.manifest import Progress, digests
+from coretrain.parameters import initial_parameters
+from coretrain.runner import restore
 from coretrain.saving import Saver
 from coretrain.world import PeerError, World
 
+CONFIG = RunConfig(model=ModelConfig(layers=1, width=32, heads=2, vocab=300, context=16))
 SIZES = (5_000, 40, 300, 300, 0, 9_000, 700)
 
 
@@ -48,23 +55,22 @@ def all_of(count: int, do) -> list:
 
 
 class Part:
-    """A stack that writes one file for each rank, slowly; rank `full` finds no room."""
+    """A stack that writes one file for each rank, slowly; rank `full` finds no room, and the others wait for it."""
 
     name = "torch"
 
     def __init__(self, rank: int, full: int | None = None) -> None:
-        self.rank, self.full, self.hashing = rank, full, False
+        self.rank, self.full = rank, full
+        self.waiting: Future[None] = Future()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
+        return self.waiting if self.full not in (None, self.rank) else in_background(lambda: self.write(folder))
+
+    def write(self, folder: Path) -> None:
+        time.sleep(0.01 * self.rank)
         if self.rank == self.full:
             raise OSError(28, "No space left on device")
         (folder / f"{self.rank}").write_bytes(bytes(1000 * (self.rank + 1)))
-
-    def saved(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        time.sleep(0.01 * self.rank)
 
 
 def saver(folder: Path, world: World, full: int | None = None) -> Saver:
@@ -101,17 +107,50 @@ def test_all_write_and_the_first_seals(tmp_path):
         assert verify(path).progress.update in (3, 4)
 
 
-def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path):
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, wait):
+    """The others hear of it though their own part isn't written: it may never be, without the one that failed."""
+    monkeypatch.setattr(worlds, "PATIENCE", 0.05)
+
     def save(world):
         first, second = saver(tmp_path, world), saver(tmp_path, world, full=1)
         first.start(Progress(update=3))
         first.finish()
         second.start(Progress(update=4))
+        for _ in range(1000):
+            second.finish(wait)
 
     errors = all_of(2, save)
     assert [type(error) for error in errors] == [PeerError, OSError]
-    assert "rank 1: " in str(errors[0])
+    assert "rank 1: OSError: [Errno 28] No space left" in str(errors[0])
     assert [path.name for path in CheckpointFolder(tmp_path).complete()] == ["update-00000003"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_journal_that_finds_no_room_ends_all():
+    """Only the first writes it; where the disk is shared it is the first to find it full."""
+
+    class Full(SilentJournal):
+        def update(self, **_):
+            raise OSError(28, "No space left on device")
+
+    def report(world):
+        loop = SimpleNamespace(world=world, journal=Full() if world.first else SilentJournal())
+        return Loop.report(loop, {}, Preemption())
+
+    assert [type(error) for error in all_of(2, report)] == [OSError, PeerError]
+
+
+def test_the_first_error_is_the_one_that_is_said():
+    """Where the others are gone too, so that it can't be told to them."""
+
+    def alone(text):
+        raise PeerError("another process of the run is gone")
+
+    world = Threads(0, threading.Barrier(2), ["", ""])
+    world.gather = alone
+    with pytest.raises(OSError, match="No space left"):
+        world.together(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
 
 def load(folder: Path, said: list[str], world: World) -> tuple[Path, str]:
@@ -137,6 +176,30 @@ def test_damage_in_anyones_part_is_found_by_all(tmp_path):
         assert [name for _, name in loads] == ["update-00000003"] * 2
         assert any(f"{damaged} is damaged" in text for text in said)
         (newest / damaged).write_bytes(kept)
+
+
+def test_what_the_first_sees_is_what_all_load(tmp_path):
+    """And who doesn't see it ends the run: a state from elsewhere would train on unnoticed."""
+    start = initial_parameters(CONFIG.model, 1)
+    for name, update in (("a", 3), ("b", 4)):
+        save_interchange(
+            tmp_path / name / "interchange" / f"update-{update:08d}",
+            CONFIG,
+            {"parameters": start},
+            Progress(update=update),
+            "torch",
+        )
+    stack = SimpleNamespace(name="torch", adopt=lambda groups, applied: None)
+
+    def resume(*folders: str):
+        return all_of(2, lambda world: restore(stack, tmp_path / folders[world.rank], print, world=world))
+
+    assert [progress.update for progress in resume("a", "a")] == [3, 3]
+    assert [progress.update for progress in resume("a", "b")] == [3, 3]
+    (tmp_path / "empty").mkdir()
+    assert [progress.update for progress in resume("a", "empty")] == [3, 3]
+    errors = resume("empty", "a")
+    assert all(isinstance(error, UserError) and "has no interchange checkpoint" in str(error) for error in errors)
 
 
 def test_the_others_hear_of_the_first_while_it_works(monkeypatch):

@@ -103,7 +103,6 @@ class Trainer:
             start = InitialParameters if self.place.talks else initial_parameters  # one at a time; all of them at once
             tensors = start(config.model, config.train.seed)
         tensors = with_adapter(config, tensors)
-        self.saving: Future[None] | None = None
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
             from torchtrain.zero import Zero  # an optional dependency
@@ -249,21 +248,11 @@ class Trainer:
         with self.zero.whole() if self.zero else contextlib.nullcontext():
             return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         """Start writing this process's part of parameters and moments into `folder`, in the background."""
         # copies on the host: training goes on
         state = [part for part in self.optimizer.fragments(self.place) if part.name not in self._copies]
-        self.saving = save_native(folder, state, self.place.rank)
-
-    def saved(self) -> bool:
-        """Whether the last `save` has ended."""
-        return self.saving is None or self.saving.done()
-
-    def wait(self) -> None:
-        """Block until the last `save` has ended; raises what it raised."""
-        if self.saving is not None:
-            saving, self.saving = self.saving, None
-            saving.result()
+        return save_native(folder, state, self.place.rank)
 
     def load(self, folder: Path, applied: int | None) -> None:
         """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""

@@ -59,8 +59,7 @@ def run_resume(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
     stack = make(s, config, weights_of(config, state), shared)
     whole = _train(stack, data, 0, 2)
     with tempfile.TemporaryDirectory() as folder:
-        stack.save(Path(folder))
-        stack.wait()
+        stack.save(Path(folder)).result()
         seen["whole rows"] = whole + _train(stack, data, 2, 4)
         seen["whole"] = stack.export()
         other = make(s, config, None, shared)
