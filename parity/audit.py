@@ -55,6 +55,7 @@ class Op(NamedTuple):
 
 SITES = {  # a function of either stack, and the name of what it computes
     "Linear": "linear layers",
+    "linear": "linear layers",
     "masked_attention": "attention",
     "_over_chunks": "loss",
     "_CrossEntropy": "loss",

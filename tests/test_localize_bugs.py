@@ -129,7 +129,7 @@ def torch_logits_scaled(patch):
     original = F.linear
 
     def linear(x, weight, bias=None):
-        return original(x, weight, bias) * (1 + 1e-9 * (weight.shape[0] == 301))
+        return original(x, weight, bias) * (1 + 1e-9 * (weight.shape[0] > 300))  # the head, padded
 
     patch.setattr(F, "linear", linear)
 
