@@ -20,7 +20,7 @@ from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
 from coretrain.errors import UserError
 from coretrain.layout import rows_of
-from coretrain.memory import keep_freed_memory
+from coretrain.memory import give_back_freed_memory, keep_freed_memory
 from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys
@@ -95,7 +95,7 @@ class Trainer:
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            give_back_freed_memory()
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
@@ -152,6 +152,8 @@ class Trainer:
     def gradients(self, batch: np.ndarray, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         c = self.config
+        if self.device.type == "cpu":
+            keep_freed_memory()  # from the first update on
         ids = torch.from_numpy(batch).to(self.device, torch.long)
         tokens, labels, *packed = planes(ids)
         scale = loss_scale / count_targets(labels).to(master_dtype(c))
