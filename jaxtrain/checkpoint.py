@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Mapping
@@ -24,8 +25,12 @@ STATE = "state"
 
 
 def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
-    """Start writing trees of arrays into `folder`; the future ends with the writing, and raises what went wrong."""
-    response = ocp.save_async(folder.absolute() / STATE, _flat(state))
+    """Start writing trees of arrays into `folder`; the future ends with the writing, and raises what went wrong.
+
+    On a CPU the arrays are written from where they lie, and must not be given to a computation until then.
+    """
+    with _sparing(state):
+        response = ocp.save_async(folder.absolute() / STATE, _flat(state))
     future: Future[None] = Future()
 
     def wait() -> None:
@@ -86,10 +91,19 @@ def main() -> None:
 
 def _load(folder: Path, template: Any, part: bool = False) -> Any:
     """The arrays of `template`; with `part`, of a checkpoint that holds more."""
-    context = ocp.Context()
+    context = _sparing(template)
     context.pytree.loading.partial_load = part
     with context:
         return ocp.load(folder.absolute() / STATE, template)
+
+
+def _sparing(state: Any) -> ocp.Context:
+    """Orbax, with buffers for an eighth of this state's bytes at a time, or for its largest array: else for all."""
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
+    context = ocp.Context()
+    most = max(max(sizes), sum(sizes) // 8) + 1  # it takes less than that
+    context.memory.write_concurrent_bytes = context.memory.read_concurrent_bytes = most
+    return context
 
 
 def _flat(state: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:

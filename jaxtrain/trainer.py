@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -168,6 +169,7 @@ class Trainer:
             tensors = start(config.model, config.train.seed)
         tensors = with_adapter(config, tensors)
         self.params, self.frozen = freeze(config, nnx.state(build_model(config, self.kernel.name, tensors, self.place)))
+        del tensors  # before there are moments
         self.moments = self.optimizer.load(made.moments, {})
         self.grads: Any = None
         self.saving: Any = None
@@ -210,6 +212,8 @@ class Trainer:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
         wide = master_dtype(self.config).type
         one, two = self.optimizer.corrections(applied)
+        if self.saving is not None and self.device.platform == "cpu":
+            wait([self.saving])  # it is written from these arrays; what went wrong is raised by `wait` below
         if self.lent:  # what `export` gave out lies in these arrays, which the step takes for its own
             self.params, self.moments = jax.tree.map(jnp.copy, (self.params, self.moments))
             self.lent = False
@@ -254,7 +258,10 @@ class Trainer:
         return generate(nnx.merge(graph, self._whole()), prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> None:
-        """Start writing parameters and moments into `folder`, in the background."""
+        """Start writing parameters and moments into `folder`, in the background.
+
+        From an accelerator Orbax copies them to the host at once. On a CPU they are held once: the next update waits.
+        """
         self.saving = save_native(folder, {"parameters": self.params, "moments": self.moments})
 
     def saved(self) -> bool:
@@ -274,20 +281,14 @@ class Trainer:
         self.params, self.moments, self.lent = state["parameters"], state["moments"], False
 
     def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """Parameters and moments in the interchange form; on a mesh each tensor is fetched when it is asked for.
+        """Parameters and moments in the interchange form, each tensor read when it is asked for.
 
-        In the table's order, but on a mesh in that of the arrays, each of which is fetched once.
+        In the order of the arrays, of which on a mesh each is fetched once.
         """
         leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
-        table = trained_table(self.config)
-        parameters = exported(table, leaves, leaves.__getitem__)
-        groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
-        if self.sharding is None:
-            read = {group: dict(tensors) for group, tensors in groups.items()}
-            names = [row.name for row in table]
-            return {group: {n: tensors[n] for n in names if n in tensors} for group, tensors in read.items()}
+        parameters = exported(trained_table(self.config), leaves, leaves.__getitem__)
         self.lent = True
-        return groups
+        return {"parameters": parameters, **self.optimizer.moments(self.moments)}
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form."""

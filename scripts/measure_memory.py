@@ -112,7 +112,7 @@ def torch_peak(config: RunConfig) -> float:
     import torchtrain.trainer as module
 
     libc = ctypes.CDLL(None)
-    module.keep_freed_memory = lambda: False
+    module.keep_freed_memory = module.give_back_freed_memory = lambda: False
     libc.mallopt(MMAP_THRESHOLD, 65536)  # a fixed threshold: what is freed leaves the process
 
     def updates(c: RunConfig, count: int) -> None:

@@ -10,13 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 from coretrain.errors import UserError
 from coretrain.layout import Layout
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import initial_parameters, parameter_table
 from jaxtrain.attention import KERNELS
 from jaxtrain.model import GPT, abstract_model, dotted
 from jaxtrain.parallel import choose_devices
 from jaxtrain.plan_step import abstract_step
 from jaxtrain.sharding import AXES, Sharding, ShardingRules, jax_axes
-from jaxtrain.tensors import LazyTensors, exported, initial_tensors, placed
+from jaxtrain.tensors import exported, initial_tensors, placed
 
 CPU = jax.devices("cpu")[0]
 

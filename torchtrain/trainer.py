@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
 from coretrain.errors import UserError
+from coretrain.fragments import Fragment
 from coretrain.layout import rows_of
+from coretrain.lazy import LazyTensors
 from coretrain.memory import give_back_freed_memory, keep_freed_memory
 from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
@@ -29,8 +32,8 @@ from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
 from torchtrain.generate import generate
 from torchtrain.loss import IGNORED, count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, canonical_tensors, fill, hold, master_dtype
-from torchtrain.optimizer import Optimizer, global_norm, replicated_names
+from torchtrain.model import Dropout, build_model, fill, hold, master_dtype
+from torchtrain.optimizer import Optimizer, exported, global_norm, replicated_names
 from torchtrain.parallel import ALONE, Axis, place_of
 
 COMPILE_PAYS_AFTER = 1e13
@@ -105,6 +108,7 @@ class Trainer:
             tensors = start(config.model, config.train.seed)
         tensors = with_adapter(config, tensors)
         self.saving: Future[None] | None = None
+        self.lent: list[weakref.ref[LazyTensors]] = []
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
             from torchtrain.zero import Zero  # an optional dependency
@@ -211,7 +215,17 @@ class Trainer:
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
+        self._settle()
         self.optimizer.step(lr, factor)
+
+    def _settle(self) -> None:
+        """Before the state changes: wait for what is written from where it lies, and read what `export` gave out."""
+        if self.saving is not None and (self.device.type == "cpu" or self.config.parallel.offload != "none"):
+            wait([self.saving])  # what went wrong is raised by `wait` below, when the save is asked for
+        for lent in self.lent:
+            if (tensors := lent()) is not None:
+                tensors.settle()
+        self.lent.clear()
 
     @torch.no_grad()
     def evaluate(self, batch: np.ndarray) -> float:
@@ -253,8 +267,10 @@ class Trainer:
             return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> None:
-        """Start writing this process's part of parameters and moments into `folder`, in the background."""
-        # copies on the host: training goes on
+        """Start writing this process's part of parameters and moments into `folder`, in the background.
+
+        From a GPU it is copied to the host at once. What lies there already is held once: the next update waits for it.
+        """
         state = [part for part in self.optimizer.fragments(self.place) if part.name not in self._copies]
         self.saving = save_native(folder, state, self.place.rank)
 
@@ -272,20 +288,28 @@ class Trainer:
         """Take parameters and moments from what `save` wrote."""
         self.adopt(load_native(folder), applied)
 
-    def export(self) -> dict[str, dict[str, np.ndarray]]:
-        """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
+    def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Parameters and moments in the interchange form, each tensor read when it is asked for, in the table's order.
+
+        Of several processes none holds all (see `save`).
+        """
         if self.place.size > 1:
             raise RuntimeError("several processes hold this state: save it, and read the checkpoint")
+        groups: dict[str, LazyTensors] = {}
         if self.zero:
-            groups: dict[str, dict[str, np.ndarray]] = {}
+            parts: dict[str, dict[str, Fragment]] = {}
             for part in self.zero.fragments(self.place):
-                groups.setdefault(part.group, {})[part.name] = part.values.reshape(part.shape)
-            return groups
-        parameters = canonical_tensors(self.config, self.optimizer.parameters)
-        return {"parameters": parameters} | self.optimizer.moments()
+                parts.setdefault(part.group, {})[part.name] = part
+            for group, of_group in parts.items():
+                groups[group] = LazyTensors(of_group, functools.partial(_whole, of_group))
+        else:
+            groups = {"parameters": exported(self.config, self.optimizer.parameters)} | self.optimizer.moments()
+        self.lent += [weakref.ref(tensors) for tensors in groups.values()]
+        return groups
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form, one tensor at a time."""
+        self._settle()
         if self.zero:
             self.zero.fill(groups["parameters"])
         else:
@@ -302,6 +326,11 @@ class Trainer:
         keys = keys.view(np.int32)
         indices = torch.arange(rows, dtype=torch.int32, device=self.device)
         return Dropout(torch.from_numpy(keys).to(self.device), indices)
+
+
+def _whole(parts: Mapping[str, Fragment], name: str) -> np.ndarray:
+    """A copy of the one part that a tensor has where one process holds all."""
+    return np.array(parts[name].values.reshape(parts[name].shape))
 
 
 def _loss(
