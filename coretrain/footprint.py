@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from coretrain.adapters import adapter_table, trained_table
+from coretrain.adapters import adapter_table, adapter_targets, trained_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.layout import Layout
 from coretrain.parameters import padded_vocab, parameter_table
@@ -28,7 +28,8 @@ FLAT = 2**24
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device."""
+    """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device: what is
+    offloaded, or else a save's copy of the state."""
 
     kinds: dict[str, float]
     moment: str
@@ -84,7 +85,11 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     }
     if zero:
         state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
-    host = _offloaded(c, state, n.total * master * share[0]) if zero else 0.0
+    # a save copies what it writes to the host, but what is offloaded lies there; copies of the model take turns
+    copies = 1 if stack == "jax" or zero else layout.data
+    host = 3 * trained * master * (share[0] / copies)
+    if c.parallel.offload != "none" and zero:
+        host = _offloaded(c, state, n.total * master * share[0])
     buffers = _buffers(c, layout, n, zero, compute, master, stack)
     kept = _kept(c, layout, n, stack, compute)
     gradients = state.pop("gradients")
@@ -94,7 +99,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     fresh = trained * master / fsdp if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
-    head = n.embedding * master
+    head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
     flat = min(n.total, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     moments = {
@@ -115,6 +120,11 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
 def _trained(config: RunConfig, n: Sizes) -> int:
     """Numbers that have gradients and moments: of a run with an adapter, which takes one device, its own."""
     return n.total if config.adapter.kind == "none" else sum(row.size for row in trained_table(config))
+
+
+def _head_trains(config: RunConfig) -> bool:
+    """Whether the loss makes a gradient of the head: not of one that is frozen and has no adapter."""
+    return config.adapter.kind == "none" or any(target.module == "head" for target in adapter_targets(config))
 
 
 def _weights(config: RunConfig, n: Sizes, master: int) -> float:
@@ -214,8 +224,6 @@ def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: in
 def _offloaded(config: RunConfig, state: dict[str, float], partition: float) -> float:
     """Move what parallel.offload says from `state` to the host; the bytes moved, with the host's own gradients."""
     offload, before = config.parallel.offload, sum(state.values())
-    if offload == "none":
-        return 0.0
     state["moments"] = 0.0
     state["weights"] -= partition
     if offload == "all":

@@ -64,6 +64,7 @@ def test_machines_by_name():
         ("h10", "did you mean h100"),
         ("4090:2x4", "write 4090x8"),
         ("h100x0", "at least one"),
+        ("h100x12", "12 don't fill whole ones: take 8 or 16"),
         ("v5e:32x32", "largest slice of v5e has 256"),
     ],
 )
@@ -120,7 +121,16 @@ def test_zero_shards_by_stage_and_offload_empties_the_device():
     assert stage(1).kinds["gradients"] > stage(2).kinds["gradients"]
     assert stage(3, "optimizer").kinds["moments"] == 0
     assert stage(3, "all").kinds["weights"] == 0
-    assert stage(3, "all").host > stage(3, "optimizer").host > stage(3).host == 0
+    assert stage(3, "all").host > stage(3, "optimizer").host > stage(3).host
+
+
+def test_the_host_has_room_for_what_is_offloaded_or_for_a_saves_copy():
+    c = made("llama-7b", train__accumulation=8)
+    n = footprint(c).kinds["weights"]
+    assert footprint(c, Layout(data=8)).host == 3 * n / 8, "copies of the model take turns"
+    assert footprint(c, Layout(fsdp=8), "jax").host == 3 * n / 8
+    assert footprint(c, Layout(data=2, fsdp=4), "jax").host == 3 * n / 4
+    assert "61 GiB of 58 on its host" in refused("llama-13b", "--on", "4090x4")
 
 
 def test_axes_divide_what_they_share():
@@ -132,6 +142,16 @@ def test_axes_divide_what_they_share():
     halves = footprint(c, Layout(tensor=2), "jax")
     assert halves.kinds["moments"] == pytest.approx(one.kinds["moments"] / 2, rel=1e-3)  # norms aren't split
     assert footprint(c, Layout(context=2), "jax").kinds["activations"] == pytest.approx(one.kinds["activations"] / 2)
+
+
+def test_a_frozen_heads_gradient_is_not_there():
+    """It is the largest tensor there is, of a small model with a large vocabulary."""
+    fields = {"model__vocab": 32000, "train__accumulation": 8, "execution__checkpoint_activations": "full"}
+    lora = {"adapter__kind": "lora", "model__tied": "false"}
+    head = 32000 * made("tiny", **fields).model.width * 4
+    blocks = footprint(made("tiny", **fields, **lora)).kinds["gradients"]
+    both = made("tiny", **fields, **lora, adapter__targets='["blocks.*", "head.weight"]')
+    assert blocks < 0.1 * head < head < footprint(both).kinds["gradients"]
 
 
 def test_a_pipelines_first_stage_holds_a_micro_batch_for_each_stage():
@@ -224,6 +244,14 @@ def test_what_the_user_sets_stays():
     assert {(c.config.parallel.zero, c.config.train.accumulation) for c in plan.found} == {(3, 32)}
 
 
+@pytest.mark.parametrize("axis", ["context", "pipeline"])
+def test_axes_that_are_not_tried_are_taken_where_they_are_set(axis):
+    plan = planned("llama-1b", "--on", "v5e:4x8", f"--parallel.{axis}", 2)
+    assert {getattr(choice.layout, axis) for choice in plan.found} == {2}
+    assert plan.best.layout.devices == 32
+    assert f"--parallel.{axis} 2" in plan.command
+
+
 def test_tokens_and_price():
     plan = planned("gpt2-124m", "--on", "h100x8", "--tokens", "2.5e9", "--price", 20)
     assert plan.config.train.updates == round(2.5e9 / (512 * 1024))
@@ -243,6 +271,12 @@ def test_refusals_are_one_sentence():
     assert "take more or larger devices" in refused("llama-70b", "--on", "4090")
     assert "can't be split over" in refused(
         "gpt2-124m", "--on", "h100x8", "--train.batch_size", 3, "--train.accumulation", 1
+    )
+    assert "parallel.fsdp = 8 is for JAX" in refused("llama-1b", "--on", "h100x8", "--parallel.fsdp", 8)
+    assert "parallel.zero = 3 is for torch" in refused("llama-1b", "--on", "v5e:4x8", "--parallel.zero", 3)
+    assert "has parallel.tensor = 3: choose axes" in refused("llama-1b", "--on", "v5e:4x8", "--parallel.tensor", 3)
+    assert "context = 32 does not divide model.context" in refused(
+        "llama-1b", "--on", "v5e:4x8", "--parallel.context", 32, "--model.context", 2000
     )
     assert "no accelerator" in refused("tiny", "--on", "abacus")
     assert "bfloat16" in refused("gpt2-124m", "--on", "t4x4")
@@ -353,6 +387,24 @@ def test_without_the_compiler_the_plan_says_how_to_get_it(monkeypatch):
     plan, _ = script.make_plan(["llama-7b", "--on", "v5e:16x16"])
     assert plan.compiled is None
     assert "twintrain[tpu]" in plan.remark
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9 ended it"),
+        ("raise SystemExit(3)", "it ended with code 3 and without a word"),
+        ("raise ValueError('as it says')", "ValueError: as it says"),
+        ("import time; time.sleep(60)", "took more than 0 minutes"),
+    ],
+)
+def test_a_compiler_that_ends_or_hangs_is_one_sentence(code, words, monkeypatch):
+    real = subprocess.run
+    monkeypatch.setattr(script, "COMPILED_WITHIN", 0.5 if "sleep" in code else 60)
+    monkeypatch.setattr(script.subprocess, "run", lambda _, **more: real([sys.executable, "-c", code], **more))
+    with pytest.raises(UserError, match=words) as caught:
+        script.compile_for(made("llama-1b"), "v5e:2x2")
+    assert "--no-compile" in str(caught.value)
 
 
 needs_libtpu = pytest.mark.skipif(
