@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from coretrain.adapters import trained_table
 from coretrain.checkpoint import read_sealed, save_interchange
-from coretrain.errors import exits_cleanly
+from coretrain.errors import UserError, exits_cleanly
 from jaxtrain.lora import freeze
 from jaxtrain.model import abstract_model, dotted
 from jaxtrain.optimizer import Optimizer
@@ -43,15 +43,27 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
     return future
 
 
-def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms."""
-    # Torch needs no such template: its state holds plain tensors by name.
+def load_native(folder: Path, state: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms.
+
+    Beyond the `vocabulary` it may be padded otherwise. Raises `UserError` where it is another model's.
+    """
+    # Torch needs no such template: its state holds plain tensors by name, without padding.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
+    held = ocp.metadata(folder.absolute() / STATE).metadata
+    for group, leaves in template.items():
+        for key, leaf in leaves.items():
+            _check_shape(f"{folder} (group {group}): {key}", tuple(held[group][key].shape), leaf.shape, vocabulary)
     loaded = _load(folder, template)
     return {
         group: jax.tree_util.tree_map_with_path(lambda path, _, group=group: loaded[group][_key(path)], tree)
         for group, tree in state.items()
     }
+
+
+def _check_shape(where: str, held: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int) -> None:
+    if held != wanted and (held[1:] != wanted[1:] or min(held[0], wanted[0]) < vocabulary):
+        raise UserError(f"{where} has shape {held}, the config says {wanted}")
 
 
 def export_interchange(run: Path, name: str) -> Path:
@@ -93,6 +105,7 @@ def _load(folder: Path, template: Any, part: bool = False) -> Any:
     """The arrays of `template`; with `part`, of a checkpoint that holds more."""
     context = _sparing(template)
     context.pytree.loading.partial_load = part
+    context.array.loading.enable_padding_and_truncation = True  # of the vocabulary: zeros, which `_check_shape` lets by
     with context:
         return ocp.load(folder.absolute() / STATE, template)
 

@@ -277,7 +277,7 @@ class Trainer:
     def load(self, folder: Path, applied: int) -> None:
         """Take parameters and moments from what `save` wrote."""
         self.params = self.moments = None  # not two models at once
-        state = load_native(folder, self.forms)
+        state = load_native(folder, self.forms, self.config.model.vocabulary)
         self.params, self.moments, self.lent = state["parameters"], state["moments"], False
 
     def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
