@@ -69,8 +69,19 @@ def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
     return Sizes(layer, blocks, embedding, blocks + ends + rest)
 
 
-def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "torch") -> Footprint:
-    """The peak of one update on one device of `layout` (default: one device), with parallel.zero and offload."""
+def blockwise(config: RunConfig, layout: Layout) -> bool:
+    """Whether the TPU's attention kernel, which makes no whole scores, takes these shapes (jaxtrain/attention.py)."""
+    m = config.model
+    return (m.head == 64 or m.head % 128 == 0) and config.row_tokens // layout.context % 128 == 0
+
+
+def footprint(
+    config: RunConfig, layout: Layout | None = None, stack: Stack = "torch", scores: bool | None = None
+) -> Footprint:
+    """The peak of one update on one device of `layout` (default: one device), with parallel.zero and offload.
+
+    `scores`: JAX's attention makes all of them; unset, where a TPU's kernel doesn't take the shapes.
+    """
     layout = layout or Layout()
     c, n = config, sizes(config, layout)
     compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
@@ -91,11 +102,12 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     if c.parallel.offload != "none" and zero:
         host = _offloaded(c, state, n.total * master * share[0])
     buffers = _buffers(c, layout, n, zero, compute, master, stack)
-    kept = _kept(c, layout, n, stack, compute)
-    gradients = state.pop("gradients")
-    # with one micro-batch torch frees the gradients before the next forward pass
-    standing = gradients if c.train.accumulation > 1 or zero else 0.0
     jax = stack == "jax"
+    scores = jax and (not blockwise(c, layout) if scores is None else scores)
+    kept = _kept(c, layout, n, stack, compute, scores)
+    gradients = state.pop("gradients")
+    # with one micro-batch torch frees the gradients before the next forward pass; a compiled program holds its results
+    standing = gradients if c.train.accumulation > 1 or zero or jax else 0.0
     fresh = trained * master / fsdp if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
@@ -107,7 +119,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
         | {"gradients": standing + head},
         "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
         | {"gradients": standing + whole + (fresh if jax else head)},
-        "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.cast}
+        "at the end of the backward pass": {"activations": kept.block, "copies": kept.layer}
         | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
         "in the update": {"gradients": gradients + flat},
     }
@@ -144,6 +156,8 @@ class _Kept:
     """Weights in the compute dtype that the backward pass will want."""
     cast: int
     """Bytes of a cast weight; 0 where nothing is cast."""
+    layer: float
+    """One layer's weights as they are used, where those aren't the weights themselves."""
 
 
 def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> dict[str, float]:
@@ -162,7 +176,7 @@ def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> d
     return {"everything": everything, "matmuls": matmuls, "input": width * compute}
 
 
-def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: int) -> _Kept:
+def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: int, scores: bool) -> _Kept:
     m, policy = config.model, config.execution.checkpoint_activations
     tokens = config.micro_batch / layout.sharing_rows * m.context / layout.context
     one = block_bytes(config, layout.tensor, stack)
@@ -171,28 +185,37 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     if stack == "jax" and layout.pipeline > 1:  # one scan over all ticks, differentiated as a whole
         flying = config.train.accumulation + layout.pipeline - 1
     cast = compute if compute < 4 else 0
+    layer = float(
+        n.layer * (compute if stack == "jax" else cast)
+    )  # JAX takes a layer's weights out of the stacked ones
     wide = max(4, compute)
     last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient
     backward = (m.hidden / layout.tensor + 2 * m.width) * compute
+    if stack == "jax":  # the keys and values of whole rows
+        one["everything"] += (layout.context - 1) * 2 * m.kv * m.head / layout.tensor * compute
+    # of all scores two forms are kept, or four made while a block is computed anew
+    form = m.heads / layout.tensor * m.context * wide if scores else 0.0
+    if stack == "jax" and m.mlp == "gelu" and policy != "none":
+        backward -= 3 * m.hidden / layout.tensor * compute  # of the forms that a scan keeps, what is made at once
     if stack == "jax" and policy == "none":
         # a scan keeps what it gathered: every block's weights, whole
-        whole = n.blocks * (cast or (compute if layout.fsdp > 1 else 0))
-        saved, block, copies = one["everything"] * layers, backward, whole
+        whole: float = n.blocks * (cast or (compute if layout.fsdp > 1 else 0))
+        saved, block, copies = (one["everything"] + 2 * form) * layers, backward + 2 * form, whole
     elif policy == "none":
         saved, block, copies = one["everything"] * layers, backward, n.blocks * cast
     elif policy == "matmuls":
-        saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * cast
+        saved, copies = (one["matmuls"] + one["input"]) * layers, layer
         # recomputed: all but the matmul outputs that were kept anyway
         again = m.kv * m.head + (2 if m.mlp == "swiglu" else 1) * m.hidden
-        block = one["everything"] - again / layout.tensor * compute + backward
+        block = max(one["everything"] - again / layout.tensor * compute + backward, 4 * form)  # one after the other
     else:
-        saved, copies = one["input"] * layers, n.layer * cast
-        block = one["everything"] + backward
+        saved, copies = one["input"] * layers, layer
+        block = one["everything"] + backward + 4 * form
     if quantized := quantized_table(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
-        block, copies = block + max(row.size for row in quantized) * each / tokens, 0
-    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast)
+        block, copies, layer = block + max(row.size for row in quantized) * each / tokens, 0.0, n.layer * cast
+    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast, layer)
 
 
 def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, master: int) -> float:

@@ -25,6 +25,7 @@ from coretrain.adapters import check_alone, run_keys, run_uses_dropout, trained_
 from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
 from coretrain.errors import UserError
+from coretrain.lazy import LazyTensors
 from coretrain.memory import give_back_freed_memory, keep_freed_memory
 from coretrain.parameters import check_rows, initial_parameters
 from coretrain.sampling import Sampling
@@ -283,12 +284,17 @@ class Trainer:
     def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
         """Parameters and moments in the interchange form, each tensor read when it is asked for.
 
-        In the order of the arrays, of which on a mesh each is fetched once.
+        In the table's order, but on a mesh in that of the arrays, each of which is fetched once.
         """
         leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
-        parameters = exported(trained_table(self.config), leaves, leaves.__getitem__)
+        table = trained_table(self.config)
+        parameters = exported(table, leaves, leaves.__getitem__)
+        groups = {"parameters": parameters, **self.optimizer.moments(self.moments)}
         self.lent = True
-        return {"parameters": parameters, **self.optimizer.moments(self.moments)}
+        if self.sharding is not None:
+            return groups
+        names = [row.name for row in table]
+        return {g: LazyTensors([n for n in names if n in group], group.__getitem__) for g, group in groups.items()}
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form."""
