@@ -193,6 +193,8 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
     backward = (m.hidden / layout.tensor + 2 * m.width) * compute
     if stack == "jax":  # the keys and values of whole rows
         one["everything"] += (layout.context - 1) * 2 * m.kv * m.head / layout.tensor * compute
+    if stack == "jax" and not scores:  # queries, keys, values and results lie in the TPU's tiles, 128 wide
+        one["everything"] += 2 * (m.heads + m.kv) / layout.tensor * (-m.head % 128) * compute
     # of all scores two forms are kept, or four made while a block is computed anew
     form = m.heads / layout.tensor * m.context * wide if scores else 0.0
     if stack == "jax" and m.mlp == "gelu" and policy != "none":

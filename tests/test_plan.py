@@ -430,46 +430,47 @@ needs_libtpu = pytest.mark.skipif(
 
 
 SLICES = {"v5e": ("v5e:2x2", 1), "v5p": ("v5p:2x2x1", 1), "v6e": ("v6e:2x2", 1)}
-"""Of each kind of TPU a slice that holds two layers of most presets, and its tensor axis; the rest is fsdp."""
+"""Of each kind of TPU the smallest slice, and its tensor axis; the rest is fsdp."""
 LARGER_SLICES = {
+    ("gpt2-1558m", "v5e"): ("v5e:2x4", 1),
     ("llama-70b", "v5e"): ("v5e:4x4", 8),
     ("llama-70b", "v6e"): ("v6e:2x4", 4),
     ("llama-405b", "v5e"): ("v5e:16x16", 8),
     ("llama-405b", "v5p"): ("v5p:2x2x2", 4),
     ("llama-405b", "v6e"): ("v6e:4x8", 8),
+    ("llama-7b whole", "v5e"): ("v5e:16x16", 1),
 }
+TWO_LAYERS = ("llama-7b", "llama-13b", "llama-70b", "llama-405b")
+"""Of these: the others are compiled whole."""
+NO_CASES = {("llama-7b whole", "v6e")}
+CASES = [
+    (name, kind)
+    for name in (*(n for n in presets() if n not in ("tiny", "smollm2-lora")), "llama-7b whole")
+    for kind in SLICES
+    if (name, kind) not in NO_CASES
+]
 
 
-def two_layers(name: str, kind: str):
-    """(config, layout, slice) of two layers of a preset, with two chunks of logits or a row in a micro-batch."""
+def on_a_slice(name: str, kind: str):
+    """(config, layout, slice) of a preset, with two chunks of logits on a device, or one row of tokens."""
     topology, tensor = LARGER_SLICES.get((name, kind), SLICES[kind])
     layout = Layout(fsdp=machine(topology).devices // tensor, tensor=tensor)
-    fields = {"model__layers": 2, "parallel__fsdp": layout.fsdp, "parallel__tensor": tensor, "train__accumulation": 2}
-    c = made(name)
-    rows = max(1, 2 * c.execution.loss_chunk // c.model.context)
-    return made(name, **fields, train__batch_size=2 * rows * layout.fsdp), layout, topology
+    fields = {"parallel__fsdp": layout.fsdp, "parallel__tensor": tensor}
+    fields |= {"model__layers": 2} if name in TWO_LAYERS else {}
+    c = made(name.removesuffix(" whole"))
+    rows = max(1, 2 * c.execution.loss_chunk // c.model.context) * layout.fsdp
+    fields |= {"train__accumulation": c.train.batch_size // rows}
+    return made(name.removesuffix(" whole"), **fields), layout, topology
 
 
 @pytest.mark.tpu_compiler
 @needs_libtpu
-@pytest.mark.parametrize("kind", SLICES)
-@pytest.mark.parametrize("name", [n for n in presets() if n not in ("tiny", "smollm2-lora")])
-def test_two_layers_of_every_preset_compile_and_take_what_is_computed(name, kind):
-    c, layout, topology = two_layers(name, kind)
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_every_preset_compiles_and_takes_what_is_computed(name, kind):
+    c, layout, topology = on_a_slice(name, kind)
     found = script.compile_for(c, topology)
     assert found["fits"], found
     # Floor: @@FLOOR@@. It catches weights gathered and kept, an embedding's whole gradient.
-    assert footprint(c, layout, "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
-
-
-@pytest.mark.tpu_compiler
-@needs_libtpu
-@pytest.mark.parametrize(("topology", "accumulation"), [("v5p:2x2x1", 256), ("v5e:16x16", 4)])
-def test_the_whole_of_llama_7b_compiles_and_takes_what_is_computed(topology, accumulation):
-    layout = Layout(fsdp=machine(topology).devices)
-    c = made("llama-7b", parallel__fsdp=layout.fsdp, train__accumulation=accumulation)
-    found = script.compile_for(c, topology)
-    assert found["fits"], found
     assert footprint(c, layout, "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
 
 
