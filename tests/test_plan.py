@@ -92,17 +92,21 @@ def test_a_table_of_ones_own(tmp_path):
 # ---------------------------------------------------------------- memory
 
 
-def test_memory_is_what_a_real_update_takes():
-    # Floor: +0.8 to +2.8% on this case in three runs, at most 6.6% over the cases of docs/planning.md. It catches a
-    # second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
-    found = measure_memory.measure("torch", "Llama form, full")
+@pytest.mark.parametrize("stack", ["torch", "jax"])
+def test_memory_is_what_a_real_update_takes(stack):
+    # Floor: torch +0.8 to +2.8% on this case in three runs, JAX +5.0%; at most 8.9% over the cases of docs/planning.md.
+    # It catches a second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
+    found = measure_memory.measure(stack, "Llama form, full")
     assert abs(found.error) < 0.10, found
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stack", ["torch", "jax"])
 @pytest.mark.parametrize("case", measure_memory.CASES)
-def test_memory_of_every_case(case):
-    assert abs(measure_memory.measure("torch", case).error) < 0.10
+def test_memory_of_every_case(stack, case):
+    if stack == "jax" and "bfloat16" in case:
+        pytest.skip("XLA's CPU compiler computes bfloat16 in float32")
+    assert abs(measure_memory.measure(stack, case).error) < 0.10
 
 
 def test_zero_shards_by_stage_and_offload_empties_the_device():
