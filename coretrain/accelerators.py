@@ -117,6 +117,12 @@ def machine(text: str, path: Path = TABLE) -> Machine:
     devices = math.prod(int(part) for part in topology.split("x")) if topology else int(fits["count"] or 1)
     if devices < 1:
         raise UserError(f"--on {text}: there must be at least one device")
+    if not found.tpu and devices > found.node and devices % found.node:
+        whole = devices // found.node * found.node
+        raise UserError(
+            f"--on {text}: hosts of {name} have {found.node} devices, and {devices} don't fill whole ones: take "
+            f"{whole} or {whole + found.node} (--accelerators FILE takes hosts of another size)"
+        )
     if found.most and devices > found.most:
         raise UserError(f"--on {text}: the largest slice of {name} has {found.most} devices")
     return Machine(found, devices, topology)

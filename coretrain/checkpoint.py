@@ -6,6 +6,7 @@ adds an index of tensors in safetensors shards, by canonical name: any stack rea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from coretrain.adapters import trained_table
 from coretrain.config import RunConfig
@@ -26,6 +26,7 @@ from coretrain.data.files import sync_folder
 from coretrain.errors import UserError
 from coretrain.manifest import MANIFEST, DamagedCheckpoint, Manifest, Progress, read_sealed, seal, verify
 from coretrain.parameters import Array, check_rows
+from coretrain.safetensors_file import TensorWriter
 from coretrain.world import PeerError, World
 
 __all__ = [
@@ -229,7 +230,7 @@ def save_interchange(
 ) -> None:
     """Write tensors by group and canonical name, float32 or float64, and all that a run needs to go on.
 
-    Whole or not at all: written beside `folder`, flushed, renamed. `groups` may be lazy: one shard is held at a time.
+    Whole or not at all: written beside `folder`, flushed, renamed. `groups` may be lazy: one tensor is held at a time.
     Raises `UserError` where names, shapes or dtypes aren't the parameter table's, or `folder` holds something else,
     and OSError on a full disk.
     """
@@ -239,16 +240,7 @@ def save_interchange(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        index: dict[str, dict[str, Any]] = {}
-        for group, tensors in groups.items():
-            index[group] = {}
-            for number, shard in enumerate(_shards(tensors, shard_bytes), 1):
-                file = f"{group}-{number:05d}.safetensors"
-                write_atomically(temporary / file, to_safetensors(shard))
-                index[group] |= {
-                    name: {"file": file, "dtype": str(value.dtype), "shape": list(value.shape)}
-                    for name, value in shard.items()
-                }
+        index = {group: _write_group(temporary, group, tensors, shard_bytes) for group, tensors in groups.items()}
         _check_index(config, index, "the state to save")
         seal(temporary, progress, config, stack, index)
         _put(temporary, folder)
@@ -257,18 +249,24 @@ def save_interchange(
         raise
 
 
-def _shards(tensors: Mapping[str, Array], limit: int) -> Iterator[dict[str, Array]]:
-    shard: dict[str, Array] = {}
-    for name in tensors:
-        value = np.ascontiguousarray(tensors[name])
-        if str(value.dtype) not in DTYPES:
-            raise UserError(f"{name} is {value.dtype}: an interchange checkpoint holds {' or '.join(DTYPES)}")
-        if shard and sum(held.nbytes for held in shard.values()) + value.nbytes > limit:
-            yield shard
-            shard = {}
-        shard[name] = value
-    if shard:
-        yield shard
+def _write_group(folder: Path, group: str, tensors: Mapping[str, Array], limit: int) -> dict[str, dict[str, Any]]:
+    """A group's shards, each of at most `limit` bytes or one tensor; what is where in them, by name."""
+    names, index, shards = list(tensors), {}, 0
+    writer: TensorWriter | None = None
+    with contextlib.ExitStack() as opened:
+        for at, name in enumerate(names):
+            value = np.ascontiguousarray(tensors[name])
+            if str(value.dtype) not in DTYPES:
+                raise UserError(f"{name} is {value.dtype}: an interchange checkpoint holds {' or '.join(DTYPES)}")
+            if writer is None or writer.filled + value.nbytes > limit:
+                opened.close()
+                shards += 1
+                file = f"{group}-{shards:05d}.safetensors"
+                writer = opened.enter_context(TensorWriter(folder / file, names[at:]))
+            writer.add(name, value)
+            index[name] = {"file": file, "dtype": str(value.dtype), "shape": list(value.shape)}
+            del value  # not two at once
+    return index
 
 
 def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], where: str) -> None:

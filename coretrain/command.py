@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from coretrain.checkpoint import CheckpointFolder
+from coretrain.checkpoint import CheckpointFolder, read_sealed
 from coretrain.config import (
     RunConfig,
     apply_overrides,
@@ -151,8 +151,24 @@ def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunCon
     for key, _ in overrides:
         if key.split(".")[0] in ("model", "data", "adapter") and key not in FREE_AT_RESUME:
             raise UserError(f"{key} can't change at --resume, since it would be another training: start a new run")
-    raw = open_run(folder).model_dump(mode="json")
-    return build_config(apply_overrides(_without_nulls(raw), overrides), str(folder / "config.json"))
+    run = open_run(folder)
+    raw = _without_nulls(run.model_dump(mode="json"))
+    config = build_config(apply_overrides(raw, overrides), str(folder / "config.json"))
+    old, new = run.optimizer.name, config.optimizer.name
+    if old != new and "muon" in (old, new) and _has_moments(folder):
+        raise UserError(
+            f"optimizer.name = {new} keeps other moments than {old}, whose are in {folder}: leave it out, or start a "
+            "new run"
+        )
+    return config
+
+
+def _has_moments(run: Path) -> bool:
+    """Whether a run has moments to go on with: imported weights have none."""
+    if CheckpointFolder(run / "checkpoints").complete():
+        return True
+    imported = CheckpointFolder(run / "interchange").complete()
+    return bool(imported) and len(read_sealed(imported[0]).tensors) > 1
 
 
 def _without_nulls(raw: dict[str, object]) -> dict[str, object]:

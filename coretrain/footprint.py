@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from coretrain.adapters import adapter_table, frozen_matrices, trained_table
+from coretrain.adapters import adapter_table, adapter_targets, frozen_matrices, trained_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.layout import Layout
 from coretrain.parameters import padded_vocab, parameter_table
@@ -28,7 +28,8 @@ FLAT = 2**24
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device."""
+    """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device: what is
+    offloaded, or else a save's copy of the state."""
 
     kinds: dict[str, float]
     moment: str
@@ -68,8 +69,19 @@ def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
     return Sizes(layer, blocks, embedding, blocks + ends + rest)
 
 
-def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "torch") -> Footprint:
-    """The peak of one update on one device of `layout` (default: one device), with parallel.zero and offload."""
+def blockwise(config: RunConfig, layout: Layout) -> bool:
+    """Whether the TPU's attention kernel, which makes no whole scores, takes these shapes (jaxtrain/attention.py)."""
+    m = config.model
+    return (m.head == 64 or m.head % 128 == 0) and config.row_tokens // layout.context % 128 == 0
+
+
+def footprint(
+    config: RunConfig, layout: Layout | None = None, stack: Stack = "torch", scores: bool | None = None
+) -> Footprint:
+    """The peak of one update on one device of `layout` (default: one device), with parallel.zero and offload.
+
+    `scores`: JAX's attention makes all of them; unset, where a TPU's kernel doesn't take the shapes.
+    """
     layout = layout or Layout()
     c, n = config, sizes(config, layout)
     compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
@@ -86,17 +98,22 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
     }
     if zero:
         state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
-    host = _offloaded(c, state, n.total * master * share[0]) if zero else 0.0
+    # a save copies what it writes to the host, but what is offloaded lies there; copies of the model take turns
+    copies = 1 if stack == "jax" or zero else layout.data
+    host = 3 * trained * master * (share[0] / copies)
+    if c.parallel.offload != "none" and zero:
+        host = _offloaded(c, state, n.total * master * share[0])
     buffers = _buffers(c, layout, n, zero, compute, master, stack)
-    kept = _kept(c, layout, n, stack, compute)
-    gradients = state.pop("gradients")
-    # with one micro-batch torch frees the gradients before the next forward pass
-    standing = gradients if c.train.accumulation > 1 or zero else 0.0
     jax = stack == "jax"
+    scores = jax and (not blockwise(c, layout) if scores is None else scores)
+    kept = _kept(c, layout, n, stack, compute, scores)
+    gradients = state.pop("gradients")
+    # with one micro-batch torch frees the gradients before the next forward pass; a compiled program holds its results
+    standing = gradients if c.train.accumulation > 1 or zero or jax else 0.0
     fresh = trained * master * share[1] if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
     whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
-    head = n.embedding * master
+    head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
     flat = min(n.total, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     moments = {
@@ -104,7 +121,7 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
         | {"gradients": standing + head},
         "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
         | {"gradients": standing + whole + (fresh if jax else head)},
-        "at the end of the backward pass": {"activations": kept.block, "copies": n.layer * kept.layer_cast}
+        "at the end of the backward pass": {"activations": kept.block, "copies": kept.layer}
         | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
         "in the update": {"gradients": gradients + flat},
     }
@@ -117,6 +134,11 @@ def footprint(config: RunConfig, layout: Layout | None = None, stack: Stack = "t
 def trained_numbers(config: RunConfig) -> int:
     """Numbers that have gradients and moments: of a run with an adapter, its own."""
     return sum(row.size for row in trained_table(config))
+
+
+def _head_trains(config: RunConfig) -> bool:
+    """Whether the loss makes a gradient of the head: not of one that is frozen and has no adapter."""
+    return config.adapter.kind == "none" or any(target.module == "head" for target in adapter_targets(config))
 
 
 def _weights(config: RunConfig, n: Sizes, master: int) -> float:
@@ -138,8 +160,8 @@ class _Kept:
     """Weights in the compute dtype that the backward pass will want."""
     cast: int
     """Bytes of a cast number of the head; 0 where nothing is cast."""
-    layer_cast: int
-    """The same of a block's weights."""
+    layer: float
+    """One layer's weights as they are used, where those aren't the weights themselves."""
 
 
 def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> dict[str, float]:
@@ -158,7 +180,7 @@ def block_bytes(config: RunConfig, tensor: int = 1, stack: Stack = "torch") -> d
     return {"everything": everything, "matmuls": matmuls, "input": width * compute}
 
 
-def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: int) -> _Kept:
+def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: int, scores: bool) -> _Kept:
     m, policy = config.model, config.execution.checkpoint_activations
     tokens = config.micro_batch / layout.sharing_rows * m.context / layout.context
     one = block_bytes(config, layout.tensor, stack)
@@ -168,28 +190,38 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
         flying = config.train.accumulation + layout.pipeline - 1
     cast = compute if compute < 4 else 0
     layer_cast = 0 if frozen_matrices(config) else cast  # which are held so
+    # JAX takes a layer's weights out of the stacked ones
+    layer = float(n.layer * (compute if stack == "jax" else layer_cast))
     wide = max(4, compute)
     last = m.width * (compute + wide * (1 if m.norm == "layernorm" else 2) + compute)  # final norm, its gradient
     backward = (m.hidden / layout.tensor + 2 * m.width) * compute
+    if stack == "jax":  # the keys and values of whole rows
+        one["everything"] += (layout.context - 1) * 2 * m.kv * m.head / layout.tensor * compute
+    if stack == "jax" and not scores:  # queries, keys, values and results lie in the TPU's tiles, 128 wide
+        one["everything"] += 2 * (m.heads + m.kv) / layout.tensor * (-m.head % 128) * compute
+    # of all scores two forms are kept, or four made while a block is computed anew
+    form = m.heads / layout.tensor * m.context * wide if scores else 0.0
+    if stack == "jax" and m.mlp == "gelu" and policy != "none":
+        backward -= 3 * m.hidden / layout.tensor * compute  # of the forms that a scan keeps, what is made at once
     if stack == "jax" and policy == "none":
         # a scan keeps what it gathered: every block's weights, whole
-        whole = n.blocks * (layer_cast or (compute if layout.fsdp > 1 else 0))
-        saved, block, copies = one["everything"] * layers, backward, whole
+        whole: float = n.blocks * (layer_cast or (compute if layout.fsdp > 1 else 0))
+        saved, block, copies = (one["everything"] + 2 * form) * layers, backward + 2 * form, whole
     elif policy == "none":
         saved, block, copies = one["everything"] * layers, backward, n.blocks * layer_cast
     elif policy == "matmuls":
-        saved, copies = (one["matmuls"] + one["input"]) * layers, n.layer * layer_cast
+        saved, copies = (one["matmuls"] + one["input"]) * layers, layer
         # recomputed: all but the matmul outputs that were kept anyway
         again = m.kv * m.head + (2 if m.mlp == "swiglu" else 1) * m.hidden
-        block = one["everything"] - again / layout.tensor * compute + backward
+        block = max(one["everything"] - again / layout.tensor * compute + backward, 4 * form)  # one after the other
     else:
-        saved, copies = one["input"] * layers, n.layer * layer_cast
-        block = one["everything"] + backward
+        saved, copies = one["input"] * layers, layer
+        block = one["everything"] + backward + 4 * form
     if quantized := quantized_table(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
-        block, copies = block + max(row.size for row in quantized) * each / tokens, 0
-    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast, layer_cast)
+        block, copies, layer = block + max(row.size for row in quantized) * each / tokens, 0.0, n.layer * layer_cast
+    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast, layer)
 
 
 def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, master: int) -> float:
@@ -221,8 +253,6 @@ def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: in
 def _offloaded(config: RunConfig, state: dict[str, float], partition: float) -> float:
     """Move what parallel.offload says from `state` to the host; the bytes moved, with the host's own gradients."""
     offload, before = config.parallel.offload, sum(state.values())
-    if offload == "none":
-        return 0.0
     state["moments"] = 0.0
     state["weights"] -= partition
     if offload == "all":

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from coretrain.data.files import write_atomically
 from coretrain.manifest import DamagedCheckpoint
 from coretrain.parameters import Array, Parameter
-from coretrain.safetensors_file import write_tensors
+from coretrain.safetensors_file import TensorWriter
 
 FILE = "{rank:05d}"
 Edges = tuple[tuple[int, int], ...]
@@ -73,24 +73,24 @@ def take(value: Array, block: Edges) -> Array:
 def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> None:
     """Write one process's fragments into `folder`, synced to disk. All processes write into the same one."""
     folder.mkdir(exist_ok=True)
-    tensors, index = {}, []
-    for fragment in fragments:
-        key = f"{fragment.group}/{fragment.name}@{fragment.start}"
-        tensors[key] = np.ascontiguousarray(fragment.values)
-        index.append(
-            {
-                "key": key,
-                "group": fragment.group,
-                "name": fragment.name,
-                "shape": list(fragment.shape),
-                "block": [list(edge) for edge in fragment.block],
-                "start": fragment.start,
-                "stop": fragment.start + fragment.values.size,
-                "dtype": str(fragment.values.dtype),
-            }
-        )
+    named = {f"{fragment.group}/{fragment.name}@{fragment.start}": fragment for fragment in fragments}
     stem = FILE.format(rank=rank)
-    write_tensors(folder / f"{stem}.safetensors", tensors)
+    with TensorWriter(folder / f"{stem}.safetensors", named.keys()) as writer:
+        for key, fragment in named.items():
+            writer.add(key, fragment.values)
+    index = [
+        {
+            "key": key,
+            "group": fragment.group,
+            "name": fragment.name,
+            "shape": list(fragment.shape),
+            "block": [list(edge) for edge in fragment.block],
+            "start": fragment.start,
+            "stop": fragment.start + fragment.values.size,
+            "dtype": str(fragment.values.dtype),
+        }
+        for key, fragment in named.items()
+    ]
     write_atomically(folder / f"{stem}.json", json.dumps({"fragments": index}).encode())
 
 

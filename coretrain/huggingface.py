@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save as to_safetensors
 
 from coretrain.checkpoint import TEMPORARY, write_atomically
 from coretrain.config import ModelConfig
@@ -25,7 +24,7 @@ from coretrain.errors import UserError
 from coretrain.hf_config import architecture, hf_config, model_config
 from coretrain.hf_tokenizer import read_chat_template, write_tokenizer
 from coretrain.parameters import Array, parameter_table
-from coretrain.safetensors_file import TensorFile
+from coretrain.safetensors_file import TensorFile, TensorWriter
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CARD = "README.md"
@@ -140,7 +139,7 @@ def _generation_config(tokenizer: Tokenizer | None, template: str | None) -> dic
 
 
 def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], shard_bytes: int) -> str:
-    """Shards of at most `shard_bytes` (or one tensor), one in memory at a time; returns the dtype's name."""
+    """Shards of at most `shard_bytes` (or one tensor), of which one tensor is held; returns the dtype's name."""
     sizes = {row.name: row.size for row in parameter_table(m)}
     dtype = str(tensors["embed.token"].dtype)
     shards: list[list[Place]] = [[]]
@@ -155,9 +154,11 @@ def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], s
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        content = {place.name: _join(place, tensors) for place in shard}
-        write_atomically(folder / file, to_safetensors(content, metadata={"format": "pt"}))
-        weight_map |= dict.fromkeys(content, file)
+        names = [place.name for place in shard]
+        with TensorWriter(folder / file, names, {"format": "pt"}) as writer:
+            for place in shard:
+                writer.add(place.name, _join(place, tensors))
+        weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(sizes.values()) * np.dtype(dtype).itemsize
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -5,8 +5,20 @@ from __future__ import annotations
 import ctypes
 import sys
 
-MMAP_MAX, TRIM_THRESHOLD, ARENA_MAX = -4, -1, -8
+MMAP_THRESHOLD, MMAP_MAX, TRIM_THRESHOLD, ARENA_MAX = -3, -4, -1, -8
 """Parameters of glibc's mallopt (malloc.h)."""
+LARGE = 2**20
+
+
+def give_back_freed_memory() -> bool:
+    """Have glibc map each block above 1 MiB by itself, so that it leaves the process when it is freed; False where
+    malloc isn't glibc's.
+
+    While a state is made or loaded: what was freed would lie between what stays, and not be large enough for the next.
+    One arena for all threads, because the others can't grow large blocks: before JAX's threads start, else it does
+    nothing, nor does `keep_freed_memory` later.
+    """
+    return _mallopt((MMAP_THRESHOLD, LARGE), (ARENA_MAX, 1))
 
 
 def keep_freed_memory() -> bool:
@@ -14,10 +26,12 @@ def keep_freed_memory() -> bool:
 
     On a CPU both frameworks allocate activations and gradients anew in each update. Blocks above 32 MiB come from mmap
     and go back at once, so each update pays for clearing the same gigabyte of pages: 5% of torch's time, 15% of JAX's.
-    One arena for all threads, because the others can't grow large blocks. For JAX it must be called before
-    its threads start, else it does nothing.
     """
+    return _mallopt((MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+
+
+def _mallopt(*settings: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, -1), mallopt(ARENA_MAX, 1)])
+    return mallopt is not None and all(mallopt(*setting) for setting in settings)

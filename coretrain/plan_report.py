@@ -119,7 +119,7 @@ def _alternatives(plan: Plan) -> Table:
         cells = [
             ("> " if best else "  ") + str(choice),
             f"{choice.memory.total / GIB:.1f}",
-            f"{choice.memory.host / GIB:.0f}" if choice.memory.host else "",
+            f"{choice.memory.host / GIB:.0f}",
             *([f"{choice.update:.2f}", f"{choice.mfu(plan.machine):.0%}", f"{hours:,.1f}", f"{hours * plan.price:,.0f}"]
               if choice.fits else ["doesn't fit", "", "", ""]),
         ]  # fmt: skip
@@ -140,7 +140,8 @@ def tables(plan: Plan) -> RenderableType:
     ]
     memory = [(kind, _gib(size)) for kind, size in best.memory.kinds.items() if size]
     memory += [("in all", f"{_gib(best.memory.total)} at the peak, {best.memory.moment}")]
-    memory += [("host", _gib(best.memory.host))] if best.memory.host else []
+    what = "a save's copy of the state" if c.parallel.offload == "none" else "what is offloaded"
+    memory += [("host", f"{_gib(best.memory.host)} for each device: {what}")]
     memory += [("KV cache", f"{_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")]
     time = [(cause, f"{seconds:.3g} s") for cause, seconds in best.seconds.items() if seconds >= 5e-4]
     time += [(f"sent: {kind}", f"{_size(size)} a device and update") for kind, size in best.traffic.items()]

@@ -14,14 +14,14 @@ from typing import Literal
 from coretrain.accelerators import GIB, Machine
 from coretrain.budget import forward_flops_per_token, matmul_parameters, update_flops_per_token
 from coretrain.combinations import check_combination
-from coretrain.config import RunConfig
+from coretrain.config import ParallelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.footprint import Footprint, Stack, block_bytes, footprint, sizes
 from coretrain.layout import Layout, check_layout
 from coretrain.traffic import EXPOSED, traffic
 
 HEADROOM = 0.1
-"""Share of a device's memory left free: the framework's own, fragmentation, evaluation and sampling."""
+"""Share of a device's and its host's memory left free: the framework's own, fragmentation, evaluation, sampling."""
 Policy = Literal["none", "matmuls", "full"]
 POLICIES: tuple[Policy, ...] = ("none", "matmuls", "full")
 
@@ -39,7 +39,8 @@ class Assumptions:
     def __str__(self) -> str:
         return (
             f"{self.compute:.0%} of peak FLOP/s, {self.bandwidth:.0%} of memory bandwidth, {self.link:.0%} of links; "
-            f"offloaded updates at {self.host_update:.0e} parameters/s a device; {HEADROOM:.0%} of memory left free"
+            f"offloaded updates at {self.host_update:.0e} parameters/s a device; {HEADROOM:.0%} of memory left free, "
+            "the host's too"
         )
 
 
@@ -96,7 +97,8 @@ def estimate(
     """Memory, traffic and time of `config` on `layout`."""
     memory, sent = footprint(config, layout, stack), traffic(config, layout, stack)
     seconds = _seconds(config, layout, machine, stack, sent, assumed or Assumptions())
-    fits = memory.total <= machine.memory * (1 - HEADROOM) and memory.host <= machine.accelerator.host_memory * GIB
+    on_device, on_host = (size * (1 - HEADROOM) for size in (machine.memory, machine.accelerator.host_memory * GIB))
+    fits = memory.total <= on_device and memory.host <= on_host
     return Choice(config, layout, stack, memory, sent, seconds, fits)
 
 
@@ -139,6 +141,10 @@ def _seconds(
     return found
 
 
+AXES = ("data", "fsdp", "tensor", "context", "pipeline")
+PARALLEL = frozenset(f"parallel.{field}" for field in (*AXES, "zero", "offload"))
+
+
 def _powers(most: int) -> Iterator[int]:
     size = 1
     while size <= most:
@@ -146,35 +152,52 @@ def _powers(most: int) -> Iterator[int]:
         size *= 2
 
 
-def layouts(config: RunConfig, machine: Machine, stack: Stack) -> Iterator[Layout]:
-    """Ways to lay the machine's devices out, the batch not yet looked at."""
-    devices = machine.devices
-    for tensor in _powers(min(machine.accelerator.node, devices)):
-        if devices % tensor:
+def layouts(config: RunConfig, machine: Machine, stack: Stack, fixed: frozenset[str] = frozenset()) -> list[Layout]:
+    """Ways to lay the machine's devices out, the batch not yet looked at: those with the axes that the user has set.
+
+    Axes that are only taken where they are set: context, and in JAX pipeline. Raises `UserError` where none is left.
+    """
+    kept = {axis: getattr(config.parallel, axis) for axis in AXES if f"parallel.{axis}" in fixed}
+    base = Layout(context=kept.get("context", 1), pipeline=kept.get("pipeline", 1) if stack == "jax" else 1)
+    devices, rest = divmod(machine.devices, base.devices)
+    tensors = [kept["tensor"]] if "tensor" in kept else list(_powers(min(machine.accelerator.node, devices)))
+    found = []
+    for tensor in tensors:
+        if rest or devices % tensor:
             continue
         for other in (size for size in range(1, devices // tensor + 1) if devices // tensor % size == 0):
-            rest = devices // tensor // other
+            data = devices // tensor // other
             if stack == "jax":
-                yield Layout(data=rest, fsdp=other, tensor=tensor)
+                found.append(dataclasses.replace(base, data=data, fsdp=other, tensor=tensor))
             elif config.model.layers % other == 0:
-                yield Layout(data=rest, tensor=tensor, pipeline=other)
+                found.append(dataclasses.replace(base, data=data, tensor=tensor, pipeline=other))
+    found = [layout for layout in found if all(size in (None, getattr(layout, axis)) for axis, size in kept.items())]
+    if not found:
+        words = " and ".join(f"parallel.{axis} = {size}" for axis, size in kept.items())
+        raise UserError(
+            f"no way to share the run over {machine} has {words}: choose axes that divide its {machine.devices} "
+            "devices and, for pipeline, the model's layers, or leave them out"
+        )
+    return found
 
 
-def _sharding(layout: Layout, stack: Stack) -> list[tuple[int, str]]:
+def _sharding(config: RunConfig, layout: Layout, stack: Stack, fixed: frozenset[str]) -> list[tuple[int, str]]:
     """Stages of ZeRO and kinds of offload to try."""
+    p = config.parallel
     if stack == "jax":
-        return [(0, "none")]
-    if layout.data == 1:  # nothing to shard over, but a device alone can offload
-        return [(0, "none"), (1, "optimizer"), (3, "all")] if layout.devices == 1 else [(0, "none")]
-    return [(stage, "none") for stage in range(4)] + [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
-
-
-def _allowed(config: RunConfig, layout: Layout, stack: Stack) -> bool:
-    try:
-        check_combination(config, stack, layout)
-    except UserError:
-        return False
-    return True
+        tried = [(0, "none")]
+    elif layout.data == 1:  # nothing to shard over, but a device alone can offload
+        tried = [(0, "none"), (1, "optimizer"), (3, "all")] if layout.devices == 1 else [(0, "none")]
+    else:
+        tried = [(stage, "none") for stage in range(4)]
+        tried += [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+    found = [
+        (stage, offload)
+        for stage, offload in tried
+        if ("parallel.zero" not in fixed or stage == p.zero)
+        and ("parallel.offload" not in fixed or offload == p.offload)
+    ]
+    return found or [(p.zero, p.offload)]
 
 
 def choices(
@@ -193,38 +216,38 @@ def choices(
     policies: tuple[Policy, ...] = POLICIES
     if "execution.checkpoint_activations" in fixed:
         policies = (config.execution.checkpoint_activations,)
-    for layout in layouts(config, machine, stack):
-        if any(getattr(layout, axis) != getattr(config.parallel, axis) for axis in AXES if f"parallel.{axis}" in fixed):
-            continue
+    asked = {key.split(".")[1]: getattr(config.parallel, key.split(".")[1]) for key in fixed if key in PARALLEL}
+    check_combination(config.model_copy(update={"parallel": ParallelConfig(**asked)}), stack)
+    refusals: list[UserError] = []
+    for layout in layouts(config, machine, stack, fixed):
         for accumulation in splits:
             train = config.train.model_copy(update={"accumulation": accumulation})
             try:
                 check_layout(config.model_copy(update={"train": train}), layout)
-            except UserError:
+            except UserError as refusal:
+                refusals.append(refusal)
                 continue
-            for zero, offload in _sharding(layout, stack):
-                if ("parallel.zero" in fixed and zero != config.parallel.zero) or (
-                    "parallel.offload" in fixed and offload != config.parallel.offload
-                ):
-                    continue
+            for zero, offload in _sharding(config, layout, stack, fixed):
                 axes = {axis: size for axis, size in dataclasses.asdict(layout).items() if axis != "data"}
                 parallel = config.parallel.model_copy(update=axes | {"data": None, "zero": zero, "offload": offload})
                 sharing = config.model_copy(update={"parallel": parallel})
-                if not _allowed(sharing, layout, stack):
+                try:
+                    check_combination(sharing, stack, layout)
+                except UserError as refusal:
+                    refusals.append(refusal)
                     continue
                 for policy in policies:
                     execution = config.execution.model_copy(update={"checkpoint_activations": policy})
                     parts = {"train": train, "parallel": parallel, "execution": execution}
                     found.append(estimate(config.model_copy(update=parts), layout, machine, stack, assumed))
+    if not found and fixed & PARALLEL:
+        raise refusals[0]
     if not found:
         raise UserError(
             f"train.batch_size = {batch} rows can't be split over {machine}: take a number of devices whose shares "
             f"divide it, or --train.batch_size {-(-batch // machine.devices) * machine.devices}"
         )
     return sorted(found, key=lambda choice: (choice.update, choice.memory.total))
-
-
-AXES = ("data", "fsdp", "tensor", "context", "pipeline")
 
 
 def recommend(found: list[Choice], machine: Machine) -> Choice:
@@ -235,7 +258,7 @@ def recommend(found: list[Choice], machine: Machine) -> Choice:
         raise UserError(
             f"the run fits nowhere on {machine}: the nearest, {nearest}, needs {nearest.memory.total / GIB:.1f} GiB of "
             f"{machine.accelerator.memory * (1 - HEADROOM):.1f} on a device ({nearest.memory.host / GIB:.0f} GiB of "
-            f"{machine.accelerator.host_memory:g} on its host): take more or larger devices"
+            f"{machine.accelerator.host_memory * (1 - HEADROOM):.0f} on its host): take more or larger devices"
         )
     # what is within 2% of the fastest is as fast: there, the simplest that leaves most memory
     close = [choice for choice in fitting if choice.update <= 1.02 * fitting[0].update]

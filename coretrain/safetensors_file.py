@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,22 +78,47 @@ class TensorFile:
         return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write float64, float32 or float16 tensors, one after the other, synced to disk. Raises OSError on a full disk."""
-    names = {dtype.lstrip("<"): name for name, dtype in DTYPES.items()}
-    header, at = {}, 0
-    for name, value in tensors.items():
-        header[name] = {
-            "dtype": names[value.dtype.str[1:]],
-            "shape": value.shape,
-            "data_offsets": [at, at + value.nbytes],
-        }
-        at += value.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, as the format asks
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for value in tensors.values():
-            file.write(np.ascontiguousarray(value).data)
-        file.flush()
-        os.fsync(file.fileno())
+class TensorWriter:
+    """Writes one safetensors file, tensor by tensor: none is held, and the header comes last, into room left for it."""
+
+    _FACTS = 160
+    """Bytes that dtype, shape and offsets of a tensor take in the header, at most."""
+
+    def __init__(self, path: Path, names: Collection[str], metadata: Mapping[str, str] | None = None) -> None:
+        """Begin a file for some or all of `names`."""
+        self.header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        self.filled = 0
+        """Bytes of data so far."""
+        room = sum(len(json.dumps(name)) + self._FACTS for name in names) + len(json.dumps(self.header)) + 8
+        self.room = room + -room % 8  # the data starts at a multiple of 8, as the format asks
+        self._file = open(path, "wb")  # noqa: SIM115  # __exit__ closes it
+        self._file.seek(8 + self.room)
+
+    def add(self, name: str, value: Array) -> None:
+        """Append a float64, float32 or float16 tensor. Raises OSError on a full disk."""
+        dtype = {dtype.lstrip("<"): kind for kind, dtype in DTYPES.items()}[value.dtype.str[1:]]
+        offsets = [self.filled, self.filled + value.nbytes]
+        self.header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": offsets}
+        self._file.write(np.ascontiguousarray(value).data)
+        self.filled += value.nbytes
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the header and sync the file to disk; after an error it is only closed."""
+        with self._file:
+            if kind is None:
+                text = json.dumps(self.header).encode()
+                assert len(text) <= self.room
+                self._file.seek(0)
+                self._file.write(self.room.to_bytes(8, "little") + text.ljust(self.room))
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write float64, float32 or float16 tensors, each asked for once, synced to disk. Raises OSError on a full disk."""
+    with TensorWriter(path, tensors.keys(), metadata) as writer:
+        for name in tensors:
+            writer.add(name, tensors[name])

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
@@ -61,18 +64,21 @@ def attention(
     if sharding is None:
         return KERNELS[kernel].compute(q, k, v)
     split = sharding.split("time")
+    chosen = KERNELS[kernel]
+    part, place = chosen.parts(q, k, sharding) if split else (None, P())
 
-    def local(q: Array, k: Array, v: Array) -> Array:
+    def local(q: Array, k: Array, v: Array, part: Any) -> Array:
         if not split:
-            return KERNELS[kernel].compute(q, k, v)
+            return chosen.compute(q, k, v)
         k, v = (jax.lax.all_gather(x, split, axis=1, tiled=True) for x in (k, v))
-        return KERNELS[kernel].compute_from(q, k, v, jax.lax.axis_index(split) * q.shape[1])
+        return chosen.compute_from(q, k, v, part)
 
     spec = sharding.named("batch", "time", "heads", None).spec
     keys = sharding.named("batch", "time", "kv_heads", None).spec
     # check_vma: it makes collectives of what is replicated; here every axis of the mesh but stage splits the arrays
-    shards = jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, keys, keys), out_specs=spec, check_vma=False)
-    return shards(q, k, v)
+    places = (spec, keys, keys, place)
+    shards = jax.shard_map(local, mesh=sharding.mesh, in_specs=places, out_specs=spec, check_vma=False)
+    return shards(q, k, v, part)
 
 
 def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None, positions: Array) -> Array:
@@ -129,6 +135,12 @@ def _xla_packed(q: Array, k: Array, v: Array, positions: Array) -> Array:
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="xla")
 
 
+def _starts(q: Array, k: Array, sharding: Sharding) -> tuple[Array, P]:
+    """Where each device's part of a row [..., T] begins: [1] on each."""
+    count = sharding.size(*sharding.split("time"))
+    return jnp.arange(0, q.shape[1], q.shape[1] // count), P(sharding.split("time"))
+
+
 def _plain_from(q: Array, k: Array, v: Array, start: Array) -> Array:
     mask = _seen_from(q, k, start)
     return masked_attention(q, k, v, jnp.broadcast_to(mask, (q.shape[0], *mask.shape)))
@@ -162,17 +174,37 @@ def splash_attention(q: Array, k: Array, v: Array, positions: Array | None = Non
 
     With `positions` [B, T] of packed rows, where T = S, samples are the kernel's segments.
     """
+    (_, T, H, _), (_, S, K, _) = q.shape, k.shape
+    kernel = _splash_kernel(T, S, H, K, interpret=interpret)
+    segments = None
+    if positions is not None:
+        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+        sample = jnp.cumsum(positions == 0, axis=1, dtype=jnp.int32)
+        segments = SegmentIds(q=sample, kv=sample)
+    return _splash_from(q, k, v, kernel, segments)
+
+
+def _splash_kernel(T: int, S: int, H: int, K: int, parts: int = 1, interpret: bool = False) -> Any:
+    """The kernel for T queries and S keys; its mask can be cut by queries into equal parts."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    T, S, H, K = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     make = splash_attention_kernel.make_splash_mha if K == H else splash_attention_kernel.make_splash_mqa
     heads = H if K == H else H // K
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, S), offset=S - T)] * heads)
-    kernel = make(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
-    segments = None
-    if positions is not None:
-        sample = jnp.cumsum(positions == 0, axis=1, dtype=jnp.int32)
-        segments = splash_attention_kernel.SegmentIds(q=sample, kv=sample)
+    return make(mask, head_shards=1, q_seq_shards=parts, interpret=interpret)
+
+
+def _splash_parts(q: Array, k: Array, sharding: Sharding, interpret: bool = False) -> tuple[Any, Any]:
+    """The kernel for whole rows, and how its mask's blocks are shared with them: each device gets those of its part."""
+    split = sharding.split("time")
+    H, K = (x.shape[2] // sharding.size(*sharding.split(axis)) for x, axis in ((q, "heads"), (k, "kv_heads")))
+    kernel = _splash_kernel(q.shape[1], k.shape[1], H, K, sharding.size(*split), interpret)
+    return kernel, kernel.manual_sharding_spec(NamedSharding(sharding.mesh, P(None, split)))
+
+
+def _splash_from(q: Array, k: Array, v: Array, kernel: Any, segments: Any = None) -> Array:
+    H, K = q.shape[2], k.shape[2]
     scaled = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)  # the kernel itself applies no scale
     if K == H:
         return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)), segments).swapaxes(1, 2)
@@ -187,18 +219,14 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"it needs a TPU, the device is {device.platform}"
     if config.model.head % 128 and config.model.head != 64:
         return f"head width {config.model.head} is neither 64 nor a multiple of 128"
-    if config.row_tokens % 128:
-        return f"a row of {config.row_tokens} tokens is not a multiple of 128"
+    share = config.row_tokens // config.parallel.context
+    if share % 128:
+        return f"a device's {share} tokens of a row are not a multiple of 128"
     if config.adapter.kind == "prefix" and config.data.format == "chat":
         return "its segments have no place for a prefix that all samples of a row see"
     if config.adapter.kind == "prefix" and config.adapter.virtual_tokens % 128:
         return f"a prefix of {config.adapter.virtual_tokens} is not a multiple of 128"
-    return _context_obstacle(config)
-
-
-def _context_obstacle(config: RunConfig) -> str | None:
-    size = config.parallel.context
-    return None if size == 1 else f"parallel.context = {size} needs a mask that differs by device"
+    return None
 
 
 def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
@@ -208,7 +236,9 @@ def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
     if config.model.head > 128:
         return f"head width {config.model.head} is above 128"
-    return _context_obstacle(config)
+    if config.parallel.context > 1:
+        return f"parallel.context = {config.parallel.context} needs a mask that differs by device"
+    return None
 
 
 def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
@@ -232,16 +262,18 @@ class Kernel:
 
     compute: Callable[[Array, Array, Array], Array]
     obstacle: Callable[[RunConfig, jax.Device], str | None]
-    compute_from: Callable[[Array, Array, Array, Array], Array] | None = None
-    """For queries of a row's part that begins at an index known only when it runs; None: it can't."""
+    compute_from: Callable[[Array, Array, Array, Any], Array] | None = None
+    """For queries of a part of a row, and all its keys; last what `parts` gave this device. None: it can't."""
+    parts: Callable[[Array, Array, Sharding], tuple[Any, Any]] = _starts
+    """Of whole q and k: what tells the devices their parts, and its partition specs."""
     packed: Callable[[Array, Array, Array, Array], Array] | None = None
     """With positions [B, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {
-    "splash": Kernel(splash_attention, _splash_obstacle, packed=splash_attention),
+    "splash": Kernel(splash_attention, _splash_obstacle, _splash_from, _splash_parts, splash_attention),
     "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
-    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, _xla_packed),
-    "plain": Kernel(_plain, lambda config, device: None, _plain_from, _plain_packed),
+    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, packed=_xla_packed),
+    "plain": Kernel(_plain, lambda config, device: None, _plain_from, packed=_plain_packed),
 }
 """In order of preference."""

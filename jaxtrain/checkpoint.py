@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from coretrain.adapters import trained_table
 from coretrain.checkpoint import read_sealed, save_interchange
-from coretrain.errors import exits_cleanly
+from coretrain.errors import UserError, exits_cleanly
 from jaxtrain.lora import freeze
 from jaxtrain.model import abstract_model, dotted
 from jaxtrain.optimizer import Optimizer
@@ -26,8 +27,12 @@ STATE = "state"
 
 
 def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
-    """Start writing trees of arrays into `folder`; the future ends with the writing, and raises what went wrong."""
-    response = ocp.save_async(folder.absolute() / STATE, _flat(state))
+    """Start writing trees of arrays into `folder`; the future ends with the writing, and raises what went wrong.
+
+    On a CPU the arrays are written from where they lie, and must not be given to a computation until then.
+    """
+    with _sparing(state):
+        response = ocp.save_async(folder.absolute() / STATE, _flat(state))
     future: Future[None] = Future()
 
     def wait() -> None:
@@ -41,18 +46,28 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
     return future
 
 
-def load_native(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+def load_native(folder: Path, state: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """What `save_native` wrote, in the form, dtypes and shardings of `state`, arrays or their abstract forms.
 
-    Without "moments" in `state` parameters alone are read.
+    Without "moments" in `state` parameters alone are read. Beyond the `vocabulary` it may be padded otherwise. Raises
+    `UserError` where it is another model's.
     """
-    # Torch needs no such template: its state holds plain tensors by name.
+    # Torch needs no such template: its state holds plain tensors by name, without padding.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
+    held = ocp.metadata(folder.absolute() / STATE).metadata
+    for group, leaves in template.items():
+        for key, leaf in leaves.items():
+            _check_shape(f"{folder} (group {group}): {key}", tuple(held[group][key].shape), leaf.shape, vocabulary)
     loaded = _load(folder, template, part="moments" not in state)
     return {
         group: jax.tree_util.tree_map_with_path(lambda path, _, group=group: loaded[group][_key(path)], tree)
         for group, tree in state.items()
     }
+
+
+def _check_shape(where: str, held: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int) -> None:
+    if held != wanted and (held[1:] != wanted[1:] or min(held[0], wanted[0]) < vocabulary):
+        raise UserError(f"{where} has shape {held}, the config says {wanted}")
 
 
 def export_interchange(run: Path, name: str) -> Path:
@@ -92,10 +107,20 @@ def main() -> None:
 
 def _load(folder: Path, template: Any, part: bool = False) -> Any:
     """The arrays of `template`; with `part`, of a checkpoint that holds more."""
-    context = ocp.Context()
+    context = _sparing(template)
     context.pytree.loading.partial_load = part
+    context.array.loading.enable_padding_and_truncation = True  # of the vocabulary: zeros, which `_check_shape` lets by
     with context:
         return ocp.load(folder.absolute() / STATE, template)
+
+
+def _sparing(state: Any) -> ocp.Context:
+    """Orbax, with buffers for an eighth of this state's bytes at a time, or for its largest array: else for all."""
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
+    context = ocp.Context()
+    most = max(max(sizes), sum(sizes) // 8) + 1  # it takes less than that
+    context.memory.write_concurrent_bytes = context.memory.read_concurrent_bytes = most
+    return context
 
 
 def _flat(state: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:

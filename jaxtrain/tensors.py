@@ -6,7 +6,7 @@ This file has no twin: torch's parameters are the canonical tensors, here they l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,27 +14,10 @@ import numpy as np
 from jax import Array
 
 from coretrain.config import ModelConfig
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import Parameter, initial_value, pad_vocab, parameter_table
 
 Tensors = Mapping[str, np.ndarray]
-
-
-class LazyTensors(Mapping[str, np.ndarray]):
-    """Tensors by name, each made when it is asked for."""
-
-    def __init__(self, names: Iterable[str], make: Callable[[str], np.ndarray]) -> None:
-        self._names, self._make = tuple(names), make
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def initial_tensors(model: ModelConfig, seed: int) -> LazyTensors:

@@ -133,7 +133,8 @@ def train(config: RunConfig, updates: int) -> Outcome:
 
 
 def one_nan(params: Any) -> Any:
-    """The parameters with a single number that is none, in what the last device holds of a norm's gain."""
+    """The parameters with a single number that is none, in what the last device holds of a norm's gain (or an
+    adapter's first matrix)."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
 
     def spoilt(array: jax.Array) -> jax.Array:
@@ -141,7 +142,8 @@ def one_nan(params: Any) -> Any:
         parts[-1] = parts[-1].at[(0,) * array.ndim].set(math.nan)
         return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
-    path = next(path for path, _ in leaves if "norm" in jax.tree_util.keystr(path))
+    norms = [path for path, _ in leaves if "norm" in jax.tree_util.keystr(path)]
+    path = norms[0] if norms else leaves[0][0]
     return jax.tree_util.tree_unflatten(tree, [spoilt(leaf) if at == path else leaf for at, leaf in leaves])
 
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import torchtrain.checkpoint
 import torchtrain.loss
 import torchtrain.model
 import torchtrain.pipeline
@@ -38,7 +39,7 @@ from coretrain.sampling import Sampling
 from coretrain.schedule import clip_factor, learning_rate
 from coretrain.world import World
 from parity.forms import GPT2_FORM, LLAMA_FORM
-from torchtrain.checkpoint import load_native
+from torchtrain.checkpoint import load_native, write_fragments
 from torchtrain.parallel import Axis, Place, join
 from torchtrain.trainer import Trainer
 
@@ -136,11 +137,11 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
             world.by_first(lambda: save.mkdir(parents=True, exist_ok=True))
-            saving = trainer.save(save)
-            data[0].fill(0)
-            for parameter in trainer.model.parameters():
-                parameter.data.add_(1)  # what is written must be a copy
-            world.ended(saving)
+            with written_late():
+                saving = trainer.save(save)
+                trainer.gradients(data[0], case.updates, 1.0)
+                trainer.apply(1.0, 1.0, applied)  # which must not be in what is written
+                world.ended(saving)
         if trainer.zero:
             trainer.zero.engine.destroy()
     return result
@@ -161,6 +162,19 @@ def one_nan(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def written_late() -> Iterator[None]:
+    """Within, a save takes its time before it writes."""
+
+    def late(*inputs: Any) -> None:
+        time.sleep(0.3)
+        write_fragments(*inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchtrain.checkpoint, "write_fragments", late)
+        yield
 
 
 GREEDY = Sampling(0.0, 0, 1.0, 0)

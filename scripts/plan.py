@@ -31,6 +31,8 @@ from coretrain.planner import Assumptions, Choice, choices, recommend
 
 VOCABULARIES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257}
 """Of tokenizers that need no data, specials included."""
+COMPILED_WITHIN = 7200
+"""Seconds that the TPU's compiler may take."""
 NO_COMPILER = "the TPU's compiler was not asked: pip install 'twintrain[tpu]' brings it, and needs no TPU"
 
 
@@ -69,7 +71,7 @@ def command_line(best: Choice, on: Machine, name: str, overrides: tuple[tuple[st
         return shlex.join(["python", "-m", "jaxtrain.run", *words])
     if on.devices == 1:
         return shlex.join(["python", "-m", "torchtrain.run", *words])
-    start = ["torchrun", "--nproc-per-node", str(min(on.devices, on.accelerator.node))]
+    start = ["torchrun", "--nproc-per-node", str(on.devices // on.nodes)]
     if on.nodes > 1:
         start += ["--nnodes", str(on.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", "FIRST_HOST:29500"]
     return shlex.join([*start, "-m", "torchtrain.run", *words])
@@ -85,14 +87,22 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
     paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | told | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     asked = json.dumps({"config": config.to_json(), "topology": topology})
-    done = subprocess.run(code, input=asked, capture_output=True, text=True, env=environment)
+    leave = "(--no-compile leaves it out)"
+    try:
+        done = subprocess.run(
+            code, input=asked, capture_output=True, text=True, env=environment, timeout=COMPILED_WITHIN
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}") from None
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
     if done.returncode == 2 and said:
         raise UserError(said[-1].removeprefix("error: "))
     if done.returncode:
-        raise UserError(
-            f"the TPU's compiler failed: {done.stderr.strip().splitlines()[-1]} (--no-compile leaves it out)"
-        )
+        words = done.stderr.strip().splitlines()
+        reason = words[-1] if words else f"it ended with code {done.returncode} and without a word"
+        if done.returncode < 0:
+            reason = f"signal {-done.returncode} ended it, as where memory is short"
+        raise UserError(f"the TPU's compiler failed: {reason} {leave}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

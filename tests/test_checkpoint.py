@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from coretrain import checkpoint, manifest
+from coretrain import manifest
 from coretrain.checkpoint import (
     CheckpointFolder,
     DamagedCheckpoint,
@@ -32,6 +32,7 @@ from coretrain.checkpoint import (
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters
+from coretrain.safetensors_file import TensorWriter
 from jaxtrain.checkpoint import save_native
 
 CONFIG = RunConfig(model=ModelConfig(layers=2, width=32, heads=2, vocab=300, context=16))
@@ -299,17 +300,14 @@ def test_a_full_disk_is_the_same_error_in_jax(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "i"
     save_interchange(target, CONFIG, groups(), PROGRESS, "torch")
-    written = 0
-    real = checkpoint.write_atomically
+    real = TensorWriter.add
 
-    def full(path: Path, content: bytes | str) -> None:
-        nonlocal written
-        written += len(content)
-        if written > 100_000:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real(path, content)
+    def full(self: TensorWriter, name: str, value: np.ndarray) -> None:
+        if self.filled > 20_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        real(self, name, value)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(TensorWriter, "add", full)
     with pytest.raises(OSError, match="No space left"):
         save_interchange(target, CONFIG, groups(), replace(PROGRESS, update=8), "torch")
     assert [path.name for path in tmp_path.iterdir()] == ["i"]

@@ -114,6 +114,13 @@ def test_resume_refuses_another_training(run):
     assert "did you mean data.workers" in refused("--resume", run, "--data.wrokers", 2)
 
 
+def test_resume_keeps_the_moments_of_its_optimizer(run):
+    assert "optimizer.name = muon keeps other moments than adamw" in refused("--resume", run, "--optimizer.name=muon")
+    assert read("--resume", run, "--optimizer.name=adam").config.optimizer.name == "adam"
+    (run / "checkpoints").rename(run / "aside")
+    assert read("--resume", run, "--optimizer.name=muon").config.optimizer.name == "muon", "there are none yet"
+
+
 def test_resume_goes_with_no_config_and_no_output(run):
     assert "leave one out" in refused("tiny", "--resume", run)
     assert "leave one out" in refused("--resume", run, "--output", "x")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from whole_runs import arguments, state
 
+from coretrain.errors import UserError
 from coretrain.journal import read_metrics
 
 DOUBLE = ("--precision.compute", "float64", "--train.batch_size=8", "--train.sample_tokens=2")
@@ -36,7 +37,7 @@ def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus,
     said = run("jax", *arguments(corpus, *DOUBLE, "--output", parts), *shared, flags=EIGHT)
     assert "fsdp 4 x tensor 2 = 8 devices" in said
     alone = ("--parallel.fsdp", 1, "--parallel.tensor", 1)
-    run("jax", "--resume", parts, *alone, "--train.updates", 6)
+    run("jax", "--resume", parts, *alone, "--train.updates", 6, "--execution.vocab_multiple", 192)
     said = run("jax", "--resume", parts, "--parallel.fsdp", 2, "--parallel.tensor", 1, "--spawn", "--train.updates", 9)
     assert said.count("fsdp 2 = 2 devices") == 1, "one of the processes speaks"
     run("torch", "--resume", parts, *alone, "--train.updates", 12)
@@ -48,6 +49,28 @@ def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus,
     for name in wanted:
         if "attention.k.bias" not in name:  # its gradient is zero in exact arithmetic: pure noise
             assert np.linalg.norm(wanted[name] - got[name]) < 1e-11 * np.linalg.norm(wanted[name]), name
+
+
+def test_a_checkpoint_is_read_with_another_padding_of_the_vocabulary(small_config, tmp_path):
+    """A larger tensor axis needs one. Every other shape is another model's."""
+    from jaxtrain.trainer import Trainer
+
+    config = small_config(model__tied="false", execution__vocab_multiple=64)
+    rng = np.random.default_rng(0)
+    trainer = Trainer(config)
+    groups = {g: {n: rng.random(t.shape, np.float32) for n, t in ts.items()} for g, ts in trainer.export().items()}
+    trainer.adopt(groups, 1)
+    trainer.save(tmp_path).result()
+    for multiple in (1, 192):
+        other = Trainer(small_config(model__tied="false", execution__vocab_multiple=multiple))
+        other.load(tmp_path, 1)
+        assert len(other.params["head"]["weight"][...]) == (101 if multiple == 1 else 192)
+        for group, tensors in other.export().items():
+            for name, value in tensors.items():
+                np.testing.assert_array_equal(value, groups[group][name], f"{group}/{name}")
+    for field, value in (("vocab", 200), ("width", 64)):
+        with pytest.raises(UserError, match=r"has shape .*, the config says"):
+            Trainer(small_config(model__tied="false", **{f"model__{field}": value})).load(tmp_path, 1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from coretrain.combinations import check_combination
 from coretrain.command import parse
 from coretrain.config import load_config, presets
 from coretrain.errors import UserError
-from coretrain.footprint import footprint, kv_cache
+from coretrain.footprint import blockwise, footprint, kv_cache
 from coretrain.hlo import collectives
 from coretrain.layout import Layout, layout_of
 from coretrain.plan_report import as_object, compiled_bytes, picture, tables
@@ -64,6 +64,7 @@ def test_machines_by_name():
         ("h10", "did you mean h100"),
         ("4090:2x4", "write 4090x8"),
         ("h100x0", "at least one"),
+        ("h100x12", "12 don't fill whole ones: take 8 or 16"),
         ("v5e:32x32", "largest slice of v5e has 256"),
     ],
 )
@@ -91,17 +92,21 @@ def test_a_table_of_ones_own(tmp_path):
 # ---------------------------------------------------------------- memory
 
 
-def test_memory_is_what_a_real_update_takes():
-    # Floor: +0.8 to +2.8% on this case in three runs, at most 6.6% over the cases of docs/planning.md. It catches a
-    # second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
-    found = measure_memory.measure("torch", "Llama form, full")
+@pytest.mark.parametrize("stack", ["torch", "jax"])
+def test_memory_is_what_a_real_update_takes(stack):
+    # Floor: torch +0.8 to +2.8% on this case in three runs, JAX +5.0%; at most 8.9% over the cases of docs/planning.md.
+    # It catches a second copy of the weights (+12%), a block that isn't recomputed (+150%), a whole set of logits kept.
+    found = measure_memory.measure(stack, "Llama form, full")
     assert abs(found.error) < 0.10, found
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stack", ["torch", "jax"])
 @pytest.mark.parametrize("case", measure_memory.CASES)
-def test_memory_of_every_case(case):
-    assert abs(measure_memory.measure("torch", case).error) < 0.10
+def test_memory_of_every_case(stack, case):
+    if stack == "jax" and "bfloat16" in case:
+        pytest.skip("XLA's CPU compiler computes bfloat16 in float32")
+    assert abs(measure_memory.measure(stack, case).error) < 0.10
 
 
 def test_zero_shards_by_stage_and_offload_empties_the_device():
@@ -120,7 +125,16 @@ def test_zero_shards_by_stage_and_offload_empties_the_device():
     assert stage(1).kinds["gradients"] > stage(2).kinds["gradients"]
     assert stage(3, "optimizer").kinds["moments"] == 0
     assert stage(3, "all").kinds["weights"] == 0
-    assert stage(3, "all").host > stage(3, "optimizer").host > stage(3).host == 0
+    assert stage(3, "all").host > stage(3, "optimizer").host > stage(3).host
+
+
+def test_the_host_has_room_for_what_is_offloaded_or_for_a_saves_copy():
+    c = made("llama-7b", train__accumulation=8)
+    n = footprint(c).kinds["weights"]
+    assert footprint(c, Layout(data=8)).host == 3 * n / 8, "copies of the model take turns"
+    assert footprint(c, Layout(fsdp=8), "jax").host == 3 * n / 8
+    assert footprint(c, Layout(data=2, fsdp=4), "jax").host == 3 * n / 4
+    assert "61 GiB of 58 on its host" in refused("llama-13b", "--on", "4090x4")
 
 
 def test_axes_divide_what_they_share():
@@ -131,7 +145,34 @@ def test_axes_divide_what_they_share():
     assert eight.kinds["activations"] == pytest.approx(one.kinds["activations"] / 8)
     halves = footprint(c, Layout(tensor=2), "jax")
     assert halves.kinds["moments"] == pytest.approx(one.kinds["moments"] / 2, rel=1e-3)  # norms aren't split
-    assert footprint(c, Layout(context=2), "jax").kinds["activations"] == pytest.approx(one.kinds["activations"] / 2)
+    # but the block at work has the keys and values of whole rows: two kinds of 32 heads x 128 numbers of 2 bytes
+    gathered = c.micro_batch * 2048 * 2 * 32 * 128 * 2
+    assert footprint(c, Layout(context=2), "jax").kinds["activations"] == one.kinds["activations"] / 2 + gathered
+
+
+def test_where_all_scores_are_made_they_are_counted():
+    """The footprint's rule for a TPU is the kernel table's."""
+    from jaxtrain.attention import KERNELS
+
+    tpu = type("Device", (), {"platform": "tpu"})()
+    for head, context, parts in ((64, 256, 1), (128, 256, 2), (256, 128, 1), (64, 128, 2), (96, 256, 1), (64, 200, 1)):
+        shape = {"model__head_width": head, "model__context": context, "parallel__context": parts}
+        c, layout = made("tiny", model__vocab=320, **shape), Layout(context=parts)
+        assert blockwise(c, layout) is (KERNELS["splash"].obstacle(c, tpu) is None), shape
+        plain, kept = (footprint(c, layout, "jax", scores=all_).kinds["activations"] for all_ in (False, True))
+        assert footprint(c, layout, "jax").kinds["activations"] == (plain if blockwise(c, layout) else kept)
+        form = c.micro_batch * c.model.heads * context // parts * context * 4
+        assert head % 128 or kept - plain >= 2 * form * c.model.layers
+
+
+def test_a_frozen_heads_gradient_is_not_there():
+    """It is the largest tensor there is, of a small model with a large vocabulary."""
+    fields = {"model__vocab": 32000, "train__accumulation": 8, "execution__checkpoint_activations": "full"}
+    lora = {"adapter__kind": "lora", "model__tied": "false"}
+    head = 32000 * made("tiny", **fields).model.width * 4
+    blocks = footprint(made("tiny", **fields, **lora)).kinds["gradients"]
+    both = made("tiny", **fields, **lora, adapter__targets='["blocks.*", "head.weight"]')
+    assert blocks < 0.1 * head < head < footprint(both).kinds["gradients"]
 
 
 def test_a_pipelines_first_stage_holds_a_micro_batch_for_each_stage():
@@ -224,6 +265,14 @@ def test_what_the_user_sets_stays():
     assert {(c.config.parallel.zero, c.config.train.accumulation) for c in plan.found} == {(3, 32)}
 
 
+@pytest.mark.parametrize("axis", ["context", "pipeline"])
+def test_axes_that_are_not_tried_are_taken_where_they_are_set(axis):
+    plan = planned("llama-1b", "--on", "v5e:4x8", f"--parallel.{axis}", 2)
+    assert {getattr(choice.layout, axis) for choice in plan.found} == {2}
+    assert plan.best.layout.devices == 32
+    assert f"--parallel.{axis} 2" in plan.command
+
+
 def test_tokens_and_price():
     plan = planned("gpt2-124m", "--on", "h100x8", "--tokens", "2.5e9", "--price", 20)
     assert plan.config.train.updates == round(2.5e9 / (512 * 1024))
@@ -243,6 +292,12 @@ def test_refusals_are_one_sentence():
     assert "take more or larger devices" in refused("llama-70b", "--on", "4090")
     assert "can't be split over" in refused(
         "gpt2-124m", "--on", "h100x8", "--train.batch_size", 3, "--train.accumulation", 1
+    )
+    assert "parallel.fsdp = 8 is for JAX" in refused("llama-1b", "--on", "h100x8", "--parallel.fsdp", 8)
+    assert "parallel.zero = 3 is for torch" in refused("llama-1b", "--on", "v5e:4x8", "--parallel.zero", 3)
+    assert "has parallel.tensor = 3: choose axes" in refused("llama-1b", "--on", "v5e:4x8", "--parallel.tensor", 3)
+    assert "context = 32 does not divide model.context" in refused(
+        "llama-1b", "--on", "v5e:4x8", "--parallel.context", 32, "--model.context", 2000
     )
     assert "no accelerator" in refused("tiny", "--on", "abacus")
     assert "bfloat16" in refused("gpt2-124m", "--on", "t4x4")
@@ -355,21 +410,72 @@ def test_without_the_compiler_the_plan_says_how_to_get_it(monkeypatch):
     assert "twintrain[tpu]" in plan.remark
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9 ended it"),
+        ("raise SystemExit(3)", "it ended with code 3 and without a word"),
+        ("raise ValueError('as it says')", "ValueError: as it says"),
+        ("import time; time.sleep(60)", "took more than 0 minutes"),
+    ],
+)
+def test_a_compiler_that_ends_or_hangs_is_one_sentence(code, words, monkeypatch):
+    real = subprocess.run
+    monkeypatch.setattr(script, "COMPILED_WITHIN", 0.5 if "sleep" in code else 60)
+    monkeypatch.setattr(script.subprocess, "run", lambda _, **more: real([sys.executable, "-c", code], **more))
+    with pytest.raises(UserError, match=words) as caught:
+        script.compile_for(made("llama-1b"), "v5e:2x2")
+    assert "--no-compile" in str(caught.value)
+
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: pip install 'twintrain[tpu]'"
 )
 
 
+SLICES = {"v5e": ("v5e:2x2", 1), "v5p": ("v5p:2x2x1", 1), "v6e": ("v6e:2x2", 1)}
+"""Of each kind of TPU the smallest slice, and its tensor axis; the rest is fsdp."""
+LARGER_SLICES = {
+    ("gpt2-1558m", "v5e"): ("v5e:2x4", 1),
+    ("llama-70b", "v5e"): ("v5e:4x4", 8),
+    ("llama-70b", "v6e"): ("v6e:2x4", 4),
+    ("llama-405b", "v5e"): ("v5e:16x16", 8),
+    ("llama-405b", "v5p"): ("v5p:2x2x2", 4),
+    ("llama-405b", "v6e"): ("v6e:4x8", 8),
+    ("llama-7b whole", "v5e"): ("v5e:16x16", 1),
+}
+TWO_LAYERS = ("llama-7b", "llama-13b", "llama-70b", "llama-405b")
+"""Of these: the others are compiled whole."""
+NO_CASES = {("llama-7b whole", "v6e")}
+CASES = [
+    (name, kind)
+    for name in (*(n for n in presets() if n not in ("tiny", "smollm2-lora")), "llama-7b whole")
+    for kind in SLICES
+    if (name, kind) not in NO_CASES
+]
+
+
+def on_a_slice(name: str, kind: str):
+    """(config, layout, slice) of a preset, with two chunks of logits on a device, or one row of tokens."""
+    topology, tensor = LARGER_SLICES.get((name, kind), SLICES[kind])
+    layout = Layout(fsdp=machine(topology).devices // tensor, tensor=tensor)
+    fields = {"parallel__fsdp": layout.fsdp, "parallel__tensor": tensor}
+    fields |= {"model__layers": 2} if name in TWO_LAYERS else {}
+    c = made(name.removesuffix(" whole"))
+    rows = max(1, 2 * c.execution.loss_chunk // c.model.context) * layout.fsdp
+    fields |= {"train__accumulation": c.train.batch_size // rows}
+    return made(name.removesuffix(" whole"), **fields), layout, topology
+
+
 @pytest.mark.tpu_compiler
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-@pytest.mark.parametrize("name", [n for n in presets() if n not in ("tiny", "smollm2-lora")])
-def test_two_layers_of_every_preset_compile_and_take_what_is_computed(name, topology):
-    c = made(name, model__layers=2, parallel__fsdp=4, train__batch_size=16, train__accumulation=2)
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_every_preset_compiles_and_takes_what_is_computed(name, kind):
+    c, layout, topology = on_a_slice(name, kind)
     found = script.compile_for(c, topology)
     assert found["fits"], found
-    # Floor: -6.4 to +1.2% for two layers. It catches weights gathered and kept, an embedding's whole gradient.
-    assert footprint(c, Layout(fsdp=4), "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
+    # Floor: @@FLOOR@@. It catches weights gathered and kept, an embedding's whole gradient.
+    assert footprint(c, layout, "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
 
 
 @pytest.mark.tpu_compiler

@@ -33,13 +33,16 @@ FILES = sorted(
 )
 ONE_SIDED = {
     # JAX: a place for optax' state and the two rules of its chain; the kernel that torch calls inside SDPA; tree paths
-    # torch: AdamW made once for both of its users, and what each process writes of a state
+    # torch: AdamW made once for both of its users, and what each process writes of a state; what is exported of it
+    # stands with JAX's arrays, in tensors.py
     "optimizer.py": {
         "Moments",
         "scale_by_adam",
         "scale_by_muon",
         "adamw",
+        "exported",
         "fragment",
+        "moment",
         "replicated",
         "replicated_names",
     },

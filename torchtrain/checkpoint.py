@@ -18,9 +18,9 @@ STATE = "state"
 
 
 def save_native(folder: Path, state: Sequence[Fragment], rank: int = 0) -> Future[None]:
-    """Start writing fragments (copies on the host) into `folder`; the future ends with it, and raises what went wrong.
+    """Start writing fragments into `folder`; the future ends with it, and raises what went wrong.
 
-    Any number of processes, under any layout, reads back what all of them have written.
+    They must not change until then. Any number of processes, under any layout, reads what all of them have written.
     """
     return in_background(lambda: write_fragments(folder / STATE, rank, state))
 
@@ -33,7 +33,7 @@ def load_native(folder: Path) -> Mapping[str, Mapping[str, np.ndarray]]:
 def export_interchange(run: Path, name: str) -> Path:
     """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads.
 
-    One shard is in memory at a time.
+    One tensor is in memory at a time.
     """
     folder = run / "checkpoints" / name
     sealed = read_sealed(folder)

@@ -1,7 +1,8 @@
 """AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside.
 
 `adamw` has no twin: it is torch's own, made here for one process and for ZeRO. `fragment`, `replicated` and
-`replicated_names` say what each process holds and writes of a state, which in JAX the arrays' shardings know.
+`replicated_names` say what each process holds and writes of a state, which in JAX the arrays' shardings know;
+`exported` stands with JAX's arrays in `jaxtrain/tensors.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters import trained_table
+from coretrain.adapters import trained_table, whole_table
 from coretrain.config import RunConfig
 from coretrain.fragments import Fragment, size_of
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import Parameter
-from torchtrain.model import GPT, block, canonical_tensors, part_of
+from torchtrain.model import GPT, block, part_of
 from torchtrain.parallel import Axis, Place
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -96,12 +98,12 @@ class Optimizer:
             direction = orthogonalize((1 - beta) * gradient + beta * buffer)
             parameter.mul_(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
 
-    def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        """Moments by group and canonical name, as the interchange checkpoint has them."""
-        return {group: canonical_tensors(self.config, tree) for group, tree in self._moments().items()}
+    def moments(self) -> dict[str, Mapping[str, np.ndarray]]:
+        """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
+        return {group: exported(self.config, tree) for group, tree in self._moments().items()}
 
     def fragments(self, place: Place) -> Iterator[Fragment]:
-        """What this process writes of the state, copied to the host; copies of the model take turns, by tensor."""
+        """What this process writes of the state, in the host's memory; copies of the model take turns, by tensor."""
         trees = {"parameters": self.parameters} | self._moments()
         for group, tree in trees.items():
             for number, (name, value) in enumerate(tree.items()):
@@ -112,9 +114,9 @@ class Optimizer:
         trees: dict[str, dict[str, Tensor]] = {"first_moment": {}, "second_moment": {}}
         for name, parameter in self.parameters.items():
             if name not in self.momentum:
-                state = self.adam.state.get(parameter) or {"exp_avg": torch.zeros_like(parameter)}
-                trees["first_moment"][name] = state["exp_avg"]
-                trees["second_moment"][name] = state.get("exp_avg_sq", torch.zeros_like(parameter))
+                state = self.adam.state.get(parameter, {})
+                trees["first_moment"][name] = moment(state, "exp_avg", parameter)
+                trees["second_moment"][name] = moment(state, "exp_avg_sq", parameter)
         if self.momentum:
             trees["momentum"] = self.momentum
         return trees
@@ -141,9 +143,20 @@ class Optimizer:
                 }
 
 
+def moment(state: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
+    """A moment of `parameter`; before the first update zeros of its shape, which take no memory."""
+    return state[key] if key in state else torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+
+
+def exported(config: RunConfig, tree: Mapping[str, Tensor]) -> LazyTensors:
+    """As `canonical_tensors`, each copied when it is asked for."""
+    rows = {row.name: row.shape[0] for row in whole_table(config) if row.name in tree}
+    return LazyTensors(rows, lambda name: np.array(tree[name].detach()[: rows[name]].cpu().numpy(), order="C"))
+
+
 def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Tensor, start: int) -> Iterator[Fragment]:
     """Numbers [start, start + n) of this process's part of a tensor, for a checkpoint: none where they are padding,
-    or where all of the tensor axis have them and this isn't the first.
+    or where all of the tensor axis have them and this isn't the first. What lies in the host's memory is not copied.
     """
     row = next(row for row in trained_table(config) if row.name == name)
     edges = block(config, row, tensor)
@@ -151,8 +164,8 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
         return
     stop = min(start + values.numel(), size_of(edges))
     if start < stop:
-        copied = values[: stop - start].detach().to("cpu", copy=True).numpy()
-        yield Fragment(group, name, row.shape, edges, start, copied)
+        here = values[: stop - start].detach().cpu().numpy()
+        yield Fragment(group, name, row.shape, edges, start, here)
 
 
 def replicated_names(config: RunConfig) -> frozenset[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from coretrain.budget import run_flops
 from coretrain.config import RunConfig, until
 from coretrain.data import Data, planes
 from coretrain.errors import UserError
+from coretrain.fragments import Fragment
 from coretrain.layout import rows_of
-from coretrain.memory import keep_freed_memory
+from coretrain.lazy import LazyTensors
+from coretrain.memory import give_back_freed_memory, keep_freed_memory
 from coretrain.parameters import InitialParameters, initial_parameters
 from coretrain.sampling import Sampling
 from coretrain.tables import dropout_keys
@@ -29,8 +32,8 @@ from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
 from torchtrain.generate import generate
 from torchtrain.loss import IGNORED, count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, canonical_tensors, fill, hold, master_dtype
-from torchtrain.optimizer import Optimizer, global_norm, replicated_names
+from torchtrain.model import Dropout, build_model, fill, hold, master_dtype
+from torchtrain.optimizer import Optimizer, exported, global_norm, replicated_names
 from torchtrain.parallel import ALONE, Axis, place_of
 
 COMPILE_PAYS_AFTER = 1e13
@@ -94,7 +97,7 @@ class Trainer:
         self.device_choice = choose_device(config)
         self.device = torch.device(self.device_choice.name)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            give_back_freed_memory()
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
@@ -103,6 +106,8 @@ class Trainer:
             start = InitialParameters if self.place.talks else initial_parameters  # one at a time; all of them at once
             tensors = start(config.model, config.train.seed)
         tensors = with_adapter(config, tensors)
+        self.saving: Future[None] | None = None
+        self.lent: list[weakref.ref[LazyTensors]] = []
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
             from torchtrain.zero import Zero  # an optional dependency
@@ -150,6 +155,8 @@ class Trainer:
     def gradients(self, batch: np.ndarray, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
         c = self.config
+        if self.device.type == "cpu":
+            keep_freed_memory()  # from the first update on
         ids = torch.from_numpy(batch).to(self.device, torch.long)
         tokens, labels, *packed = planes(ids)
         scale = loss_scale / count_targets(labels).to(master_dtype(c))
@@ -207,7 +214,17 @@ class Trainer:
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
+        self._settle()
         self.optimizer.step(lr, factor)
+
+    def _settle(self) -> None:
+        """Before the state changes: wait for what is written from where it lies, and read what `export` gave out."""
+        if self.saving is not None and (self.device.type == "cpu" or self.config.parallel.offload != "none"):
+            wait([self.saving])  # what went wrong is for whoever asked for the save
+        for lent in self.lent:
+            if (tensors := lent()) is not None:
+                tensors.settle()
+        self.lent.clear()
 
     @torch.no_grad()
     def evaluate(self, batch: np.ndarray) -> float:
@@ -249,30 +266,41 @@ class Trainer:
             return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
 
     def save(self, folder: Path) -> Future[None]:
-        """Start writing this process's part of parameters and moments into `folder`, in the background."""
-        # copies on the host: training goes on
+        """Start writing this process's part of parameters and moments into `folder`, in the background.
+
+        From a GPU it is copied to the host at once. What lies there already is held once: the next update waits for it.
+        """
         state = [part for part in self.optimizer.fragments(self.place) if part.name not in self._copies]
-        return save_native(folder, state, self.place.rank)
+        self.saving = save_native(folder, state, self.place.rank)
+        return self.saving
 
     def load(self, folder: Path, applied: int | None) -> None:
         """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
         groups = load_native(folder)
         self.adopt(groups if applied is not None else {"parameters": groups["parameters"]}, applied or 0)
 
-    def export(self) -> dict[str, dict[str, np.ndarray]]:
-        """Parameters and moments in the interchange form; of several processes none holds all (see `save`)."""
+    def export(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Parameters and moments in the interchange form, each tensor read when it is asked for, in the table's order.
+
+        Of several processes none holds all (see `save`).
+        """
         if self.place.size > 1:
             raise RuntimeError("several processes hold this state: save it, and read the checkpoint")
+        groups: dict[str, LazyTensors] = {}
         if self.zero:
-            groups: dict[str, dict[str, np.ndarray]] = {}
+            parts: dict[str, dict[str, Fragment]] = {}
             for part in self.zero.fragments(self.place):
-                groups.setdefault(part.group, {})[part.name] = part.values.reshape(part.shape)
-            return groups
-        parameters = canonical_tensors(self.config, self.optimizer.parameters)
-        return {"parameters": parameters} | self.optimizer.moments()
+                parts.setdefault(part.group, {})[part.name] = part
+            for group, of_group in parts.items():
+                groups[group] = LazyTensors(of_group, functools.partial(_whole, of_group))
+        else:
+            groups = {"parameters": exported(self.config, self.optimizer.parameters)} | self.optimizer.moments()
+        self.lent += [weakref.ref(tensors) for tensors in groups.values()]
+        return groups
 
     def adopt(self, groups: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take parameters and moments from the interchange form, one tensor at a time."""
+        self._settle()
         if self.zero:
             self.zero.fill(groups["parameters"])
         else:
@@ -289,6 +317,11 @@ class Trainer:
         keys = keys.view(np.int32)
         indices = torch.arange(rows, dtype=torch.int32, device=self.device)
         return Dropout(torch.from_numpy(keys).to(self.device), indices)
+
+
+def _whole(parts: Mapping[str, Fragment], name: str) -> np.ndarray:
+    """A copy of the one part that a tensor has where one process holds all."""
+    return np.array(parts[name].values.reshape(parts[name].shape))
 
 
 def _loss(

@@ -26,7 +26,7 @@ from coretrain.footprint import BUCKET
 from coretrain.fragments import Fragment
 from coretrain.parameters import check_names, check_shape, parameter_table
 from torchtrain.model import GPT, build_model, part_of
-from torchtrain.optimizer import adamw, fragment
+from torchtrain.optimizer import adamw, fragment, moment
 from torchtrain.parallel import Place
 
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
@@ -188,12 +188,10 @@ class Zero:
         )
 
     def fragments(self, place: Place) -> Iterator[Fragment]:
-        """What this process writes of the state: its shards, copied to the host."""
+        """What this process writes of the state: its shards, in the host's memory."""
         for master, pieces in zip(self._masters(), self.pieces, strict=True):
             state = self.inner.optimizer.state.get(master, {})
-            flats = {"parameters": master} | {
-                group: state.get(key, torch.zeros_like(master)) for group, key in MOMENTS.items()
-            }
+            flats = {"parameters": master} | {group: moment(state, key, master) for group, key in MOMENTS.items()}
             for group, flat in flats.items():
                 for piece in pieces:
                     values = flat.detach()[piece.at : piece.at + piece.stop - piece.start]
@@ -215,13 +213,12 @@ class Zero:
     @torch.no_grad()
     def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take moments as a checkpoint has them, after `applied` updates."""
-        flats = {key: [torch.zeros_like(master) for master in self._masters()] for key in MOMENTS.values()}
-        for group, key in MOMENTS.items():
-            self._scatter(moments[group], group, flats[key])
-        for number, master in enumerate(self._masters()):
-            step = torch.tensor(float(applied), device=master.device)
-            state = {key: flat[number] for key, flat in flats.items()}
-            self.inner.optimizer.state[master] = {"step": step, **state}
+        masters, states = self._masters(), self.inner.optimizer.state
+        for group, key in MOMENTS.items():  # not a second set, after a rollback
+            flats = [states[m][key].zero_() if key in states.get(m, {}) else torch.zeros_like(m) for m in masters]
+            self._scatter(moments[group], group, flats)
+            for master, flat in zip(masters, flats, strict=True):
+                states[master] = {**states.get(master, {}), key: flat, "step": torch.tensor(float(applied)).to(master)}
 
     def _scatter(self, tensors: Mapping[str, np.ndarray], where: str, flats: list[Tensor]) -> None:
         check_names(self.config.model, tensors, where)
