@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,11 @@ class CheckpointFolder:
 
     def abandon(self, temporary: Path) -> None:
         """Remove what `begin` gave, after a save that failed; earlier checkpoints are untouched."""
-        _delete(temporary)
+        for _ in range(100):  # others may still be writing into it: once it is gone, they can't
+            _delete(temporary)
+            if not temporary.exists():
+                return
+            time.sleep(0.05)
 
     def commit(self, temporary: Path, update: int) -> Path:
         """Give a sealed temporary folder its name, in place of an older checkpoint after as many updates."""

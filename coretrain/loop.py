@@ -172,6 +172,7 @@ class Loop:
                     batches = self.roll_back()
                     continue
 
+                self.saver.make_way()
                 self.at(f"the end of update {update}")
                 lr = learning_rate(config, update)
                 if action == "apply":

@@ -21,6 +21,10 @@ class Saves(Protocol):
 
     name: str
 
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a save is written from where the state lies, so that the next update has to wait for it."""
+
     def save(self, folder: Path) -> Future[None]:
         """Write parameters and moments into `folder`; the future ends with it, and raises what went wrong."""
 
@@ -62,12 +66,7 @@ class Saver:
             return
         folder, progress = self._pending
         try:
-            if wait:
-                self.at(f"the end of the save after update {progress.update}")
-            if self._writing and self.world.ended(self._writing, wait):
-                # each begins to hash a part of what all have written
-                self._writing = None
-                self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
+            self._end_writing(wait)
             if self._hashing and self.world.ended(self._hashing, wait):
                 self.at(f"the seal of the save after update {progress.update}")
                 self._seal(folder, progress, self._hashing.result())
@@ -75,6 +74,28 @@ class Saver:
         except BaseException:
             self._abandon()
             raise
+
+    def make_way(self) -> None:
+        """Before the state changes: wait, all in step, for what is still written from where it lies.
+
+        A process whose own part has failed would never come to hear it from one that waits in its update alone.
+        """
+        if self._writing and self.stack.writes_in_place:
+            try:
+                self._end_writing(wait=True)
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _end_writing(self, wait: bool) -> None:
+        """Begin to hash, each its part of what all have written, once that has ended."""
+        assert self._pending
+        folder, progress = self._pending
+        if wait:
+            self.at(f"the end of the save after update {progress.update}")
+        if self._writing and self.world.ended(self._writing, wait):
+            self._writing = None
+            self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
 
     def _begin(self, update: int) -> None:
         self.checkpoints.begin(update)

@@ -212,7 +212,7 @@ class Trainer:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
         wide = master_dtype(self.config).type
         one, two = self.optimizer.corrections(applied)
-        if self.saving is not None and self.device.platform == "cpu":
+        if self.saving is not None and self.writes_in_place:
             wait([self.saving])  # it is written from these arrays; what went wrong is for whoever asked for the save
         if self.lent:  # what `export` gave out lies in these arrays, which the step takes for its own
             self.params, self._moments = jax.tree.map(jnp.copy, (self.params, self._moments_now()))
@@ -256,6 +256,11 @@ class Trainer:
         # a step's few rows are not shared: the compiler follows the weights
         graph = self.graph if self.sharding is None else abstract_model(self.config, self.kernel.name, self.device)[0]
         return generate(nnx.merge(graph, self._whole()), prompts, tokens, sampling, stop, on_tokens)
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a save is written from where the state lies, so that the next update waits for it."""
+        return self.device.platform == "cpu"
 
     def save(self, folder: Path) -> Future[None]:
         """Start writing parameters and moments into `folder`, in the background.

@@ -22,7 +22,7 @@ CONTEXT = 8
 class OneNumber:
     """A stack whose whole state is one number: each applied update adds its batch's index + 1."""
 
-    name, device_name = "torch", "cpu"
+    name, device_name, writes_in_place = "torch", "cpu", False
 
     def __init__(self, bad: set[int]) -> None:
         self.value, self.bad, self.batch = 0.0, bad, -1

@@ -57,7 +57,7 @@ def all_of(count: int, do) -> list:
 class Part:
     """A stack that writes one file for each rank, slowly; rank `full` finds no room, and the others wait for it."""
 
-    name = "torch"
+    name, writes_in_place = "torch", True
 
     def __init__(self, rank: int, full: int | None = None) -> None:
         self.rank, self.full = rank, full
@@ -107,8 +107,8 @@ def test_all_write_and_the_first_seals(tmp_path):
         assert verify(path).progress.update in (3, 4)
 
 
-@pytest.mark.parametrize("wait", [True, False])
-def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, wait):
+@pytest.mark.parametrize("step", ["finish", "look", "make way"])
+def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, step):
     """The others hear of it though their own part isn't written: it may never be, without the one that failed."""
     monkeypatch.setattr(worlds, "PATIENCE", 0.05)
 
@@ -118,7 +118,7 @@ def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch,
         first.finish()
         second.start(Progress(update=4))
         for _ in range(1000):
-            second.finish(wait)
+            second.make_way() if step == "make way" else second.finish(wait=step == "finish")
 
     errors = all_of(2, save)
     assert [type(error) for error in errors] == [PeerError, OSError]

@@ -219,7 +219,7 @@ class Trainer:
 
     def _settle(self) -> None:
         """Before the state changes: wait for what is written from where it lies, and read what `export` gave out."""
-        if self.saving is not None and (self.device.type == "cpu" or self.config.parallel.offload != "none"):
+        if self.saving is not None and self.writes_in_place:
             wait([self.saving])  # what went wrong is for whoever asked for the save
         for lent in self.lent:
             if (tensors := lent()) is not None:
@@ -264,6 +264,11 @@ class Trainer:
         """Up to `tokens` new ids after each prompt; see `generate.generate`."""
         with self.zero.whole() if self.zero else contextlib.nullcontext():
             return generate(self.model, prompts, tokens, sampling, stop, on_tokens)
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a save is written from where the state lies, so that the next update waits for it."""
+        return self.device.type == "cpu" or self.config.parallel.offload != "none"
 
     def save(self, folder: Path) -> Future[None]:
         """Start writing this process's part of parameters and moments into `folder`, in the background.
