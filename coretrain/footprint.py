@@ -71,8 +71,11 @@ def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
 
 def blockwise(config: RunConfig, layout: Layout) -> bool:
     """Whether the TPU's attention kernel, which makes no whole scores, takes these shapes (jaxtrain/attention.py)."""
-    m = config.model
-    return (m.head == 64 or m.head % 128 == 0) and config.row_tokens // layout.context % 128 == 0
+    m, share = config.model, config.row_tokens // layout.context
+    prefix = config.adapter.virtual_tokens if config.adapter.kind == "prefix" else 0
+    if config.execution.attention not in ("auto", "splash") or (prefix and config.data.format == "chat"):
+        return False
+    return (m.head == 64 or m.head % 128 == 0) and share % 128 == 0 and prefix % 128 == 0
 
 
 def footprint(
@@ -92,7 +95,7 @@ def footprint(
     if c.adapter.kind != "none":  # its tensors are whole on every device
         trained, share[:2] = trained_numbers(c), [1.0, 1.0]
     state = {
-        "weights": _weights(c, n, master) * share[2],
+        "weights": _weights(c, layout, n, master, share[2]),
         "moments": 2 * trained * master * share[0],
         "gradients": trained * master * share[1],
     }
@@ -112,14 +115,15 @@ def footprint(
     standing = gradients if c.train.accumulation > 1 or zero or jax else 0.0
     fresh = trained * master * share[1] if jax and c.train.accumulation > 1 else 0.0
     # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
-    whole = 2.0 * n.layer * compute if jax and fsdp > 1 else 0.0
+    whole = 2.0 * n.layer * compute if jax and fsdp > 1 and c.adapter.kind == "none" else 0.0
     head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
-    flat = min(n.total, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
+    flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     moments = {
-        "in the loss": {"activations": kept.saved, "copies": kept.copies + n.embedding * kept.cast, "logits": logits}
-        | {"gradients": standing + head},
-        "at the start of the backward pass": {"activations": kept.saved + kept.block, "copies": kept.copies}
+        "in the loss": {"activations": kept.saved + kept.last, "copies": kept.copies + n.embedding * kept.cast}
+        | {"logits": logits, "gradients": standing + head},
+        "at the start of the backward pass": {"activations": kept.saved + kept.block + (0.0 if jax else kept.last)}
+        | {"copies": kept.copies}  # a compiled program is done with the final norm before the blocks' loop
         | {"gradients": standing + whole + (fresh if jax else head)},
         "at the end of the backward pass": {"activations": kept.block, "copies": kept.layer}
         | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
@@ -141,19 +145,23 @@ def _head_trains(config: RunConfig) -> bool:
     return config.adapter.kind == "none" or any(target.module == "head" for target in adapter_targets(config))
 
 
-def _weights(config: RunConfig, n: Sizes, master: int) -> float:
-    """Bytes of all weights, an adapter's and those in few bits too."""
+def _weights(config: RunConfig, layout: Layout, n: Sizes, master: int, share: float) -> float:
+    """Bytes of all weights on a device that has `share` of what is cut; an adapter's and bytes are whole everywhere."""
     quantized = quantized_table(config)
-    whole = n.total - sum(row.size for row in quantized) + sum(row.size for row in adapter_table(config))
-    frozen = 0 if quantized else sum(row.size for row in frozen_matrices(config))
-    less = frozen * (master - BYTES[config.precision.compute])
-    return float(whole * master - less + sum(held_bytes(config.adapter.quantize, row.size) for row in quantized))
+    less = sum(row.size for row in quantized) * float(master)
+    if not quantized:
+        less = sum(row.size for row in frozen_matrices(config)) * float(master - BYTES[config.precision.compute])
+    cut = n.total * master - less / (layout.tensor * layout.pipeline)
+    whole = sum(held_bytes(config.adapter.quantize, row.size) for row in quantized)
+    return cut * share + whole + sum(row.size for row in adapter_table(config)) * master
 
 
 @dataclass(frozen=True)
 class _Kept:
     saved: float
-    """Activations at the end of the forward pass."""
+    """Activations of the blocks at the end of the forward pass."""
+    last: float
+    """The final norm's."""
     block: float
     """More of them while one block's backward pass runs."""
     copies: float
@@ -221,7 +229,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: Stack, compute: in
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
         block, copies, layer = block + max(row.size for row in quantized) * each / tokens, 0.0, n.layer * layer_cast
-    return _Kept(tokens * (saved * flying + last), tokens * block, copies, cast, layer)
+    return _Kept(tokens * saved * flying, tokens * last, tokens * block, copies, cast, layer)
 
 
 def _logits(config: RunConfig, layout: Layout, stack: Stack, compute: int, master: int) -> float:
@@ -245,7 +253,8 @@ def _buffers(config: RunConfig, layout: Layout, n: Sizes, zero: int, compute: in
         bucket = min(BUCKET, n.total) * master
         return bucket + (2 * max(n.layer, n.embedding) * master if zero == 3 else bucket)
     if layout.fsdp > 1:
-        ahead = 0 if config.execution.checkpoint_activations == "none" else 2 * n.layer * compute
+        none = config.execution.checkpoint_activations == "none" or quantized_table(config)  # bytes aren't gathered
+        ahead = 0 if none else 2 * n.layer * compute
         return float(ahead + n.embedding * master * (1 if config.model.tied else 2))
     return 0.0
 

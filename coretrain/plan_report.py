@@ -186,8 +186,8 @@ def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def moments_of(found: dict[str, Any]) -> float:
-    """Bytes of the moments: what the update takes beyond weights and gradients."""
-    return float(found["update"]["arguments"] - found["gradients"]["arguments"] - found["gradients"]["results"])
+    """Bytes of the moments: what the update takes beyond gradients and weights that train, which are as many."""
+    return float(found["update"]["arguments"] - 2 * found["gradients"]["results"])
 
 
 def compiled_bytes(config: RunConfig, found: dict[str, Any]) -> float:

@@ -16,7 +16,7 @@ from coretrain.budget import forward_flops_per_token, matmul_parameters, update_
 from coretrain.combinations import check_combination
 from coretrain.config import ParallelConfig, RunConfig
 from coretrain.errors import UserError
-from coretrain.footprint import Footprint, Stack, block_bytes, footprint, sizes
+from coretrain.footprint import Footprint, Stack, block_bytes, footprint, sizes, trained_numbers
 from coretrain.layout import Layout, check_layout
 from coretrain.traffic import EXPOSED, traffic
 
@@ -124,6 +124,8 @@ def _seconds(
     weights = 3.0 * config.train.accumulation * n.total * 4
     busy = max(matmuls, (kept * passes * rows + weights) / bandwidth)
     mine = n.total / (layout.fsdp * (layout.data if stack == "torch" and config.parallel.zero else 1))
+    if config.adapter.kind != "none":  # whole on every device
+        mine = trained_numbers(config)
     link = machine.link * assumed.link
     inner = a.link * 1e9 * assumed.link  # a tensor group lies within one node
     hidden = sum(size for kind, size in sent.items() if kind not in EXPOSED) / link

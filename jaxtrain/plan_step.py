@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from coretrain.adapters import run_keys, run_uses_dropout
 from coretrain.config import RunConfig
 from coretrain.layout import Layout
-from coretrain.tables import uses_dropout
+from coretrain.tables import dropout_keys
 from jaxtrain.attention import Choice, choose_kernel
 from jaxtrain.model import Dropout, master_dtype
 from jaxtrain.parallel import choose_devices
@@ -25,7 +26,8 @@ from jaxtrain.trainer import choose_layers, programs
 
 @dataclass(frozen=True)
 class AbstractStep:
-    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs).compile()`, then the update."""
+    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs, **more_inputs).compile()`, then
+    the update."""
 
     layout: Layout
     kernel: Choice
@@ -33,6 +35,8 @@ class AbstractStep:
     """Jitted: forward and backward over all micro-batches -> loss, norm, gradients."""
     gradients_inputs: tuple[Any, ...]
     """Its arguments' shapes, dtypes and shardings."""
+    more_inputs: dict[str, Any]
+    """The same of those by name: what an adapter leaves frozen, positions in packed rows."""
     update: Any
     """Jitted: the optimizer's update, which takes parameters and moments for its own."""
     update_inputs: tuple[Any, ...]
@@ -41,8 +45,8 @@ class AbstractStep:
 def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractStep:
     """The step that the trainer would compile for `config` on `devices`, of a topology or of this machine.
 
-    Nothing is put on any device. Where the devices are TPUs, set jax_default_matmul_precision as the trainer does
-    (None with precision.fast_matmul, else "highest") before lowering. Raises `UserError` as the trainer does.
+    Nothing is put on any device. Where they are TPUs, set jax_default_matmul_precision as the trainer does before
+    lowering: "highest" for float32 and float64 without precision.fast_matmul, else None. Raises `UserError` as it does.
     """
     chosen = choose_devices(config, devices)
     first = chosen.devices[0]
@@ -61,13 +65,17 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     split = (None, "batch") if shared else ("batch",)
     tokens = array((*cut, T), jnp.int32, *split, "time")
     scalar = array((), wide)
-    keys = array((1 + 2 * config.model.layers,), jnp.uint32)
-    dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if uses_dropout(config.model) else None
+    keys = array(run_keys(config, 0, dropout_keys(config.model, config.train.seed, 0)).shape, jnp.uint32)
+    dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if run_uses_dropout(config) else None
+    more = {} if made.frozen is None else {"frozen": made.frozen}
+    if config.data.format == "chat":
+        more["positions"] = tokens
     return AbstractStep(
         chosen.layout,
         kernel,
         made.gradients,
         (made.params, tokens, tokens, scalar, dropout),
+        more,
         made.step,
         (made.params, made.moments, made.params, scalar, scalar, (scalar, scalar)),
     )

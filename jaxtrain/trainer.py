@@ -99,6 +99,8 @@ class Programs:
     params: Any
     moments: Any
     """Trees of shapes, dtypes and places, of what trains."""
+    frozen: Any
+    """And of what doesn't; None without adapters."""
     optimizer: Optimizer
     gradients: Any
     """(params, tokens, labels, loss scale, dropout) -> loss, norm, gradients; `frozen=` is what doesn't train."""
@@ -111,20 +113,21 @@ class Programs:
 def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> Programs:
     """The jitted functions of a run. On a mesh their results lie where the next call wants them."""
     graph, whole = abstract_model(config, kernel, device)
-    params, _ = freeze(config, whole)
+    params, frozen = freeze(config, whole)
     optimizer = Optimizer(config, params)
     moments = optimizer.abstract(params)
     gradients, step = functools.partial(_gradients, graph, config), optimizer.step
     evaluate = jax.jit(functools.partial(_loss, graph, config))
     if not isinstance(device, Sharding):
         step_here = jax.jit(step, donate_argnums=(0, 1))
-        return Programs(graph, params, moments, optimizer, jax.jit(gradients), evaluate, step_here)
+        return Programs(graph, params, moments, frozen, optimizer, jax.jit(gradients), evaluate, step_here)
     everywhere = device.named()
     param_places, moment_places = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (params, moments))
     return Programs(
         graph,
         params,
         moments,
+        frozen,
         optimizer,
         jax.jit(
             functools.partial(gradients, places=param_places), out_shardings=(everywhere, everywhere, param_places)

@@ -159,16 +159,20 @@ def body(lowered) -> list[str]:
     return [line for line in lowered.as_text().splitlines() if "@main" not in line]
 
 
-def test_the_abstract_step_is_the_trainers(small_config):
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_abstract_step_is_the_trainers(adapter, small_config):
     """On one device, with no array made: what is lowered is what the trainer would lower."""
     from jaxtrain.trainer import Trainer
 
-    config = small_config(model__residual_dropout=0.1, train__accumulation=2)
+    more = {"model__residual_dropout": 0.1} if adapter == "none" else {"adapter__dropout": 0.1, "adapter__rank": 4}
+    config = small_config(adapter__kind=adapter, train__accumulation=2, **more)
     step = abstract_step(config, [CPU])
     trainer = Trainer(config)
     batch = np.zeros((4, 25), np.int32)
     one = np.float32(1)
-    theirs = trainer._gradients.lower(trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(0, 4))
-    assert body(step.gradients.lower(*step.gradients_inputs)) == body(theirs)
+    frozen = {} if trainer.frozen is None else {"frozen": trainer.frozen}
+    inputs = trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(0, 4)
+    theirs = trainer._gradients.lower(*inputs, **frozen)
+    assert body(step.gradients.lower(*step.gradients_inputs, **step.more_inputs)) == body(theirs)
     theirs = trainer._step.lower(trainer.params, trainer.forms["moments"], trainer.params, one, one, (one, one))
     assert body(step.update.lower(*step.update_inputs)) == body(theirs)
