@@ -1,7 +1,7 @@
 """Speed and memory of adapters and of generation in both stacks, against PEFT and transformers.
 
-Usage: python scripts/bench_tuning.py training|generation [PRESET] [--rounds 5] [--only WORD ...] [--json FILE]
-                                      [--section.field VALUE ...]
+Usage: python scripts/bench_tuning.py training|generation [PRESET] [--rounds 5] [--only WORD ...] [--without NAME ...]
+                                      [--json FILE] [--section.field VALUE ...]
 
 The model has PRESET's shape (smollm2-135m) and made-up weights, which change nothing about speed. Every contender is a
 process of its own, so that its peak memory is its own; they take turns, and ratios are taken within a round.
@@ -213,13 +213,16 @@ def make(task: dict[str, Any]) -> Turn:
 # ---------------------------------------------------------------- in the parent
 
 
-def measured(part: str, task: dict[str, Any], only: Sequence[str], rounds: int) -> dict[str, Any]:
+def measured(
+    part: str, task: dict[str, Any], only: Sequence[str], without: Sequence[str], rounds: int
+) -> dict[str, Any]:
     """All contenders of a part, in turns: machine, shape and rows, as JSON has them."""
 
     def say(text: str) -> None:
         print(f"bench_tuning: {text}", file=sys.stderr, flush=True)
 
-    chosen = [c for c in CONTENDERS.values() if c.part == part and all(word in c.label for word in only)]
+    of_part = [c for c in CONTENDERS.values() if c.part == part and c.label not in without]
+    chosen = [c for c in of_part if all(word in c.label for word in only)]
     if not chosen:
         raise UserError(f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}")
     config = config_of(task, chosen[0])
@@ -287,6 +290,7 @@ def main() -> int:
     parser.add_argument("preset", nargs="?", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (default %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows whose names hold all these words")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="rows to leave out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, every round's times included")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args()
@@ -296,7 +300,7 @@ def main() -> int:
     if given.part is None:
         parser.error("say training or generation")
     task = {"preset": given.preset, "fields": given_fields(rest)}
-    result = measured(given.part, task, given.only, max(1, given.rounds))
+    result = measured(given.part, task, given.only, given.without, max(1, given.rounds))
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
