@@ -214,7 +214,7 @@ def make(task: dict[str, Any]) -> Turn:
 
 
 def measured(
-    part: str, task: dict[str, Any], only: Sequence[str], without: Sequence[str], rounds: int
+    part: str, task: dict[str, Any], only: Sequence[str], rounds: int, without: Sequence[str] = ()
 ) -> dict[str, Any]:
     """All contenders of a part, in turns: machine, shape and rows, as JSON has them."""
 
@@ -300,7 +300,7 @@ def main() -> int:
     if given.part is None:
         parser.error("say training or generation")
     task = {"preset": given.preset, "fields": given_fields(rest)}
-    result = measured(given.part, task, given.only, given.without, max(1, given.rounds))
+    result = measured(given.part, task, given.only, max(1, given.rounds), given.without)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
