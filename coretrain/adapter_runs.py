@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,12 +96,12 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
 
 
 def open_adapters(
-    folders: Sequence[Path], place: Path
+    folders: Sequence[Path], place: Path, say: Callable[[str], None]
 ) -> tuple[list[tuple[RunConfig, Mapping[str, Array]]], BaseTensors]:
     """Config and best tensors of several adapters' runs, each named by its folder, and the base `place` below them.
 
-    The base is at the context of the first. Raises `UserError` where not all were trained beside the same weights, held
-    in the same way.
+    The base is at the context of the first; a damaged checkpoint is passed over with a warning through `say`. Raises
+    `UserError` where not all were trained beside the same weights, held in the same way.
     """
     base, result = Base(place), list[tuple[RunConfig, Mapping[str, Array]]]()
     for folder in folders:
@@ -110,7 +110,7 @@ def open_adapters(
         if any(name == other.adapter.name for other, _ in result):
             raise UserError(f"--adapter: two folders are named {name}: rename one of them")
         adapter = config.adapter.model_copy(update={"name": name})
-        tensors = load_interchange(best_interchange(folder)).groups["parameters"]
+        tensors = best_interchange(folder, say).groups["parameters"]
         result.append((config.model_copy(update={"adapter": adapter}), tensors))
         for field in ("quantize", "fingerprint"):
             ours, first = getattr(adapter, field), getattr(result[0][0].adapter, field)

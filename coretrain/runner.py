@@ -213,7 +213,7 @@ def restore(
 ) -> Progress:
     """Load a run's newest whole checkpoint into `stack`, whichever stack wrote it.
 
-    `for_text` it is the best one, without moments.
+    `for_text` it is the best one, if that is whole, without moments.
     """
     checkpoints, world = CheckpointFolder(folder / "checkpoints"), world or World()
 
@@ -231,9 +231,7 @@ def restore(
     if not world.told("1" if checkpoints.complete() else ""):
         newest = world.told(str(world.together(lambda: newest_interchange(folder) if world.first else "")))
         return world.together(lambda: adopt(stack, Path(newest), for_text))
-    if for_text and (path := checkpoints.best()):
-        return load(path, read_sealed(path).progress)
-    return checkpoints.first_that_loads(load, warn, world)[1]
+    return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
 
 
 def holds_state(folder: Path) -> bool:
