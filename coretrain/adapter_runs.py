@@ -53,7 +53,8 @@ def on_base(command: Command) -> Command:
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
         raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
     # a file that says nothing of adapters is of another training, whose context and dropout aren't this one's
-    stated = set() if "adapter.kind" in given else command.config.model.model_fields_set
+    of_file = {name for name in command.config.adapter.model_fields_set if f"adapter.{name}" not in given}
+    stated = command.config.model.model_fields_set if of_file else set()
     chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
     free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})

@@ -126,7 +126,7 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     weights = initial_parameters(config.model, 5)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
     (folder / "config.json").write_text(config.to_json())
-    asked = (("adapter.kind", "lora"), ("adapter.base", str(folder)))
+    asked = (*((key.replace("__", "."), str(value)) for key, value in LORA.items()), ("adapter.base", str(folder)))
     shorter = small_config(**LORA, adapter__base=folder, model__context=8)
     assert on_base(Command(shorter, None, None, asked)).config.model.context == 24  # the file's is of no adapter
     given = (*asked, ("model.context", "8"))
@@ -135,6 +135,7 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     assert {name: base[name].shape for name in base}["embed.position"] == (8, 32)
     # a file that is for adapters says how long its rows are, as configs/smollm2-lora.toml does
     assert on_base(Command(shorter, None, None, ())).config.model.context == 8
+    assert on_base(Command(shorter, None, None, asked[:1])).config.model.context == 8  # of another kind than the file's
     longer = shorter.model_copy(update={"model": shorter.model.model_copy(update={"context": 25})})
     with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
         on_base(Command(longer, None, None, given))
