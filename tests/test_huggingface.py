@@ -229,9 +229,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never pickles"):
         import_huggingface(tmp_path / "hf")
     (tmp_path / "hf" / "config.json").write_text("[")
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
+    with pytest.raises(UserError, match=r"config\.json is damaged .*: restore it, or download it again"):
         import_huggingface(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"config\.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json is missing, .*: restore it, or download it again"):
         import_huggingface(tmp_path / "nowhere")
 
 

@@ -251,7 +251,7 @@ def saved_tokenizer(folder: Path) -> Path | None:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
-    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")
+    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
     if facts["version"] > 3:
