@@ -90,6 +90,17 @@ def test_scaled_rotary_positions(tmp_path: Path, trained: Tokenizer) -> None:
     export_gguf(tmp_path / "z.gguf", "m", linear, scrambled(model), trained)
     assert reopened(tmp_path / "z.gguf")[0].rope_scaling == linear.rope_scaling
     assert GGUFFile(tmp_path / "z.gguf").facts["llama.rope.scaling.factor"] == 2.5
+    kind, factor = "llama.rope.scaling.type", "llama.rope.scaling.factor"
+    for facts, found in (  # as llama.cpp reads older files
+        ({kind: None}, 2.5),
+        ({kind: None, factor: None, "llama.rope.scale_linear": 4.0}, 4.0),
+        ({kind: None, factor: 1.0}, None),
+        ({kind: "none"}, None),
+    ):
+        rewrite(tmp_path / "z.gguf", tmp_path / "old.gguf", facts)
+        assert reopened(tmp_path / "old.gguf")[0].rope_scaling == (
+            found and RopeScaling(type="linear", factor=found)
+        ), facts
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama grouped untied", "gpt2"])
