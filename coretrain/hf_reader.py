@@ -122,6 +122,8 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
             raise UserError(f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
+        if specials != added_specials(raw):
+            raise UserError(f"{path} has added tokens that are text, which ranks can't describe")
         words = {word: rank for word, rank in model["vocab"].items() if word not in specials}
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     except (KeyError, TypeError, AttributeError):

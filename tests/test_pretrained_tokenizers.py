@@ -150,6 +150,18 @@ def test_merges_in_another_order_are_no_ranks(tmp_path: Path) -> None:
     assert all(back.decode(back.encode(text)) == text for text in TEXTS)
 
 
+def test_added_tokens_that_are_text_are_no_ranks(tmp_path: Path) -> None:
+    """As in Qwen's: found in a text before any merge, as a special token never is."""
+    tokenizer = plain()
+    added = {"id": tokenizer.vocab, "content": "<think>", "special": False}
+    fast = rewritten(tmp_path / "hf", tokenizer, lambda raw: raw["added_tokens"].append(raw["added_tokens"][0] | added))
+    back = read_tokenizer(tmp_path / "hf")
+    text = "a <think>b</think>"
+    assert tokenizer.vocab in back.encode(text)
+    assert back.encode(text).tolist() == fast.encode(text).ids
+    assert back.decode(back.encode(text)) == text
+
+
 def test_gpt2s_two_files(tmp_path: Path) -> None:
     tokenizer = plain(GPT2_PATTERN)
     raw = json.loads(hf_tokenizer(tokenizer).to_str())["model"]
