@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coretrain.adapter_kinds import check_mergeable, shown
 from coretrain.adapters import FREE, adapter_targets, merged, trained_table
-from coretrain.bases import Base, BaseTensors, check_context
+from coretrain.bases import Base, BaseTensors, base_run, check_context
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -44,7 +44,7 @@ def on_base(command: Command) -> Command:
         raise UserError(
             f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
         )
-    base = open_run(Path(adapter.base))
+    base = open_run(base_run(adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
             f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
@@ -59,7 +59,7 @@ def on_base(command: Command) -> Command:
     free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
     check_context(config, base)
-    saved = saved_tokenizer(run_of(Path(adapter.base)))
+    saved = saved_tokenizer(base_run(adapter.base))
     if "data.tokenizer" not in given and saved:
         data = config.data.model_copy(update={"tokenizer": str(saved.absolute())})
         config = config.model_copy(update={"data": data})
@@ -126,12 +126,12 @@ def open_adapters(
 def check_tokenizer(config: RunConfig, found: str) -> None:
     """Raise `UserError` unless the data's tokenizer, of this fingerprint, is the one that the base was trained with."""
     base = config.adapter.base
-    if config.adapter.kind == "none" or base is None or not (run_of(Path(base)) / SAVED_FACTS).is_file():
+    if config.adapter.kind == "none" or base is None or not (base_run(base) / SAVED_FACTS).is_file():
         return
-    if load_tokenizer(run_of(Path(base))).fingerprint != found:
+    if load_tokenizer(base_run(base)).fingerprint != found:
         raise UserError(
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
-            f"{saved_tokenizer(run_of(Path(base)))}"
+            f"{saved_tokenizer(base_run(base))}"
         )
 
 
@@ -140,7 +140,7 @@ def carry_chat_template(config: RunConfig, folder: Path) -> None:
     base = config.adapter.base
     if config.adapter.kind == "none" or base is None or (folder / CHAT_TEMPLATE).exists():
         return
-    if template := read_chat_template(run_of(Path(base))):
+    if template := read_chat_template(base_run(base)):
         write_atomically(folder / CHAT_TEMPLATE, template)
 
 

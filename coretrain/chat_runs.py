@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from coretrain.bases import base_run
 from coretrain.checkpoint import write_atomically
 from coretrain.command import Command, open_run, run_of
 from coretrain.data.template import Template, open_template
@@ -19,7 +20,7 @@ def with_template(command: Command) -> Command:
     config = command.config
     if config.data.format != "chat" or config.data.chat_template is not None or config.adapter.base is None:
         return command
-    path = run_of(Path(config.adapter.base)) / CHAT_TEMPLATE
+    path = base_run(config.adapter.base) / CHAT_TEMPLATE
     if command.resume is not None or not path.is_file():
         return command
     data = config.data.model_copy(update={"chat_template": str(path.absolute())})

@@ -317,6 +317,8 @@ def newest_interchange(run: Path) -> Path:
         return run
     if found := CheckpointFolder(run / "interchange").complete():
         return found[0]
+    if not run.exists():
+        raise UserError(f"{run} does not exist: give the folder of a run, or of an interchange checkpoint")
     raise UserError(
         f"{run} has no interchange checkpoint (a run writes one into {run / 'interchange'} when it ends): "
         "finish the run, or give the folder of a checkpoint"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coretrain.adapter_runs import carry_chat_template, on_its_base
-from coretrain.bases import keep_base
+from coretrain.bases import base_run, keep_base
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -18,7 +18,7 @@ from coretrain.checkpoint import (
     save_interchange,
     write_atomically,
 )
-from coretrain.command import open_run, run_of
+from coretrain.command import open_run
 from coretrain.config import RunConfig, apply_overrides, build_config
 from coretrain.data.tokenizer import SAVED_FACTS, load_tokenizer, saved_tokenizer
 from coretrain.errors import UserError
@@ -58,13 +58,13 @@ def import_adapter(
     """
     if given.adapter.base is None:
         raise UserError(f"{source} is an adapter: name the run of its base, as --adapter.base runs/X")
-    base = open_run(Path(given.adapter.base))
+    base = open_run(base_run(given.adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
             f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
             "merge"
         )
-    words = saved_tokenizer(run_of(Path(given.adapter.base))) is not None
+    words = saved_tokenizer(base_run(given.adapter.base)) is not None
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
         raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
@@ -75,8 +75,8 @@ def import_adapter(
     config = _named(config, folder, overrides)
     template = first_template(config, None)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
-    if (run_of(Path(given.adapter.base)) / SAVED_FACTS).is_file():
-        load_tokenizer(run_of(Path(given.adapter.base))).save(folder)
+    if (base_run(given.adapter.base) / SAVED_FACTS).is_file():
+        load_tokenizer(base_run(given.adapter.base)).save(folder)
     if template:
         write_atomically(folder / CHAT_TEMPLATE, template)
     carry_chat_template(config, folder)
@@ -94,7 +94,7 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     """The config under the folder's name, with its tokenizer, and what the user asked for."""
     raw = config.model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
-    if saved := saved_tokenizer(run_of(Path(str(config.adapter.base)))):
+    if saved := saved_tokenizer(base_run(str(config.adapter.base))):
         raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
     named = build_config(apply_overrides(raw, overrides), str(folder))
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
