@@ -351,6 +351,12 @@ def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
     assert (back.eot, back.vocab, back.specials) == (first.eot, first.vocab, first.specials)
     assert (back.roles, (tmp_path / "back" / "chat_template.jinja").read_text()) == (first.roles, TURNS)
     assert load_interchange(newest_interchange(tmp_path / "back")).config.model.vocab == first.vocab
+    for pad in (300, 100_000, 2**32 - 1):  # a token of text, one beyond the end, none
+        rewrite(tmp_path / "m.gguf", tmp_path / "p.gguf", {"tokenizer.ggml.padding_token_id": pad})
+        assert read_gguf_tokenizer(GGUFFile(tmp_path / "p.gguf")).roles == first.roles, pad
+    rewrite(tmp_path / "m.gguf", tmp_path / "e.gguf", {"tokenizer.ggml.eos_token_id": 300})
+    with pytest.raises(UserError, match=r"e\.gguf has no special token that ends a text"):
+        import_run(tmp_path / "e.gguf", tmp_path / "x")
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.scores": [1.0]})
     with pytest.raises(UserError, match=r"tokenizer\.ggml\.scores has 1 entries for \d+ tokens"):
         import_run(tmp_path / "x.gguf", tmp_path / "x")
