@@ -63,22 +63,26 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     if name not in PATTERNS and OWN_PATTERN not in facts:
         raise UserError(f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can")
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
-    tokens = file.fact("tokenizer.ggml.tokens")
+    tokens, merges = _texts(file, "tokens"), _texts(file, "merges")
     kinds = _per_token(file, "token_type", [NORMAL] * len(tokens))
     words = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == NORMAL}
     specials = {
         token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind in (CONTROL, USER_DEFINED)
     }
-    pairs = [tuple(merge.split(" ")) for merge in file.fact("tokenizer.ggml.merges")]
+    pairs = [tuple(merge.split(" ")) for merge in merges]
     roles = _roles(file, {}, specials)
     tokenizer = ranked_tokenizer(file.path, _called(file.path), words, pairs, pattern, specials, roles)
     splitter = name if pattern == PATTERNS.get(name) else ""
-    check_same_ids(tokenizer, _reference(words | specials, pairs, splitter, pattern), "imported")
+    try:
+        reference = _reference(words | specials, pairs, splitter, pattern)
+    except Exception as error:  # the package raises nothing more particular
+        raise UserError(f"{file.path} can't be read by the package tokenizers ({error}): download it again") from None
+    check_same_ids(tokenizer, reference, "imported")
     return tokenizer
 
 
 def _sentencepiece(file: GGUFFile) -> Tokenizer:
-    tokens = file.fact("tokenizer.ggml.tokens")
+    tokens = _texts(file, "tokens")
     scores, kinds = _per_token(file, "scores"), _per_token(file, "token_type")
     prefix = bool(file.facts.get("tokenizer.ggml.add_space_prefix", True))
     text = sentencepiece_json(tokens, scores, kinds, prefix)
@@ -87,6 +91,13 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
     tokenizer = KeptTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
     tokenizer.check(SAMPLES)
     return tokenizer
+
+
+def _texts(file: GGUFFile, name: str) -> list[str]:
+    values: list[str] = file.fact(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{file.path}: tokenizer.ggml.{name} is no list of texts: download it again")
+    return values
 
 
 def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> list[Any]:

@@ -162,6 +162,49 @@ def test_added_tokens_that_are_text_are_no_ranks(tmp_path: Path) -> None:
     assert back.decode(back.encode(text)) == text
 
 
+def test_what_tiktoken_or_the_package_refuses(tmp_path: Path) -> None:
+    """A pattern of the package's engine alone is kept; damage is a sentence."""
+    tokenizer = plain()
+
+    def grapheme(raw: dict[str, Any]) -> None:
+        split = {"type": "Split", "pattern": {"Regex": r"\X+"}, "behavior": "Isolated", "invert": False}
+        raw["pre_tokenizer"]["pretokenizers"][0] = split
+
+    fast = rewritten(tmp_path / "hf", tokenizer, grapheme)
+    back = read_tokenizer(tmp_path / "hf")
+    assert isinstance(back, KeptTokenizer)
+    assert all(fast.encode(text).ids == back.encode(text).tolist() for text in TEXTS)
+    path = tmp_path / "hf" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["added_tokens"][0]["id"] = "700"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="has a damaged tokenizer: download it again"):
+        read_tokenizer(tmp_path / "hf")
+    raw = json.loads(hf_tokenizer(tokenizer).to_str())
+    raw["model"]["vocab"]["a"] = "97"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="can't be read by the package tokenizers"):
+        read_tokenizer(tmp_path / "hf")
+    for ranks in (tokenizer.ranks | {b"xyzzy": 2**40}, tokenizer.ranks | {b"xyzzy": 2**32}):
+        with pytest.raises(UserError, match="tokenizer big can't be run, by its pattern or its ids"):
+            Tokenizer("big", ranks, tokenizer.pattern, tokenizer.eot)
+    model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": tokenizer.vocab})
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), tokenizer)
+    facts = GGUFFile(tmp_path / "m.gguf").facts
+    merges, tokens = facts["tokenizer.ggml.merges"], set(facts["tokenizer.ggml.tokens"])
+    halves = ((at, "".join(pair.split(" "))) for at, pair in enumerate(merges))
+    at, word = next((at, word) for at, word in halves if len(word) > 3 and word[:-1] not in tokens)
+    spoiled = [*merges[:at], f"{word[:-1]} {word[-1]}", *merges[at:]]
+    for changed, message in (
+        ({"tokenizer.ggml.merges": spoiled}, "can't be read by the package tokenizers"),
+        ({"tokenizer.ggml.merges": [1, 2]}, "tokenizer.ggml.merges is no list of texts"),
+        ({"twintrain.tokenizer.pattern": "("}, "can't be run, by its pattern"),
+    ):
+        rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", changed)
+        with pytest.raises(UserError, match=message):
+            read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf"))
+
+
 def test_gpt2s_two_files(tmp_path: Path) -> None:
     tokenizer = plain(GPT2_PATTERN)
     raw = json.loads(hf_tokenizer(tokenizer).to_str())["model"]

@@ -78,12 +78,17 @@ class Tokenizer:
         # tiktoken wants a token for every byte: those that are missing get ids beyond the vocabulary, which are dropped
         whole = ranks | {byte: self.vocab + place for place, byte in enumerate(missing)}
         self._drops = bool(missing)
-        self._encoding = (
-            None
-            if pattern is None
-            else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
-        )
-        self.fingerprint: str = self._fingerprint()
+        try:
+            self._encoding = (
+                None
+                if pattern is None
+                else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
+            )
+            self.fingerprint: str = self._fingerprint()
+        except (ValueError, OverflowError) as error:
+            raise UserError(
+                f"tokenizer {name} can't be run, by its pattern or its ids ({error}): restore its file, or take another"
+            ) from None
 
     @property
     def ends(self) -> tuple[int, ...]:
