@@ -51,7 +51,7 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """The GPT: a pre-norm decoder, GPT-2 style or Llama style by its switches."""
 
-    layers: Positive = Field(4, description="Number of decoder blocks.")
+    layers: Positive = Field(4, le=10_000, description="Number of decoder blocks.")
     width: Positive = Field(192, description="Width D of the residual stream.")
     heads: Positive = Field(6, description="Query heads H; must divide width unless head_width is given.")
     kv_heads: Positive | None = Field(

@@ -192,6 +192,7 @@ def rewrite(
     [
         ({"general.architecture": "mamba"}, {}, "general.architecture = mamba can't be imported: llama and gpt2 can"),
         ({"llama.block_count": None}, {}, "lacks the field llama.block_count"),
+        ({"llama.block_count": 2 + 2**30}, {}, r"model\.layers = 1073741826 .*10000"),
         ({"llama.rope.scaling.type": "yarn"}, {}, r"rope\.scaling\.type = yarn"),
         ({"llama.expert_count": 8}, {}, "expert_count = 8"),
         ({"llama.attention.head_count_kv": [4, 2]}, {}, "head_count_kv varies by layer"),
