@@ -13,8 +13,6 @@ from coretrain.checkpoint import (
     Interchange,
     Progress,
     interchange_of,
-    load_interchange,
-    newest_interchange,
     save_interchange,
     write_atomically,
 )
@@ -27,7 +25,7 @@ from coretrain.hf_tokenizer import CHAT_TEMPLATE
 from coretrain.model_card import model_card
 from coretrain.parameters import Array
 from coretrain.peft import export_peft
-from coretrain.peft_reader import import_peft
+from coretrain.peft_reader import import_peft, trained_beside
 from coretrain.run_files import first_template
 
 
@@ -68,10 +66,9 @@ def import_adapter(
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
         raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
-    whole = load_interchange(newest_interchange(Path(given.adapter.base)))
-    config = given.model_copy(update={"model": whole.config.model})
+    beside = given.adapter.model_copy(update={"fingerprint": trained_beside(source)})
+    config, whole = on_its_base(given.model_copy(update={"model": base.model, "adapter": beside}))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
-    config, whole = on_its_base(config)
     config = _named(config, folder, overrides)
     template = first_template(config, None)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
