@@ -9,7 +9,7 @@ from pathlib import Path
 from coretrain.bases import base_run
 from coretrain.checkpoint import write_atomically
 from coretrain.command import Command, open_run, run_of
-from coretrain.data.template import Template, open_template
+from coretrain.data.template import Template, Unfit, open_template
 from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE
@@ -37,7 +37,7 @@ def chat_prompts(
 ) -> tuple[list[list[int]], tuple[int, ...]]:
     """Ids of each question with the head of its answer, by the run's template; and the ids that end an answer.
 
-    Raises `UserError` where the run has no template.
+    Raises `UserError` where the run has no template, or it refuses a question.
     """
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
@@ -46,4 +46,7 @@ def chat_prompts(
         )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
-    return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
+    try:
+        return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
+    except Unfit as error:
+        raise UserError(f"--chat: {error}: ask another question") from None
