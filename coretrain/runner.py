@@ -34,7 +34,7 @@ from coretrain.command import Command, parse, run_folder
 from coretrain.config import RunConfig
 from coretrain.data import Data, open_data
 from coretrain.data.files import write_atomically
-from coretrain.errors import UserError, leave, said
+from coretrain.errors import RESUME, UserError, leave, said
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
 from coretrain.parameters import BlankParameters
@@ -70,7 +70,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     except BaseException as error:
         if world.size == 1:
             raise
-        code = (said(error) if isinstance(error, Exception) else None) or 1
+        code = (said(error, RESUME) if isinstance(error, Exception) else None) or 1
         if code == 1:
             traceback.print_exc()
         time.sleep(LEAVES_LAST if world.first else 0)
