@@ -45,7 +45,8 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
 def said(error: Exception, way_out: str = ANEW) -> int | None:
     """Say a `UserError` or a full disk in one sentence; the exit code. None for any other error: it isn't the user's.
 
-    `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first speaks.
+    `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first
+    speaks.
     """
     if isinstance(error, UserError):
         _say(f"error: {error}")

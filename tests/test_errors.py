@@ -27,7 +27,7 @@ def test_a_place_that_takes_nothing(capsys, name):
         assert ("--resume" in said) == (way_out == "--resume")
 
 
-def test_what_is_not_the_users(capsys):
+def test_what_is_not_the_users():
     def main():
         raise OSError(errno.EIO, "Input/output error")
 
