@@ -12,7 +12,9 @@ from test_huggingface import Float64Norm, Float64Rotary
 from test_quantized import bitsandbytes_nf4
 from whole_runs import arguments, run
 
+import jaxtrain.lora
 import jaxtrain.model
+import torchtrain.lora
 import torchtrain.model
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
 from coretrain.adapters import (
@@ -20,6 +22,7 @@ from coretrain.adapters import (
     adapter_targets,
     fingerprint,
     initial_adapter,
+    merged,
     trained_table,
     with_adapter,
 )
@@ -29,7 +32,7 @@ from coretrain.convert import export_run
 from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
 from coretrain.generation import generate_text
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.quantized import quantize, quantized_table
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -213,6 +216,28 @@ def test_an_adapter_of_another_model_is_refused(small_config):
         bank.add(other, initial_adapter(other))
     bank.add(small_config(**LORA, model__context=8), initial_adapter(config))
     assert list(bank.kept) == ["default"]
+
+
+@pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
+def test_a_merge_in_the_model_is_rounded_once(small_config, make):
+    """Bit for bit the merged run's float32 weights; also of layers and matrices that have no adapter."""
+    untied = {"model__tied": "false"}
+    targets = "blocks.*.attention.q.weight,blocks.1.mlp.up.weight,embed.token"
+    config = small_config(**LORA, **untied, adapter__targets=targets)
+    rng, weights = np.random.default_rng(0), initial_parameters(config.model, 1)
+    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(config)}
+    stack = make(small_config(**untied), weights)
+    model = stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    bank = (torchtrain.lora if make is TorchTrainer else jaxtrain.lora).Adapters(small_config(**untied), model)
+    bank.add(config, adapter)
+    bank.switch("default")
+    bank.merge()
+    for row in parameter_table(config.model):
+        if make is TorchTrainer:
+            found = dict(model.named_parameters())[row.name][: row.shape[0]].detach().numpy()
+        else:
+            found = bank._weight(row)
+        assert np.array_equal(found, merged(config, weights, adapter)[row.name]), row.name
 
 
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
