@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from coretrain.adapter_kinds import check_mergeable, shown
 from coretrain.adapters import FREE, adapter_targets, merged, trained_table
-from coretrain.bases import Base, BaseTensors, check_context
+from coretrain.bases import Base, BaseTensors, base_run, check_context
 from coretrain.checkpoint import (
     Interchange,
     Progress,
@@ -44,7 +44,7 @@ def on_base(command: Command) -> Command:
         raise UserError(
             f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
         )
-    base = open_run(Path(adapter.base))
+    base = open_run(base_run(adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
             f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
@@ -53,12 +53,13 @@ def on_base(command: Command) -> Command:
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
         raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
     # a file that says nothing of adapters is of another training, whose context and dropout aren't this one's
-    stated = set() if "adapter.kind" in given else command.config.model.model_fields_set
+    of_file = {name for name in command.config.adapter.model_fields_set if f"adapter.{name}" not in given}
+    stated = command.config.model.model_fields_set if of_file else set()
     chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
     free = {name: getattr(command.config.model, name) for name in chosen}
     config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
     check_context(config, base)
-    saved = saved_tokenizer(run_of(Path(adapter.base)))
+    saved = saved_tokenizer(base_run(adapter.base))
     if "data.tokenizer" not in given and saved:
         data = config.data.model_copy(update={"tokenizer": str(saved.absolute())})
         config = config.model_copy(update={"data": data})
@@ -96,12 +97,12 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
 
 
 def open_adapters(
-    folders: Sequence[Path], place: Path
+    folders: Sequence[Path], place: Path, say: Callable[[str], None]
 ) -> tuple[list[tuple[RunConfig, Mapping[str, Array]]], BaseTensors]:
     """Config and best tensors of several adapters' runs, each named by its folder, and the base `place` below them.
 
-    The base is at the context of the first. Raises `UserError` where not all were trained beside the same weights, held
-    in the same way.
+    The base is at the context of the first; a damaged checkpoint is passed over with a warning through `say`. Raises
+    `UserError` where not all were trained beside the same weights, held in the same way.
     """
     base, result = Base(place), list[tuple[RunConfig, Mapping[str, Array]]]()
     for folder in folders:
@@ -110,7 +111,7 @@ def open_adapters(
         if any(name == other.adapter.name for other, _ in result):
             raise UserError(f"--adapter: two folders are named {name}: rename one of them")
         adapter = config.adapter.model_copy(update={"name": name})
-        tensors = load_interchange(best_interchange(folder)).groups["parameters"]
+        tensors = best_interchange(folder, say).groups["parameters"]
         result.append((config.model_copy(update={"adapter": adapter}), tensors))
         for field in ("quantize", "fingerprint"):
             ours, first = getattr(adapter, field), getattr(result[0][0].adapter, field)
@@ -125,12 +126,12 @@ def open_adapters(
 def check_tokenizer(config: RunConfig, found: str) -> None:
     """Raise `UserError` unless the data's tokenizer, of this fingerprint, is the one that the base was trained with."""
     base = config.adapter.base
-    if config.adapter.kind == "none" or base is None or not (run_of(Path(base)) / SAVED_FACTS).is_file():
+    if config.adapter.kind == "none" or base is None or not (base_run(base) / SAVED_FACTS).is_file():
         return
-    if load_tokenizer(run_of(Path(base))).fingerprint != found:
+    if load_tokenizer(base_run(base)).fingerprint != found:
         raise UserError(
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
-            f"{saved_tokenizer(run_of(Path(base)))}"
+            f"{saved_tokenizer(base_run(base))}"
         )
 
 
@@ -139,7 +140,7 @@ def carry_chat_template(config: RunConfig, folder: Path) -> None:
     base = config.adapter.base
     if config.adapter.kind == "none" or base is None or (folder / CHAT_TEMPLATE).exists():
         return
-    if template := read_chat_template(run_of(Path(base))):
+    if template := read_chat_template(base_run(base)):
         write_atomically(folder / CHAT_TEMPLATE, template)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coretrain.adapters import fingerprint, other_field
 from coretrain.checkpoint import CheckpointFolder, Interchange, load_interchange, newest_interchange
+from coretrain.command import run_of
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import Array
@@ -35,6 +36,21 @@ class BaseTensors(Mapping[str, Array]):
         return len(self._tensors)
 
 
+def base_run(place: str | Path) -> Path:
+    """The run's folder of `adapter.base`. Raises `UserError` where there is none, with what names another."""
+    check_there(Path(place))
+    return run_of(Path(place))
+
+
+def check_there(place: Path) -> None:
+    """Raise `UserError` where a base has moved, or was mistyped."""
+    if not place.exists():
+        raise UserError(
+            f"adapter.base = {place} is not there: name its place with --adapter.base, or for text as "
+            "generate BASE_RUN PROMPT --adapter RUN"
+        )
+
+
 class Base:
     """The run, or the checkpoint of one, that adapters were or will be trained on.
 
@@ -51,6 +67,7 @@ class Base:
 
         A run may have gone on since an adapter was trained on it, and keeps what is pinned.
         """
+        check_there(self.place)
         newest = newest_interchange(self.place)
         if not fingerprint or newest == self.place:
             return [newest]

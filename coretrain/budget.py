@@ -27,16 +27,6 @@ def matmul_parameters(model: ModelConfig) -> int:
     return blocks + model.vocabulary * model.width
 
 
-def parameter_kinds(model: ModelConfig) -> dict[str, int]:
-    """Parameters by kind; their sum is `parameter_count`. A tied head has none of its own."""
-    kinds = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "head": 0}
-    for row in parameter_table(model):
-        part = row.name.split(".")[2 if row.layer is not None else 0]
-        kind = "norms" if part.startswith("norm") else part
-        kinds[f"{row.name.split('.')[1]} embedding" if part == "embed" else kind] += row.size
-    return kinds
-
-
 def flops_per_token(model: ModelConfig, context: int | None = None, halve_causal: bool = False) -> float:
     """Training FLOPs (forward and backward) of one token in a row of `context` tokens (default: the model's).
 

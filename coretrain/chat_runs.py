@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from coretrain.bases import base_run
 from coretrain.checkpoint import write_atomically
 from coretrain.command import Command, open_run, run_of
-from coretrain.data.template import Template, open_template
+from coretrain.data.template import Template, Unfit, open_template
 from coretrain.data.tokenizer import Tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_tokenizer import CHAT_TEMPLATE
@@ -19,7 +20,7 @@ def with_template(command: Command) -> Command:
     config = command.config
     if config.data.format != "chat" or config.data.chat_template is not None or config.adapter.base is None:
         return command
-    path = run_of(Path(config.adapter.base)) / CHAT_TEMPLATE
+    path = base_run(config.adapter.base) / CHAT_TEMPLATE
     if command.resume is not None or not path.is_file():
         return command
     data = config.data.model_copy(update={"chat_template": str(path.absolute())})
@@ -36,7 +37,7 @@ def chat_prompts(
 ) -> tuple[list[list[int]], tuple[int, ...]]:
     """Ids of each question with the head of its answer, by the run's template; and the ids that end an answer.
 
-    Raises `UserError` where the run has no template.
+    Raises `UserError` where the run has no template, or it refuses a question.
     """
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
@@ -45,4 +46,7 @@ def chat_prompts(
         )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
-    return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
+    try:
+        return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
+    except Unfit as error:
+        raise UserError(f"--chat: {error}: ask another question") from None

@@ -135,16 +135,22 @@ class CheckpointFolder:
                 _delete(path)
 
     def first_that_loads(
-        self, loader: Callable[[Path, Progress], Result], say: Callable[[str], None], world: World | None = None
+        self,
+        loader: Callable[[Path, Progress], Result],
+        say: Callable[[str], None],
+        world: World | None = None,
+        best_first: bool = False,
     ) -> tuple[Path, Result]:
-        """The newest checkpoint that is whole, with what `loader(folder, progress)` makes of it.
+        """The newest checkpoint that is whole, or the best one before it, with what `loader(folder, progress)` makes.
 
         A damaged one is passed over with a warning through `say`. Raises `UserError` when none is left, and whatever
         else the loader raises (a checkpoint of another model is a mistake, not damage). With a `world`, each
         process checks a part of the files, and a checkpoint that is damaged for one is passed over by all.
         """
         world = world or World()
-        for name in world.told("\n".join(path.name for path in self.complete())).split():
+        best = self.best() if best_first else None
+        order = sorted(self.complete(), key=lambda path: path != best)
+        for name in world.told("\n".join(path.name for path in order)).split():
             path = self.path / name
             damage, result = "", None
             try:
@@ -311,6 +317,8 @@ def newest_interchange(run: Path) -> Path:
         return run
     if found := CheckpointFolder(run / "interchange").complete():
         return found[0]
+    if not run.exists():
+        raise UserError(f"{run} does not exist: give the folder of a run, or of an interchange checkpoint")
     raise UserError(
         f"{run} has no interchange checkpoint (a run writes one into {run / 'interchange'} when it ends): "
         "finish the run, or give the folder of a checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -10,21 +11,30 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+OF_THE_PLACE = ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT")
+"""Errors of the system, by name (each has its own numbers), that are for the user to mend."""
+ANEW = "free or change the place and run the same again"
+RESUME = (
+    "free or change the place (--output, data.cache) and go on with --resume; checkpoints already written are whole"
+)
 
 
 class UserError(Exception):
     """A mistake in what the user gave (config, file, data): its text names the thing and the way out."""
 
 
-def exits_cleanly(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Wrap a command line's `main`: a `UserError` or a full disk becomes one sentence and exit code 2."""
+def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:
+    """Wrap a command line's `main`: a `UserError` or a full disk becomes one sentence and exit code 2.
+
+    `way_out` is what to do about the disk.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
             code = main()
         except (UserError, OSError) as error:
-            code = said(error)
+            code = said(error, way_out)
             if code is None:
                 raise
         sys.exit(code or 0)
@@ -32,21 +42,18 @@ def exits_cleanly(main: Callable[[], int | None]) -> Callable[[], None]:
     return wrapped
 
 
-def said(error: Exception) -> int | None:
+def said(error: Exception, way_out: str = ANEW) -> int | None:
     """Say a `UserError` or a full disk in one sentence; the exit code. None for any other error: it isn't the user's.
 
-    Of several processes that a launcher started on one machine, only the first speaks.
+    `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first
+    speaks.
     """
     if isinstance(error, UserError):
         _say(f"error: {error}")
         return EXIT_USER_ERROR
-    # EACCES, EEXIST, ENOTDIR, EISDIR, EFBIG, ENOSPC, EDQUOT: for the user to mend
-    if isinstance(error, OSError) and error.errno in (13, 17, 20, 21, 27, 28, 122):
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in OF_THE_PLACE:
         place = f" at {error.filename}" if error.filename else ""
-        _say(
-            f"error: {error.strerror}{place}: free or change the place (--output, data.cache) and go on with "
-            "--resume; checkpoints already written are whole"
-        )
+        _say(f"error: {error.strerror}{place}: {way_out}")
         return EXIT_USER_ERROR
     return None
 

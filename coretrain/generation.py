@@ -42,8 +42,12 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     run = adapter or folder
     config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
-    restore(stack, run, lambda text: print(f"warning: {text}", file=sys.stderr), for_text=True)
+    restore(stack, run, _warn, for_text=True)
     return stack
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each:
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
     answering = given.adapter or [given.run]
     if len(answering) > 1:
-        adapters, base = open_adapters(answering, given.run)
+        adapters, base = open_adapters(answering, given.run, _warn)
         # the one whose base is held whole serves all: DoRA's
         config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
         stack = make_stack(alone(config.model_copy(update={"model": adapters[0][0].model})), base)

@@ -52,6 +52,8 @@ class GGUFFile:
             ) from None
         if reader.byte_order != "I":
             raise UserError(f"{path} is of the other byte order: convert it with gguf-convert-endian")
+        if (parts := self.facts.get("split.count", 1)) not in (0, 1):
+            raise UserError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge FIRST_PART WHOLE")
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         for name, tensor in self._tensors.items():
             if tensor.tensor_type.name not in READABLE:

@@ -197,9 +197,12 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
 
 
 def _linear_scaling(file: GGUFFile) -> dict[str, Any] | None:
-    if file.facts.get("llama.rope.scaling.type") != "linear":
+    """As llama.cpp reads it: a factor alone is linear, older files have it under another key, and 0 stands for none."""
+    if file.facts.get("llama.rope.scaling.type", "linear") != "linear":
         return None
-    return {"type": "linear", "factor": _short(file.fact("llama.rope.scaling.factor"))}
+    old = file.facts.get("llama.rope.scale_linear", 0)
+    factor = _short(file.facts.get("llama.rope.scaling.factor", old))
+    return {"type": "linear", "factor": factor} if factor not in (0, 1) else None
 
 
 def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:

@@ -7,13 +7,15 @@ beside the nearest name. Source: llama-vocab.cpp at github.com/ggml-org/llama.cp
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from coretrain.data.bpe import byte_characters
-from coretrain.data.kept_tokenizer import KeptTokenizer
+from coretrain.data.kept_tokenizer import KeptTokenizer, added_specials
 from coretrain.data.template import turn_end
-from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer
+from coretrain.data.tokenizer import GPT2_PATTERN, Tokenizer, end_of_text
 from coretrain.errors import UserError
 from coretrain.gguf_file import GGUFFile
 from coretrain.gguf_sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED, sentencepiece_facts, sentencepiece_json
@@ -61,31 +63,41 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     if name not in PATTERNS and OWN_PATTERN not in facts:
         raise UserError(f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can")
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
-    tokens = file.fact("tokenizer.ggml.tokens")
+    tokens, merges = _texts(file, "tokens"), _texts(file, "merges")
     kinds = _per_token(file, "token_type", [NORMAL] * len(tokens))
     words = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == NORMAL}
     specials = {
         token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind in (CONTROL, USER_DEFINED)
     }
-    pairs = [tuple(merge.split(" ")) for merge in file.fact("tokenizer.ggml.merges")]
-    roles = _roles(file, {})
-    roles = {role: token for role, token in roles.items() if token in specials.values()}
-    called = _called(file.path)
-    tokenizer = ranked_tokenizer(file.path, called, words, pairs, pattern, specials, roles)
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    roles = _roles(file, {}, specials)
+    tokenizer = ranked_tokenizer(file.path, _called(file.path), words, pairs, pattern, specials, roles)
     splitter = name if pattern == PATTERNS.get(name) else ""
-    check_same_ids(tokenizer, _reference(words | specials, pairs, splitter, pattern), "imported")
+    try:
+        reference = _reference(words | specials, pairs, splitter, pattern)
+    except Exception as error:  # the package raises nothing more particular
+        raise UserError(f"{file.path} can't be read by the package tokenizers ({error}): download it again") from None
+    check_same_ids(tokenizer, reference, "imported")
     return tokenizer
 
 
 def _sentencepiece(file: GGUFFile) -> Tokenizer:
-    tokens = file.fact("tokenizer.ggml.tokens")
+    tokens = _texts(file, "tokens")
     scores, kinds = _per_token(file, "scores"), _per_token(file, "token_type")
-    roles = _roles(file, {"bos": 1, "eos": 2, "unk": 0})  # llama.cpp's own, where the file doesn't say
     prefix = bool(file.facts.get("tokenizer.ggml.add_space_prefix", True))
     text = sentencepiece_json(tokens, scores, kinds, prefix)
-    tokenizer = KeptTokenizer(_called(file.path), text, roles["eos"], roles)
+    specials = added_specials(json.loads(text))
+    roles = _roles(file, {"bos": 1, "eos": 2, "unk": 0}, specials)  # llama.cpp's own, where the file doesn't say
+    tokenizer = KeptTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
     tokenizer.check(SAMPLES)
     return tokenizer
+
+
+def _texts(file: GGUFFile, name: str) -> list[str]:
+    values: list[str] = file.fact(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{file.path}: tokenizer.ggml.{name} is no list of texts: download it again")
+    return values
 
 
 def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> list[Any]:
@@ -100,9 +112,11 @@ def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> li
     return values
 
 
-def _roles(file: GGUFFile, absent: dict[str, int]) -> dict[str, int]:
-    found = {role: file.facts.get(f"tokenizer.ggml.{key}_token_id") for role, key in ROLES.items()}
-    return absent | {role: token for role, token in found.items() if isinstance(token, int)}
+def _roles(file: GGUFFile, absent: dict[str, int], specials: Mapping[str, int]) -> dict[str, int]:
+    """Ids of the roles that a special token has; a file may give one to any other, or to none, as 2**32 - 1."""
+    found = {role: file.facts.get(f"tokenizer.ggml.{key}_token_id", absent.get(role)) for role, key in ROLES.items()}
+    held = set(specials.values())
+    return {role: token for role, token in found.items() if isinstance(token, int) and token in held}
 
 
 def _called(path: Path) -> str:

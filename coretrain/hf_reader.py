@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -122,7 +123,9 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
             raise UserError(f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
-        words = {word: rank for word, rank in model["vocab"].items() if word not in specials}
+        if specials != added_specials(raw):
+            raise UserError(f"{path} has added tokens that are text, which ranks can't describe")
+        words = {word: operator.index(rank) for word, rank in model["vocab"].items() if word not in specials}
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None

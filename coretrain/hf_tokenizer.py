@@ -148,12 +148,16 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_templ
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template of a run or of a Hugging Face folder, if it has one."""
+    """The chat template of a run or of a Hugging Face folder, if it has one. Raises `UserError` where it is no text."""
     path = folder / CHAT_TEMPLATE
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no text in UTF-8: restore it, or delete it to go without one") from None
     facts = folder / "tokenizer_config.json"
     template = read_json(facts, "the tokenizer's facts").get("chat_template") if facts.is_file() else None
     if isinstance(template, list):  # several by name
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+        named = (one for one in template if isinstance(one, dict))
+        template = next((one.get("template") for one in named if one.get("name") == "default"), None)
     return template if isinstance(template, str) else None

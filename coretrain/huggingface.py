@@ -230,7 +230,10 @@ def _weight_files(folder: Path) -> dict[str, TensorFile]:
     """{tensor name: the open file that holds it}."""
     names = [WEIGHTS]
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX, "the index of the weights").get("weight_map", {}).values()))
+        held = read_json(folder / INDEX, "the index of the weights").get("weight_map")
+        if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
+            raise UserError(f"{folder / INDEX} is damaged (weight_map should name every tensor's file): restore it")
+        names = sorted(set(held.values()))
     elif not (folder / WEIGHTS).is_file():
         raise UserError(
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; "

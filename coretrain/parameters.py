@@ -161,11 +161,6 @@ def padded_vocab(model: ModelConfig, multiple: int) -> int:
     return -(-model.vocabulary // multiple) * multiple
 
 
-def check_tensors(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
-    """Raise `UserError` unless `tensors` has exactly the table's names and shapes."""
-    check_rows(parameter_table(model), tensors, where)
-
-
 def check_names(model: ModelConfig, tensors: Mapping[str, Array], where: str) -> None:
     """Raise `UserError` unless `tensors` has exactly the table's names; none of them is read."""
     check_names_of(parameter_table(model), tensors, where)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", "all", "lora_only"),
     "use_dora": (False, True, None),
+    "use_rslora": (False, True, None),
     "modules_to_save": (None, []),
     "layers_pattern": (None, "", []),
     "trainable_token_indices": (None, []),
@@ -34,6 +35,47 @@ ALLOWED: dict[str, tuple[object, ...]] = {
 """Fields of PEFT that change what is computed, with the values that are read here; the first is what absence means."""
 FREE_OF_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """`init_lora_weights` that leave the base as it is; others (pissa, olora, corda, loftq...) take the start out of it."""
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pattern_of_names(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+def _names(value: object) -> bool:
+    return _pattern_of_names(value) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _by_pattern(one: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(_pattern_of_names(k) and one(v) for k, v in value.items())
+
+
+def _layers(value: object) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return all(isinstance(number, int) and not isinstance(number, bool) for number in several)
+
+
+KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "r": (_count, "a whole number above 0"),
+    "lora_alpha": (_number, "a number"),
+    "lora_dropout": (_number, "a number"),
+    "target_modules": (_names, "a list of names, or a pattern"),
+    "exclude_modules": (_names, "a list of names, or a pattern"),
+    "rank_pattern": (_by_pattern(_count), "whole numbers above 0 by patterns of names"),
+    "alpha_pattern": (_by_pattern(_number), "numbers by patterns of names"),
+    "layers_to_transform": (_layers, "a layer's number, or a list of them"),
+}
+"""What else a field may be, where it is there and not null."""
 
 
 def peft_config(
@@ -103,6 +145,9 @@ def check_peft_config(raw: Mapping[str, Any], path: Path) -> None:
         )
     if raw.get("r") is None or raw.get("lora_alpha") is None:
         raise UserError(f"{path} lacks the field {'r' if raw.get('r') is None else 'lora_alpha'}")
+    for field, (fits, kind) in KINDS.items():
+        if (value := raw.get(field)) is not None and not fits(value):
+            raise UserError(f"{path}: {field} = {value!r}, where PEFT has {kind}: write the adapter again")
 
 
 def _words(allowed: Sequence[object]) -> str:

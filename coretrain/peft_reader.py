@@ -58,13 +58,18 @@ def import_peft(
         "dropout": float(raw.get("lora_dropout") or 0.0),
         "bias": raw.get("bias", "none"),
         "targets": patterns(config.model, parts),
-        "fingerprint": file.metadata.get(FINGERPRINT, ""),
+        "fingerprint": file.metadata.get(FINGERPRINT, config.adapter.fingerprint),
     }
     stated = {"adapter": config.adapter.model_dump(exclude_none=True) | fields}
     config = config.model_copy(update={"adapter": build_config(stated, str(folder)).adapter})
     tensors = reader.tensors(config, chosen)
     check_rows(trained_table(config), tensors, str(folder))
     return config, tensors
+
+
+def trained_beside(folder: Path) -> str:
+    """The fingerprint of the base's weights, which may not be its newest; '' where the file doesn't say."""
+    return _weights_file(folder).metadata.get(FINGERPRINT, "")
 
 
 def _weights_file(folder: Path) -> TensorFile:

@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coretrain.adapter_runs import carry_chat_template, on_its_base
-from coretrain.bases import keep_base
+from coretrain.bases import base_run, keep_base
 from coretrain.checkpoint import (
     Interchange,
     Progress,
     interchange_of,
-    load_interchange,
-    newest_interchange,
     save_interchange,
     write_atomically,
 )
-from coretrain.command import open_run, run_of
+from coretrain.command import open_run
 from coretrain.config import RunConfig, apply_overrides, build_config
 from coretrain.data.tokenizer import SAVED_FACTS, load_tokenizer, saved_tokenizer
 from coretrain.errors import UserError
@@ -27,7 +25,7 @@ from coretrain.hf_tokenizer import CHAT_TEMPLATE
 from coretrain.model_card import model_card
 from coretrain.parameters import Array
 from coretrain.peft import export_peft
-from coretrain.peft_reader import import_peft
+from coretrain.peft_reader import import_peft, trained_beside
 from coretrain.run_files import first_template
 
 
@@ -58,25 +56,24 @@ def import_adapter(
     """
     if given.adapter.base is None:
         raise UserError(f"{source} is an adapter: name the run of its base, as --adapter.base runs/X")
-    base = open_run(Path(given.adapter.base))
+    base = open_run(base_run(given.adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
             f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
             "merge"
         )
-    words = saved_tokenizer(run_of(Path(given.adapter.base))) is not None
+    words = saved_tokenizer(base_run(given.adapter.base)) is not None
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
         raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
-    whole = load_interchange(newest_interchange(Path(given.adapter.base)))
-    config = given.model_copy(update={"model": whole.config.model})
+    beside = given.adapter.model_copy(update={"fingerprint": trained_beside(source)})
+    config, whole = on_its_base(given.model_copy(update={"model": base.model, "adapter": beside}))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
-    config, whole = on_its_base(config)
     config = _named(config, folder, overrides)
     template = first_template(config, None)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
-    if (run_of(Path(given.adapter.base)) / SAVED_FACTS).is_file():
-        load_tokenizer(run_of(Path(given.adapter.base))).save(folder)
+    if (base_run(given.adapter.base) / SAVED_FACTS).is_file():
+        load_tokenizer(base_run(given.adapter.base)).save(folder)
     if template:
         write_atomically(folder / CHAT_TEMPLATE, template)
     carry_chat_template(config, folder)
@@ -94,7 +91,7 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     """The config under the folder's name, with its tokenizer, and what the user asked for."""
     raw = config.model_dump(mode="json", exclude_none=True)
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
-    if saved := saved_tokenizer(run_of(Path(str(config.adapter.base)))):
+    if saved := saved_tokenizer(base_run(str(config.adapter.base))):
         raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
     named = build_config(apply_overrides(raw, overrides), str(folder))
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):

@@ -34,7 +34,7 @@ from coretrain.command import Command, parse, run_folder
 from coretrain.config import RunConfig
 from coretrain.data import Data, open_data
 from coretrain.data.files import write_atomically
-from coretrain.errors import UserError, leave, said
+from coretrain.errors import RESUME, UserError, leave, said
 from coretrain.journal import Journal, SilentJournal
 from coretrain.loop import Loop, Stack
 from coretrain.parameters import BlankParameters
@@ -70,7 +70,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     except BaseException as error:
         if world.size == 1:
             raise
-        code = (said(error) if isinstance(error, Exception) else None) or 1
+        code = (said(error, RESUME) if isinstance(error, Exception) else None) or 1
         if code == 1:
             traceback.print_exc()
         time.sleep(LEAVES_LAST if world.first else 0)
@@ -213,7 +213,7 @@ def restore(
 ) -> Progress:
     """Load a run's newest whole checkpoint into `stack`, whichever stack wrote it.
 
-    `for_text` it is the best one, without moments.
+    `for_text` it is the best one, if that is whole, without moments.
     """
     checkpoints, world = CheckpointFolder(folder / "checkpoints"), world or World()
 
@@ -231,9 +231,7 @@ def restore(
     if not world.told("1" if checkpoints.complete() else ""):
         newest = world.told(str(world.together(lambda: newest_interchange(folder) if world.first else "")))
         return world.together(lambda: adopt(stack, Path(newest), for_text))
-    if for_text and (path := checkpoints.best()):
-        return load(path, read_sealed(path).progress)
-    return checkpoints.first_that_loads(load, warn, world)[1]
+    return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
 
 
 def holds_state(folder: Path) -> bool:

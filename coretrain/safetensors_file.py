@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,13 +42,11 @@ class TensorFile:
             raise UserError(f"{path} is damaged: it has no safetensors header")
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         try:
-            ends = [
-                facts["data_offsets"][1] for facts in header.values() if facts["dtype"] and facts["shape"] is not None
-            ]
-            filled = max(ends, default=0) == size
-        except (KeyError, TypeError, IndexError):
+            self.metadata = {str(key): str(value) for key, value in self.metadata.items()}
+            filled = _filled(header, path)
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{path} is damaged: its safetensors header isn't one") from None
-        if not filled:
+        if filled != size:
             raise UserError(f"{path} is damaged: its length is not what its header says")
         self.start, self.header = 8 + length, header
 
@@ -76,6 +75,19 @@ class TensorFile:
             raw = raw.astype(np.float32)
         value: Array = raw.reshape(shape)
         return value
+
+
+def _filled(header: Mapping[str, Any], path: Path) -> int:
+    """Bytes of all tensors, one after the other as the format asks. Raises `UserError` naming one that doesn't begin
+    where another ends, or has not the bytes that its shape takes."""
+    filled = 0
+    for (begin, end), name in sorted((tuple(facts["data_offsets"]), name) for name, facts in header.items()):
+        dtype, shape = header[name]["dtype"], [operator.index(length) for length in header[name]["shape"]]
+        size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else end - filled
+        if operator.index(begin) != filled or end != filled + size or min(size, *shape, 0) < 0:
+            raise UserError(f"{path} is damaged: {name} doesn't lie where its shape and its neighbours say")
+        filled = operator.index(end)
+    return filled
 
 
 class TensorWriter:
@@ -115,10 +127,3 @@ class TensorWriter:
                 self._file.write(self.room.to_bytes(8, "little") + text.ljust(self.room))
                 self._file.flush()
                 os.fsync(self._file.fileno())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write float64, float32 or float16 tensors, each asked for once, synced to disk. Raises OSError on a full disk."""
-    with TensorWriter(path, tensors.keys(), metadata) as writer:
-        for name in tensors:
-            writer.add(name, tensors[name])

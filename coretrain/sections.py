@@ -14,8 +14,6 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 DType = Literal["float64", "float32", "bfloat16", "float16"]
-TorchAttention = Literal["flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "plain"]
-JaxAttention = Literal["splash", "cudnn", "xla", "plain"]
 AttentionKernel = Literal["auto", "flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "splash", "cudnn", "xla", "plain"]
 CHAT_DATE = datetime.date(2024, 7, 26)
 """The date that Llama's own chat templates fall back to where nobody tells them one."""
@@ -51,7 +49,7 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """The GPT: a pre-norm decoder, GPT-2 style or Llama style by its switches."""
 
-    layers: Positive = Field(4, description="Number of decoder blocks.")
+    layers: Positive = Field(4, le=10_000, description="Number of decoder blocks.")
     width: Positive = Field(192, description="Width D of the residual stream.")
     heads: Positive = Field(6, description="Query heads H; must divide width unless head_width is given.")
     kv_heads: Positive | None = Field(

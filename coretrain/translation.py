@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from coretrain.checkpoint import CheckpointFolder, newest_interchange, read_sealed
+from coretrain.checkpoint import (
+    CheckpointFolder,
+    Interchange,
+    Progress,
+    load_interchange,
+    newest_interchange,
+    read_sealed,
+)
 from coretrain.errors import UserError
 from coretrain.spawn import environment_alone
 
@@ -22,14 +30,19 @@ def translate(stack_name: str, folder: Path, name: str) -> None:
         raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
 
 
-def best_interchange(folder: Path) -> Path:
-    """A run's best checkpoint, else its newest, in the interchange form, which is made where it isn't there."""
+def best_interchange(folder: Path, say: Callable[[str], None]) -> Interchange:
+    """A run's best checkpoint, else its newest, in the interchange form, which is made where it isn't there.
+
+    A damaged one is passed over with a warning through `say`.
+    """
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    whole = checkpoints.complete()
-    if not whole:
-        return newest_interchange(folder)
-    path = checkpoints.best() or whole[0]
-    sealed, translated = read_sealed(path), folder / "interchange" / path.name
-    if not translated.exists() or read_sealed(translated).progress != sealed.progress:
-        translate(sealed.stack, folder, path.name)
-    return translated
+    if not checkpoints.complete():
+        return load_interchange(newest_interchange(folder))
+
+    def load(path: Path, progress: Progress) -> Interchange:
+        translated = folder / "interchange" / path.name
+        if not translated.exists() or read_sealed(translated).progress != progress:
+            translate(read_sealed(path).stack, folder, path.name)
+        return load_interchange(translated)
+
+    return checkpoints.first_that_loads(load, say, best_first=True)[1]

@@ -16,7 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from coretrain.adapters import trained_table
-from coretrain.checkpoint import read_sealed, save_interchange
+from coretrain.checkpoint import save_interchange, verify
 from coretrain.errors import UserError, exits_cleanly
 from jaxtrain.lora import freeze
 from jaxtrain.model import abstract_model, dotted
@@ -73,10 +73,11 @@ def _check_shape(where: str, held: tuple[int, ...], wanted: tuple[int, ...], voc
 def export_interchange(run: Path, name: str) -> Path:
     """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads.
 
-    Whatever mesh wrote it, it goes through this host's memory one array at a time.
+    Whatever mesh wrote it, it goes through this host's memory one array at a time. Raises
+    `DamagedCheckpoint` before anything is written.
     """
     folder = run / "checkpoints" / name
-    sealed = read_sealed(folder)
+    sealed = verify(folder)
     config = sealed.config
     if config.precision.compute == "float64":
         jax.config.update("jax_enable_x64", True)

@@ -18,6 +18,7 @@ from jax import Array
 from coretrain.adapter_bank import AdapterBank
 from coretrain.adapters import PARTS, Target, adapter_targets, trained_table, whole_table
 from coretrain.config import RunConfig
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import Parameter, from_jax_tree, parameter_table
 from coretrain.tables import rotary_tables
 from coretrain.taps import tap
@@ -274,10 +275,17 @@ class Adapters(AdapterBank):
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
-        deltas = {name: sign * delta for name, delta in self._deltas(self._weight).items()}
-        rows = [row for row in whole_table(config) if row.name in deltas]
-        for path, value in _arrays(config, self.model, rows, deltas).items():
-            _at(self.model, path)[...] += value
+        deltas = self._deltas(self._weight)
+        paths = {row.jax_path for row in whole_table(config) if row.name in deltas}
+        rows = {row.name: row for row in whole_table(config) if row.jax_path in paths}
+
+        def whole(name: str) -> np.ndarray:
+            weight = self._weight(rows[name])
+            return (weight + sign * deltas[name]).astype(weight.dtype) if name in deltas else weight
+
+        # summed in float64 as in torch, whose parameters hold one row each: here those of other layers lie beside it
+        for path, value in _arrays(config, self.model, rows.values(), LazyTensors(rows, whole)).items():
+            _at(self.model, path)[...] = value
 
     def _weight(self, row: Parameter) -> np.ndarray:
         return from_jax_tree([row], {row.jax_path: np.asarray(_at(self.model, row.jax_path)[...])})[row.name]

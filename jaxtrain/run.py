@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
-from coretrain.errors import exits_cleanly
+from coretrain.errors import RESUME, exits_cleanly
 from coretrain.runner import run
 from jaxtrain.parallel import join
 from jaxtrain.trainer import Trainer
 
 
-@exits_cleanly
+@functools.partial(exits_cleanly, way_out=RESUME)
 def main() -> int:
     """Train, or go on with `--resume RUN`; see `--help`."""
     return run(sys.argv[1:], "jax", Trainer, join)

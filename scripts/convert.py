@@ -21,16 +21,24 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coretrain.adapter_runs import merge_run
-from coretrain.command import parse
+from coretrain.command import FLAGS, PLACES, Command, parse
 from coretrain.config import fields
 from coretrain.convert import export_run, exported_to, import_run
 from coretrain.errors import UserError, exits_cleanly
 from coretrain.gguf_file import QUANTIZATIONS
 
 
+def understood(words: list[str], program: str) -> Command:
+    """The config and the fields that are given. Raises `UserError` for what only a trainer does."""
+    options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
+    if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
+        raise UserError(f"--{option} is for the trainers: name the target after the source")
+    return parse(words, program, "")
+
+
 def moved_base(words: list[str]) -> Path | None:
     """The folder after --adapter.base, all that is understood on the way out."""
-    command = parse(words, "scripts/convert.py RUN", "")
+    command = understood(words, "scripts/convert.py RUN")
     if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
         raise UserError(f"--{other} is for what is read in: leave it out")
     return None if command.config.adapter.base is None else Path(command.config.adapter.base)
@@ -77,7 +85,7 @@ def main() -> int:
             parser.error("name the folder of the new run, or give --to FORM to write a run out")
         if given.quantize != "none" or given.merge:
             parser.error("--quantize and --merge are for what is written out: give --to FORM too, or leave them out")
-        command = parse(rest, "scripts/convert.py SOURCE RUN", "")
+        command = understood(rest, "scripts/convert.py SOURCE RUN")
         lines = import_run(given.source, given.target, command.config, command.overrides)
     else:
         base = moved_base(rest)

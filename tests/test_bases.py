@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from coretrain.adapter_runs import settled
-from coretrain.adapters import initial_adapter
+from coretrain.adapter_runs import check_tokenizer, merge_run, on_base, settled
+from coretrain.adapters import initial_adapter, trained_table
 from coretrain.bases import Base, keep_base
-from coretrain.checkpoint import CheckpointFolder, Progress, interchange_of, save_interchange
-from coretrain.command import open_run
+from coretrain.checkpoint import CheckpointFolder, Progress, interchange_of, newest_interchange, save_interchange
+from coretrain.command import Command, open_run, resumed_config
 from coretrain.convert import export_run, import_run
 from coretrain.data import named_tokenizer
 from coretrain.data.template import PLAIN
 from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
+from coretrain.generation import open_for_generation
 from coretrain.parameters import initial_parameters
 from coretrain.run_files import with_own_files
 
@@ -29,7 +31,8 @@ def made(small_config, tmp_path):
     def make(*updates: int) -> Path:
         config, folder = small_config(model__vocab=257), tmp_path / "base"
         for update in updates:
-            tensors = initial_parameters(config.model, update)
+            start = initial_parameters(config.model, update)
+            tensors = {name: value + update * name.endswith("bias") for name, value in start.items()}
             where = interchange_of(folder, f"update-{update:08d}")
             save_interchange(where, config, {"parameters": tensors}, Progress(update=update), "torch")
         (folder / "config.json").write_text(config.to_json())
@@ -63,6 +66,34 @@ def test_a_base_that_went_on_is_found_by_its_weights(small_config, made, monkeyp
     assert "can't be marked as in use (Read-only file system): don't go on with" in keep_base(newest, tensors.folder)
 
 
+def test_a_base_that_is_not_there(small_config, made, tmp_path):
+    """Whoever asks for it; what the sentence names is a way out."""
+    base = made(2)
+    lora, _ = settled(small_config(**LORA, adapter__base=base))
+    adapter = tmp_path / "lora"
+    where = interchange_of(adapter, "update-00000000")
+    save_interchange(where, lora, {"parameters": initial_adapter(lora)}, Progress(), "import")
+    (adapter / "config.json").write_text(lora.to_json())
+    bytes_tokenizer().save(adapter)
+    moved = base.rename(tmp_path / "moved")
+    stack = SimpleNamespace(name="torch", adopt=lambda groups, applied: None)
+    for ask in (
+        lambda: settled(lora),
+        lambda: on_base(Command(lora, None, None, ())),
+        lambda: check_tokenizer(lora, "any"),
+        lambda: export_run(adapter, tmp_path / "hf", "hf", merge=True),
+        lambda: merge_run(adapter, tmp_path / "merged"),
+        lambda: open_for_generation(adapter, lambda config, start: stack),
+    ):
+        with pytest.raises(UserError, match=r"adapter\.base = .*base is not there: .* with --adapter\.base"):
+            ask()
+    assert open_for_generation(moved, lambda config, start: stack, adapter) is stack
+    given = resumed_config(adapter, [("adapter.base", str(moved))])
+    assert settled(given)[0].adapter.fingerprint == lora.adapter.fingerprint
+    with pytest.raises(UserError, match="nowhere does not exist: give the folder of a run"):
+        newest_interchange(tmp_path / "nowhere")
+
+
 def test_an_adapter_of_peft_takes_the_bases_tokenizer(small_config, made, tmp_path):
     """Another one is refused before anything is written: at --resume the run would go by the one that it keeps."""
     base = made(2)
@@ -80,6 +111,22 @@ def test_an_adapter_of_peft_takes_the_bases_tokenizer(small_config, made, tmp_pa
     config = open_run((tmp_path / "run").rename(tmp_path / "moved"))
     own = with_own_files(config, tmp_path / "moved").data.tokenizer
     assert named_tokenizer(own).fingerprint == bytes_tokenizer().fingerprint
+
+
+def test_an_adapter_of_peft_finds_a_base_that_went_on(small_config, made, tmp_path):
+    """Its file holds biases of the base that don't train, q's beside which k's and v's are those of then."""
+    base = made(2)
+    fields = LORA | {"adapter__bias": "lora_only", "adapter__targets": "blocks.*.attention.q.weight"}
+    lora, tensors = settled(small_config(**fields, adapter__base=base))
+    keep_base(lora, tensors.folder)
+    where = interchange_of(tmp_path / "lora", "update-00000000")
+    trained = {row.name: tensors[row.name] for row in trained_table(lora) if row.name in tensors}
+    save_interchange(where, lora, {"parameters": initial_adapter(lora) | trained}, Progress(), "import")
+    (tmp_path / "lora" / "config.json").write_text(lora.to_json())
+    export_run(tmp_path / "lora", tmp_path / "peft", "peft")
+    made(4)
+    import_run(tmp_path / "peft", tmp_path / "run", small_config(adapter__base=base))
+    assert open_run(tmp_path / "run").adapter.fingerprint == lora.adapter.fingerprint
 
 
 def test_what_is_likeliest_is_read_first(small_config, made, monkeypatch):

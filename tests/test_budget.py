@@ -11,21 +11,30 @@ from coretrain.budget import (
     matmul_parameters,
     money,
     parameter_count,
-    parameter_kinds,
     run_flops,
     stated_peak,
     summary,
     update_flops_per_token,
 )
-from coretrain.config import RunConfig, load_config, presets
+from coretrain.config import ModelConfig, RunConfig, load_config, presets
 from coretrain.footprint import footprint
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import initial_parameters, parameter_table
 
 
 def made(name: str = "gpt2-124m", **more: object) -> RunConfig:
     given = {"model.vocab": 50257} if name.startswith(("gpt2", "course", "tiny")) else {}
     given |= {key.replace("__", "."): value for key, value in more.items()}
     return load_config(name, [(key, str(value)) for key, value in given.items()])
+
+
+def parameter_kinds(model: ModelConfig) -> dict[str, int]:
+    """Parameters by kind; their sum is `parameter_count`. A tied head has none of its own."""
+    kinds = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "head": 0}
+    for row in parameter_table(model):
+        part = row.name.split(".")[2 if row.layer is not None else 0]
+        kind = "norms" if part.startswith("norm") else part
+        kinds[f"{row.name.split('.')[1]} embedding" if part == "embed" else kind] += row.size
+    return kinds
 
 
 def test_kinds_of_gpt2_by_hand():

@@ -11,12 +11,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from coretrain import manifest
+from coretrain import manifest, translation
 from coretrain.checkpoint import (
     CheckpointFolder,
     DamagedCheckpoint,
@@ -32,8 +33,11 @@ from coretrain.checkpoint import (
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.errors import UserError
 from coretrain.parameters import initial_parameters
+from coretrain.runner import restore
 from coretrain.safetensors_file import TensorWriter
+from jaxtrain.checkpoint import export_interchange as export_jax
 from jaxtrain.checkpoint import save_native
+from torchtrain.checkpoint import export_interchange as export_torch
 
 CONFIG = RunConfig(model=ModelConfig(layers=2, width=32, heads=2, vocab=300, context=16))
 PROGRESS = Progress(
@@ -246,6 +250,30 @@ def test_fallback_names_the_damaged_one(tmp_path: Path) -> None:
     (folder.final(100) / "state" / "part").unlink()
     with pytest.raises(UserError, match="no usable checkpoint"):
         folder.first_that_loads(lambda path, progress: progress.update, said.append)
+
+
+def test_the_best_one_is_passed_over_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For text and for adapters beside others; and the damage isn't sealed anew in the interchange form."""
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    for update in (100, 200, 300):
+        native(folder, update)
+    folder.note_best(100, 2.5)
+    stack = SimpleNamespace(name="torch", load=lambda path, applied: loaded.append((path.name, applied)))
+    loaded: list[tuple[str, int | None]] = []
+    said: list[str] = []
+    monkeypatch.setattr(translation, "translate", lambda stack, folder, name: loaded.append((name, None)))
+    monkeypatch.setattr(translation, "load_interchange", lambda path: path.name)
+    restore(stack, tmp_path, said.append, for_text=True)
+    assert translation.best_interchange(tmp_path, said.append) == "update-00000100"
+    assert (loaded, said) == ([("update-00000100", None)] * 2, [])
+    flip_bit(folder.final(100) / "state" / "part", 10)
+    restore(stack, tmp_path, said.append, for_text=True)
+    assert translation.best_interchange(tmp_path, said.append) == "update-00000300"
+    assert loaded[2:] == [("update-00000300", None)] * 2
+    assert ["SHA-256" in text for text in said] == [True, True]
+    for export in (export_torch, export_jax):
+        with pytest.raises(DamagedCheckpoint, match="SHA-256"):
+            export(tmp_path, "update-00000100")
 
 
 def test_a_loaders_own_error_is_not_damage(tmp_path: Path) -> None:

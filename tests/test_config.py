@@ -198,7 +198,7 @@ def test_every_field_is_described_with_its_limits():
             raise AssertionError(name)
         assert describe_type(section, leaf)
     words = {name: describe_type(*where) for name, where in fields().items()}
-    assert words["model.layers"] == "int, >= 1"
+    assert words["model.layers"] == "int, >= 1, <= 10000"
     assert words["model.kv_heads"] == "int, >= 1"
     assert words["model.residual_dropout"] == "float, >= 0, < 1"
     assert words["precision.compute"] == "float64 | float32 | bfloat16 | float16"

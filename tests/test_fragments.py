@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from coretrain.config import ModelConfig, RunConfig
+from coretrain.errors import UserError
 from coretrain.fragments import Fragment, block_of, read_fragments, size_of, take, write_fragments
 from coretrain.manifest import DamagedCheckpoint
 from coretrain.parameters import initial_parameters, padded_vocab, parameter_table
-from coretrain.safetensors_file import TensorFile, write_tensors
+from coretrain.safetensors_file import TensorFile, TensorWriter
 
 CONFIG = RunConfig(model=ModelConfig(layers=2, width=32, heads=4, vocab=101, context=16))
 CUT = ("vocab", "heads", "kv_heads", "hidden")
@@ -68,7 +69,9 @@ def test_written_tensors_are_safetensors(tmp_path):
         "b": np.float32([1.5]),
         "c": np.zeros((0, 2), np.float32),
     }
-    write_tensors(tmp_path / "x.safetensors", made)
+    with TensorWriter(tmp_path / "x.safetensors", made) as writer:
+        for name, value in made.items():
+            writer.add(name, value)
     import safetensors.numpy
 
     theirs = safetensors.numpy.load_file(tmp_path / "x.safetensors")
@@ -76,3 +79,33 @@ def test_written_tensors_are_safetensors(tmp_path):
     for name, value in made.items():
         for read in (theirs[name], ours.read(name)):
             assert (read.dtype, read.shape, read.tobytes()) == (value.dtype, value.shape, value.tobytes())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [0, 16]},
+        {"data_offsets": [8, 20]},
+        {"data_offsets": [-4, 8]},
+        {"data_offsets": [0, "12"]},
+        {"data_offsets": [0]},
+        {"shape": [3.0]},
+        {"shape": [-1, -3]},
+        {"shape": "3"},
+        {"dtype": "F64"},
+        {"dtype": ["F32"]},
+        {"dtype": "F16", "shape": [2, 3, 2]},
+    ],
+)
+def test_a_header_whose_bytes_are_not_its_shapes(tmp_path, change):
+    """Numbers of one tensor would be read as another's."""
+    path = tmp_path / "x.safetensors"
+    facts = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
+    for changed in ({}, change):
+        second = {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}
+        header = json.dumps({"a": facts | changed, "b": second}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(20))
+        if not changed:
+            assert TensorFile(path).read("a").tolist() == [0, 0, 0]
+    with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
+        TensorFile(path)

@@ -90,6 +90,17 @@ def test_scaled_rotary_positions(tmp_path: Path, trained: Tokenizer) -> None:
     export_gguf(tmp_path / "z.gguf", "m", linear, scrambled(model), trained)
     assert reopened(tmp_path / "z.gguf")[0].rope_scaling == linear.rope_scaling
     assert GGUFFile(tmp_path / "z.gguf").facts["llama.rope.scaling.factor"] == 2.5
+    kind, factor = "llama.rope.scaling.type", "llama.rope.scaling.factor"
+    for facts, found in (  # as llama.cpp reads older files
+        ({kind: None}, 2.5),
+        ({kind: None, factor: None, "llama.rope.scale_linear": 4.0}, 4.0),
+        ({kind: None, factor: 1.0}, None),
+        ({kind: "none"}, None),
+    ):
+        rewrite(tmp_path / "z.gguf", tmp_path / "old.gguf", facts)
+        assert reopened(tmp_path / "old.gguf")[0].rope_scaling == (
+            found and RopeScaling(type="linear", factor=found)
+        ), facts
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama grouped untied", "gpt2"])
@@ -181,6 +192,8 @@ def rewrite(
     [
         ({"general.architecture": "mamba"}, {}, "general.architecture = mamba can't be imported: llama and gpt2 can"),
         ({"llama.block_count": None}, {}, "lacks the field llama.block_count"),
+        ({"split.count": 3, "split.no": 0}, {}, "is one of 3 parts: join them with llama-gguf-split --merge"),
+        ({"llama.block_count": 2 + 2**30}, {}, r"model\.layers = 1073741826 .*10000"),
         ({"llama.rope.scaling.type": "yarn"}, {}, r"rope\.scaling\.type = yarn"),
         ({"llama.expert_count": 8}, {}, "expert_count = 8"),
         ({"llama.attention.head_count_kv": [4, 2]}, {}, "head_count_kv varies by layer"),
@@ -374,6 +387,21 @@ def test_command_line_from_gguf_to_all_forms(
         assert out.stderr.startswith("error: ")
         assert out.stderr.count("\n") == 1
         assert message in out.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("m.gguf", "run", "--output=x"), ("run", "--to", "hf", "--resume=x"), ("merge", "a", "b", "--spawn")]
+)
+def test_what_the_trainers_alone_do_is_refused(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """Passed over, a run would be written elsewhere than it was asked for."""
+    spec = importlib.util.spec_from_file_location("convert_script", ROOT / "scripts" / "convert.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["convert.py", *words])
+    with pytest.raises(UserError, match=r"--(output|resume|spawn) is for the trainers: name the target after the sou"):
+        script.main()
 
 
 def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> None:

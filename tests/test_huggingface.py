@@ -25,7 +25,7 @@ from coretrain.data.kept_tokenizer import KeptTokenizer
 from coretrain.data.tokenizer import Tokenizer, bytes_tokenizer, gpt2_tokenizer, load_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_reader import read_tokenizer
-from coretrain.hf_tokenizer import check_same_ids, hf_tokenizer, merges_of, write_tokenizer
+from coretrain.hf_tokenizer import check_same_ids, hf_tokenizer, merges_of, read_chat_template, write_tokenizer
 from coretrain.huggingface import export_huggingface, import_huggingface
 from coretrain.parameters import parameter_table
 from coretrain.safetensors_file import TensorFile
@@ -228,10 +228,20 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match="never pickles"):
         import_huggingface(tmp_path / "hf")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    for content in (b'{"weight_map": null}', b'{"weight_map": ["a"]}', b'{"weight_map": {"a": ["b"]}}', b"{}"):
+        index.write_bytes(content)
+        with pytest.raises(UserError, match=r"index\.json is damaged \(weight_map should name every tensor's file"):
+            import_huggingface(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"chat_template": ["a", {"name": "default"}]}')
+    assert read_chat_template(tmp_path / "hf") is None
+    (tmp_path / "hf" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is no text in UTF-8: restore it"):
+        read_chat_template(tmp_path / "hf")
     (tmp_path / "hf" / "config.json").write_text("[")
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
+    with pytest.raises(UserError, match=r"config\.json is damaged .*: restore it, or download it again"):
         import_huggingface(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"config\.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json is missing, .*: restore it, or download it again"):
         import_huggingface(tmp_path / "nowhere")
 
 

@@ -12,7 +12,9 @@ from test_huggingface import Float64Norm, Float64Rotary
 from test_quantized import bitsandbytes_nf4
 from whole_runs import arguments, run
 
+import jaxtrain.lora
 import jaxtrain.model
+import torchtrain.lora
 import torchtrain.model
 from coretrain.adapter_runs import adapter_config, merge_run, on_base, settled
 from coretrain.adapters import (
@@ -20,6 +22,7 @@ from coretrain.adapters import (
     adapter_targets,
     fingerprint,
     initial_adapter,
+    merged,
     trained_table,
     with_adapter,
 )
@@ -29,7 +32,7 @@ from coretrain.convert import export_run
 from coretrain.data.tokenizer import bytes_tokenizer
 from coretrain.errors import UserError
 from coretrain.generation import generate_text
-from coretrain.parameters import initial_parameters
+from coretrain.parameters import initial_parameters, parameter_table
 from coretrain.quantized import quantize, quantized_table
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -126,7 +129,7 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     weights = initial_parameters(config.model, 5)
     save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": weights}, Progress(), "import")
     (folder / "config.json").write_text(config.to_json())
-    asked = (("adapter.kind", "lora"), ("adapter.base", str(folder)))
+    asked = (*((key.replace("__", "."), str(value)) for key, value in LORA.items()), ("adapter.base", str(folder)))
     shorter = small_config(**LORA, adapter__base=folder, model__context=8)
     assert on_base(Command(shorter, None, None, asked)).config.model.context == 24  # the file's is of no adapter
     given = (*asked, ("model.context", "8"))
@@ -135,6 +138,7 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     assert {name: base[name].shape for name in base}["embed.position"] == (8, 32)
     # a file that is for adapters says how long its rows are, as configs/smollm2-lora.toml does
     assert on_base(Command(shorter, None, None, ())).config.model.context == 8
+    assert on_base(Command(shorter, None, None, asked[:1])).config.model.context == 8  # of another kind than the file's
     longer = shorter.model_copy(update={"model": shorter.model.model_copy(update={"context": 25})})
     with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
         on_base(Command(longer, None, None, given))
@@ -212,6 +216,28 @@ def test_an_adapter_of_another_model_is_refused(small_config):
         bank.add(other, initial_adapter(other))
     bank.add(small_config(**LORA, model__context=8), initial_adapter(config))
     assert list(bank.kept) == ["default"]
+
+
+@pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
+def test_a_merge_in_the_model_is_rounded_once(small_config, make):
+    """Bit for bit the merged run's float32 weights; also of layers and matrices that have no adapter."""
+    untied = {"model__tied": "false"}
+    targets = "blocks.*.attention.q.weight,blocks.1.mlp.up.weight,embed.token"
+    config = small_config(**LORA, **untied, adapter__targets=targets)
+    rng, weights = np.random.default_rng(0), initial_parameters(config.model, 1)
+    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(config)}
+    stack = make(small_config(**untied), weights)
+    model = stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    bank = (torchtrain.lora if make is TorchTrainer else jaxtrain.lora).Adapters(small_config(**untied), model)
+    bank.add(config, adapter)
+    bank.switch("default")
+    bank.merge()
+    for row in parameter_table(config.model):
+        if make is TorchTrainer:
+            found = dict(model.named_parameters())[row.name][: row.shape[0]].detach().numpy()
+        else:
+            found = bank._weight(row)
+        assert np.array_equal(found, merged(config, weights, adapter)[row.name]), row.name
 
 
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])

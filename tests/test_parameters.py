@@ -12,7 +12,7 @@ from coretrain.budget import parameter_count
 from coretrain.config import ModelConfig, load_config, presets
 from coretrain.errors import UserError
 from coretrain.parameters import (
-    check_tensors,
+    check_rows,
     from_jax_tree,
     initial_parameters,
     initial_value,
@@ -107,7 +107,7 @@ def test_residual_outputs_start_smaller(model):
 @MODELS
 def test_starts_are_float32_whole_and_of_the_seed(model):
     first, again, other = (initial_parameters(model, seed) for seed in (4, 4, 5))
-    check_tensors(model, first, "the start")
+    check_rows(parameter_table(model), first, "the start")
     for row in parameter_table(model):
         value = first[row.name]
         assert value.dtype == np.float32
@@ -154,13 +154,13 @@ def test_the_jax_layout_and_back(model, multiple):
 def test_wrong_tensors_are_named():
     tensors = initial_parameters(GPT2, 0)
     with pytest.raises(UserError, match=r"FILE lacks norm\.weight"):
-        check_tensors(GPT2, {k: v for k, v in tensors.items() if k != "norm.weight"}, "FILE")
+        check_rows(parameter_table(GPT2), {k: v for k, v in tensors.items() if k != "norm.weight"}, "FILE")
     with pytest.raises(UserError, match=r"lacks embed\.token and \d+ more"):
-        check_tensors(GPT2, {}, "FILE")
+        check_rows(parameter_table(GPT2), {}, "FILE")
     with pytest.raises(UserError, match=r"FILE has head\.weight"):
-        check_tensors(GPT2, tensors | {"head.weight": tensors["embed.token"]}, "FILE")
+        check_rows(parameter_table(GPT2), tensors | {"head.weight": tensors["embed.token"]}, "FILE")
     with pytest.raises(UserError, match=r"norm\.weight has shape \(47,\), the config says \(48,\)"):
-        check_tensors(GPT2, tensors | {"norm.weight": np.ones(47)}, "FILE")
+        check_rows(parameter_table(GPT2), tensors | {"norm.weight": np.ones(47)}, "FILE")
 
 
 def test_the_contract_works_where_jax_and_torch_are_missing():

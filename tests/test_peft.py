@@ -179,6 +179,18 @@ def test_an_adapter_that_peft_made_of_gpt2(made, tmp_path):
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the base's weights"),
         ({"r": None}, "lacks the field r"),
+        ({"r": 0}, "r = 0, where PEFT has a whole number above 0"),
+        ({"r": "4"}, "r = '4', where PEFT has a whole number"),
+        ({"lora_alpha": "x"}, "lora_alpha = 'x', where PEFT has a number"),
+        ({"lora_dropout": "x"}, "lora_dropout = 'x', where PEFT has a number"),
+        ({"use_rslora": "yes"}, "use_rslora = 'yes' can't be imported"),
+        ({"target_modules": 5}, "target_modules = 5, where PEFT has a list of names, or a pattern"),
+        ({"target_modules": "(c_attn"}, r"target_modules = '\(c_attn', where PEFT has a list"),
+        ({"exclude_modules": [5]}, r"exclude_modules = \[5\], where PEFT has a list"),
+        ({"rank_pattern": [4]}, r"rank_pattern = \[4\], where PEFT has whole numbers above 0 by patterns"),
+        ({"rank_pattern": {"(q": 4}}, "rank_pattern = .*where PEFT has"),
+        ({"alpha_pattern": {"q": "4"}}, "alpha_pattern = .*where PEFT has numbers by patterns"),
+        ({"layers_to_transform": "0"}, "layers_to_transform = '0', where PEFT has a layer's number"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ["wq"]}, "which is no matrix of this base that adapter_config.json names"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern gives .*q_proj"),
@@ -233,7 +245,7 @@ def test_files_that_are_damaged_or_of_another_model(made, tmp_path, small_config
             import_run(tmp_path / "peft", tmp_path / "run", on(where))
         assert not (tmp_path / "run").exists()
 
-    refused("has shape .*: give the base that the adapter belongs to", tmp_path / "wide")
+    refused("fingerprint .*, the adapter was trained on", tmp_path / "wide")
     refused("fingerprint .*, the adapter was trained on", tmp_path / "same")
     refused("is itself an adapter's run", adapter)
     with pytest.raises(UserError, match=r"is an adapter: name the run of its base, as --adapter\.base runs/X"):
@@ -329,7 +341,7 @@ def test_merged_exports_are_the_merged_run(made, tmp_path):
         assert found[name].tobytes() == value.tobytes(), name
     assert any(not np.array_equal(value, parameters(base)[name]) for name, value in found.items())
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="base has no interchange checkpoint"):
+    with pytest.raises(UserError, match=r"adapter\.base = .*base is not there"):
         export_run(adapter, tmp_path / "again", "hf", merge=True)
     export_run(adapter, tmp_path / "again", "hf", merge=True, base=tmp_path / "moved")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (

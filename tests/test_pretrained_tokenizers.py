@@ -150,6 +150,61 @@ def test_merges_in_another_order_are_no_ranks(tmp_path: Path) -> None:
     assert all(back.decode(back.encode(text)) == text for text in TEXTS)
 
 
+def test_added_tokens_that_are_text_are_no_ranks(tmp_path: Path) -> None:
+    """As in Qwen's: found in a text before any merge, as a special token never is."""
+    tokenizer = plain()
+    added = {"id": tokenizer.vocab, "content": "<think>", "special": False}
+    fast = rewritten(tmp_path / "hf", tokenizer, lambda raw: raw["added_tokens"].append(raw["added_tokens"][0] | added))
+    back = read_tokenizer(tmp_path / "hf")
+    text = "a <think>b</think>"
+    assert tokenizer.vocab in back.encode(text)
+    assert back.encode(text).tolist() == fast.encode(text).ids
+    assert back.decode(back.encode(text)) == text
+
+
+def test_what_tiktoken_or_the_package_refuses(tmp_path: Path) -> None:
+    """A pattern of the package's engine alone is kept; damage is a sentence."""
+    tokenizer = plain()
+
+    def grapheme(raw: dict[str, Any]) -> None:
+        split = {"type": "Split", "pattern": {"Regex": r"\X+"}, "behavior": "Isolated", "invert": False}
+        raw["pre_tokenizer"]["pretokenizers"][0] = split
+
+    fast = rewritten(tmp_path / "hf", tokenizer, grapheme)
+    back = read_tokenizer(tmp_path / "hf")
+    assert isinstance(back, KeptTokenizer)
+    assert all(fast.encode(text).ids == back.encode(text).tolist() for text in TEXTS)
+    path = tmp_path / "hf" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["added_tokens"][0]["id"] = "700"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="has a damaged tokenizer: download it again"):
+        read_tokenizer(tmp_path / "hf")
+    raw = json.loads(hf_tokenizer(tokenizer).to_str())
+    raw["model"]["vocab"]["a"] = "97"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="can't be read by the package tokenizers"):
+        read_tokenizer(tmp_path / "hf")
+    for ranks in (tokenizer.ranks | {b"xyzzy": 2**40}, tokenizer.ranks | {b"xyzzy": 2**32}):
+        with pytest.raises(UserError, match="tokenizer big can't be run, by its pattern or its ids"):
+            Tokenizer("big", ranks, tokenizer.pattern, tokenizer.eot)
+    model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": tokenizer.vocab})
+    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), tokenizer)
+    facts = GGUFFile(tmp_path / "m.gguf").facts
+    merges, tokens = facts["tokenizer.ggml.merges"], set(facts["tokenizer.ggml.tokens"])
+    halves = ((at, "".join(pair.split(" "))) for at, pair in enumerate(merges))
+    at, word = next((at, word) for at, word in halves if len(word) > 3 and word[:-1] not in tokens)
+    spoiled = [*merges[:at], f"{word[:-1]} {word[-1]}", *merges[at:]]
+    for changed, message in (
+        ({"tokenizer.ggml.merges": spoiled}, "can't be read by the package tokenizers"),
+        ({"tokenizer.ggml.merges": [1, 2]}, "tokenizer.ggml.merges is no list of texts"),
+        ({"twintrain.tokenizer.pattern": "("}, "can't be run, by its pattern"),
+    ):
+        rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", changed)
+        with pytest.raises(UserError, match=message):
+            read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf"))
+
+
 def test_gpt2s_two_files(tmp_path: Path) -> None:
     tokenizer = plain(GPT2_PATTERN)
     raw = json.loads(hf_tokenizer(tokenizer).to_str())["model"]
@@ -318,14 +373,20 @@ def test_what_looks_special_is_no_text(tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == f" ({taken})"
 
 
-@pytest.mark.parametrize("kind", ["always", "first"])
-def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
-    """A GGUF file has scores and no merges: those that transformers makes of scores give the same ids again."""
-    raw = json.loads(sentencepiece(kind).to_str())
+def of_scores(kind: str) -> dict[str, Any]:
+    """The tokenizer.json of `sentencepiece(kind)` with every pair that its scores join."""
+    raw: dict[str, Any] = json.loads(sentencepiece(kind).to_str())
     names = ["".join(pair) for pair in raw["model"]["merges"]]
     pieces = {word: number for word, number in raw["model"]["vocab"].items() if number > 258}
     scores = {word: -float(names.index(word) if word in names else 1e4) for word in pieces}
     raw["model"]["merges"] = [list(pair) for pair in generate_merges(raw["model"]["vocab"], scores)]
+    return raw
+
+
+@pytest.mark.parametrize("kind", ["always", "first"])
+def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
+    """A GGUF file has scores and no merges: those that transformers makes of scores give the same ids again."""
+    raw = of_scores(kind)
     source = hf_folder(tmp_path / "hf", Fast.from_str(json.dumps(raw)), TURNS)
     import_run(source, tmp_path / "run")
     lines = export_run(tmp_path / "run", tmp_path / "m.gguf", "gguf")
@@ -339,6 +400,12 @@ def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
     assert (back.eot, back.vocab, back.specials) == (first.eot, first.vocab, first.specials)
     assert (back.roles, (tmp_path / "back" / "chat_template.jinja").read_text()) == (first.roles, TURNS)
     assert load_interchange(newest_interchange(tmp_path / "back")).config.model.vocab == first.vocab
+    for pad in (300, 100_000, 2**32 - 1):  # a token of text, one beyond the end, none
+        rewrite(tmp_path / "m.gguf", tmp_path / "p.gguf", {"tokenizer.ggml.padding_token_id": pad})
+        assert read_gguf_tokenizer(GGUFFile(tmp_path / "p.gguf")).roles == first.roles, pad
+    rewrite(tmp_path / "m.gguf", tmp_path / "e.gguf", {"tokenizer.ggml.eos_token_id": 300})
+    with pytest.raises(UserError, match=r"e\.gguf has no special token that ends a text"):
+        import_run(tmp_path / "e.gguf", tmp_path / "x")
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.scores": [1.0]})
     with pytest.raises(UserError, match=r"tokenizer\.ggml\.scores has 1 entries for \d+ tokens"):
         import_run(tmp_path / "x.gguf", tmp_path / "x")
@@ -346,12 +413,12 @@ def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
 
 def test_scores_that_make_other_ids_are_told(tmp_path: Path) -> None:
     """Pairs that a list leaves out are joined by llama.cpp all the same; Unigram is no BPE."""
-    tokenizer = read_tokenizer(hf_folder(tmp_path / "hf", sentencepiece("always")))
+    raw = of_scores("always")
+    tokenizer = read_tokenizer(hf_folder(tmp_path / "hf", Fast.from_str(json.dumps(raw))))
     facts, remark = tokenizer_facts(tokenizer, tokenizer.vocab + 3, None)
     assert facts["tokenizer.ggml.tokens"][-1] == f"[PAD{tokenizer.vocab + 2}]"
     assert facts["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
-    assert remark is None or "joins pieces by score alone" in remark
-    raw = json.loads(sentencepiece("always").to_str())
+    assert remark is None
     del raw["model"]["merges"][5::3]
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(raw))
     _, remark = tokenizer_facts(read_tokenizer(tmp_path / "hf"), tokenizer.vocab, None)

@@ -160,7 +160,7 @@ def test_several_adapters_and_a_merge_read_their_base_once(small_config, tmp_pat
     for name in ("one", "two"):
         write_run(tmp_path / name, config, initial_adapter(config))
     bases = counted(config)
-    open_adapters([tmp_path / "one", tmp_path / "two"], tmp_path / "base")
+    open_adapters([tmp_path / "one", tmp_path / "two"], tmp_path / "base", print)
     assert [set(base.read.values()) for base in bases] == [{1}]
     merge_run(tmp_path / "one", tmp_path / "merged")
     assert set(bases[1].read.values()) == {2}

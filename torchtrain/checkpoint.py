@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coretrain.background import in_background
-from coretrain.checkpoint import read_sealed, save_interchange
+from coretrain.checkpoint import save_interchange, verify
 from coretrain.errors import exits_cleanly
 from coretrain.fragments import Fragment, read_fragments, write_fragments
 
@@ -33,10 +33,10 @@ def load_native(folder: Path) -> Mapping[str, Mapping[str, np.ndarray]]:
 def export_interchange(run: Path, name: str) -> Path:
     """Turn the native checkpoint `name` of a run into an interchange checkpoint, which either stack reads.
 
-    One tensor is in memory at a time.
+    One tensor is in memory at a time. Raises `DamagedCheckpoint` before anything is written.
     """
     folder = run / "checkpoints" / name
-    sealed = read_sealed(folder)
+    sealed = verify(folder)
     target = run / "interchange" / name
     save_interchange(target, sealed.config, load_native(folder), sealed.progress, "torch")
     return target

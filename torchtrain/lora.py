@@ -233,4 +233,5 @@ class Adapters(AdapterBank):
         own, rows = dict(self.model.named_parameters()), {row.name: row for row in whole_table(config)}
         for name, delta in self._deltas(lambda row: own[row.name][: row.shape[0]].cpu().numpy()).items():
             value = pad_vocab(rows[name], sign * delta, config.execution.vocab_multiple)
-            own[name].copy_(own[name].double() + torch.from_numpy(value).to(own[name].device))
+            whole = own[name].cpu().double() + torch.from_numpy(value)  # MPS has no float64
+            own[name].copy_(whole.to(own[name].dtype))

@@ -44,16 +44,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` naming it when it is missing or damaged."""
+def read_json(path: Path, what: str, way_out: str = "restore it, or download it again") -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` naming it, and the `way_out`, when it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {what} should be there") from None
+        raise UserError(f"{path} is missing, {what}: {way_out}") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged ({what} should be a JSON object): delete its folder and run again")
+        raise UserError(f"{path} is damaged ({what} should be a JSON object): {way_out}")
     return value
 
 

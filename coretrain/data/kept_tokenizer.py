@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,10 +26,13 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def added_specials(raw: Mapping[str, Any]) -> dict[str, int]:
-    """{text: id} of the special tokens of a tokenizer.json. Others that were added to it are text."""
+    """{text: id} of the special tokens of a tokenizer.json. Others that were added to it are text.
+
+    Raises TypeError for an id that is none, as other damage does.
+    """
     added = raw.get("added_tokens") or ()
     return {
-        token["content"]: token["id"]
+        token["content"]: operator.index(token["id"])
         for token in added
         if token.get("special") or SPECIAL_FORM.fullmatch(token["content"])
     }

@@ -318,7 +318,7 @@ def manifest_fingerprint(tokenizer: str, shards: list[dict[str, Any]]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder, checked against its own fingerprint. Raises `UserError` naming the file."""
     path = folder / MANIFEST
-    manifest = read_json(path, "the manifest of prepared data")
+    manifest = read_json(path, "the manifest of prepared data", AGAIN)
     if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
         raise UserError(
             f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "

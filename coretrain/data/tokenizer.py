@@ -78,12 +78,17 @@ class Tokenizer:
         # tiktoken wants a token for every byte: those that are missing get ids beyond the vocabulary, which are dropped
         whole = ranks | {byte: self.vocab + place for place, byte in enumerate(missing)}
         self._drops = bool(missing)
-        self._encoding = (
-            None
-            if pattern is None
-            else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
-        )
-        self.fingerprint: str = self._fingerprint()
+        try:
+            self._encoding = (
+                None
+                if pattern is None
+                else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
+            )
+            self.fingerprint: str = self._fingerprint()
+        except (ValueError, OverflowError) as error:
+            raise UserError(
+                f"tokenizer {name} can't be run, by its pattern or its ids ({error}): restore its file, or take another"
+            ) from None
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -251,7 +256,7 @@ def saved_tokenizer(folder: Path) -> Path | None:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
-    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts")
+    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
     if facts["version"] > 3:
