@@ -18,7 +18,7 @@ from coretrain.journal import SilentJournal
 from coretrain.loop import Loop, Preemption
 from coretrain.manifest import Progress, digests
 from coretrain.parameters import initial_parameters
-from coretrain.runner import restore
+from coretrain.runner import open_journal, restore
 from coretrain.saving import Saver
 from coretrain.world import PeerError, World
 
@@ -139,6 +139,15 @@ def test_a_journal_that_finds_no_room_ends_all():
         return Loop.report(loop, {}, Preemption())
 
     assert [type(error) for error in all_of(2, report)] == [OSError, PeerError]
+
+
+def test_a_journal_that_cannot_go_on_is_said_to_all(tmp_path):
+    """Only the first reads it; the others would wait for it in their first update."""
+    (tmp_path / "metrics.jsonl").write_text('{"update": 0, "loss"\n{"update": 1, "loss": 5.0}\n')
+    errors = all_of(2, lambda world: open_journal(tmp_path, CONFIG, "torch", 1, "cpu", world))
+    assert [type(error) for error in errors] == [UserError, PeerError]
+    assert "rank 0: " in str(errors[1])
+    assert "line 1, is damaged" in str(errors[1])
 
 
 def test_the_first_error_is_the_one_that_is_said():
