@@ -12,8 +12,8 @@ from coretrain.background import in_background
 from coretrain.errors import UserError
 
 Result = TypeVar("Result")
-PATIENCE = 10.0
-"""Seconds after which the processes hear of each other while the first one works."""
+PATIENCE = 2.0
+"""Seconds after which the processes hear of each other while one works; less than `parallel.timeout` may be."""
 
 
 class World:

@@ -121,13 +121,16 @@ def visit(port: int) -> None:
 
 
 def test_a_lone_host_ends_with_a_sentence():
+    """Whichever it is: here both, each waiting at a place of its own."""
+    lone = []
     for rank in (0, 1):
         place = f"127.0.0.1:{free_port()}"
-        words = [f"parallel.coordinator={place}", "parallel.hosts=2", f"parallel.host={rank}", "parallel.timeout=1"]
-        lone = started({}, words)
-        err = lone.communicate(timeout=60)[1]
-        assert lone.returncode == 1
-        assert f"UserError: rank 1 of 2 did not {'find rank 0' if rank else 'come'}: start all" in err.splitlines()[-1]
+        words = [f"parallel.coordinator={place}", "parallel.hosts=2", f"parallel.host={rank}", "parallel.timeout=5"]
+        lone.append(started({}, words))
+    for process, what in zip(lone, ("come", "find rank 0"), strict=True):
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert f"UserError: rank 1 of 2 did not {what}: start all" in err.splitlines()[-1]
 
 
 def test_a_folder_that_not_all_see(monkeypatch, tmp_path):

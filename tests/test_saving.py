@@ -12,7 +12,7 @@ import pytest
 from coretrain import world as worlds
 from coretrain.background import in_background
 from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, save_interchange, verify
-from coretrain.config import ModelConfig, RunConfig
+from coretrain.config import ModelConfig, RunConfig, load_config
 from coretrain.errors import UserError
 from coretrain.journal import SilentJournal
 from coretrain.loop import Loop, Preemption
@@ -235,3 +235,9 @@ def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
         world.by_first(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
     assert [type(error) for error in all_of(2, fail)] == [OSError, PeerError]
+
+
+def test_they_hear_of_it_within_any_timeout():
+    """Else JAX's key-value store says that the first keeps them waiting, though it works."""
+    with pytest.raises(UserError, match=r"parallel\.timeout"):
+        load_config(None, [("parallel.timeout", f"{2 * worlds.PATIENCE:.0f}")])
