@@ -20,8 +20,9 @@ READ_WITHIN = 5.0
 def meet(address: str, count: int, rank: int, timeout: float, bound: str | None = None) -> None:
     """Wait until all `count` processes are at `address` (HOST:PORT), for at most `timeout` seconds.
 
-    `bound` is the address that rank 0 listens at, if not as the others see it. Raises `UserError` on every process that
-    came, saying who didn't; and where the port is taken, or the processes were told different counts.
+    `bound` has the port that rank 0 listens at, on all addresses of its machine, if it isn't the one that others see.
+    Raises `UserError` on every process that came, saying who didn't; and where the port is taken, the processes were
+    told different counts, or one has a rank beyond them.
     """
     if count == 1:
         return
@@ -62,7 +63,10 @@ def _expect(port: int, count: int, timeout: float) -> str:
             rank, told = _who(visitor)
             if rank:
                 here[rank] = visitor
-                fault = fault if told == count else f"rank 0 is one of {count} processes, rank {rank} one of {told}"
+                if told != count:
+                    fault = f"rank 0 is one of {count} processes, rank {rank} one of {told}"
+                elif rank >= count:
+                    fault = f"rank {rank} is not one of {count}, which count from 0"
         for visitor in here.values():
             with contextlib.suppress(OSError):
                 visitor.sendall(f"{GREETING} {fault}\n".encode())

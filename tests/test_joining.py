@@ -101,6 +101,7 @@ def test_who_does_not_come_is_named():
         strangers = pool.submit(meet, place, 4, 3, 2)
         assert all(said.startswith("rank 0 is one of 3 processes, rank 3 one of 4: ") for said in met(0))
         assert str(strangers.exception()).startswith("rank 0 is one of 3 processes, rank 3 one of 4: ")
+        assert all(said.startswith("rank 3 is not one of 3, which count from 0: ") for said in met(0, 3))
         with socket.create_server(("", port)):
             assert all("can't listen on port" in said for said in met(0))
         first = pool.submit(meet, place, 3, 0, 20)
