@@ -20,6 +20,7 @@ from coretrain.manifest import Progress, digests
 from coretrain.parameters import initial_parameters
 from coretrain.runner import open_journal, restore
 from coretrain.saving import Saver
+from coretrain.watch import Watch
 from coretrain.world import PeerError, World
 
 CONFIG = RunConfig(model=ModelConfig(layers=1, width=32, heads=2, vocab=300, context=16))
@@ -73,9 +74,9 @@ class Part:
         (folder / f"{self.rank}").write_bytes(bytes(1000 * (self.rank + 1)))
 
 
-def saver(folder: Path, world: World, full: int | None = None) -> Saver:
+def saver(folder: Path, world: World, full: int | None = None, at=lambda place: None) -> Saver:
     checkpoints = CheckpointFolder(folder)
-    return Saver(RunConfig(), Part(world.rank, full), checkpoints, SilentJournal(), world, lambda place: None)
+    return Saver(RunConfig(), Part(world.rank, full), checkpoints, SilentJournal(), world, at)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -125,6 +126,26 @@ def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch,
     assert "rank 1: OSError: [Errno 28] No space left" in str(errors[0])
     assert [path.name for path in CheckpointFolder(tmp_path).complete()] == ["update-00000003"]
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_update_that_waits_for_a_save_is_at_the_save(tmp_path):
+    """Told before it waits: of a save's places alone the watch knows no usual duration, for a disk may be slow."""
+    watch, waited = Watch(tmp_path, World(), 40, 300, ""), []
+
+    class Waits(World):
+        def ended(self, work: Future, wait: bool = True) -> bool:
+            waited.append(watch.beat.place)
+            return super().ended(work, wait)
+
+    mine = saver(tmp_path, Waits(), at=watch.at)
+    for update in range(6):
+        mine.start(Progress(update=update))
+        watch.at(f"the gradients of update {update}")
+        mine.make_way()
+        watch.at(f"the end of update {update}")
+    assert waited[0] == "the end of the save after update 0"
+    assert all("save" in place for place in waited)
+    assert watch.usual.keys() == {"the gradients of update ", "the end of update "}
 
 
 def test_a_journal_that_finds_no_room_ends_all():
