@@ -1,7 +1,7 @@
 """The processes of a run wait for each other before their framework does, and say in a sentence who did not come.
 
-JAX's own client ends the process in C++ where somebody is missing. Rank 0 listens at the coordinator's port, which JAX
-takes once all are there, so that no other one need be open.
+JAX's own client ends the process in C++ where somebody is missing, and torch names nobody. Rank 0 listens at the port
+which they take once all are there, so that no other one need be open.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def meet(address: str, count: int, rank: int, timeout: float, bound: str | None 
     ours = (int(port), count, timeout)
     if fault := _expect(*ours) if rank == 0 else _visit(host, rank, *ours):
         raise UserError(
-            f"{fault}: start all processes alike, with one coordinator (they meet at {address}, for parallel.timeout = "
+            f"{fault}: start all processes alike, with one address to meet at (here {address}, for parallel.timeout = "
             f"{timeout:.0f} s)"
         )
 
@@ -47,7 +47,7 @@ def _expect(port: int, count: int, timeout: float) -> str:
         except OSError as error:
             raise UserError(
                 f"rank 0 can't listen on port {port}, where the processes meet ({error.strerror}): give another one "
-                "(in parallel.coordinator, or as torchrun's --master-port)"
+                "(in parallel.coordinator, in MASTER_PORT, or as torchrun's --master-port)"
             ) from None
         opened.enter_context(listener)
         here: dict[int, socket.socket] = {}

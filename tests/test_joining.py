@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import coretrain.runner as runner
+import torchtrain.parallel
 from coretrain.combinations import check_combination
 from coretrain.config import load_config
 from coretrain.errors import UserError
@@ -132,6 +133,23 @@ def test_a_lone_host_ends_with_a_sentence():
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 1
         assert f"UserError: rank 1 of 2 did not {what}: start all" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "rank 1 of 2 did not come: "), (1, "rank 1 of 2 did not find rank 0: ")]
+)
+def test_a_lone_process_of_torch_is_told_too(rank, said, monkeypatch):
+    short = config(parallel__data=2)
+    short = short.model_copy(update={"parallel": short.parallel.model_copy(update={"timeout": 1})})
+    facts = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(UserError, match=said):
+        torchtrain.parallel.join(short)
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(UserError, match=r"could not join the others .*MASTER_PORT expected, but not set.*: start all"):
+        torchtrain.parallel.join(short)
 
 
 def test_a_folder_that_not_all_see(monkeypatch, tmp_path):
