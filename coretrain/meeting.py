@@ -1,7 +1,7 @@
 """The processes of a run wait for each other before their framework does, and say in a sentence who did not come.
 
-JAX's own client ends the process in C++ where somebody is missing. Rank 0 listens at the coordinator's port, which JAX
-takes once all are there, so that no other one need be open.
+JAX's own client ends the process in C++ where somebody is missing, and torch names nobody. Rank 0 listens at the port
+which they take once all are there, so that no other one need be open.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ READ_WITHIN = 5.0
 def meet(address: str, count: int, rank: int, timeout: float, bound: str | None = None) -> None:
     """Wait until all `count` processes are at `address` (HOST:PORT), for at most `timeout` seconds.
 
-    `bound` is the address that rank 0 listens at, if not as the others see it. Raises `UserError` on every process that
-    came, saying who didn't; and where the port is taken, or the processes were told different counts.
+    `bound` has the port that rank 0 listens at, on all addresses of its machine, if it isn't the one that others see.
+    Raises `UserError` on every process that came, saying who didn't; and where the port is taken, the processes were
+    told different counts, or one has a rank beyond them.
     """
     if count == 1:
         return
@@ -31,7 +32,7 @@ def meet(address: str, count: int, rank: int, timeout: float, bound: str | None 
     ours = (int(port), count, timeout)
     if fault := _expect(*ours) if rank == 0 else _visit(host, rank, *ours):
         raise UserError(
-            f"{fault}: start all processes alike, with one coordinator (they meet at {address}, for parallel.timeout = "
+            f"{fault}: start all processes alike, with one address to meet at (here {address}, for parallel.timeout = "
             f"{timeout:.0f} s)"
         )
 
@@ -46,7 +47,7 @@ def _expect(port: int, count: int, timeout: float) -> str:
         except OSError as error:
             raise UserError(
                 f"rank 0 can't listen on port {port}, where the processes meet ({error.strerror}): give another one "
-                "(in parallel.coordinator, or as torchrun's --master-port)"
+                "(in parallel.coordinator, in MASTER_PORT, or as torchrun's --master-port)"
             ) from None
         opened.enter_context(listener)
         here: dict[int, socket.socket] = {}
@@ -62,7 +63,10 @@ def _expect(port: int, count: int, timeout: float) -> str:
             rank, told = _who(visitor)
             if rank:
                 here[rank] = visitor
-                fault = fault if told == count else f"rank 0 is one of {count} processes, rank {rank} one of {told}"
+                if told != count:
+                    fault = f"rank 0 is one of {count} processes, rank {rank} one of {told}"
+                elif rank >= count:
+                    fault = f"rank {rank} is not one of {count}, which count from 0"
         for visitor in here.values():
             with contextlib.suppress(OSError):
                 visitor.sendall(f"{GREETING} {fault}\n".encode())

@@ -26,6 +26,8 @@ def keep_freed_memory() -> bool:
 
     On a CPU both frameworks allocate activations and gradients anew in each update. Blocks above 32 MiB come from mmap
     and go back at once, so each update pays for clearing the same gigabyte of pages: 5% of torch's time, 15% of JAX's.
+    So does a prompt's pass. It costs memory: of 63M parameters and a prompt of 1,800 tokens 1.4 and 1.6 GB, not 0.9 and
+    1.1.
     """
     return _mallopt((MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
 

@@ -108,12 +108,12 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.same(json.dumps(progress.to_json()), "place to go on from")
     world.by_first(lambda: begin_folder(folder, config, data))
-    if base and (remark := keep_base(config, base.folder) if world.first else ""):
+    if base and (remark := world.together(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
     world.together(lambda: check_shared(folder, config, world))
     line = line_that_goes_on(f"{module}.run", folder, command, world)
     first, p = world.first, config.parallel
-    journal = Journal(folder, config, stack_name, progress.update, stack.device_name) if first else SilentJournal()
+    journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
     with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:
         journal.header(
             {
@@ -168,6 +168,17 @@ def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
         keep_template(folder, data.template)
     else:
         carry_chat_template(config, folder)
+
+
+def open_journal(
+    folder: Path, config: RunConfig, stack_name: str, start_update: int, device_name: str, world: World
+) -> Journal:
+    """The run's journal, silent on all processes but the first; what that one finds wrong is raised on all."""
+
+    def opened() -> Journal:
+        return Journal(folder, config, stack_name, start_update, device_name) if world.first else SilentJournal()
+
+    return world.together(opened)
 
 
 def places_of(data: Data, config: RunConfig) -> int:

@@ -323,8 +323,8 @@ class ParallelConfig(Section):
         None, description="JAX: how many hosts take part. Unset: found where the cluster tells it, else one."
     )
     host: Count | None = Field(None, description="JAX: which of them this one is, from 0. Unset: found, as above.")
-    timeout: Positive = Field(
-        300, description="Seconds that a process may keep the others waiting before the run ends and names it."
+    timeout: int = Field(
+        300, ge=5, description="Seconds that a process may keep the others waiting before the run ends and names it."
     )
     silence: Positive = Field(
         40,

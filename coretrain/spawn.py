@@ -27,7 +27,8 @@ GRACE = 20.0
 COLLECTED = 1.0
 """Seconds of ends that are looked at together, to tell which one came first: the others' may follow in no time."""
 PASSED_ON = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
-"""Signals to this process, and what the ranks get; a terminal that closes asks them to save."""
+"""Signals to this process, and what the ranks get; a terminal that closes asks them to save. One that this process was
+started to ignore, as by nohup, stays ignored."""
 
 
 def launched() -> bool:
@@ -85,7 +86,9 @@ def spawn(module: str, argv: Sequence[str], command: Command) -> int:
         ranks.append(subprocess.Popen([sys.executable, "-m", module, *words], env=environment, start_new_session=True))
     # A session of their own: a terminal's Ctrl-C would reach them twice, and twice means at once.
     before = {
-        number: signal.signal(number, lambda n, _: _signal(ranks, PASSED_ON[signal.Signals(n)])) for number in PASSED_ON
+        number: signal.signal(number, lambda n, _: _signal(ranks, PASSED_ON[signal.Signals(n)]))
+        for number in PASSED_ON
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         again = f"Go on with: {line_that_goes_on(module, folder, command, World())}"

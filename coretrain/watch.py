@@ -8,7 +8,6 @@ it takes, a device or the network between them hangs. Each ends the run, and is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -135,13 +134,22 @@ class Watch:
             elif not (fault := self._read("fault")) and self.world.rank < WATCHERS:
                 fault = self._look(started)
                 if fault and not self._end.is_set():
-                    print(f"error: {fault}; the run ends. Go on with: {self.hint}", file=sys.stderr, flush=True)
-                    with contextlib.suppress(OSError):
-                        (self.folder / "fault").write_text(fault)
+                    self._say(fault)
             if fault and not self._end.is_set():
                 # for the others to read it too, and to be gone before the first, whose end would break their talk
                 time.sleep((4 if self.world.first else 2) * self.interval)
                 leave(SAID)  # the main thread is inside a collective and can't be called back
+
+    def _say(self, fault: str) -> None:
+        """Print the sentence and leave it for the others, unless another that looks has just done so."""
+        try:
+            with open(self.folder / "fault", "x") as file:
+                file.write(fault)
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # a full disk is no reason to be silent
+        print(f"error: {fault}; the run ends. Go on with: {self.hint}", file=sys.stderr, flush=True)
 
     def _look(self, started: float) -> str | None:
         now, silent = time.monotonic(), {}

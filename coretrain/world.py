@@ -12,8 +12,8 @@ from coretrain.background import in_background
 from coretrain.errors import UserError
 
 Result = TypeVar("Result")
-PATIENCE = 10.0
-"""Seconds after which the processes hear of each other while the first one works."""
+PATIENCE = 2.0
+"""Seconds after which the processes hear of each other while one works; less than `parallel.timeout` may be."""
 
 
 class World:
@@ -55,24 +55,11 @@ class World:
 
         The process at fault raises its own error; the others raise `PeerError` with its rank and its words.
         """
-        if self.size == 1:
-            return do()
-        try:
-            result = do()
-        except Exception as error:
-            self._talk(error)
-            raise
-        self._talk(None)
-        return result
+        return do() if self.size == 1 else self._run(do, lambda result: "")[0]
 
     def share(self, do: Callable[[], str]) -> list[str]:
         """What `do` gives on each process, by rank, on all of them; a fault as in `together`."""
-        try:
-            text = do()
-        except Exception as error:
-            self._talk(error)
-            raise
-        return self._talk(None, text)
+        return self._run(do, str)[1]
 
     def ended(self, work: Future[Any], wait: bool = True) -> bool:
         """Whether the `work` of every process has ended; with `wait`, once it has.
@@ -80,22 +67,30 @@ class World:
         As soon as it fails on one it fails on all, as in `together`: also where the others' still goes on, for it may
         be waiting for the one that failed.
         """
+
+        def told() -> str:
+            if not _ended(work, PATIENCE if wait else 0):
+                return ""
+            work.result()
+            return "ended"
+
         while True:
-            done = _ended(work, PATIENCE if wait else 0)
-            ended = all(self._talk(work.exception() if done else None, "done" if done else ""))
+            ended = all(self.share(told))
             if ended or not wait:
                 return ended
 
-    def _talk(self, error: BaseException | None, text: str = "") -> list[str]:
-        """Each process's text; an `error` of any is raised on all, on the process at fault its own."""
-        if error is not None:
+    def _run(self, do: Callable[[], Result], words: Callable[[Result], str]) -> tuple[Result, list[str]]:
+        """What `do` gives, and what `words` makes of it on each process; an error of any is raised on all."""
+        try:
+            result = do()
+        except Exception as error:
             with contextlib.suppress(UserError):  # where the others are gone, it is still the first thing to say
                 self.gather(f"!{error}" if isinstance(error, UserError) else f"!{type(error).__name__}: {error}")
-            raise error
-        told = self.gather(f".{text}")
-        if faults := [f"rank {rank}: {words[1:]}" for rank, words in enumerate(told) if words.startswith("!")]:
+            raise
+        told = self.gather(f".{words(result)}")
+        if faults := [f"rank {rank}: {text[1:]}" for rank, text in enumerate(told) if text.startswith("!")]:
             raise PeerError(faults[0])
-        return [words[1:] for words in told]
+        return result, [text[1:] for text in told]
 
     def by_first(self, do: Callable[[], None]) -> None:
         """Have the first process do something, the others wait for it; a fault of it is raised on all.

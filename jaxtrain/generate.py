@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
 from coretrain.generation import Asked, generate_text
+from coretrain.memory import keep_freed_memory
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from jaxtrain.lora import Adapters
 from jaxtrain.model import GPT, Cache
@@ -44,6 +45,8 @@ def generate(
     B = len(prompts)
     slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
     graph, (state, head) = nnx.graphdef(model), cast_once(model)
+    if next(iter(head.devices())).platform == "cpu":
+        keep_freed_memory()  # nothing is made or loaded any more
     everywhere = _everywhere(state)
     empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
     cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))

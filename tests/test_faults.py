@@ -1,5 +1,6 @@
 """Runs of several processes that go wrong: one is killed, stops, is told to end, or has a full disk."""
 
+import functools
 import os
 import random
 import resource
@@ -146,7 +147,8 @@ def test_a_signal_saves_once(stack, number, corpus, tmp_path):
     """SIGINT as a terminal sends it, to all that it has started."""
     folder = tmp_path / "told"
     words = arguments(corpus, "--output", str(folder), "--train.updates", "4000", *TWO)
-    process = start(stack, *words, start_new_session=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # also if not where we run
+    process = start(stack, *words, start_new_session=True, preexec_fn=heard)
     wait_for_updates(folder, 6, process)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)

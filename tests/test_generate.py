@@ -52,6 +52,14 @@ def test_up_to_the_last_slot_of_the_context_and_streamed(trainer):
     assert all(0 <= token < 101 for row in found for token in row), "never a padding row of the vocabulary"
 
 
+def test_a_process_that_only_generates_keeps_freed_memory(trainer, monkeypatch):
+    """It was given back while the model was loaded, and no update comes that would end that."""
+    asked, module = [], {"torch": torchtrain.generate, "jax": jaxtrain.generate}[trainer.name]
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(True))
+    trainer.generate([[1]], 1, Sampling(), ())
+    assert asked == [True]
+
+
 def test_no_tokens_asked_for(trainer):
     assert trainer.generate([[1]], 0, Sampling(), ()) == [[]]
 

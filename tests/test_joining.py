@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import coretrain.runner as runner
+import torchtrain.parallel
 from coretrain.combinations import check_combination
 from coretrain.config import load_config
 from coretrain.errors import UserError
@@ -101,6 +102,7 @@ def test_who_does_not_come_is_named():
         strangers = pool.submit(meet, place, 4, 3, 2)
         assert all(said.startswith("rank 0 is one of 3 processes, rank 3 one of 4: ") for said in met(0))
         assert str(strangers.exception()).startswith("rank 0 is one of 3 processes, rank 3 one of 4: ")
+        assert all(said.startswith("rank 3 is not one of 3, which count from 0: ") for said in met(0, 3))
         with socket.create_server(("", port)):
             assert all("can't listen on port" in said for said in met(0))
         first = pool.submit(meet, place, 3, 0, 20)
@@ -121,13 +123,33 @@ def visit(port: int) -> None:
 
 
 def test_a_lone_host_ends_with_a_sentence():
+    """Whichever it is: here both, each waiting at a place of its own."""
+    lone = []
     for rank in (0, 1):
         place = f"127.0.0.1:{free_port()}"
-        words = [f"parallel.coordinator={place}", "parallel.hosts=2", f"parallel.host={rank}", "parallel.timeout=1"]
-        lone = started({}, words)
-        err = lone.communicate(timeout=60)[1]
-        assert lone.returncode == 1
-        assert f"UserError: rank 1 of 2 did not {'find rank 0' if rank else 'come'}: start all" in err.splitlines()[-1]
+        words = [f"parallel.coordinator={place}", "parallel.hosts=2", f"parallel.host={rank}", "parallel.timeout=5"]
+        lone.append(started({}, words))
+    for process, what in zip(lone, ("come", "find rank 0"), strict=True):
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert f"UserError: rank 1 of 2 did not {what}: start all" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "rank 1 of 2 did not come: "), (1, "rank 1 of 2 did not find rank 0: ")]
+)
+def test_a_lone_process_of_torch_is_told_too(rank, said, monkeypatch):
+    short = config(parallel__data=2)
+    short = short.model_copy(update={"parallel": short.parallel.model_copy(update={"timeout": 1})})
+    facts = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(UserError, match=said):
+        torchtrain.parallel.join(short)
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(UserError, match=r"could not join the others .*MASTER_PORT expected, but not set.*: start all"):
+        torchtrain.parallel.join(short)
 
 
 def test_a_folder_that_not_all_see(monkeypatch, tmp_path):

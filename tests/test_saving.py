@@ -12,14 +12,15 @@ import pytest
 from coretrain import world as worlds
 from coretrain.background import in_background
 from coretrain.checkpoint import CheckpointFolder, DamagedCheckpoint, save_interchange, verify
-from coretrain.config import ModelConfig, RunConfig
+from coretrain.config import ModelConfig, RunConfig, load_config
 from coretrain.errors import UserError
 from coretrain.journal import SilentJournal
 from coretrain.loop import Loop, Preemption
 from coretrain.manifest import Progress, digests
 from coretrain.parameters import initial_parameters
-from coretrain.runner import restore
+from coretrain.runner import open_journal, restore
 from coretrain.saving import Saver
+from coretrain.watch import Watch
 from coretrain.world import PeerError, World
 
 CONFIG = RunConfig(model=ModelConfig(layers=1, width=32, heads=2, vocab=300, context=16))
@@ -73,9 +74,9 @@ class Part:
         (folder / f"{self.rank}").write_bytes(bytes(1000 * (self.rank + 1)))
 
 
-def saver(folder: Path, world: World, full: int | None = None) -> Saver:
+def saver(folder: Path, world: World, full: int | None = None, at=lambda place: None) -> Saver:
     checkpoints = CheckpointFolder(folder)
-    return Saver(RunConfig(), Part(world.rank, full), checkpoints, SilentJournal(), world, lambda place: None)
+    return Saver(RunConfig(), Part(world.rank, full), checkpoints, SilentJournal(), world, at)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -127,6 +128,26 @@ def test_a_full_disk_of_one_leaves_the_earlier_checkpoint(tmp_path, monkeypatch,
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_an_update_that_waits_for_a_save_is_at_the_save(tmp_path):
+    """Told before it waits: of a save's places alone the watch knows no usual duration, for a disk may be slow."""
+    watch, waited = Watch(tmp_path, World(), 40, 300, ""), []
+
+    class Waits(World):
+        def ended(self, work: Future, wait: bool = True) -> bool:
+            waited.append(watch.beat.place)
+            return super().ended(work, wait)
+
+    mine = saver(tmp_path, Waits(), at=watch.at)
+    for update in range(6):
+        mine.start(Progress(update=update))
+        watch.at(f"the gradients of update {update}")
+        mine.make_way()
+        watch.at(f"the end of update {update}")
+    assert waited[0] == "the end of the save after update 0"
+    assert all("save" in place for place in waited)
+    assert watch.usual.keys() == {"the gradients of update ", "the end of update "}
+
+
 def test_a_journal_that_finds_no_room_ends_all():
     """Only the first writes it; where the disk is shared it is the first to find it full."""
 
@@ -139,6 +160,15 @@ def test_a_journal_that_finds_no_room_ends_all():
         return Loop.report(loop, {}, Preemption())
 
     assert [type(error) for error in all_of(2, report)] == [OSError, PeerError]
+
+
+def test_a_journal_that_cannot_go_on_is_said_to_all(tmp_path):
+    """Only the first reads it; the others would wait for it in their first update."""
+    (tmp_path / "metrics.jsonl").write_text('{"update": 0, "loss"\n{"update": 1, "loss": 5.0}\n')
+    errors = all_of(2, lambda world: open_journal(tmp_path, CONFIG, "torch", 1, "cpu", world))
+    assert [type(error) for error in errors] == [UserError, PeerError]
+    assert "rank 0: " in str(errors[1])
+    assert "line 1, is damaged" in str(errors[1])
 
 
 def test_the_first_error_is_the_one_that_is_said():
@@ -226,3 +256,9 @@ def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
         world.by_first(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
     assert [type(error) for error in all_of(2, fail)] == [OSError, PeerError]
+
+
+def test_they_hear_of_it_within_any_timeout():
+    """Else JAX's key-value store says that the first keeps them waiting, though it works."""
+    with pytest.raises(UserError, match=r"parallel\.timeout"):
+        load_config(None, [("parallel.timeout", f"{2 * worlds.PATIENCE:.0f}")])

@@ -93,7 +93,7 @@ SPLIT_ROWS = """
 import dataclasses, functools, json
 import jax
 import numpy as np
-from coretrain.config import ModelConfig
+from coretrain.config import RunConfig
 from coretrain.layout import Layout
 from jaxtrain import attention
 from jaxtrain.sharding import Sharding, make_mesh
@@ -104,7 +104,7 @@ attention.KERNELS["splash"] = dataclasses.replace(splash, parts=interpreted)
 rng = np.random.default_rng(0)
 errors = []
 for layout, kv in ((Layout(context=2, tensor=2), 2), (Layout(context=2), 2)):
-    sharding = Sharding(make_mesh(layout, jax.devices()[: layout.devices]), ModelConfig())
+    sharding = Sharding(make_mesh(layout, jax.devices()[: layout.devices]), RunConfig())
     heads = 4 if layout.tensor > 1 else 2
     q, k, v, cotangent = (rng.standard_normal((1, 256, n, 64), np.float32) for n in (heads, kv, kv, heads))
 

@@ -104,3 +104,24 @@ def test_a_run_that_had_not_begun_is_started_again(capsys, monkeypatch, tmp_path
         assert capsys.readouterr().err == f"rank 0 of 2 was killed by SIGKILL; the others were ended. {ending}\n"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(command.config.to_json())
+
+
+def test_a_signal_that_is_ignored_is_not_passed_on(monkeypatch, tmp_path):
+    """nohup has SIGHUP ignored, so that a run outlives its terminal; the ranks inherit that."""
+    monkeypatch.setattr(sys, "executable", "true")
+    during = {}
+    monkeypatch.setattr(
+        spawn, "_watch", lambda *_: during.update((n, signal.getsignal(n)) for n in spawn.PASSED_ON) or 0
+    )
+    command = parse([f"--output={tmp_path}", "--parallel.data=2", "--spawn"], "", "")
+    before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    before |= {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert spawn.spawn("torchtrain.run", [], command) == 0
+        assert during[signal.SIGHUP] == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert callable(during[signal.SIGTERM])
+        assert callable(during[signal.SIGINT])
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

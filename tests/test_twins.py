@@ -33,14 +33,12 @@ FILES = sorted(
 )
 ONE_SIDED = {
     # JAX: a place for optax' state and the two rules of its chain; the kernel that torch calls inside SDPA; tree paths
-    # torch: AdamW made once for both of its users, and what each process writes of a state; what is exported of it
-    # stands with JAX's arrays, in tensors.py
+    # torch: AdamW made once for both of its users, and what each process writes of a state
     "optimizer.py": {
         "Moments",
         "scale_by_adam",
         "scale_by_muon",
         "adamw",
-        "exported",
         "fragment",
         "moment",
         "replicated",
@@ -48,8 +46,9 @@ ONE_SIDED = {
     },
     "attention.py": {"splash_attention"},
     "generate.py": {"cache_slots"},
-    # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows
-    "model.py": {"dotted", "abstract_model", "look_up", "fill", "hold", "part_of", "block"},
+    # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows; what is exported of a state
+    # stands with JAX's arrays, in tensors.py
+    "model.py": {"dotted", "abstract_model", "look_up", "fill", "hold", "part_of", "block", "exported"},
     # JAX: one process may hold many devices; its coordination service carries what processes tell each other
     # torch: process groups and the sums over them that the compiler puts in for JAX
     "parallel.py": {

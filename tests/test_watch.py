@@ -1,12 +1,15 @@
 """The watch over the processes of a run: who is silent, who is behind, and what they must agree on."""
 
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import coretrain.watch as watch_module
-from coretrain.watch import Beat, Watch, fault_of
+from coretrain.watch import SAID, Beat, Watch, fault_of
 from coretrain.world import PeerError, World
 
 WAITING = Beat(0, "first", 10, 8, "the gradients of update 17")
@@ -114,6 +117,23 @@ def test_a_full_disk_is_not_silence(tmp_path, monkeypatch):
         assert not said
         time.sleep(0.5)
     assert said
+
+
+@pytest.mark.parametrize(("disk", "times"), [("in order", 1), ("gone", 2)])
+def test_what_two_find_at_once_is_said_once(disk, times, tmp_path, monkeypatch, capsys):
+    """Twice only where neither can tell the other."""
+    monkeypatch.setattr(watch_module, "leave", sys.exit)
+    both, found = [Watch(tmp_path, Two(rank), 40, 60, "a line") for rank in range(2)], threading.Barrier(2)
+    if disk == "in order":
+        both[0].folder.mkdir()
+    for watch in both:
+        watch.interval = 0.01
+        monkeypatch.setattr(watch, "_write", lambda: True)
+        monkeypatch.setattr(watch, "_look", lambda _: (found.wait(20), "rank 1 is gone")[1])
+    with ThreadPoolExecutor() as pool:
+        ends = [future.exception() for future in [pool.submit(watch._run) for watch in both]]
+    assert [end.code for end in ends] == [SAID] * 2
+    assert capsys.readouterr().err == "error: rank 1 is gone; the run ends. Go on with: a line\n" * times
 
 
 def test_who_ends_by_an_error_leaves_it(tmp_path):

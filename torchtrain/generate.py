@@ -14,6 +14,7 @@ from torch import Tensor
 from coretrain.config import RunConfig
 from coretrain.errors import exits_cleanly
 from coretrain.generation import Asked, generate_text
+from coretrain.memory import keep_freed_memory
 from coretrain.sampling import Sampling, choose_tokens, pad_prompts
 from torchtrain.lora import Adapters, Dora
 from torchtrain.model import GPT, Cache, Linear
@@ -34,6 +35,8 @@ def generate(
     the model's context.
     """
     m, device = model.config, next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()  # nothing is made or loaded any more
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
     B, T = padded.tokens.shape
     slots = T + tokens

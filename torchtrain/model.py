@@ -1,7 +1,7 @@
 """The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
 
 `hold`, `fill`, `part_of` and `block` have no twin: each process holds its part of a tensor, where JAX has whole arrays
-with a sharding.
+with a sharding. `exported` stands with JAX's arrays in `jaxtrain/tensors.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from coretrain.adapters import PARTS, frozen_matrices, whole_table
 from coretrain.config import ModelConfig, RunConfig
 from coretrain.fragments import Edges, block_of, take
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import Parameter, check_names_of, check_shape, padded_vocab
 from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
 from coretrain.tables import rotary_tables
@@ -442,8 +443,10 @@ def _rows(config: RunConfig, row: Parameter) -> int:
 
 def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
-    return {
-        row.name: tree[row.name].detach()[: row.shape[0]].cpu().contiguous().numpy().copy()
-        for row in whole_table(config)
-        if row.name in tree
-    }
+    return dict(exported(config, tree))
+
+
+def exported(config: RunConfig, tree: Mapping[str, Tensor]) -> LazyTensors:
+    """As `canonical_tensors`, each copied when it is asked for."""
+    rows = {row.name: row.shape[0] for row in whole_table(config) if row.name in tree}
+    return LazyTensors(rows, lambda name: np.array(tree[name].detach()[: rows[name]].cpu().numpy(), order="C"))

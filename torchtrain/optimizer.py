@@ -1,8 +1,7 @@
 """AdamW, Adam and Muon as the contract has them; learning rate and count of applied updates come from outside.
 
 `adamw` has no twin: it is torch's own, made here for one process and for ZeRO. `fragment`, `replicated` and
-`replicated_names` say what each process holds and writes of a state, which in JAX the arrays' shardings know;
-`exported` stands with JAX's arrays in `jaxtrain/tensors.py`.
+`replicated_names` say what each process holds and writes of a state, which in JAX the arrays' shardings know.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters import trained_table, whole_table
+from coretrain.adapters import trained_table
 from coretrain.config import RunConfig
 from coretrain.fragments import Fragment, size_of
-from coretrain.lazy import LazyTensors
 from coretrain.parameters import Parameter
-from torchtrain.model import GPT, block, part_of
+from torchtrain.model import GPT, block, exported, part_of
 from torchtrain.parallel import Axis, Place
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -146,12 +144,6 @@ class Optimizer:
 def moment(state: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
     """A moment of `parameter`; before the first update zeros of its shape, which take no memory."""
     return state[key] if key in state else torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-
-
-def exported(config: RunConfig, tree: Mapping[str, Tensor]) -> LazyTensors:
-    """As `canonical_tensors`, each copied when it is asked for."""
-    rows = {row.name: row.shape[0] for row in whole_table(config) if row.name in tree}
-    return LazyTensors(rows, lambda name: np.array(tree[name].detach()[: rows[name]].cpu().numpy(), order="C"))
 
 
 def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Tensor, start: int) -> Iterator[Fragment]:

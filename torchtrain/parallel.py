@@ -27,6 +27,7 @@ from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.footprint import FLAT
 from coretrain.layout import Layout, arranged, layout_of
+from coretrain.meeting import meet
 from coretrain.spawn import launched
 from coretrain.world import PeerError, World
 
@@ -34,7 +35,8 @@ from coretrain.world import PeerError, World
 def join(config: RunConfig) -> World:
     """The world of this process: those that torchrun, deepspeed or `--spawn` started with it, or itself alone.
 
-    Raises `UserError` where the axes of `parallel` don't fit the processes, or torch has no such axis.
+    Raises `UserError` where the axes of `parallel` don't fit the processes, torch has no such axis, or the others don't
+    come: within `parallel.timeout` seconds but under torchrun, which waits for them itself before it starts any.
     """
     _refuse(config)
     size = int(os.environ["WORLD_SIZE"]) if launched() else 1
@@ -46,7 +48,16 @@ def join(config: RunConfig) -> World:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     timeout = _timeout(config)
     alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
+    told = os.environ
+    if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() and "TORCHELASTIC_RUN_ID" not in told:
+        meet(f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}", size, int(told["RANK"]), config.parallel.timeout)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
+    except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken
+        raise UserError(
+            f"this process could not join the others ({str(error).splitlines()[0]}): start all of them alike, by "
+            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        ) from None
     # the group's threads left running at exit now and then abort the process, whatever code it was to end with
     atexit.register(_part)
     return Processes(timeout)

@@ -32,8 +32,8 @@ from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
 from torchtrain.generate import generate
 from torchtrain.loss import IGNORED, count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, fill, hold, master_dtype
-from torchtrain.optimizer import Optimizer, exported, global_norm, replicated_names
+from torchtrain.model import Dropout, build_model, exported, fill, hold, master_dtype
+from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel import ALONE, Axis, place_of
 
 COMPILE_PAYS_AFTER = 1e13
