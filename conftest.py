@@ -12,6 +12,9 @@ import pytest
 
 from coretrain.errors import UserError
 
+# Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
+# others want the cores too, a run of 4 s takes 6 to 80. Here before torch is imported, and for processes of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch and other processes
 # XLA cuts a function into 32 pieces to compile in parallel: for small ones on few cores that costs more than it gives
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")

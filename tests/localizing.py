@@ -13,13 +13,10 @@ from torchtrain.trainer import Trainer as TorchTrainer
 
 
 def alone(tmp_path_factory):
-    """The models are so small that threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Nothing that is compiled here outlasts the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SMALL, "data.cache", str(tmp_path_factory.mktemp("cache")))
         yield
-    torch.set_num_threads(threads)
 
 
 GPT, LLAMA = "gpt2-like", "llama-like"

@@ -14,6 +14,7 @@ from coretrain.errors import UserError
 from coretrain.sampling import Sampling
 from jaxtrain.generate import cache_slots
 from jaxtrain.trainer import Trainer as JaxTrainer
+from torchtrain.matmul import linear
 from torchtrain.trainer import Trainer as TorchTrainer
 
 
@@ -58,6 +59,18 @@ def test_a_process_that_only_generates_keeps_freed_memory(trainer, monkeypatch):
     monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(True))
     trainer.generate([[1]], 1, Sampling(), ())
     assert asked == [True]
+
+
+@pytest.mark.parametrize("width", [48, 101])
+def test_a_product_of_few_rows_is_that_of_all_threads_parts(monkeypatch, width):
+    """101 rows of a weight can't be cut into as many parts as there are threads. Floor 3e-16."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    rng = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=rng, dtype=torch.float64) for s in ((2, 2, 32), (width, 32), (width,)))
+    with torch.no_grad():
+        for given in (None, bias):
+            ours, plain = linear(x, weight, given), torch.nn.functional.linear(x, weight, given)
+            assert torch.linalg.norm(ours - plain) < 1e-14 * torch.linalg.norm(plain)
 
 
 def test_no_tokens_asked_for(trainer):

@@ -5,7 +5,6 @@ import json
 import random
 
 import pytest
-import torch
 
 import torchtrain.model
 import torchtrain.trainer
@@ -16,16 +15,6 @@ from parity.replay import localize_runs
 from parity.runs import _precision, compare_runs
 from parity.snapshots import Snapshots, bisect
 from torchtrain.trainer import Trainer as TorchTrainer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_and_alone():
-    """The models are so small that threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 SNAPSHOTS = "--checkpoint.interval=2", "--checkpoint.keep=100"
 
