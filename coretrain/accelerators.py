@@ -108,9 +108,10 @@ def machine(text: str, path: Path = TABLE) -> Machine:
     fits = re.fullmatch(r"(?P<name>.+?)(?:x(?P<count>\d+)|:(?P<topology>\d+(?:x\d+)*))?", text.strip().lower())
     name = fits["name"] if fits else text
     if not fits or name not in table:
-        near = difflib.get_close_matches(name, table, 1)
+        asked = text.strip().lower().partition(":")[0]  # rtx4090 is no `rt` of which there are 4090
+        near = difflib.get_close_matches(name, table, 1) or difflib.get_close_matches(asked, table, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}"
-        raise UserError(f"--on {text}: no accelerator {name} is known: {hint} (--accelerators FILE takes others)")
+        raise UserError(f"--on {text}: no such accelerator is known: {hint} (--accelerators FILE takes others)")
     found, topology = table[name], fits["topology"]
     if topology and not found.tpu:
         raise UserError(f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -45,9 +46,15 @@ def base_run(place: str | Path) -> Path:
 def check_there(place: Path) -> None:
     """Raise `UserError` where a base has moved, or was mistyped."""
     if not place.exists():
+        beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = difflib.get_close_matches(place.name, beside, 1)
+        hint = (
+            f"did you mean {place.with_name(near[0])}? --adapter.base names it"
+            if near
+            else ("name its place with --adapter.base")
+        )
         raise UserError(
-            f"adapter.base = {place} is not there: name its place with --adapter.base, or for text as "
-            "generate BASE_RUN PROMPT --adapter RUN"
+            f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN"
         )
 
 

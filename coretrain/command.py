@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -116,7 +118,7 @@ def _known_option(key: str) -> None:
 
 def run_of(path: Path) -> Path:
     """The run's folder, for a run or for one of its checkpoints. Raises `UserError` where there is no run."""
-    hint = "give the folder of a run, as in --resume runs/NAME"
+    hint = "give the folder of a run, as runs/NAME"
     if not path.exists():
         raise UserError(f"{path} does not exist: {hint}")
     if (path / "config.json").is_file():
@@ -153,7 +155,7 @@ def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunCon
             raise UserError(f"{key} can't change at --resume, since it would be another training: start a new run")
     run = open_run(folder)
     raw = _without_nulls(run.model_dump(mode="json"))
-    config = build_config(apply_overrides(raw, overrides), str(folder / "config.json"))
+    config = build_config(apply_overrides(raw, overrides), str(folder / "config.json"), overrides)
     old, new = run.optimizer.name, config.optimizer.name
     if old != new and "muon" in (old, new) and _has_moments(folder):
         raise UserError(
@@ -203,13 +205,15 @@ def print_help(program: str, summary: str) -> None:
         f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]\n\n"
         f"{summary}\n"
     )
-    console.print(f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny")
+    console.print(
+        f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny, whose values are below"
+    )
     console.print("--output  folder of the run; default runs/NAME-TIME")
     console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top")
     console.print(
         "--spawn   start one process for each device of parallel here, on the CPU: a rehearsal of a cluster\n"
     )
-    section = ""
+    section, chosen = "", load_config()
     table = Table()
     for name, (owner, leaf) in fields().items():
         head = name.rpartition(".")[0]
@@ -218,10 +222,11 @@ def print_help(program: str, summary: str) -> None:
                 console.print(table)
             section = head
             table = Table(title=f"{head or 'run'}: {(owner.__doc__ or '').strip()}", title_justify="left", box=None)
-            for column, width in (("field", 34), ("type, limits", 30), ("default", 18), ("meaning", None)):
+            for column, width in (("field", 34), ("type, limits", 30), ("default run", 18), ("meaning", None)):
                 table.add_column(column, width=width, overflow="fold")
         info = owner.model_fields[leaf]
-        default = "" if info.default is None else str(info.default)
+        value: Any = functools.reduce(getattr, name.split("."), chosen)
+        default = "" if value is None else str(value)
         table.add_row(f"--{name}", describe_type(owner, leaf), default or "unset", info.description or "")
     console.print(table)
     console.print(f"\nexamples\n{EXAMPLES.format(program=program)}", markup=False)

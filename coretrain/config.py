@@ -171,7 +171,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
         raise UserError(f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
-    return build_config(raw, str(path))
+    return build_config(raw, str(path), overrides)
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -244,13 +244,19 @@ def known_key(key: str) -> None:
     raise UserError(f"unknown field {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all fields"))
 
 
-def build_config(raw: Mapping[str, Any], where: str) -> RunConfig:
-    """Validate a nested mapping into a `RunConfig`; every fault becomes one sentence."""
+def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Validate a nested mapping into a `RunConfig`; every fault becomes one sentence.
+
+    It names `where` the fields stand, or those of them that were `typed` as options.
+    """
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        words = {name: f"--{name} {text}" for name, text in typed}
+        if words and first["type"] == "value_error":  # of several fields together
+            where = f"{where} with {' '.join(words.values())}"
         if first["type"] == "extra_forbidden":
             try:
                 known_key(key)
@@ -259,9 +265,8 @@ def build_config(raw: Mapping[str, Any], where: str) -> RunConfig:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
             raise UserError(f"{where}: {message}") from None
-        raise UserError(
-            f"{where}: {key} = {first['input']!r} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
-        ) from None
+        value = words.get(key) or f"{where}: {key} = {first['input']!r}"
+        raise UserError(f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}") from None
 
 
 def _meaning(key: str) -> str:

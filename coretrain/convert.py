@@ -176,7 +176,7 @@ def import_run(
     raw |= {"model": found.model.model_dump(mode="json", exclude_none=True)}
     raw["data"]["tokenizer"] = str((folder / tokenizer.file).absolute())
     others = [(key, value) for key, value in overrides if key != "data.tokenizer"]
-    config = build_config(apply_overrides(raw, others), str(source))
+    config = build_config(apply_overrides(raw, others), str(source), others)
     template = first_template(config, found.chat_template)
     # config.json comes last: without it the folder is no run
     target = interchange_of(folder, "update-00000000")

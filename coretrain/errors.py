@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import multiprocessing
@@ -21,6 +22,14 @@ RESUME = (
 
 class UserError(Exception):
     """A mistake in what the user gave (config, file, data): its text names the thing and the way out."""
+
+
+class Options(argparse.ArgumentParser):
+    """argparse whose complaints are a `UserError`: one sentence, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise UserError(f"{message[0].lower()}{message[1:]} (--help says more)")
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from coretrain.command import open_run
 from coretrain.config import ParallelConfig, RunConfig
 from coretrain.data import load_tokenizer
 from coretrain.data.tokenizer import Tokenizer
+from coretrain.errors import Options
 from coretrain.loop import Stack
 from coretrain.parameters import BlankParameters
 from coretrain.runner import MakeStack, restore
@@ -115,9 +116,7 @@ def _show(texts: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokeni
 
 
 def _parser(module: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}.generate", description="Text from a trained run, by either stack."
-    )
+    parser = Options(prog=f"python -m {module}.generate", description="Text from a trained run, by either stack.")
     parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
     parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
     parser.add_argument(

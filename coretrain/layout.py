@@ -54,13 +54,14 @@ def arranged(config: RunConfig, devices: int) -> Layout:
     if p.data is None and devices % taken:
         raise UserError(
             f"parallel: {words} = {taken} does not divide the {devices} devices: "
-            "choose axes that do, or start that many processes"
+            f"choose axes that do, or start {taken} processes (here on the CPU: --spawn)"
         )
     layout = Layout(p.data or devices // taken, **others)
     if layout.devices != devices:
         raise UserError(
             f"parallel: {layout} = {layout.devices} devices, but there are {devices}: "
-            "change an axis (parallel.data unset takes what is left), or start that many"
+            f"start {layout.devices} processes (here on the CPU: --spawn), or change an axis (parallel.data unset "
+            "takes what is left)"
         )
     return layout
 

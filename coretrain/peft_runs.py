@@ -93,7 +93,7 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
     if saved := saved_tokenizer(base_run(str(config.adapter.base))):
         raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
-    named = build_config(apply_overrides(raw, overrides), str(folder))
+    named = build_config(apply_overrides(raw, overrides), str(folder), overrides)
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
         if getattr(named.adapter, field) != getattr(config.adapter, field):
             raise UserError(f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out")

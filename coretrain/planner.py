@@ -7,6 +7,7 @@ communication that can't hide behind it, the pipeline's bubble, the update, and 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -176,6 +177,8 @@ def layouts(config: RunConfig, machine: Machine, stack: Stack, fixed: frozenset[
     found = [layout for layout in found if all(size in (None, getattr(layout, axis)) for axis, size in kept.items())]
     if not found:
         words = " and ".join(f"parallel.{axis} = {size}" for axis, size in kept.items())
+        if len(kept) > 1:
+            words += f" ({math.prod(size or 1 for size in kept.values())} together)"
         raise UserError(
             f"no way to share the run over {machine} has {words}: choose axes that divide its {machine.devices} "
             "devices and, for pipeline, the model's layers, or leave them out"

@@ -24,7 +24,7 @@ from coretrain.adapter_runs import merge_run
 from coretrain.command import FLAGS, PLACES, Command, parse
 from coretrain.config import fields
 from coretrain.convert import export_run, exported_to, import_run
-from coretrain.errors import UserError, exits_cleanly
+from coretrain.errors import Options, UserError, exits_cleanly
 from coretrain.gguf_file import QUANTIZATIONS
 
 
@@ -63,9 +63,7 @@ def main() -> int:
     """Convert, then say what was written and how to use it."""
     words = sys.argv[1:]
     verb = words.pop(0) if words[:1] in (["import"], ["export"], ["merge"]) else ""
-    parser = argparse.ArgumentParser(
-        usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Options(usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
     forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # run from a checkout that isn't installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coretrain.checkpoint import write_atomically
-from coretrain.errors import UserError, exits_cleanly
+from coretrain.errors import Options, UserError, exits_cleanly
 
 SIGNATURE, PARAGRAPH = (12, 240), (24, 400)
 """Fewest and most characters that are kept: below is no sentence, above is a whole manual."""
@@ -81,9 +81,7 @@ def _paragraph(node: Definition) -> str:
 
 def main() -> int:
     """Write the file, then say what is in it."""
-    parser = argparse.ArgumentParser(
-        usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Options(usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int)
     given = parser.parse_args()

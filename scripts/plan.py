@@ -25,7 +25,7 @@ from rich.console import Console
 from coretrain.accelerators import TABLE, Machine, machine
 from coretrain.command import parse
 from coretrain.config import RunConfig, load_config
-from coretrain.errors import UserError, exits_cleanly
+from coretrain.errors import Options, UserError, exits_cleanly
 from coretrain.plan_report import Plan, as_object, picture, show
 from coretrain.planner import Assumptions, Choice, choices, recommend
 
@@ -109,7 +109,7 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
 
 def make_plan(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
     """Read the command line and plan. Raises `UserError`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
     parser.add_argument("--accelerators", type=Path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}")
     parser.add_argument("--price", type=float, help="of the whole machine for an hour (default: the table's)")

@@ -58,19 +58,19 @@ def test_later_sources_win(tmp_path):
         ([("model.kv_heads", "4")], ["model.kv_heads = 4", "model.heads = 3"]),
         ([("model.position", "rope"), ("model.head_width", "33")], ["head_width = 33", "odd"]),
         ([("version", str(CONFIG_VERSION + 1))], ["newer", "upgrade"]),
-        ([("version", "0")], ["version = 0"]),
-        ([("model.layers", "0")], ["model.layers = 0", "greater than or equal to 1"]),
-        ([("model.layers", "two")], ["model.layers = 'two'", "integer"]),
+        ([("version", "0")], ["--version 0"]),
+        ([("model.layers", "0")], ["--model.layers 0 is wrong", "greater than or equal to 1"]),
+        ([("model.layers", "two")], ["--model.layers two is wrong", "integer"]),
         ([("model.norm", "batchnorm")], ["model.norm", "layernorm", "rmsnorm"]),
-        ([("model.residual_dropout", "1")], ["model.residual_dropout = 1", "less than 1"]),
-        ([("train.seed", "-1")], ["train.seed = -1"]),
+        ([("model.residual_dropout", "1")], ["--model.residual_dropout 1", "less than 1"]),
+        ([("train.seed", "-1")], ["--train.seed -1"]),
         ([("train.accumulation", "3")], ["train.accumulation = 3", "train.batch_size = 8"]),
         ([("schedule.warmup_updates", "801")], ["warmup_updates = 801", "800 updates"]),
         ([("schedule.min_lr", "1")], ["min_lr = 1", "lr = 0.0015"]),
         ([("optimizer.lr", "inf")], ["optimizer.lr", "finite"]),
         ([("optimizer.clip", "nan")], ["optimizer.clip", "finite"]),
-        ([("data.mixture", "3")], ["data.mixture = 3"]),
-        ([("name", "a/b")], ["name = 'a/b'"]),
+        ([("data.mixture", "3")], ["--data.mixture 3"]),
+        ([("name", "a/b")], ["--name a/b"]),
     ],
 )
 def test_an_error_names_the_field_and_the_way_out(pairs, words):
@@ -141,7 +141,7 @@ def test_overrides_read_toml_or_keep_text():
 
 def test_scaled_positions_that_make_no_sense():
     for more, words in (
-        ([("model.rope_scaling", "{type")], "model.rope_scaling = '{type' is wrong"),
+        ([("model.rope_scaling", "{type")], "--model.rope_scaling {type is wrong"),
         ([("model.rope_scaling", '{type = "llama3"}')], "model.rope_scaling.factor"),
         (
             [("model.rope_scaling", '{type = "llama3", factor = 8, high_freq_factor = 1}')],

@@ -324,7 +324,12 @@ def test_refusals_are_one_sentence():
     assert "context = 32 does not divide model.context" in refused(
         "llama-1b", "--on", "v5e:4x8", "--parallel.context", 32, "--model.context", 2000
     )
-    assert "no accelerator" in refused("tiny", "--on", "abacus")
+    assert "no such accelerator" in refused("tiny", "--on", "abacus")
+    assert "did you mean 4090?" in refused("tiny", "--on", "rtx4090")
+    together = refused(
+        "llama-1b", "--on", "v5e:4x8", "--parallel.data", 4, "--parallel.fsdp", 8, "--parallel.tensor", 4
+    )
+    assert "(128 together)" in together
     assert "bfloat16" in refused("gpt2-124m", "--on", "t4x4")
     assert "float64" in refused("tiny", "--on", "h100", "--precision.compute", "float64")
     assert "less than one update" in refused("tiny", "--on", "h100", "--tokens", 10)
