@@ -1,1 +1,7 @@
 """The contract carried out in PyTorch."""
+
+import os
+
+# How long OpenMP's threads spin for each other, read when torch is imported. As they come (300,000) they take the cores
+# from whatever else runs: with three busy neighbours on two cores an update takes half the time; alone 1% more.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
