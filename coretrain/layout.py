@@ -40,13 +40,6 @@ def layout_of(config: RunConfig, devices: int) -> Layout:
 
     Raises `UserError` where the axes don't multiply to `devices`, or don't divide what they share.
     """
-    layout = arranged(config, devices)
-    check_layout(config, layout)
-    return layout
-
-
-def arranged(config: RunConfig, devices: int) -> Layout:
-    """As `layout_of`, before the vocabulary is known: what the axes share is not looked at."""
     p = config.parallel
     others = {"fsdp": p.fsdp, "tensor": p.tensor, "context": p.context, "pipeline": p.pipeline}
     taken = math.prod(others.values())
@@ -63,22 +56,27 @@ def arranged(config: RunConfig, devices: int) -> Layout:
             f"start {layout.devices} processes (here on the CPU: --spawn), or change an axis (parallel.data unset "
             "takes what is left)"
         )
+    check_layout(config, layout)
     return layout
 
 
 def check_layout(config: RunConfig, layout: Layout) -> None:
-    """Raise `UserError` where an axis doesn't divide what it shares: rows, heads, widths, vocabulary, tokens..."""
+    """Raise `UserError` where an axis doesn't divide what it shares: rows, heads, widths, vocabulary, tokens...
+
+    A vocabulary that no tokenizer has set yet isn't looked at.
+    """
     m, axes = config.model, {"data x fsdp": layout.sharing_rows, **vars(layout)}
     rows = f"a micro-batch's rows (train.batch_size / train.accumulation = {config.micro_batch})"
     shared: list[tuple[str, str, int]] = [("data x fsdp", rows, config.micro_batch)]
     if layout.tensor > 1:
-        vocabulary = padded_vocab(m, config.execution.vocab_multiple)
         shared += [
             ("tensor", "model.heads", m.heads),
             ("tensor", "the key/value heads (model.kv_heads)", m.kv),
             ("tensor", "the MLP's hidden width (model.mlp_width)", m.hidden),
-            ("tensor", "the vocabulary, padded to execution.vocab_multiple", vocabulary),
         ]
+    if layout.tensor > 1 and m.vocab is not None:
+        vocabulary = padded_vocab(m, config.execution.vocab_multiple)
+        shared.append(("tensor", "the vocabulary, padded to execution.vocab_multiple", vocabulary))
     shared += [
         ("fsdp", "model.width", m.width),
         ("context", "model.context", m.context),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from coretrain.command import Command, run_folder
 from coretrain.errors import EXIT_USER_ERROR
+from coretrain.layout import layout_of
 from coretrain.watch import SAID
 from coretrain.world import World
 
@@ -73,6 +74,7 @@ def spawn(module: str, argv: Sequence[str], command: Command) -> int:
     are said.
     """
     count, folder = processes_of(command), run_folder(command)
+    layout_of(command.config, count)  # a mistake that all would make is said before any starts
     words = [*argv, *([] if command.resume or command.output else [f"--output={folder}"])]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     port = free_port()

@@ -18,7 +18,7 @@ from torchtrain import parallel
         ({"parallel__zero": 1, "precision__compute": "float64"}, ["float64 needs parallel.zero = 0"]),
         ({"parallel__tensor": 2, "optimizer__name": "muon"}, ["Muon orthogonalizes whole"]),
         ({"parallel__pipeline": 2, "parallel__zero": 1}, ["set one of them to its default"]),
-        ({"parallel__data": 2}, ["there are 1", "start that many"]),
+        ({"parallel__data": 2}, ["there are 1", "start 2 processes", "--spawn"]),
     ],
 )
 def test_refusals_name_the_field_and_the_way_out(small_config, fields, words):

@@ -26,7 +26,7 @@ from coretrain.combinations import check_combination
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
 from coretrain.footprint import FLAT
-from coretrain.layout import Layout, arranged, layout_of
+from coretrain.layout import Layout, layout_of
 from coretrain.meeting import meet
 from coretrain.spawn import launched
 from coretrain.world import PeerError, World
@@ -40,7 +40,7 @@ def join(config: RunConfig) -> World:
     """
     _refuse(config)
     size = int(os.environ["WORLD_SIZE"]) if launched() else 1
-    check_combination(config, "torch", arranged(config, size))
+    check_combination(config, "torch", layout_of(config, size))
     if not launched() and config.parallel.zero == 0:
         return World()
     cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
