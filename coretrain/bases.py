@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from coretrain.adapters import fingerprint, other_field
@@ -11,10 +10,10 @@ from coretrain.checkpoint import CheckpointFolder, Interchange, load_interchange
 from coretrain.command import run_of
 from coretrain.config import RunConfig
 from coretrain.errors import UserError
-from coretrain.parameters import Array
+from coretrain.lazy import LazyTensors
 
 
-class BaseTensors(Mapping[str, Array]):
+class BaseTensors(LazyTensors):
     """The tensors of a base that an adapter's run takes over, and `folder`, the checkpoint that they are of.
 
     Of learned positions, where there are some, only the first `context` are in it. Each tensor is read when it is asked
@@ -22,19 +21,8 @@ class BaseTensors(Mapping[str, Array]):
     """
 
     def __init__(self, base: Interchange, context: int) -> None:
-        self.folder, self._tensors, self._context = base.folder, base.groups["parameters"], context
-
-    def __getitem__(self, name: str) -> Array:
-        return self._tensors[name][: self._context] if name == "embed.position" else self._tensors[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        self.folder, tensors = base.folder, base.groups["parameters"]
+        super().__init__(tensors, lambda name: tensors[name][: context if name == "embed.position" else None])
 
 
 def base_run(place: str | Path) -> Path:

@@ -23,6 +23,7 @@ from coretrain.data.tokenizer import Tokenizer, load_tokenizer
 from coretrain.errors import UserError
 from coretrain.hf_config import architecture, hf_config, model_config
 from coretrain.hf_tokenizer import read_chat_template, write_tokenizer
+from coretrain.lazy import LazyTensors
 from coretrain.parameters import Array, parameter_table
 from coretrain.safetensors_file import TensorFile, TensorWriter
 
@@ -174,7 +175,7 @@ def _write_json(path: Path, content: object) -> None:
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-class HuggingFaceTensors(Mapping[str, Array]):
+class HuggingFaceTensors(LazyTensors):
     """Canonical tensors out of a Hugging Face folder, each read when it is asked for.
 
     float64 and float32 keep their bits, bfloat16 and float16 widen to float32, which is exact.
@@ -200,20 +201,12 @@ class HuggingFaceTensors(Mapping[str, Array]):
         spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
         if extra := [name for name in spare if not (m.tied and name == "lm_head.weight")]:
             raise UserError(f"{folder} has the tensor {extra[0]}, for which the contract's model has no place")
+        super().__init__(self._parts, self._read)
 
-    def __getitem__(self, name: str) -> Array:
+    def _read(self, name: str) -> Array:
         place, index, file, held = self._parts[name]
         piece = np.split(file.read(held), len(place.parts), axis=-1)[index]
         return np.ascontiguousarray(piece.T if place.transposed else piece)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._parts  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
 
 def import_huggingface(folder: Path) -> tuple[ModelConfig, HuggingFaceTensors]:
