@@ -1,6 +1,7 @@
 """One process, one setting: float64 is on in JAX for every test, before the first array is made.
 
-Runs of the product have it off; parity/test_invariance.py shows that float32 work comes out the same bits either way.
+Runs of the product have it off; parity/ladder/test_invariance.py shows that float32 work comes out the same bits
+either way.
 The judge's options are here, where pytest finds them whether or not a folder is named.
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from coretrain.errors import UserError
+from coretrain.base.errors import UserError
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
 # others want the cores too, a run of 4 s takes 6 to 80. Here before torch is imported, and for processes of tests.
@@ -55,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Folders are run in a process for each core; `-n 0` is for one, where a debugger can get in."""
-    from parity.workers import count
+    from parity.workers.scheduler import count
 
     return count(str(word) for word in config.args)
 

@@ -16,9 +16,9 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coretrain.config import RunConfig
-from coretrain.errors import UserError
-from jaxtrain.sharding import Sharding
+from coretrain.base.errors import UserError
+from coretrain.config.run import RunConfig
+from jaxtrain.parallel.sharding import Sharding
 
 
 @dataclass(frozen=True)

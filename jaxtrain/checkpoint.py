@@ -15,13 +15,14 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from coretrain.adapters import trained_table
-from coretrain.checkpoint import save_interchange, verify
-from coretrain.errors import UserError, exits_cleanly
-from jaxtrain.lora import freeze
+from coretrain.adapters.targets import trained_table
+from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.checkpoint.interchange import save_interchange
+from coretrain.checkpoint.manifest import verify
+from jaxtrain.adapters import freeze
 from jaxtrain.model import abstract_model, dotted
 from jaxtrain.optimizer import Optimizer
-from jaxtrain.tensors import exported
+from jaxtrain.parallel.arrays import exported
 
 STATE = "state"
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags
 
-from coretrain.config import RunConfig
-from coretrain.data import Data, updates_of
+from coretrain.config.run import RunConfig
+from coretrain.data.batches import updates_of
 from coretrain.data.encode import end_with_parent
+from coretrain.data.splits import Data
 
 PREFETCH = 2
 

@@ -1,97 +1,20 @@
-"""Text from a trained model: prefill, then one token at a time out of a key/value cache.
-
-`cache_slots` has no twin: torch compiles nothing for a length.
-"""
+"""`python -m jaxtrain.generate RUN PROMPT ...`: text from a trained run."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from coretrain.config import RunConfig
-from coretrain.errors import exits_cleanly
-from coretrain.generation import Asked, generate_text
-from coretrain.memory import keep_freed_memory
-from coretrain.sampling import Sampling, choose_tokens, pad_prompts
-from jaxtrain.lora import Adapters
-from jaxtrain.model import GPT, Cache
-
-
-def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    tokens: int,
-    sampling: Sampling,
-    stop: Collection[int] = (),
-    on_tokens: Callable[[np.ndarray], None] | None = None,
-) -> list[list[int]]:
-    """Up to `tokens` new ids after each of the prompts (of any lengths), which end early at a `stop` id (left out).
-
-    `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
-    the model's context.
-    """
-    m = model.config
-    padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
-    B = len(prompts)
-    slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
-    graph, (state, head) = nnx.graphdef(model), cast_once(model)
-    if next(iter(head.devices())).platform == "cpu":
-        keep_freed_memory()  # nothing is made or loaded any more
-    everywhere = _everywhere(state)
-    empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
-    cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))
-    inputs, positions, at = padded.tokens, padded.positions, 0
-    results: list[list[int]] = [[] for _ in prompts]
-    ended = np.zeros(B, bool)
-    for index in range(tokens):
-        mask = padded.mask(at, at + inputs.shape[1], slots)
-        logits, cache = _step(graph, state, head, inputs, positions, mask, cache, at, everywhere)
-        chosen = choose_tokens(np.asarray(logits), sampling, index)
-        ended |= np.isin(chosen, list(stop))
-        for row in np.flatnonzero(~ended):
-            results[row].append(int(chosen[row]))
-        if ended.all():
-            break
-        if on_tokens:
-            on_tokens(chosen)
-        at += inputs.shape[1]
-        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
-    return results
-
-
-def cast_once(model: GPT) -> tuple[nnx.State, Array]:
-    """The model's state with matrices in the compute dtype, into which each step would cast them; and its head [V, D],
-    made of its parts."""
-    flat = nnx.to_flat_state(nnx.state(model))
-    magnitudes = {path[:-2] for path, _ in flat if path[-2:] == ("adapter", "m")}  # DoRA's norm is of the master
-    cast = [
-        (
-            path,
-            leaf.replace(leaf[...].astype(model.dtype))
-            if path[-1] == "kernel" and path[:-1] not in magnitudes
-            else leaf,
-        )
-        for path, leaf in flat
-    ]
-    return nnx.from_flat_state(cast), model.head_weight.astype(model.dtype)
-
-
-def cache_slots(needed: int, context: int) -> int:
-    """Slots of the cache for so many tokens: a power of two of at least 256, or the context where that is smaller.
-
-    Not as many as needed: one compiled step serves many lengths. Nor the context's: a step reads all of them.
-    """
-    return min(context, max(256, 1 << (needed - 1).bit_length()))
+from coretrain.base.errors import exits_cleanly
+from coretrain.config.run import RunConfig
+from coretrain.contract.sampling import Sampling
+from coretrain.training.generate import Asked, generate_text
+from jaxtrain.adapters import Adapters
+from jaxtrain.decode import generate
 
 
 def generate_each(
@@ -117,23 +40,9 @@ def generate_each(
 @exits_cleanly
 def main() -> None:
     """`python -m jaxtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    from jaxtrain.trainer import Trainer  # it imports this module
+    from jaxtrain.trainer import Trainer
 
     generate_text(sys.argv[1:], "jax", Trainer, generate_each)
-
-
-def _everywhere(state) -> NamedSharding | None:
-    """On a mesh, the place of what every device has whole: tokens, the cache, and logits, which every process reads."""
-    place = jax.tree.leaves(state)[0].sharding
-    return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=6)
-def _step(graph, state, head, tokens, positions, mask, cache, at, everywhere=None):
-    model = nnx.merge(graph, state)
-    hidden, cache = model.step(tokens, positions, mask, cache, at)
-    results = model.logits(hidden[:, -1], head), cache
-    return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)
 
 
 if __name__ == "__main__":

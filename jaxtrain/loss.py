@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.sharding import Sharding
+from jaxtrain.parallel.sharding import Sharding
 
 IGNORED = -100
 """Label of a position that is no target."""

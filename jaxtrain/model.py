@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,214 +17,26 @@ from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from coretrain.adapters import PARTS, frozen_matrices, whole_table
-from coretrain.config import ModelConfig, RunConfig
-from coretrain.parameters import check_rows, from_jax_tree, padded_vocab
-from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
-from coretrain.tables import rotary_tables
-from coretrain.taps import tap
-from jaxtrain.attention import attention, masked_attention
-from jaxtrain.lora import Bottleneck, LowRank, Prefix, attach
-from jaxtrain.pipeline import pipelined
-from jaxtrain.quantized import Held, make_room, take_over
-from jaxtrain.sharding import Sharding
-from jaxtrain.tensors import placed
-
-DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
-
-
-def compute_dtype(config: RunConfig) -> jnp.dtype:
-    """Dtype of matmuls and activations."""
-    return DTYPES[config.precision.compute]
-
-
-def master_dtype(config: RunConfig) -> jnp.dtype:
-    """Dtype of weights, gradients' sum and moments: float64 in float64, else float32."""
-    return jnp.promote_types(compute_dtype(config), jnp.float32)
-
-
-class Dropout(NamedTuple):
-    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch.
-
-    With an adapter that has dropout, 7L + 1 keys of its own sites follow.
-    """
-
-    keys: Array
-    rows: Array
-
-
-class Cache(NamedTuple):
-    """Keys and values already computed: [L, B, S, K, C] each."""
-
-    keys: Array
-    values: Array
-
-
-def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> Array:
-    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is over 1 - rate."""
-    if rate == 0 or dropout is None:
-        return x
-    T, D = x.shape[-2:]
-    token = dropout.rows.astype(jnp.uint32)[..., None] * T + jnp.arange(T, dtype=jnp.uint32)
-    token_hash = _hash32(token ^ dropout.keys[site].astype(jnp.uint32))
-    steps = jnp.arange(D, dtype=jnp.uint32) * jnp.uint32(FEATURE_STEP)
-    kept = (_hash32(token_hash[..., None] + steps) >> 8) >= dropout_threshold(rate)
-    return jnp.where(kept, x * (1 / (1 - rate)), 0)
-
-
-def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
-    if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
-    keys = jax.lax.dynamic_slice_in_dim(dropout.keys, 1 + 2 * layers + len(PARTS) * layer, len(PARTS))
-    return (Dropout(keys, dropout.rows),)
-
-
-def _hash32(x: Array) -> Array:
-    first, second = (jnp.uint32(m) for m in HASH_MULTIPLIERS)
-    x = (x ^ (x >> 16)) * first
-    x = (x ^ (x >> 15)) * second
-    return x ^ (x >> 16)
-
-
-class Linear(nnx.Module):
-    """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x.
-
-    An adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `kernel` None.
-    """
-
-    def __init__(self, into: int, out: int, bias: bool, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
-        self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
-        self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
-        self.adapter: LowRank | None = nnx.data(None)
-        self.held: Held | None = nnx.data(None)
-
-    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
-        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
-        if self.adapter is None:
-            return y
-        dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-        return self.adapter.beside(y, x, dropped, self.kernel, self.bias)
-
-
-class Norm(nnx.Module):
-    """LayerNorm (two-pass variance) or RMSNorm over the last axis, computed in at least float32."""
-
-    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
-        self.kind, self.eps = m.norm, m.norm_eps
-        self.scale = nnx.Param(jnp.empty((*stack, m.width), dtype))
-        self.bias = nnx.Param(jnp.empty((*stack, m.width), dtype)) if m.norm == "layernorm" and m.bias else None
-
-    def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.kind == "layernorm":
-            wide = wide - wide.mean(-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps) * self.scale[...]
-        return (wide if self.bias is None else wide + self.bias[...]).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Grouped-query self-attention over x [B, T, D]."""
-
-    def __init__(
-        self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
-    ) -> None:
-        self.head, self.kernel, self.sharding = m.head, kernel, sharding
-        self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype)
-        self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
-        self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
-        self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
-        self.prefix: Prefix | None = nnx.data(None)
-        self.adapter: Bottleneck | None = nnx.data(None)
-
-    def __call__(
-        self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
-    ) -> Array:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, *packed)
-        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), *masks)
-
-    def prefixed(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """k and v [B, S, K, C], behind the prefix where there is one."""
-        return (k, v) if self.prefix is None else self.prefix(k, v)
-
-    def project(self, mixed: Array, *masks: Dropout) -> Array:
-        """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
-        return out if self.adapter is None else self.adapter(out)
-
-    def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
-        """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        q, k, v = (part(x, *masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
-        q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
-        if rotary is None:
-            return q, k, v
-        return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
-    first, second = jnp.split(x.astype(cos.dtype), 2, -1)
-    cos, sin = jnp.expand_dims(cos, -2), jnp.expand_dims(sin, -2)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
-
-
-class MLP(nnx.Module):
-    """GELU (tanh) or SwiGLU, hidden width F."""
-
-    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
-        self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype) if m.mlp == "swiglu" else None
-        self.up = Linear(m.width, m.hidden, m.bias, stack, dtype)
-        self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
-        self.adapter: Bottleneck | None = nnx.data(None)
-
-    def __call__(self, x: Array, *masks: Dropout) -> Array:
-        if self.gate is None:
-            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate=True)
-        else:
-            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
-        return out if self.adapter is None else self.adapter(out)
-
-
-class Block(nnx.Module):
-    """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x)). All layers' weights lie stacked."""
-
-    def __init__(self, m: ModelConfig, kernel: str, dtype: jnp.dtype, sharding: Sharding | None) -> None:
-        # Torch has a list of blocks; here one block holds [L, ...], so that a scan compiles it once.
-        self.rate, self.layers = m.residual_dropout, m.layers
-        self.norm1 = Norm(m, (m.layers,), dtype)
-        self.attention = Attention(m, kernel, (m.layers,), dtype, sharding)
-        self.norm2 = Norm(m, (m.layers,), dtype)
-        self.mlp = MLP(m, (m.layers,), dtype)
-
-    def __call__(
-        self,
-        x: Array,
-        rotary: tuple[Array, Array] | None,
-        dropout: Dropout | None,
-        layer: Array,
-        positions: Array | None = None,
-    ) -> Array:
-        site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
-        normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
-        x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, site))
-        normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))
-
-    def step(
-        self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
-    ) -> tuple[Array, Array, Array]:
-        """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
-        q, k, v = self.attention.heads(self.norm1(x), rotary)
-        keys, values = (jax.lax.dynamic_update_slice_in_dim(old, new, at, 1) for old, new in ((keys, k), (values, v)))
-        seen, theirs = self.attention.prefixed(keys, values)
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (seen.shape[1] - mask.shape[-1], 0)), constant_values=True)
-        x = x + self.attention.project(masked_attention(q, seen, theirs, mask).reshape(*x.shape[:2], -1))
-        return x + self.mlp(self.norm2(x)), keys, values
+from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.config.model import ModelConfig
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import check_rows, from_jax_tree, padded_vocab
+from coretrain.contract.rotary import rotary_tables
+from coretrain.contract.taps import tap
+from jaxtrain.adapters import LowRank, attach
+from jaxtrain.layers import (
+    Block,
+    Cache,
+    Dropout,
+    Norm,
+    compute_dtype,
+    drop,
+    master_dtype,
+)
+from jaxtrain.parallel.arrays import placed
+from jaxtrain.parallel.pipeline import pipelined
+from jaxtrain.parallel.sharding import Sharding
+from jaxtrain.quantized import make_room, take_over
 
 
 class Embed(nnx.Module):

@@ -17,10 +17,10 @@ import optax
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters import trained_table
-from coretrain.config import RunConfig
+from coretrain.adapters.targets import trained_table
+from coretrain.config.run import RunConfig
 from jaxtrain.model import dotted
-from jaxtrain.tensors import exported, placed
+from jaxtrain.parallel.arrays import exported, placed
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""

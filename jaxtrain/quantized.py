@@ -14,8 +14,17 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from coretrain.config import RunConfig
-from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map, forms, quantize, quantized_table
+from coretrain.config.run import RunConfig
+from coretrain.contract.quantization import (
+    BLOCK,
+    NF4,
+    SCALES,
+    Quantized,
+    dynamic_map,
+    forms,
+    quantize,
+    quantized_table,
+)
 
 
 @functools.partial(
@@ -25,7 +34,7 @@ from coretrain.quantized import BLOCK, NF4, SCALES, Quantized, dynamic_map, form
 )
 @dataclass(frozen=True)
 class Packed:
-    """One weight's arrays on a device, as `coretrain.quantized.Quantized` has them; a pytree."""
+    """One weight's arrays on a device, as `coretrain.contract.quantization.Quantized` has them; a pytree."""
 
     kind: str
     shape: tuple[int, ...]
@@ -42,7 +51,7 @@ def packed(weight: Quantized, device: jax.Device | None = None) -> Packed:
 
 
 def dequantize(weight: Packed, dtype: jnp.dtype | None = None) -> Array:
-    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype` (default float32)."""
+    """The weight [out, in]: bit for bit as the contract has it, then rounded to `dtype` (default float32)."""
     if weight.kind == "int8":
         numbers = weight.values.astype(jnp.float32)
     else:

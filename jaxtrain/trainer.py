@@ -21,26 +21,33 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters import run_keys, run_uses_dropout, trained_table, with_adapter
-from coretrain.config import RunConfig, until
-from coretrain.data import Data, planes
-from coretrain.errors import UserError
-from coretrain.lazy import LazyTensors
-from coretrain.memory import give_back_freed_memory, keep_freed_memory
-from coretrain.parameters import check_rows, initial_parameters
-from coretrain.sampling import Sampling
-from coretrain.tables import dropout_keys
+from coretrain.adapters.targets import (
+    run_keys,
+    run_uses_dropout,
+    trained_table,
+    with_adapter,
+)
+from coretrain.base.errors import UserError
+from coretrain.base.lazy import LazyTensors
+from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
+from coretrain.config.run import RunConfig, until
+from coretrain.contract.dropout import dropout_keys
+from coretrain.contract.parameters import check_rows, initial_parameters
+from coretrain.contract.sampling import Sampling
+from coretrain.data.batch import planes
+from coretrain.data.splits import Data
+from jaxtrain.adapters import freeze, thaw
 from jaxtrain.attention import Choice, choose_kernel
 from jaxtrain.checkpoint import load_native, save_native
 from jaxtrain.data import train_batches
-from jaxtrain.generate import generate
-from jaxtrain.lora import freeze, thaw
+from jaxtrain.decode import generate
+from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.loss import IGNORED, count_targets, cross_entropy
-from jaxtrain.model import Dropout, abstract_model, build_model, dotted, master_dtype
+from jaxtrain.model import abstract_model, build_model, dotted
 from jaxtrain.optimizer import Optimizer, global_norm
-from jaxtrain.parallel import choose_devices
-from jaxtrain.sharding import Sharding, make_mesh
-from jaxtrain.tensors import exported, initial_tensors, placed
+from jaxtrain.parallel.arrays import exported, initial_tensors, placed
+from jaxtrain.parallel.processes import choose_devices
+from jaxtrain.parallel.sharding import Sharding, make_mesh
 
 COMPILE_CACHE_AFTER = 1.0
 """Seconds of compiling above which the result is kept on disk."""
@@ -138,7 +145,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
 
 
 class Trainer:
-    """One model with its optimizer, on one device or many. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer, on one device or many. The public methods are those of `training.stack.Stack`."""
 
     name = "jax"
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import jaxtrain.layers
 import jaxtrain.model
 
 COMPUTE, MASTER = "compute", "master"
@@ -119,7 +120,7 @@ class _Watch(TorchDispatchMode):
 
 def _function():
     frame = sys._getframe(2)
-    while frame is not None and Path(frame.f_code.co_filename).parent.name != "torchtrain":
+    while frame is not None and Path(frame.f_code.co_filename).parent.name not in ("torchtrain", "parallel"):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_qualname
 
@@ -133,7 +134,7 @@ def torch_ops(trainer, batch):
 
 def jax_ops(trainer, batch):
     """What JAX computes in loss, gradients and norm; nothing is compiled or run."""
-    one = jaxtrain.model.master_dtype(trainer.config).type(1)
+    one = jaxtrain.layers.master_dtype(trainer.config).type(1)
     dropout = trainer._dropout(3, len(batch))
     traced = jax.make_jaxpr(trainer._gradients)(trainer.params, batch[:, :-1], batch[:, 1:], one, dropout)
     found = set()
@@ -196,7 +197,7 @@ def expected(model):
 
 def with_jax_gradients(trainer, batch):
     """The trainer with gradients of zero in the dtypes that JAX's have: known without running it."""
-    one = jaxtrain.model.master_dtype(trainer.config).type(1)
+    one = jaxtrain.layers.master_dtype(trainer.config).type(1)
     arguments = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
     shapes = jax.eval_shape(trainer._gradients, *arguments)[2]
     trainer.grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -14,11 +14,20 @@ from typing import Any
 
 import pytest
 
-from parity.compare import LOGITS, Gate
-from parity.localize import jax_recorder, localized_tap
+from parity.gates import LOGITS, Gate
+from parity.localize.search import jax_recorder, localized_tap
 from parity.pair import VARIANTS, WEIGHTS, make_config
 from parity.probes import PROBES, unmutated
-from parity.probes.sides import JAX, SIDES, TORCH, UNMUTATED, Seen, Side, make, quick_jit
+from parity.probes.sides import (
+    JAX,
+    SIDES,
+    TORCH,
+    UNMUTATED,
+    Seen,
+    Side,
+    make,
+    quick_jit,
+)
 
 GPT, LLAMA = "gpt2-like", "llama-like"
 BIASED, RECOMPUTED = "llama-like with biases, tied, muon", "gpt2-like, full recompute"

@@ -13,11 +13,12 @@ from flax import nnx
 
 import jaxtrain.model
 import torchtrain.model
-from coretrain.config import RunConfig, load_config
-from coretrain.errors import UserError
-from coretrain.parameters import initial_parameters, parameter_table
-from coretrain.randomness import normal_rows
-from coretrain.schedule import clip_factor, learning_rate
+from coretrain.base.errors import UserError
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import initial_parameters, parameter_table
+from coretrain.contract.randomness import normal_rows
+from coretrain.contract.schedule import clip_factor, learning_rate
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.forms import GPT2_FORM, LLAMA_FORM
 from torchtrain.trainer import Trainer as TorchTrainer

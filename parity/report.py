@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import coretrain.report
-from coretrain.chart import Line, chart
-from coretrain.data.files import write_atomically
-from coretrain.errors import UserError, exits_cleanly
+import coretrain.journal.page
+from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.files import write_atomically
+from coretrain.journal.chart import Line, chart
 
 RESULTS = Path("runs/parity/results.json")
 MUTATION_RESULTS = "mutation.json"
@@ -72,7 +72,7 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
         _setting(results),
         "<footer>Made by twintrain's judge from the figures that pytest parity measured.</footer>",
     ]
-    here = Path(coretrain.report.__file__).parent
+    here = Path(coretrain.journal.journal.page.__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     own = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     write_atomically(

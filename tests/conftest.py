@@ -1,9 +1,10 @@
 """Fixtures that several test files share. The root conftest.py has float64 on in JAX: tests say their dtypes."""
 
 import pytest
-from whole_runs import write_corpus
 
-from coretrain.config import RunConfig, load_config
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from tests.support.whole_runs import write_corpus
 
 SMALL = {
     "model.layers": 2,

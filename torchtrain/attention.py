@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coretrain.config import RunConfig
-from coretrain.errors import UserError
+from coretrain.base.errors import UserError
+from coretrain.config.run import RunConfig
 
 
 @dataclass(frozen=True)

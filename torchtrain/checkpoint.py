@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from coretrain.background import in_background
-from coretrain.checkpoint import save_interchange, verify
-from coretrain.errors import exits_cleanly
-from coretrain.fragments import Fragment, read_fragments, write_fragments
+from coretrain.base.errors import exits_cleanly
+from coretrain.base.threads import in_background
+from coretrain.checkpoint.fragments import Fragment, read_fragments, write_fragments
+from coretrain.checkpoint.interchange import save_interchange
+from coretrain.checkpoint.manifest import verify
 
 STATE = "state"
 

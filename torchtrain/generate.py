@@ -1,85 +1,19 @@
-"""Text from a trained model: prefill, then one token at a time out of a key/value cache."""
+"""`python -m torchtrain.generate RUN PROMPT ...`: text from a trained run."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from coretrain.config import RunConfig
-from coretrain.errors import exits_cleanly
-from coretrain.generation import Asked, generate_text
-from coretrain.memory import keep_freed_memory
-from coretrain.sampling import Sampling, choose_tokens, pad_prompts
-from torchtrain.lora import Adapters, Dora
-from torchtrain.model import GPT, Cache, Linear
-
-
-@torch.no_grad()
-def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    tokens: int,
-    sampling: Sampling,
-    stop: Collection[int] = (),
-    on_tokens: Callable[[np.ndarray], None] | None = None,
-) -> list[list[int]]:
-    """Up to `tokens` new ids after each of the prompts (of any lengths), which end early at a `stop` id (left out).
-
-    `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
-    the model's context.
-    """
-    m, device = model.config, next(model.parameters()).device
-    if device.type == "cpu":
-        keep_freed_memory()  # nothing is made or loaded any more
-    padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
-    B, T = padded.tokens.shape
-    slots = T + tokens
-    empty = torch.zeros(m.layers, B, slots, model.kv_heads, m.head, dtype=model.dtype, device=device)
-    cache = Cache(empty, empty.clone())
-    inputs, positions, at = padded.tokens, padded.positions, 0
-    results: list[list[int]] = [[] for _ in prompts]
-    ended = np.zeros(B, bool)
-    with cast_once(model) as head:
-        for index in range(tokens):
-            hidden, cache = model.step(
-                torch.from_numpy(inputs).to(device),
-                torch.from_numpy(positions).to(device),
-                torch.from_numpy(padded.mask(at, at + inputs.shape[1], slots)).to(device),
-                cache,
-                at,
-            )
-            chosen = choose_tokens(model.logits(hidden[:, -1], head).cpu().numpy(), sampling, index)
-            ended |= np.isin(chosen, list(stop))
-            for row in np.flatnonzero(~ended):
-                results[row].append(int(chosen[row]))
-            if ended.all():
-                break
-            if on_tokens:
-                on_tokens(chosen)
-            at += inputs.shape[1]
-            inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
-    return results
-
-
-@contextlib.contextmanager
-def cast_once(model: GPT) -> Iterator[Tensor]:
-    """Matrices in the compute dtype, into which each step would cast them, and the head [V, D] made of its parts."""
-    cast = [layer for layer in model.modules() if isinstance(layer, Linear) and layer.held is None]
-    masters = [layer.weight.data for layer in cast]
-    try:
-        for layer in cast:
-            if not isinstance(layer.adapter, Dora):  # whose norm is of the master
-                layer.weight.data = layer.weight.data.to(model.dtype)
-        yield model.head_weight.to(model.dtype)
-    finally:
-        for layer, master in zip(cast, masters, strict=True):
-            layer.weight.data = master
+from coretrain.base.errors import exits_cleanly
+from coretrain.config.run import RunConfig
+from coretrain.contract.sampling import Sampling
+from coretrain.training.generate import Asked, generate_text
+from torchtrain.adapters import Adapters
+from torchtrain.decode import generate
 
 
 def generate_each(
@@ -105,7 +39,7 @@ def generate_each(
 @exits_cleanly
 def main() -> None:
     """`python -m torchtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    from torchtrain.trainer import Trainer  # it imports this module
+    from torchtrain.trainer import Trainer
 
     generate_text(sys.argv[1:], "torch", Trainer, generate_each)
 

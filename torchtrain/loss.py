@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchtrain.parallel import ALONE, Axis, enter
+from torchtrain.parallel.axes import ALONE, Axis, enter
 
 IGNORED = -100
 """Label of a position that is no target."""

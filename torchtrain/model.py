@@ -1,14 +1,13 @@
 """The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
 
 `hold`, `fill`, `part_of` and `block` have no twin: each process holds its part of a tensor, where JAX has whole arrays
-with a sharding. `exported` stands with JAX's arrays in `jaxtrain/tensors.py`.
+with a sharding. `exported` stands with JAX's arrays in `jaxtrain/parallel/arrays.py`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,240 +16,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from coretrain.adapters import PARTS, frozen_matrices, whole_table
-from coretrain.config import ModelConfig, RunConfig
-from coretrain.fragments import Edges, block_of, take
-from coretrain.lazy import LazyTensors
-from coretrain.parameters import Parameter, check_names_of, check_shape, padded_vocab
-from coretrain.randomness import FEATURE_STEP, HASH_MULTIPLIERS, dropout_threshold
-from coretrain.tables import rotary_tables
-from coretrain.taps import tap
-from torchtrain.attention import attention, masked_attention
-from torchtrain.lora import Bottleneck, LowRank, Prefix, attach, freeze
-from torchtrain.matmul import linear
-from torchtrain.parallel import ALONE, Axis, enter, leave
-from torchtrain.quantized import Held, make_room, take_over
-
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-
-
-def compute_dtype(config: RunConfig) -> torch.dtype:
-    """Dtype of matmuls and activations."""
-    return DTYPES[config.precision.compute]
-
-
-def master_dtype(config: RunConfig) -> torch.dtype:
-    """Dtype of weights, gradients' sum and moments: float64 in float64, else float32."""
-    return torch.promote_types(compute_dtype(config), torch.float32)
-
-
-@dataclass
-class Dropout:
-    """What a forward pass needs for its masks: keys [1 + 2L] of the update's sites, rows [B] in the global batch.
-
-    With an adapter that has dropout, 7L + 1 keys of its own sites follow.
-    """
-
-    keys: Tensor
-    rows: Tensor
-
-
-@dataclass
-class Cache:
-    """Keys and values already computed: [L, B, S, K, C] each."""
-
-    keys: Tensor
-    values: Tensor
-
-
-def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
-    """Dropout of x [B, T, D] by the mask of `coretrain.randomness.dropout_mask`; what is kept is over 1 - rate."""
-    if rate == 0 or dropout is None:
-        return x
-    _, T, D = x.shape
-    token = dropout.rows[:, None] * T + torch.arange(T, dtype=torch.int32, device=x.device)
-    token_hash = _hash32(token ^ dropout.keys[site])
-    steps = torch.arange(D, dtype=torch.int32, device=x.device) * _signed(FEATURE_STEP)
-    kept = _shift_right(_hash32(token_hash[..., None] + steps), 8) >= dropout_threshold(rate)
-    return torch.where(kept, x * (1 / (1 - rate)), 0)
-
-
-def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
-    if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
-    return (Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows),)
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # torch has no uint32 arithmetic: int32 wraps alike, and the mask makes its arithmetic shift a logical one
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
-
-
-def _hash32(x: Tensor) -> Tensor:
-    first, second = (_signed(m) for m in HASH_MULTIPLIERS)
-    x = (x ^ _shift_right(x, 16)) * first
-    x = (x ^ _shift_right(x, 15)) * second
-    return x ^ _shift_right(x, 16)
-
-
-class Linear(nn.Module):
-    """x [..., in] -> [..., out]; the weight [out, in] is cast from its master dtype to that of x.
-
-    With `summed`, each process of that axis has some of the inputs, and their results are added before the bias. An
-    adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `weight` None.
-    """
-
-    def __init__(self, into: int, out: int, bias: bool, summed: Axis = ALONE) -> None:
-        super().__init__()
-        self.summed = summed
-        self.weight = nn.Parameter(torch.empty(out, into))
-        self.bias = nn.Parameter(torch.empty(out)) if bias else None
-        self.adapter: LowRank | None = None
-        self.held: Held | None = None
-
-    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.summed.size == 1:
-            y = linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
-            if self.adapter is None:
-                return y
-            dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-            return self.adapter.beside(y, x, dropped, self.weight, bias)
-        total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
-        return total if bias is None else total + bias
-
-    def _of_held(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        assert self.held is not None
-        y = self.held(x)
-        return y if bias is None else y + bias
-
-
-class Norm(nn.Module):
-    """LayerNorm (two-pass variance) or RMSNorm over the last axis, computed in at least float32."""
-
-    def __init__(self, m: ModelConfig) -> None:
-        super().__init__()
-        self.kind, self.eps = m.norm, m.norm_eps
-        self.weight = nn.Parameter(torch.empty(m.width))
-        self.bias = nn.Parameter(torch.empty(m.width)) if m.norm == "layernorm" and m.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.kind == "layernorm":
-            return F.layer_norm(wide, wide.shape[-1:], self.weight, self.bias, self.eps).to(x.dtype)
-        return F.rms_norm(wide, wide.shape[-1:], self.weight, self.eps).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention over x [B, T, D]; each process of the tensor axis has some of the heads."""
-
-    def __init__(self, m: ModelConfig, kernel: str, tensor: Axis = ALONE) -> None:
-        super().__init__()
-        self.head, self.kernel, self.tensor = m.head, kernel, tensor
-        heads, kv = m.heads * m.head // tensor.size, m.kv * m.head // tensor.size
-        self.q = Linear(m.width, heads, m.bias)
-        self.k = Linear(m.width, kv, m.bias)
-        self.v = Linear(m.width, kv, m.bias)
-        self.out = Linear(heads, m.width, m.bias, tensor)
-        self.prefix: Prefix | None = None
-        self.adapter: Bottleneck | None = None
-
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
-    ) -> Tensor:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), *packed).flatten(2))
-        return self.project(mixed, *masks)
-
-    def prefixed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v [B, S, K, C], behind the prefix where there is one."""
-        return (k, v) if self.prefix is None else self.prefix(k, v)
-
-    def project(self, mixed: Tensor, *masks: Dropout) -> Tensor:
-        """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
-        return out if self.adapter is None else self.adapter(out)
-
-    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        x = enter(x, self.tensor)
-        q, k, v = (part(x, *masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
-        q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
-        if rotary is None:
-            return q, k, v
-        return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
-    first, second = x.to(cos.dtype).chunk(2, -1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-
-
-class MLP(nn.Module):
-    """GELU (tanh) or SwiGLU, hidden width F, of which each process of the tensor axis has some."""
-
-    def __init__(self, m: ModelConfig, tensor: Axis = ALONE) -> None:
-        super().__init__()
-        hidden = m.hidden // tensor.size
-        self.tensor = tensor
-        self.gate = Linear(m.width, hidden, m.bias) if m.mlp == "swiglu" else None
-        self.up = Linear(m.width, hidden, m.bias)
-        self.down = Linear(hidden, m.width, m.bias, tensor)
-        self.adapter: Bottleneck | None = None
-
-    def forward(self, x: Tensor, *masks: Dropout) -> Tensor:
-        x = enter(x, self.tensor)
-        if self.gate is None:
-            hidden = F.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate="tanh")
-        else:
-            hidden = F.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
-        return out if self.adapter is None else self.adapter(out)
-
-
-class Block(nn.Module):
-    """One pre-norm decoder block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
-
-    def __init__(self, m: ModelConfig, layer: int, kernel: str, tensor: Axis = ALONE) -> None:
-        super().__init__()
-        self.site, self.rate, self.layer, self.layers = 1 + 2 * layer, m.residual_dropout, layer, m.layers
-        self.norm1 = Norm(m)
-        self.attention = Attention(m, kernel, tensor)
-        self.norm2 = Norm(m)
-        self.mlp = MLP(m, tensor)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        dropout: Dropout | None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        masks = layer_masks(dropout, self.layer, self.layers)
-        normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
-        x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
-        normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
-
-    def step(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
-        q, k, v = self.attention.heads(self.norm1(x), rotary)
-        keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
-        seen, theirs = self.attention.prefixed(keys, values)
-        mask = F.pad(mask, (seen.shape[1] - mask.shape[-1], 0), value=True)
-        x = x + self.attention.project(masked_attention(q, seen, theirs, mask).flatten(2))
-        return x + self.mlp(self.norm2(x)), keys, values
+from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.base.lazy import LazyTensors
+from coretrain.checkpoint.fragments import Edges, block_of, take
+from coretrain.config.model import ModelConfig
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import (
+    Parameter,
+    check_names_of,
+    check_shape,
+    padded_vocab,
+)
+from coretrain.contract.rotary import rotary_tables
+from coretrain.contract.taps import tap
+from torchtrain.adapters import LowRank, attach, freeze
+from torchtrain.few_row_linear import linear
+from torchtrain.layers import (
+    Block,
+    Cache,
+    Dropout,
+    Norm,
+    compute_dtype,
+    drop,
+    master_dtype,
+)
+from torchtrain.parallel.axes import ALONE, Axis, leave
+from torchtrain.quantized import make_room, take_over
 
 
 class Embed(nn.Module):

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coretrain.adapter_runs import load_on
-from coretrain.checkpoint import TEMPORARY, newest_interchange
-from coretrain.config import RunConfig
-from coretrain.convert import whole_model
-from coretrain.errors import UserError
+from coretrain.base.errors import UserError
+from coretrain.checkpoint.folder import TEMPORARY
+from coretrain.checkpoint.interchange import newest_interchange
+from coretrain.config.run import RunConfig
+from coretrain.runs.adapted import load_on
+from coretrain.runs.convert import whole_model
 from torchtrain.model import GPT, build_model
 
 LARGEST_FILE = 2**31 - 2**26

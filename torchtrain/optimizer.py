@@ -14,12 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters import trained_table
-from coretrain.config import RunConfig
-from coretrain.fragments import Fragment, size_of
-from coretrain.parameters import Parameter
-from torchtrain.model import GPT, block, exported, part_of
-from torchtrain.parallel import Axis, Place
+from coretrain.adapters.targets import trained_table
+from coretrain.checkpoint.fragments import Fragment, size_of
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import Parameter
+from torchtrain.model import (
+    GPT,
+    block,
+    exported,
+    part_of,
+)
+from torchtrain.parallel.axes import Axis
+from torchtrain.parallel.processes import Place
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""

@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coretrain.config import RunConfig
-from coretrain.quantized import BLOCK, SCALES, Quantized, dynamic_map, forms, pairs, quantize, quantized_table
+from coretrain.config.run import RunConfig
+from coretrain.contract.quantization import (
+    BLOCK,
+    SCALES,
+    Quantized,
+    dynamic_map,
+    forms,
+    pairs,
+    quantize,
+    quantized_table,
+)
 
 # Made here, not where they are used: torch.compile can't see through what numpy keeps.
 _PAIRS = {kind: torch.from_numpy(pairs(kind)) for kind in ("nf4", "int4")}
@@ -21,7 +30,7 @@ _SCALES = torch.from_numpy(dynamic_map())
 
 @dataclass(frozen=True)
 class Packed:
-    """One weight's arrays on a device, as `coretrain.quantized.Quantized` has them."""
+    """One weight's arrays on a device, as `coretrain.contract.quantization.Quantized` has them."""
 
     kind: str
     shape: tuple[int, ...]
@@ -38,7 +47,7 @@ def packed(weight: Quantized, device: torch.device | str | None = None) -> Packe
 
 
 def dequantize(weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
-    """The weight [out, in]: bit for bit `coretrain.quantized.dequantize`, then rounded to `dtype` (default float32)."""
+    """The weight [out, in]: bit for bit as the contract has it, then rounded to `dtype` (default float32)."""
     if weight.kind == "int8":
         numbers = weight.values.to(torch.float32)
     else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 
-from coretrain.errors import RESUME, exits_cleanly
-from coretrain.runner import run
-from torchtrain.parallel import join
+from coretrain.base.errors import RESUME, exits_cleanly
+from coretrain.training.runner import run
+from torchtrain.parallel.processes import join
 from torchtrain.trainer import Trainer
 
 

@@ -15,26 +15,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters import run_keys, run_uses_dropout, trained_table, with_adapter
-from coretrain.budget import run_flops
-from coretrain.config import RunConfig, until
-from coretrain.data import Data, planes
-from coretrain.errors import UserError
-from coretrain.fragments import Fragment
-from coretrain.layout import rows_of
-from coretrain.lazy import LazyTensors
-from coretrain.memory import give_back_freed_memory, keep_freed_memory
-from coretrain.parameters import InitialParameters, initial_parameters
-from coretrain.sampling import Sampling
-from coretrain.tables import dropout_keys
+from coretrain.adapters.targets import (
+    run_keys,
+    run_uses_dropout,
+    trained_table,
+    with_adapter,
+)
+from coretrain.base.errors import UserError
+from coretrain.base.lazy import LazyTensors
+from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
+from coretrain.checkpoint.fragments import Fragment
+from coretrain.config.run import RunConfig, until
+from coretrain.contract.dropout import dropout_keys
+from coretrain.contract.parameters import InitialParameters, initial_parameters
+from coretrain.contract.sampling import Sampling
+from coretrain.data.batch import planes
+from coretrain.data.splits import Data
+from coretrain.planning.flops import run_flops
+from coretrain.processes.layout import rows_of
 from torchtrain.attention import Choice, choose_kernel
 from torchtrain.checkpoint import load_native, save_native
 from torchtrain.data import train_batches
-from torchtrain.generate import generate
+from torchtrain.decode import generate
+from torchtrain.layers import Dropout, master_dtype
 from torchtrain.loss import IGNORED, count_targets, cross_entropy
-from torchtrain.model import Dropout, build_model, exported, fill, hold, master_dtype
+from torchtrain.model import (
+    build_model,
+    exported,
+    fill,
+    hold,
+)
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
-from torchtrain.parallel import ALONE, Axis, place_of
+from torchtrain.parallel.axes import ALONE, Axis
+from torchtrain.parallel.processes import place_of
 
 COMPILE_PAYS_AFTER = 1e13
 """FLOPs of a CPU run for each of its layers, about a minute on 2 cores, above which compiling them is repaid.
@@ -88,7 +101,7 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
 
 
 class Trainer:
-    """One model with its optimizer on one device. The public methods are those of `coretrain.loop.Stack`."""
+    """One model with its optimizer on one device. The public methods are those of `training.stack.Stack`."""
 
     name = "torch"
 
@@ -110,14 +123,14 @@ class Trainer:
         self.lent: list[weakref.ref[LazyTensors]] = []
         self.zero, self.pipeline = None, None
         if config.parallel.zero and self.place.talks:
-            from torchtrain.zero import Zero  # an optional dependency
+            from torchtrain.parallel.zero import Zero
 
             self.zero = Zero(config, self.kernel.name, self.device, self.place, tensors, self._micro_loss)
             self.model, self.optimizer, self.micro_loss = self.zero.model, self.zero, self.zero.loss
             return
         tensor, pipeline = self.place.tensor, self.place.pipeline
         if pipeline.size > 1:
-            from torchtrain.pipeline import Pipeline, Stage
+            from torchtrain.parallel.pipeline import Pipeline, Stage
 
             with torch.device("meta"):
                 stage = Stage(config, self.kernel.name, tensor, pipeline)

@@ -15,12 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.config import RunConfig
-from coretrain.data.files import short_hash
+from coretrain.base.errors import UserError
+from coretrain.base.files import short_hash
+from coretrain.config.run import RunConfig
 from coretrain.data.sources import Source, open_rows
-from coretrain.data.template import Message, Misfit, Template, Unfit, open_template
-from coretrain.data.tokenizer import Ids, Tokenizer
-from coretrain.errors import UserError
+from coretrain.tokenizers.chat_template import (
+    Message,
+    Misfit,
+    Template,
+    Unfit,
+    open_template,
+)
+from coretrain.tokenizers.tokenizer import Ids, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 

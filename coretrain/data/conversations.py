@@ -5,13 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from coretrain.config import RunConfig
-from coretrain.data.batches import Data, open_part
-from coretrain.data.chat import chat_source, located, open_coder, said_in
+from coretrain.base.errors import UserError
+from coretrain.config.run import RunConfig
+from coretrain.data.chat import (
+    chat_source,
+    located,
+    open_coder,
+    said_in,
+)
 from coretrain.data.packing import PackedSplit
+from coretrain.data.parts import open_part
 from coretrain.data.prepare import prepared_folder, trained_tokenizer
-from coretrain.data.tokenizer import named_tokenizer
-from coretrain.errors import UserError
+from coretrain.data.splits import Data
+from coretrain.tokenizers.registry import named_tokenizer
 
 
 def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], say: Callable[[str], None]) -> Data:

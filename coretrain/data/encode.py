@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.errors import UserError
+from coretrain.base.errors import UserError
 
 CHUNK = 2**20
 WORTH_A_PROCESS = 64 * 2**20

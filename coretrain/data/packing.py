@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.data.batches import IGNORED, Split, Tokens
+from coretrain.data.batch import IGNORED, Tokens
 from coretrain.data.shards import Shard
+from coretrain.data.splits import Split
 
 
 def pack(lengths: Sequence[int], context: int) -> list[list[int]]:

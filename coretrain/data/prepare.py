@@ -18,14 +18,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.config import DataConfig
-from coretrain.data.bpe import capped, train_tokenizer
-from coretrain.data.encode import Coder, Encoded, encode_in_order, progress_bar
-from coretrain.data.files import TEMPORARY, locked, read_json, remove, sha256_of, short_hash, write_atomically
-from coretrain.data.shards import AGAIN, VERSION, read_shard, write_shard
+from coretrain.base.errors import UserError
+from coretrain.base.files import (
+    TEMPORARY,
+    locked,
+    read_json,
+    remove,
+    sha256_of,
+    short_hash,
+    write_atomically,
+)
+from coretrain.config.data import DataConfig
+from coretrain.data.encode import (
+    Coder,
+    Encoded,
+    encode_in_order,
+    progress_bar,
+)
+from coretrain.data.shards import (
+    AGAIN,
+    VERSION,
+    read_shard,
+    write_shard,
+)
 from coretrain.data.sources import Source
-from coretrain.data.tokenizer import SAVED_FACTS, Tokenizer, load_tokenizer, to_utf8
-from coretrain.errors import UserError
+from coretrain.tokenizers.registry import load_tokenizer
+from coretrain.tokenizers.tokenizer import SAVED_FACTS, Tokenizer, to_utf8
+from coretrain.tokenizers.train import capped, train_tokenizer
 
 MANIFEST, PROGRESS = "manifest.json", "progress.jsonl"
 SPLITS = ("train", "validation")

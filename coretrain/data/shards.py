@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.data.files import sha256_of, write_atomically
-from coretrain.data.tokenizer import check_ids
-from coretrain.errors import UserError
+from coretrain.base.errors import UserError
+from coretrain.base.files import sha256_of, write_atomically
+from coretrain.tokenizers.tokenizer import check_ids
 
 MAGIC = b"TWSHARD\0"
 VERSION = 1

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from coretrain import adapters
-from parity.compare import CACHE, GRADIENTS, INITIAL, LOGITS, MERGED, UPDATE
+from coretrain.adapters import merge
+from parity.gates import (
+    CACHE,
+    GRADIENTS,
+    INITIAL,
+    LOGITS,
+    MERGED,
+    UPDATE,
+)
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.adapters import LORA
 from parity.probes.sides import Side
@@ -98,7 +105,7 @@ def magnitudes_decay(patch: Patch, s: Side) -> None:
 @mutant("adapters", MERGED, DORA, probe=MERGING)
 def dora_merged_as_lora(patch: Patch, s: Side) -> None:
     """W + scale B A, the magnitudes forgotten."""
-    patch.setattr(adapters, "directed", lambda weight, delta, m, embedding: delta)
+    patch.setattr(merge, "directed", lambda weight, delta, m, embedding: delta)
 
 
 @mutant("adapters", LOGITS, PREFIX, probe=BESIDE)
@@ -159,7 +166,7 @@ def prefix_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.model.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "step", wrapped)
 
 
 @mutant("adapters", LOGITS, BOTTLENECK, probe=BESIDE)
@@ -209,4 +216,4 @@ def bottleneck_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.model.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "step", wrapped)

@@ -9,9 +9,21 @@ import jax
 import numpy as np
 import torch
 
-from coretrain import adapter_bank
-from parity.compare import FROZEN, GRADIENTS, INITIAL, LOGITS, MERGED, UPDATE
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from coretrain.adapters import bank
+from parity.gates import (
+    FROZEN,
+    GRADIENTS,
+    INITIAL,
+    LOGITS,
+    MERGED,
+    UPDATE,
+)
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.adapters import LORA
 from parity.probes.sides import TORCH, Side
 
@@ -68,7 +80,7 @@ def adapter_on_the_wrong_projection(patch: Patch, s: Side) -> None:
 
         return heads
 
-    wrap(patch, s.model.Attention, "heads", swapped)
+    wrap(patch, s.layers.Attention, "heads", swapped)
 
 
 def _linear(patch: Patch, s: Side, add: Callable[[Any, Any, Any, Any], Any]) -> None:
@@ -81,11 +93,11 @@ def _linear(patch: Patch, s: Side, add: Callable[[Any, Any, Any, Any], Any]) -> 
                 y = f(self, x, *masks)
             finally:
                 self.adapter = adapter
-            return y if adapter is None else y + add(adapter, x, masks[0] if masks else None, s.model.drop)
+            return y if adapter is None else y + add(adapter, x, masks[0] if masks else None, s.layers.drop)
 
         return call
 
-    wrap(patch, s.model.Linear, s.call, wrapped)
+    wrap(patch, s.layers.Linear, s.call, wrapped)
 
 
 @mutant("adapters", LOGITS, probe=BESIDE)
@@ -163,7 +175,7 @@ def _added(patch: Patch, s: Side, change: Callable[[Any, str, np.ndarray], np.nd
 
         return added
 
-    wrap(patch, adapter_bank, "added", wrapped)
+    wrap(patch, bank, "added", wrapped)
 
 
 @mutant("adapters", MERGED, probe=MERGING)

@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import GRADIENTS, KERNEL_64, LOGITS
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.gates import GRADIENTS, KERNEL_64, LOGITS
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.pair import VARIANTS, make_config
 from parity.probes.sides import Side
 
@@ -89,7 +94,7 @@ def attention_in_float32(patch: Patch, s: Side) -> None:
 
 def change_attention(patch: Patch, s: Side, change: Callable[[Any, Any, Any], tuple[Any, Any, Any]]) -> None:
     """`change` on q, k, v before attention."""
-    wrap(patch, s.model, "attention", lambda f: lambda kernel, q, k, v, *more: f(kernel, *change(q, k, v), *more))
+    wrap(patch, s.layers, "attention", lambda f: lambda kernel, q, k, v, *more: f(kernel, *change(q, k, v), *more))
 
 
 @mutant("model", LOGITS, LLAMA, "blocks.0.attention")

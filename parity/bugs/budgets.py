@@ -6,8 +6,13 @@ from typing import Any
 
 from parity.bugs.attention import change_attention
 from parity.bugs.loss import each_gradient
-from parity.compare import EVEN, budget
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.gates import EVEN, budget
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import Side
 
 
@@ -18,13 +23,13 @@ def dtype_of(x: Any) -> str:
 @mutant("rounding", budget("cpu", "float32", "gradient"), LLAMA, probe="budget of float32")
 def norm_in_bfloat16_of_a_float32_run(patch: Patch, s: Side) -> None:
     """Autocast that nobody asked for reaches into the norm."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
 
 
 @mutant("rounding", budget("cpu", "bfloat16", "logits"), LLAMA, probe="budget of bfloat16")
 def linear_layers_in_float8(patch: Patch, s: Side) -> None:
     """Inputs of the linear layers cut to e4m3's three bits, where bfloat16 was asked for."""
-    wrap(patch, s.model.Linear, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "float8_e4m3fn")))
+    wrap(patch, s.layers.Linear, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "float8_e4m3fn")))
 
 
 @mutant("rounding", budget("cpu", "bfloat16", "gradient"), LLAMA, probe="budget of bfloat16")
@@ -67,10 +72,10 @@ def loss_scale_lost(patch: Patch, s: Side) -> None:
 @mutant("rounding", EVEN, LLAMA, probe="budget of float16")
 def norm_in_bfloat16_of_a_float16_run(patch: Patch, s: Side) -> None:
     """Under the cap of float16, and three times as far off as the other stack."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
 
 
 @mutant("rounding", EVEN, probe="budget of float16")
 def residual_stream_through_bfloat16(patch: Patch, s: Side) -> None:
     """What leaves a block of a float16 run is cut to bfloat16: under the cap, and three times as far off."""
-    wrap(patch, s.model.Block, s.call, lambda f: lambda *given: s.rounded(f(*given), "bfloat16"))
+    wrap(patch, s.layers.Block, s.call, lambda f: lambda *given: s.rounded(f(*given), "bfloat16"))

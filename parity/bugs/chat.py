@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.data import Updates
+from coretrain.data.batches import Updates
 from coretrain.data.packing import PackedSplit
-from parity.compare import LOSS, PACKED, ROWS
+from parity.gates import LOSS, PACKED, ROWS
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import TORCH, Side
 

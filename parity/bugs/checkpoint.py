@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.compare import ROUND_TRIP, ROWS
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.gates import ROUND_TRIP, ROWS
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 from parity.probes.text import RESUME
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from coretrain.schedule import clip_factor
+from coretrain.contract.schedule import clip_factor
 from parity.bugs.loss import each_gradient
-from parity.compare import NORM, UPDATE
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.gates import NORM, UPDATE
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import Side
 
 

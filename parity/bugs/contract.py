@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-import coretrain.schedule
-from parity.compare import CLIP, RATE, TABLE
+import coretrain.contract.schedule
+from parity.gates import CLIP, RATE, TABLE
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import Side
 
@@ -26,13 +26,15 @@ def cosine_over_one_update_less_in_the_contract(patch: Patch, s: Side) -> None:
 
         return rate
 
-    wrap(patch, coretrain.schedule, "learning_rate", shorter)
+    wrap(patch, coretrain.contract.schedule, "learning_rate", shorter)
 
 
 @mutant("clip", CLIP, sides=("torch",))
 def clip_without_epsilon_in_the_contract(patch: Patch, s: Side) -> None:
     """optax's clip in both stacks: only torch's own clip_grad_norm_ shows it."""
-    patch.setattr(coretrain.schedule, "clip_factor", lambda norm, limit: min(1.0, limit / norm) if limit else 1.0)
+    patch.setattr(
+        coretrain.contract.schedule, "clip_factor", lambda norm, limit: min(1.0, limit / norm) if limit else 1.0
+    )
 
 
 @mutant("layout", TABLE)

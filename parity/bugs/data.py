@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.data import Data, Updates
-from coretrain.data.batches import Split
-from parity.compare import ROWS
+from coretrain.data.batches import Updates
+from coretrain.data.splits import Data, Split
+from parity.gates import ROWS
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import Side
 

@@ -10,8 +10,18 @@ import torch
 
 import torchtrain.model
 import torchtrain.trainer
-from parity.compare import GRADIENTS, LOGITS, LOSS, MASKS
-from parity.mutants import RECOMPUTED, Patch, mutant, wrap
+from parity.gates import (
+    GRADIENTS,
+    LOGITS,
+    LOSS,
+    MASKS,
+)
+from parity.mutants import (
+    RECOMPUTED,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 
 
@@ -36,7 +46,8 @@ def _drop(patch: Patch, s: Side, change: Callable[..., Any]) -> None:
 
         return drop
 
-    wrap(patch, s.model, "drop", wrapped)
+    for module in (s.layers, s.model):  # blocks, and the embedding
+        wrap(patch, module, "drop", wrapped)
 
 
 @mutant("dropout", LOGITS)
@@ -88,7 +99,7 @@ def dropout_in_evaluation(patch: Patch, s: Side) -> None:
             *known, tokens, labels, scale, dropout = args
             keys = s.trainer.dropout_keys(known[1].model, 0, 0)
             keys, rows = (keys.view(np.int32), np.int32) if s is TORCH else (keys, np.uint32)
-            mask = s.model.Dropout(s.array(keys), s.array(np.arange(len(tokens), dtype=rows)))
+            mask = s.layers.Dropout(s.array(keys), s.array(np.arange(len(tokens), dtype=rows)))
             return f(*known, tokens, labels, scale, dropout or mask)
 
         return loss

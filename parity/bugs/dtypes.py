@@ -13,8 +13,19 @@ import torch
 from parity.bugs.attention import change_root
 from parity.bugs.loss import each_gradient
 from parity.bugs.optimizer import change_moments, change_step, configured
-from parity.compare import ALONE_32, DECAY_32, DTYPES, X64, YARDSTICK
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from parity.gates import (
+    ALONE_32,
+    DECAY_32,
+    DTYPES,
+    X64,
+    YARDSTICK,
+)
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 
 
@@ -32,7 +43,7 @@ def norm_in_the_compute_dtype(patch: Patch, s: Side) -> None:
     def forward(self: Any, x: Any) -> Any:
         return x * root((x * x).mean(-1, keepdims=True) + self.eps) * s.cast(s.gain(self), "bfloat16")
 
-    patch.setattr(s.model.Norm, s.call, _own(s, f"Norm.{s.call}", forward))
+    patch.setattr(s.layers.Norm, s.call, _own(s, f"Norm.{s.call}", forward))
 
 
 @mutant("equivalent", None, LLAMA, probe="dtypes")
@@ -44,7 +55,7 @@ def norm_written_out_in_float32(patch: Patch, s: Side) -> None:
         wide = s.cast(x, "float32")
         return s.cast(wide * root((wide * wide).mean(-1, keepdims=True) + self.eps) * s.gain(self), "bfloat16")
 
-    patch.setattr(s.model.Norm, s.call, _own(s, f"Norm.{s.call}", forward))
+    patch.setattr(s.layers.Norm, s.call, _own(s, f"Norm.{s.call}", forward))
 
 
 @mutant("dtypes", DTYPES)
@@ -63,9 +74,9 @@ def softmax_in_the_compute_dtype(patch: Patch, s: Side) -> None:
 @mutant("dtypes", DTYPES)
 def norm_not_cast_back(patch: Patch, s: Side) -> None:
     """What leaves the norm stays float32, and so does every matmul after it: right, and twice as slow."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, s.cast(x, "float32")))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: f(self, s.cast(x, "float32")))
     # the stream itself stays bfloat16, or JAX's scan refuses it
-    wrap(patch, s.model.Block, s.call, lambda f: lambda *given: s.cast(f(*given), "bfloat16"))
+    wrap(patch, s.layers.Block, s.call, lambda f: lambda *given: s.cast(f(*given), "bfloat16"))
 
 
 @mutant("dtypes", DTYPES, LLAMA)

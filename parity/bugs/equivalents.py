@@ -9,7 +9,13 @@ from parity.bugs.attention import change_attention, change_root
 from parity.bugs.loss import change_loss
 from parity.bugs.model import drop_bias
 from parity.bugs.optimizer import change_step, configured
-from parity.mutants import BIASED, LLAMA, Patch, mutant, wrap
+from parity.mutants import (
+    BIASED,
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 
 

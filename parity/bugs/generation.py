@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coretrain.randomness import uniforms
-from coretrain.sampling import Sampling
-from parity.compare import CACHE, SAMPLES
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from coretrain.contract.randomness import uniforms
+from coretrain.contract.sampling import Sampling
+from parity.gates import CACHE, SAMPLES
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import Side
 
 
@@ -38,7 +43,7 @@ def cache_slot_off_by_one(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.Block, "step", step)
+    wrap(patch, s.layers.Block, "step", step)
 
 
 @mutant("generation", CACHE)

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import coretrain.loop
-from coretrain.health import HealthMonitor, Verdict
-from coretrain.schedule import learning_rate
-from parity.compare import HEALTH, ROWS, TRAJECTORY
+import coretrain.training.loop
+from coretrain.contract.health import HealthMonitor, Verdict
+from coretrain.contract.schedule import learning_rate
+from parity.gates import HEALTH, ROWS, TRAJECTORY
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import TORCH, Side
 
@@ -100,7 +100,7 @@ def skipped_data_read_again_after_a_resume(patch: Patch, s: Side) -> None:
 
         return counted
 
-    wrap(patch, coretrain.loop.Loop, "advance", advance)
+    wrap(patch, coretrain.training.loop.Loop, "advance", advance)
 
 
 @mutant("health", TRAJECTORY)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import INITIAL
+from parity.gates import INITIAL
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import Side
 

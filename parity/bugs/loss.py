@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from parity.compare import LOSS, NORM
+from parity.gates import LOSS, NORM
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import TORCH, Side
 

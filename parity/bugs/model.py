@@ -9,10 +9,16 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from coretrain.taps import tap
+from coretrain.contract.taps import tap
 from parity.bugs.norms import set_fields
-from parity.compare import GRADIENTS, LOGITS
-from parity.mutants import BIASED, LLAMA, Patch, mutant, wrap
+from parity.gates import GRADIENTS, LOGITS
+from parity.mutants import (
+    BIASED,
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.model import LOGITS_32
 from parity.probes.sides import TORCH, Side
 
@@ -38,9 +44,9 @@ def _linear(patch: Patch, s: Side, part: str, change: Callable[[Any, Any], Any])
 
         return call
 
-    wrap(patch, s.model.Attention, "heads", named)
-    wrap(patch, s.model.MLP, s.call, named)
-    wrap(patch, s.model.Linear, s.call, forward)
+    wrap(patch, s.layers.Attention, "heads", named)
+    wrap(patch, s.layers.MLP, s.call, named)
+    wrap(patch, s.layers.Linear, s.call, forward)
 
 
 def drop_bias(patch: Patch, s: Side, part: str) -> None:
@@ -93,7 +99,7 @@ def matmuls_in_bfloat16_passes(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.Linear, s.call, forward)
+    wrap(patch, s.layers.Linear, s.call, forward)
 
 
 @mutant("model", LOGITS, tap="blocks.0.residual1")
@@ -107,7 +113,7 @@ def residual_branches_scaled_in_the_forward_pass(patch: Patch, s: Side) -> None:
 
         return drop
 
-    wrap(patch, s.model, "drop", scaled)
+    wrap(patch, s.layers, "drop", scaled)
 
 
 def _block(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], Any]) -> None:
@@ -120,7 +126,7 @@ def _block(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], Any]) -
         _, into = change(x, normed, first, self.norm2)
         return tap("blocks.#.residual2", first + self.mlp(tap("blocks.#.norm2", self.norm2(into))))
 
-    patch.setattr(s.model.Block, s.call, call)
+    patch.setattr(s.layers.Block, s.call, call)
 
 
 @mutant("model", LOGITS, LLAMA, "blocks.0.residual1")

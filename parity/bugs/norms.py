@@ -9,9 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from coretrain.taps import tap
-from parity.compare import GRADIENTS, LOGITS, NORMS_32
-from parity.mutants import LLAMA, Patch, mutant, wrap
+from coretrain.contract.taps import tap
+from parity.gates import GRADIENTS, LOGITS, NORMS_32
+from parity.mutants import (
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 
 _GELU = math.sqrt(2 / math.pi)
@@ -69,7 +74,7 @@ def gelu_erf_in_the_last_block_only(patch: Patch, s: Side) -> None:
 
         return both
 
-    wrap(patch, s.model.Block, s.call, forward)
+    wrap(patch, s.layers.Block, s.call, forward)
     wrap(patch, s.nn, "gelu", gelu)
 
 
@@ -87,7 +92,7 @@ def gate_and_up_exchanged(patch: Patch, s: Side) -> None:
         gate, up = tap("blocks.#.gate", self.gate(x)), tap("blocks.#.up", self.up(x))
         return tap("blocks.#.down", self.down(tap("blocks.#.activation", gate * s.nn.silu(up))))
 
-    patch.setattr(s.model.MLP, s.call, forward)
+    patch.setattr(s.layers.MLP, s.call, forward)
 
 
 def _norm(patch: Patch, s: Side, compute: Callable[[Any, Any, Any], Any]) -> None:
@@ -100,7 +105,7 @@ def _norm(patch: Patch, s: Side, compute: Callable[[Any, Any, Any], Any]) -> Non
 
         return compute(self, x, normalize)
 
-    patch.setattr(s.model.Norm, s.call, forward)
+    patch.setattr(s.layers.Norm, s.call, forward)
 
 
 def _mean(x: Any) -> Any:
@@ -110,7 +115,7 @@ def _mean(x: Any) -> Any:
 @mutant("model", LOGITS, tap="blocks.0.norm1")
 def norm_epsilon(patch: Patch, s: Side) -> None:
     """epsilon 1e-6 for 1e-5: HF's defaults differ from model to model."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: (set_fields(self, eps=1e-6), f(self, x))[1])
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: (set_fields(self, eps=1e-6), f(self, x))[1])
 
 
 def set_fields(module: Any, **values: Any) -> None:
@@ -133,7 +138,7 @@ def norm_epsilon_in_one_layer_only(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.Block, s.call, forward)
+    wrap(patch, s.layers.Block, s.call, forward)
 
 
 @mutant("model", LOGITS, tap="norm")
@@ -163,7 +168,7 @@ def rms_epsilon_outside_the_root(patch: Patch, s: Side) -> None:
 @mutant("model", LOGITS, LLAMA, "blocks.0.norm1")
 def rmsnorm_subtracts_the_mean(patch: Patch, s: Side) -> None:
     """LayerNorm's centring left in RMSNorm."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, x - _mean(x)))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: f(self, x - _mean(x)))
 
 
 @mutant("model", LOGITS, tap="blocks.0.norm1")
@@ -180,13 +185,13 @@ def variance_over_n_minus_1(patch: Patch, s: Side) -> None:
 @mutant("model", LOGITS, LLAMA, "blocks.0.norm1")
 def norm_in_bfloat16(patch: Patch, s: Side) -> None:
     """Autocast reaches into the norm."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "bfloat16")))
 
 
 @mutant("model", LOGITS, tap="blocks.0.norm1")
 def norm_in_float32(patch: Patch, s: Side) -> None:
     """A hard-coded float32 upcast, which in float64 is a downcast."""
-    wrap(patch, s.model.Norm, s.call, lambda f: lambda self, x: s.rounded(f(self, x), "float32"))
+    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: s.rounded(f(self, x), "float32"))
 
 
 @mutant("model", NORMS_32)

@@ -16,8 +16,19 @@ import torch
 import jaxtrain.optimizer
 import torchtrain.model
 import torchtrain.trainer
-from parity.compare import ALONE, DECAY, NORM, UPDATE
-from parity.mutants import BIASED, LLAMA, Patch, mutant, wrap
+from parity.gates import (
+    ALONE,
+    DECAY,
+    NORM,
+    UPDATE,
+)
+from parity.mutants import (
+    BIASED,
+    LLAMA,
+    Patch,
+    mutant,
+    wrap,
+)
 from parity.probes.sides import TORCH, Side
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-import coretrain.quantized
+import coretrain.contract.quantization
 import jaxtrain.quantized
 import torchtrain.quantized
 from parity.bugs.adapters import BESIDE, UPDATES
-from parity.compare import FROZEN, GRADIENTS, LOGITS
+from parity.gates import FROZEN, GRADIENTS, LOGITS
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import TORCH, Side
 
@@ -78,7 +78,7 @@ def blocks_cut_from_the_transpose(patch: Patch, s: Side) -> None:
 
     def wrapped(f: Any) -> Any:
         def quantize(weight: np.ndarray, kind: str, *name: str) -> Any:
-            turned = coretrain.quantized.dequantize(f(np.ascontiguousarray(weight.T), kind, *name))
+            turned = coretrain.contract.quantization.dequantize(f(np.ascontiguousarray(weight.T), kind, *name))
             return f(np.ascontiguousarray(turned.T), kind, *name)
 
         return quantize

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.schedule import learning_rate
-from parity.compare import RATE_USED
+from coretrain.contract.schedule import learning_rate
+from parity.gates import RATE_USED
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import Side
 

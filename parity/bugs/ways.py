@@ -8,7 +8,14 @@ import jax
 
 import jaxtrain.model
 from parity.bugs.budgets import dtype_of
-from parity.compare import DEEP, KERNEL_16, KERNEL_32, KEY_BIAS, LOGITS, SPLIT
+from parity.gates import (
+    DEEP,
+    KERNEL_16,
+    KERNEL_32,
+    KEY_BIAS,
+    LOGITS,
+    SPLIT,
+)
 from parity.mutants import Patch, mutant, wrap
 from parity.probes.sides import Side
 

@@ -8,13 +8,20 @@ import numpy as np
 import torch
 from flax import nnx
 
-import jaxtrain.lora
-import torchtrain.lora
-from coretrain.adapters import MERGEABLE, adapter_table, with_adapter
-from coretrain.config import RunConfig
-from coretrain.randomness import normal_rows
-from coretrain.schedule import clip_factor, learning_rate
-from parity.compare import (
+import jaxtrain.adapters
+import torchtrain.adapters
+from coretrain.adapters.kinds import MERGEABLE
+from coretrain.adapters.targets import adapter_table, with_adapter
+from coretrain.config.run import RunConfig
+from coretrain.contract.randomness import normal_rows
+from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.errors import (
+    largest_error,
+    mismatches,
+    nrel,
+    worst_tensor,
+)
+from parity.gates import (
     CACHE,
     FROZEN,
     GRADIENTS,
@@ -25,14 +32,31 @@ from parity.compare import (
     NORM,
     UPDATE,
     Gate,
-    largest_error,
-    mismatches,
-    nrel,
-    worst_tensor,
 )
-from parity.pair import GPT2, LLAMA, batches, make_config, noise_only, scrambled
-from parity.probes.decode import FORCED, PROMPTS, cached_logits, traced_afresh, whole_logits
-from parity.probes.sides import TORCH, Seen, Side, gradients_of, logits_of, make, quick_jit
+from parity.pair import (
+    GPT2,
+    LLAMA,
+    batches,
+    make_config,
+    noise_only,
+    scrambled,
+)
+from parity.probes.decode import (
+    FORCED,
+    PROMPTS,
+    cached_logits,
+    traced_afresh,
+    whole_logits,
+)
+from parity.probes.sides import (
+    TORCH,
+    Seen,
+    Side,
+    gradients_of,
+    logits_of,
+    make,
+    quick_jit,
+)
 
 ADAPTED = {
     "gpt2-like": GPT2
@@ -77,7 +101,7 @@ QUANTIZED = {
 
 FORMS = ADAPTED | QUANTIZED
 
-LORA = {"torch": torchtrain.lora, "jax": jaxtrain.lora}
+LORA = {"torch": torchtrain.adapters, "jax": jaxtrain.adapters}
 
 
 def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:

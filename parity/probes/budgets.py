@@ -7,9 +7,29 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parity.compare import EVEN, SLACK, Gate, budget, nrel, worst_tensor
-from parity.pair import VARIANTS, batches, make_config, noise_only
-from parity.probes.sides import TORCH, UNMUTATED, Seen, Side, gradients_of, logits_of, make, weights_of
+from parity.errors import nrel, worst_tensor
+from parity.gates import (
+    EVEN,
+    SLACK,
+    Gate,
+    budget,
+)
+from parity.pair import (
+    VARIANTS,
+    batches,
+    make_config,
+    noise_only,
+)
+from parity.probes.sides import (
+    TORCH,
+    UNMUTATED,
+    Seen,
+    Side,
+    gradients_of,
+    logits_of,
+    make,
+    weights_of,
+)
 
 LOSS_SCALE = {"float16": 1024.0}
 """float16's gradients are made at this loss scale, as in training: without it the small ones would be subnormal."""

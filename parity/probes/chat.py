@@ -16,10 +16,14 @@ import torch
 from flax import nnx
 
 import torchtrain.trainer
-from coretrain.config import RunConfig
-from coretrain.data import Data, batch_hash, open_data, planes
-from coretrain.schedule import clip_factor, learning_rate
-from parity.compare import (
+from coretrain.config.run import RunConfig
+from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import planes
+from coretrain.data.open import open_data
+from coretrain.data.order import batch_hash
+from coretrain.data.splits import Data
+from parity.errors import largest_error, nrel, worst_tensor
+from parity.gates import (
     GRADIENTS,
     LOGITS,
     LOSS,
@@ -28,12 +32,22 @@ from parity.compare import (
     ROWS,
     UPDATE,
     Gate,
-    largest_error,
-    nrel,
-    worst_tensor,
 )
-from parity.pair import GPT2, LLAMA, make_config, noise_only
-from parity.probes.sides import TORCH, Seen, Side, gradients_of, make, quick_jit, weights_of
+from parity.pair import (
+    GPT2,
+    LLAMA,
+    make_config,
+    noise_only,
+)
+from parity.probes.sides import (
+    TORCH,
+    Seen,
+    Side,
+    gradients_of,
+    make,
+    quick_jit,
+    weights_of,
+)
 
 # Without dropout: its masks go by the place in the row, which packing changes.
 CHATTING = {

@@ -9,12 +9,24 @@ import numpy as np
 import optax
 import torch
 
-import coretrain.schedule
+import coretrain.contract.schedule
 import jaxtrain.model
-from coretrain.parameters import padded_vocab, parameter_table
-from parity.compare import CLIP, RATE, TABLE, Gate, mismatches
+from coretrain.contract.parameters import padded_vocab, parameter_table
+from parity.errors import mismatches
+from parity.gates import (
+    CLIP,
+    RATE,
+    TABLE,
+    Gate,
+)
 from parity.pair import VARIANTS, make_config
-from parity.probes.sides import TORCH, Seen, Side, largest, weights_of
+from parity.probes.sides import (
+    TORCH,
+    Seen,
+    Side,
+    largest,
+    weights_of,
+)
 
 WARMUP, UPDATES, NORMS = 7, 60, (0.1, 0.9999995, 1.0, 1.0000005, 7.0)
 
@@ -71,7 +83,7 @@ def run_rates(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     seen = {}
     for kind in ("cosine", "linear", "constant", "wsd"):
         config = make_config({"schedule.kind": kind, "schedule.warmup_updates": WARMUP, "train.updates": UPDATES})
-        seen[kind] = [coretrain.schedule.learning_rate(config, update) for update in range(UPDATES + 1)]
+        seen[kind] = [coretrain.contract.schedule.learning_rate(config, update) for update in range(UPDATES + 1)]
     return seen | {"peak": config.optimizer.lr, "low": config.schedule.min_lr}
 
 
@@ -86,7 +98,7 @@ def judge_rates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 
 def run_clip(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """The contract's clip factor of a few norms."""
-    return {"factors": [coretrain.schedule.clip_factor(norm, 1.0) for norm in NORMS]}
+    return {"factors": [coretrain.contract.schedule.clip_factor(norm, 1.0) for norm in NORMS]}
 
 
 def judge_clip(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:

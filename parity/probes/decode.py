@@ -12,20 +12,31 @@ from flax import nnx
 
 import jaxtrain.attention
 import jaxtrain.data
+import jaxtrain.decode
 import jaxtrain.generate
 import jaxtrain.model
 import jaxtrain.optimizer
 import jaxtrain.trainer
-from coretrain.sampling import Sampling, pad_prompts
-from parity.compare import CACHE, LOGITS, SAMPLES, Gate, mismatches, nrel
+from coretrain.contract.sampling import Sampling, pad_prompts
+from parity.errors import mismatches, nrel
+from parity.gates import (
+    CACHE,
+    LOGITS,
+    SAMPLES,
+    Gate,
+)
 from parity.pair import VARIANTS, make_config
-from parity.probes.sides import TORCH, Seen, Side, logits_of, weights_of
+from parity.probes.sides import (
+    TORCH,
+    Seen,
+    Side,
+    logits_of,
+    weights_of,
+)
 
 PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]
 NEW = 12
 SAMPLINGS = (Sampling(0, 0, 1.0, 0), Sampling(1.0, 0, 1.0, 3), Sampling(0.7, 5, 1.0, 4), Sampling(1.3, 50, 0.6, 5))
-
-
 FORCED = np.array([[4, 250], [17, 0], [99, 8]], np.int32)
 LONG = [[int(token) for token in np.random.default_rng(0).integers(0, 301, n)] for n in (500, 3)]
 """A prompt far longer than the others, and a short one beside it: most of that row is padding."""
@@ -35,9 +46,9 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
     """Logits [1 + steps, B, V] out of the cache: after the prompts, then after each column of `forced` [B, steps]."""
     m, padded = stack.config.model, pad_prompts(prompts, stack.config.model.vocabulary, slots, forced.shape[1])
     empty = np.zeros((m.layers, len(prompts), slots, m.kv, m.head))
-    cache = s.model.Cache(s.array(empty), s.array(empty.copy()))
+    cache = s.layers.Cache(s.array(empty), s.array(empty.copy()))
     inputs, positions, at, cached = padded.tokens, padded.positions, 0, []
-    cast = s.generate.cast_once(nnx.merge(stack.graph, stack._whole())) if s is not TORCH else ()
+    cast = s.decode.cast_once(nnx.merge(stack.graph, stack._whole())) if s is not TORCH else ()
     for step in range(forced.shape[1] + 1):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
@@ -45,7 +56,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
                 hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
-            found, cache = s.generate._step(stack.graph, *cast, inputs, positions, mask, cache, at)
+            found, cache = s.decode._step(stack.graph, *cast, inputs, positions, mask, cache, at)
             cached.append(np.asarray(found))
         at += inputs.shape[1]
         inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1
@@ -66,10 +77,10 @@ def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: 
 def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
     """Within, JAX's decoding step is traced anew, unless it is `shared`."""
     if "decode" not in shared:
-        jaxtrain.generate._step.clear_cache()
+        jaxtrain.decode._step.clear_cache()
     yield
     if "decode" not in shared:
-        jaxtrain.generate._step.clear_cache()
+        jaxtrain.decode._step.clear_cache()
 
 
 def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

@@ -9,15 +9,48 @@ from typing import Any
 import jax
 import numpy as np
 
-from coretrain.config import RunConfig
-from coretrain.parameters import parameter_table
-from coretrain.randomness import normal_rows
-from coretrain.schedule import clip_factor, learning_rate
-from parity.audit import audit, expected, jax_ops, seen, states, torch_ops, with_jax_gradients
-from parity.compare import ALONE_32, DECAY_32, DTYPES, X64, YARDSTICK, Gate, displacement, mismatches
-from parity.pair import VARIANTS, WEIGHTS, batches, jax_gradients, make_config, noise_only, torch_gradients
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import parameter_table
+from coretrain.contract.randomness import normal_rows
+from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.audit import (
+    audit,
+    expected,
+    jax_ops,
+    seen,
+    states,
+    torch_ops,
+    with_jax_gradients,
+)
+from parity.errors import displacement, mismatches
+from parity.gates import (
+    ALONE_32,
+    DECAY_32,
+    DTYPES,
+    X64,
+    YARDSTICK,
+    Gate,
+)
+from parity.pair import (
+    VARIANTS,
+    WEIGHTS,
+    batches,
+    jax_gradients,
+    make_config,
+    noise_only,
+    torch_gradients,
+)
 from parity.probes.parts import bare, give
-from parity.probes.sides import JAX, TORCH, UNMUTATED, Seen, Side, gradients_of, make, weights_of
+from parity.probes.sides import (
+    JAX,
+    TORCH,
+    UNMUTATED,
+    Seen,
+    Side,
+    gradients_of,
+    make,
+    weights_of,
+)
 
 UPDATES = 200
 FED, RATE, WEIGHT_DECAY = 100, 1e-3, 0.1

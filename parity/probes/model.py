@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from coretrain.schedule import clip_factor, learning_rate
-from parity.compare import GRADIENTS, LOGITS, LOSS, NORM, UPDATE, Gate, budget, largest_error, nrel, worst_tensor
-from parity.pair import VARIANTS, batches, make_config, noise_only
-from parity.probes.sides import Seen, Side, gradients_of, largest, logits_of, make, weights_of
+from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.errors import largest_error, nrel, worst_tensor
+from parity.gates import (
+    GRADIENTS,
+    LOGITS,
+    LOSS,
+    NORM,
+    UPDATE,
+    Gate,
+    budget,
+)
+from parity.pair import (
+    VARIANTS,
+    batches,
+    make_config,
+    noise_only,
+)
+from parity.probes.sides import (
+    Seen,
+    Side,
+    gradients_of,
+    largest,
+    logits_of,
+    make,
+    weights_of,
+)
 
 LOGITS_32 = budget("cpu", "float32", "logits")
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from flax import nnx
 
-from coretrain.config import RunConfig
-from coretrain.parameters import parameter_table, to_jax_tree
-from coretrain.randomness import normal_rows
-from coretrain.schedule import learning_rate
-from coretrain.tables import dropout_keys
-from parity.compare import (
+from coretrain.config.run import RunConfig
+from coretrain.contract.dropout import dropout_keys
+from coretrain.contract.parameters import parameter_table, to_jax_tree
+from coretrain.contract.randomness import normal_rows
+from coretrain.contract.schedule import learning_rate
+from parity.errors import displacement, mismatches, nrel
+from parity.gates import (
     ALONE,
     DECAY,
     INITIAL,
@@ -24,12 +25,16 @@ from parity.compare import (
     NORMS_32,
     RATE_USED,
     Gate,
-    displacement,
-    mismatches,
-    nrel,
 )
 from parity.pair import VARIANTS, make_config
-from parity.probes.sides import TORCH, Seen, Side, largest, make, weights_of
+from parity.probes.sides import (
+    TORCH,
+    Seen,
+    Side,
+    largest,
+    make,
+    weights_of,
+)
 
 
 def run_initial(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
@@ -45,8 +50,8 @@ def run_masks(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     config, rate = make_config(VARIANTS[variant]), 0.3
     keys, rows, x = dropout_keys(config.model, 7, 11), np.array([5, 0, 9, 4_000_000]), np.ones((4, 20, 48))
     keys, rows = (keys.view(np.int32), rows.astype(np.int32)) if s is TORCH else (keys, rows.astype(np.uint32))
-    dropout = s.model.Dropout(s.array(keys), s.array(rows))
-    sites = [s.model.drop(s.array(x), rate, dropout, site) for site in range(len(keys))]
+    dropout = s.layers.Dropout(s.array(keys), s.array(rows))
+    sites = [s.layers.drop(s.array(x), rate, dropout, site) for site in range(len(keys))]
     return {"kept": np.stack([np.asarray(site) > 0 for site in sites])}
 
 
@@ -136,12 +141,12 @@ def run_norms(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     wide = wide - wide.mean(-1, keepdims=True) if config.model.norm == "layernorm" else wide
     exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + config.model.norm_eps)
     if s is TORCH:
-        norm = s.model.Norm(config.model)
+        norm = s.layers.Norm(config.model)
         torch.nn.init.ones_(norm.weight)
         if norm.bias is not None:
             torch.nn.init.zeros_(norm.bias)
         return {"exact": exact, "found": norm(torch.from_numpy(x)).detach().numpy()}
-    norm = s.model.Norm(config.model, (), jnp.dtype("float32"))
+    norm = s.layers.Norm(config.model, (), jnp.dtype("float32"))
     norm.scale[...] = jnp.ones(48, jnp.float32)
     if norm.bias is not None:
         norm.bias[...] = jnp.zeros(48, jnp.float32)

@@ -12,13 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.checkpoint import Progress
-from coretrain.config import RunConfig
-from coretrain.loop import Loop
-from parity.compare import HEALTH, ROWS, TRAJECTORY, Gate, largest_error
+from coretrain.checkpoint.manifest import Progress
+from coretrain.config.run import RunConfig
+from coretrain.training.loop import Loop
+from parity.errors import largest_error
+from parity.gates import (
+    HEALTH,
+    ROWS,
+    TRAJECTORY,
+    Gate,
+)
 from parity.pair import batches, noise_only
 from parity.probes.parts import bare
-from parity.probes.sides import Seen, Side, make, weights_of
+from parity.probes.sides import (
+    Seen,
+    Side,
+    make,
+    weights_of,
+)
 
 OVERFLOWS, SPIKES = (3, 9, 10), (14, 16, 21)
 """Updates whose norm is no number, and whose loss is far above the window: the last one is past the resume."""

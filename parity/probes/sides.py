@@ -17,18 +17,25 @@ from flax import nnx
 
 import jaxtrain.attention
 import jaxtrain.data
-import jaxtrain.generate
+import jaxtrain.decode
+import jaxtrain.layers
 import jaxtrain.model
 import jaxtrain.optimizer
 import jaxtrain.trainer
 import torchtrain.attention
 import torchtrain.data
-import torchtrain.generate
+import torchtrain.decode
+import torchtrain.layers
 import torchtrain.model
 import torchtrain.optimizer
 import torchtrain.trainer
-from coretrain.config import RunConfig
-from parity.pair import WEIGHTS, faint, jax_gradients, torch_gradients
+from coretrain.config.run import RunConfig
+from parity.pair import (
+    WEIGHTS,
+    faint,
+    jax_gradients,
+    torch_gradients,
+)
 
 Seen = dict[str, Any]
 
@@ -48,10 +55,11 @@ class Side:
     call: str
     nn: Any
     model: ModuleType
+    layers: ModuleType
     attention: ModuleType
     optimizer: ModuleType
     data: ModuleType
-    generate: ModuleType
+    decode: ModuleType
     trainer: ModuleType
 
     def array(self, value: np.ndarray) -> Any:
@@ -80,12 +88,12 @@ class Side:
 
 
 TORCH = Side(
-    "torch", torch, "forward", F, torchtrain.model, torchtrain.attention, torchtrain.optimizer, torchtrain.data,
-    torchtrain.generate, torchtrain.trainer,
+    "torch", torch, "forward", F, torchtrain.model, torchtrain.layers, torchtrain.attention, torchtrain.optimizer,
+    torchtrain.data, torchtrain.decode, torchtrain.trainer,
 )  # fmt: skip
 JAX = Side(
-    "jax", jnp, "__call__", jax.nn, jaxtrain.model, jaxtrain.attention, jaxtrain.optimizer, jaxtrain.data,
-    jaxtrain.generate, jaxtrain.trainer,
+    "jax", jnp, "__call__", jax.nn, jaxtrain.model, jaxtrain.layers, jaxtrain.attention, jaxtrain.optimizer,
+    jaxtrain.data, jaxtrain.decode, jaxtrain.trainer,
 )  # fmt: skip
 SIDES = {"torch": TORCH, "jax": JAX}
 

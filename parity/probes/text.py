@@ -12,13 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.checkpoint import Progress, load_interchange, save_interchange
-from coretrain.config import RunConfig
-from coretrain.data import Data, batch_hash, open_data
-from coretrain.schedule import clip_factor
-from parity.compare import ROUND_TRIP, ROWS, Gate, largest_error, mismatches
+from coretrain.checkpoint.interchange import load_interchange, save_interchange
+from coretrain.checkpoint.manifest import Progress
+from coretrain.config.run import RunConfig
+from coretrain.contract.schedule import clip_factor
+from coretrain.data.open import open_data
+from coretrain.data.order import batch_hash
+from coretrain.data.splits import Data
+from parity.errors import largest_error, mismatches
+from parity.gates import ROUND_TRIP, ROWS, Gate
 from parity.pair import VARIANTS, make_config
-from parity.probes.sides import Seen, Side, make, weights_of
+from parity.probes.sides import (
+    Seen,
+    Side,
+    make,
+    weights_of,
+)
 
 # Two updates, a checkpoint, two more, against four in one go in the other stack.
 RESUME = Gate(

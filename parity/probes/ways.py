@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.compare import DEEP, KERNEL_16, KERNEL_32, KEY_BIAS, SPLIT, Gate, nrel, worst_tensor
-from parity.pair import GPT2, batches, make_config, noise_only
-from parity.probes.sides import JAX, Seen, Side, gradients_of, largest, make, weights_of
+from parity.errors import nrel, worst_tensor
+from parity.gates import (
+    DEEP,
+    KERNEL_16,
+    KERNEL_32,
+    KEY_BIAS,
+    SPLIT,
+    Gate,
+)
+from parity.pair import (
+    GPT2,
+    batches,
+    make_config,
+    noise_only,
+)
+from parity.probes.sides import (
+    JAX,
+    Seen,
+    Side,
+    gradients_of,
+    largest,
+    make,
+    weights_of,
+)
 
 WAYS = {
     "split and recomputed": {

@@ -1,0 +1,1 @@
+"""Which tensors an adapter has, and what they add to W."""

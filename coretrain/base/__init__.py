@@ -1,0 +1,1 @@
+"""What knows nothing of training: errors, files written whole, lazy tensors, safetensors."""

@@ -1,0 +1,1 @@
+"""A training state on disk, for any stack and any number of devices."""

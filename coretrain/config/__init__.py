@@ -1,0 +1,1 @@
+"""One run, written down: frozen sections of fields, read from TOML and dotted overrides."""

@@ -1,0 +1,106 @@
+"""One run, written down: `RunConfig`, its sections together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from coretrain.base.errors import UserError
+from coretrain.config.adapter import AdapterConfig
+from coretrain.config.data import DataConfig
+from coretrain.config.execution import ExecutionConfig, ParallelConfig
+from coretrain.config.fields import Section
+from coretrain.config.model import ModelConfig
+from coretrain.config.training import (
+    CheckpointConfig,
+    HealthConfig,
+    JournalConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+CONFIG_VERSION = 1
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    version: int = Field(CONFIG_VERSION, ge=1, le=CONFIG_VERSION, description="Version of this format.")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run and of its folder.")
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig())
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    precision: PrecisionConfig = Field(default_factory=lambda: PrecisionConfig())
+    execution: ExecutionConfig = Field(default_factory=lambda: ExecutionConfig())
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
+    health: HealthConfig = Field(default_factory=lambda: HealthConfig())
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+    journal: JournalConfig = Field(default_factory=lambda: JournalConfig())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version(cls, raw: Any) -> Any:
+        version = raw.get("version", CONFIG_VERSION) if isinstance(raw, Mapping) else CONFIG_VERSION
+        if isinstance(version, int) and version > CONFIG_VERSION:
+            raise ValueError(
+                f"version = {version} is newer than this twintrain's {CONFIG_VERSION}: "
+                "upgrade twintrain, or write the config for the older version"
+            )
+        return raw
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        horizon = self.schedule.horizon or self.train.updates
+        if self.schedule.kind in ("cosine", "linear", "wsd") and self.schedule.warmup_updates > horizon:
+            raise ValueError(
+                f"schedule.warmup_updates = {self.schedule.warmup_updates} is longer than the horizon of "
+                f"{horizon} updates: shorten the warm-up, or raise train.updates or schedule.horizon"
+            )
+        if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
+                "lower it (a tenth of lr is usual)"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one micro-batch."""
+        return self.train.batch_size // self.train.accumulation
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row of a batch: the model's context, or fewer where rows of chat samples are to have."""
+        chat = self.data.format == "chat"
+        return (self.data.row_tokens if chat else None) or self.model.context
+
+    @property
+    def tokens_per_update(self) -> int:
+        """Tokens of one update's global batch."""
+        return self.train.batch_size * self.row_tokens
+
+    def with_vocab(self, vocab: int) -> RunConfig:
+        """The same run with the tokenizer's vocabulary filled in; a smaller one in the config is refused."""
+        if self.model.vocab is not None and self.model.vocab < vocab:
+            raise UserError(
+                f"model.vocab = {self.model.vocab} is smaller than the tokenizer's {vocab}: raise it or leave it out"
+            )
+        size = vocab if self.model.vocab is None else self.model.vocab
+        return self.model_copy(update={"model": self.model.model_copy(update={"vocab": size})})
+
+    def to_json(self) -> str:
+        """The config as canonical JSON, as checkpoints and run folders keep it."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True)
+
+
+def until(config: RunConfig, updates: int) -> RunConfig:
+    """The same run, ended after so many updates."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})

@@ -1,0 +1,114 @@
+"""How a run trains, when it stops, and what it tells: their fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from coretrain.config.fields import (
+    Count,
+    DType,
+    Positive,
+    Section,
+)
+
+
+class OptimizerConfig(Section):
+    """The update rule."""
+
+    name: Literal["adamw", "adam", "muon"] = Field(
+        "adamw", description="adamw; adam (no decay); muon (hidden matrices by Muon, the rest by AdamW)."
+    )
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the bias-corrected second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay, on matrices and embeddings only.")
+    clip: float = Field(1.0, ge=0, description="Largest global gradient norm (0: no clipping).")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon's matrices.")
+
+
+class ScheduleConfig(Section):
+    """The learning rate of update n, a closed form that both stacks are handed."""
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="After warm-up: cosine or linear to min_lr, constant, or warm-up-stable-decay."
+    )
+    warmup_updates: Count = Field(
+        100,
+        description="Updates of linear warm-up; lr(0) is already above 0. Where --train.updates alone makes a run "
+        "shorter than that, a tenth of the updates.",
+    )
+    horizon: Positive | None = Field(None, description="Update at which the decay ends. Unset: train.updates.")
+    min_lr: float = Field(1e-4, ge=0, description="Learning rate at the end of the decay.")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the horizon that wsd's final decay takes.")
+
+
+class TrainConfig(Section):
+    """How long, how much at once, how often to look."""
+
+    updates: Positive = Field(600, description="Optimizer updates in the run.")
+    batch_size: Positive = Field(
+        16, description="Rows of context tokens in one update, over all micro-batches and ranks."
+    )
+    accumulation: Positive = Field(1, description="Micro-batches in one update; must divide batch_size.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1337, description="Seed of weights, data order and dropout.")
+    eval_interval: Positive = Field(
+        100, description="Updates between evaluations; the last update is always followed by one."
+    )
+    eval_batches: Positive = Field(
+        8, description="Batches of batch_size rows in an evaluation, the same ones each time."
+    )
+    log_interval: Positive = Field(
+        10, description="Updates between plain terminal lines; metrics.jsonl has every update."
+    )
+    sample_prompt: str = Field("def", description="Prompt of the text sampled at the end; best with no space after it.")
+    sample_tokens: Count = Field(200, description="Tokens sampled at the end (0: none).")
+
+    @model_validator(mode="after")
+    def _split(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"train.accumulation = {self.accumulation} does not divide train.batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class PrecisionConfig(Section):
+    """Dtypes. Master weights and moments are float32 (float64 in float64); norms, softmax and loss too."""
+
+    compute: DType = Field("float32", description="Dtype of matmuls and activations.")
+    loss_scale: float = Field(
+        65536.0, gt=0, description="Initial loss scale of float16; halved on overflow, doubled after 2000 good updates."
+    )
+    fast_matmul: bool = Field(False, description="Allow TF32 (CUDA) or bf16 passes (TPU) in float32 matmuls.")
+
+
+class HealthConfig(Section):
+    """What to do about a non-finite or spiking update, decided before it is applied."""
+
+    nonfinite: Literal["skip", "stop", "rollback"] = Field("skip", description="On a non-finite loss or gradient norm.")
+    spike: Literal["ignore", "skip", "stop", "rollback"] = Field(
+        "ignore", description="On a loss or gradient norm more than spike_sigma above the window's mean."
+    )
+    spike_sigma: float = Field(6.0, gt=0, description="Standard deviations that make a spike.")
+    window: Annotated[int, Field(ge=8)] = Field(
+        128, description="Updates in the window; no spike is called before it is full."
+    )
+    max_consecutive: Positive = Field(20, description="Stop the run after this many skipped updates in a row.")
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    interval: Positive = Field(200, description="Updates between saves; the last update is always saved.")
+    keep: Positive = Field(2, description="Newest checkpoints to keep.")
+    keep_best: bool = Field(True, description="Also keep the one with the lowest validation loss.")
+
+
+class JournalConfig(Section):
+    """What a run says beyond metrics.jsonl and report.html."""
+
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+    wandb: bool = Field(False, description="Log to Weights & Biases (needs the wandb extra).")

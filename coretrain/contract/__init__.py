@@ -1,0 +1,1 @@
+"""The numbers that both stacks must agree on, in numpy."""

@@ -1,0 +1,51 @@
+"""From a config to opened data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from coretrain.base.errors import UserError
+from coretrain.config.run import RunConfig
+from coretrain.data.parts import open_part
+from coretrain.data.prepare import prepared_folder, read_manifest, trained_tokenizer
+from coretrain.data.sources import open_source
+from coretrain.data.splits import Data
+from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
+
+
+def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
+    """Open the data of a run, prepared first where the cache lacks it; `say` gets a line for each slow step.
+
+    Raises `UserError` for a source that is missing or too small, a damaged shard, a context longer than the data.
+    """
+    chosen = config.data.mixture or None
+    names = [(part.source, part.weight) for part in chosen] if chosen else [(config.data.source, 1.0)]
+    if config.data.format == "chat":
+        from coretrain.data.conversations import open_conversations
+
+        return open_conversations(config, names, say)
+    sources = [open_source(name, config.data.text_field) for name, _ in names]
+    if config.data.tokenizer == "trained":
+        tokenizer = trained_tokenizer(sources, config.data, say)
+    else:
+        tokenizer = named_tokenizer(config.data.tokenizer)
+    parts = [
+        open_part(prepared_folder(source, tokenizer, config.data, say), source.name, weight)
+        for source, (_, weight) in zip(sources, names, strict=True)
+    ]
+    for part in parts:
+        for split in (part.train, part.validation):
+            if not split.windows(config.model.context):
+                way_out = "" if split.name == "train" else " or raise data.validation_fraction"
+                raise UserError(
+                    f"model.context = {config.model.context} is longer than the {split.tokens} "
+                    f"{split.name} tokens of {part.source}: lower it, give more text{way_out}"
+                )
+    return Data(tokenizer, tuple(parts))
+
+
+def open_folder(folder: Path) -> Data:
+    """Open one prepared folder by its path, without its source."""
+    manifest = read_manifest(folder)
+    return Data(load_tokenizer(folder), (open_part(folder, manifest["source"], 1.0),))

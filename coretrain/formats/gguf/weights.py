@@ -1,0 +1,284 @@
+"""A model to and from GGUF: the architectures llama and gpt2, their fields and tensors, and the run's tokenizer.
+
+llama.cpp rotates neighbouring rows of q and k where the contract rotates halves, so that the rows of each head are
+interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coretrain.base.arrays import Array
+from coretrain.base.errors import UserError
+from coretrain.config.load import build_config
+from coretrain.config.model import ModelConfig
+from coretrain.contract.parameters import check_shape, parameter_table
+from coretrain.contract.rotary import rotary_divisors
+from coretrain.formats.gguf.file import GGUFFile, Piece, write_gguf
+from coretrain.formats.gguf.tokenizer import tokenizer_facts
+from coretrain.formats.huggingface.config import architecture
+from coretrain.tokenizers.tokenizer import Tokenizer
+
+ROPE_FREQS = "rope_freqs.weight"
+OWN_SCALING = "twintrain.rope_scaling"
+FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
+"""llama.cpp's numbers for what most tensors are held as."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of a GGUF file, made of one or more canonical tensors one below the other."""
+
+    name: str
+    parts: tuple[str, ...]
+    heads: int = 0
+    """Heads whose rows are interleaved; 0 where rows stay."""
+
+
+def interleave(value: Array, heads: int) -> Array:
+    """Rows of each head from halves (0 1 2 3) to neighbouring pairs (0 2 1 3); value [heads x C] or [heads x C, D]."""
+    halves = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:])
+    return halves.swapaxes(1, 2).reshape(value.shape)
+
+
+def restore_halves(value: Array, heads: int) -> Array:
+    """The inverse of `interleave`."""
+    pairs = value.reshape(heads, len(value) // heads // 2, 2, *value.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(value.shape)
+
+
+def gguf_places(m: ModelConfig) -> Iterator[Place]:
+    """Every tensor of the GGUF file of `m`. A tied head has none."""
+    gpt2 = m.position == "learned"
+    kinds = ("weight", "bias") if m.bias else ("weight",)
+    norms = ("weight", "bias") if m.norm == "layernorm" else ("weight",)
+    yield Place("token_embd.weight", ("embed.token",))
+    if gpt2:
+        yield Place("position_embd.weight", ("embed.position",))
+    for i in range(m.layers):
+        theirs, ours = f"blk.{i}", f"blocks.{i}"
+        for kind in norms:
+            yield Place(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
+            yield Place(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
+        for kind in kinds:
+            q, k, v = (f"{ours}.attention.{part}.{kind}" for part in "qkv")
+            if gpt2:
+                yield Place(f"{theirs}.attn_qkv.{kind}", (q, k, v))
+            else:
+                yield Place(f"{theirs}.attn_q.{kind}", (q,), m.heads)
+                yield Place(f"{theirs}.attn_k.{kind}", (k,), m.kv)
+                yield Place(f"{theirs}.attn_v.{kind}", (v,))
+            yield Place(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
+            for part in ("gate", "up", "down") if m.mlp == "swiglu" else ("up", "down"):
+                yield Place(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
+    for kind in norms:
+        yield Place(f"output_norm.{kind}", (f"norm.{kind}",))
+    if not m.tied:
+        yield Place("output.weight", ("head.weight",))
+
+
+class GGUFTensors(Mapping[str, Array]):
+    """Canonical float32 tensors out of a GGUF file, each read when it is asked for."""
+
+    def __init__(self, file: GGUFFile, m: ModelConfig) -> None:
+        """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
+        self._file, self._rows = file, {row.name: row for row in parameter_table(m)}
+        places = list(gguf_places(m))
+        self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
+        for place in places:
+            if place.name not in file.names:
+                raise UserError(f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again")
+            wanted = [self._rows[part].shape for part in place.parts]
+            shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
+            if file.shape(place.name) != shape:
+                raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
+        known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
+        if extra := [name for name in file.names if name not in known]:
+            raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
+
+    def __getitem__(self, name: str) -> Array:
+        place, index = self._places[name]
+        value = self._file.read(place.name)
+        value = restore_halves(value, place.heads) if place.heads else value
+        start = sum(self._rows[part].shape[0] for part in place.parts[:index])
+        value = np.ascontiguousarray(value[start : start + self._rows[name].shape[0]])
+        check_shape(self._rows[name], value, str(self._file.path))
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def gguf_model(file: GGUFFile) -> ModelConfig:
+    """The contract's model for a GGUF file. Raises `UserError` naming the field that it doesn't have."""
+    kind = file.fact("general.architecture")
+    if kind not in ("llama", "gpt2"):
+        raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
+    width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
+    if "token_embd.weight" not in file.names:
+        raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
+    fields = {
+        "layers": number(file, f"{kind}.block_count"),
+        "width": width,
+        "heads": heads,
+        "context": number(file, f"{kind}.context_length"),
+        "mlp_width": number(file, f"{kind}.feed_forward_length"),
+        "vocab": file.shape("token_embd.weight")[0],
+        "tied": _tied(file),
+    }
+    fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
+    model = build_config({"model": fields}, str(file.path)).model
+    return _with_rope_freqs(file, model) if ROPE_FREQS in file.names else model
+
+
+def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
+    """A count that must be there, unless `absent` says what its absence means; one for each layer must all be alike."""
+    value = file.fact(key) if absent is None else file.facts.get(key, absent)
+    values = set(value) if isinstance(value, list) else {value}
+    if len(values) != 1:
+        raise UserError(f"{file.path}: {key} varies by layer, which the contract doesn't have")
+    if not isinstance(one := values.pop(), int):
+        raise UserError(f"{file.path}: {key} = {one!r} is no whole number: download it again")
+    return one
+
+
+def _tied(file: GGUFFile) -> bool:
+    """Whether the head is the embedding: it is left out, or a copy, as older files of gpt2 have it."""
+    if "output.weight" not in file.names:
+        return True
+    head, embedding = file.raw("output.weight"), file.raw("token_embd.weight")
+    return head.dtype == embedding.dtype and np.array_equal(head, embedding)
+
+
+def _short(value: Any) -> float:
+    """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
+    if not isinstance(value, int | float):
+        raise UserError(f"{value!r} stands where a GGUF file has a number: download it again")
+    return float(str(np.float32(value)))
+
+
+def _gpt2_fields(file: GGUFFile) -> dict[str, Any]:
+    return {"norm_eps": _short(file.fact("gpt2.attention.layer_norm_epsilon"))}
+
+
+def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
+    facts = file.facts
+    head = number(file, "llama.attention.key_length", width // max(heads, 1))
+    refused = {
+        "llama.rope.scaling.type": ("none", "default", "linear"),
+        "llama.rope.dimension_count": (head,),
+        "llama.attention.value_length": (head,),
+        "llama.expert_count": (0,),
+    }
+    for key, allowed in refused.items():
+        if facts.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
+    return {
+        "kv_heads": number(file, "llama.attention.head_count_kv", heads),
+        "head_width": None if head * heads == width else head,
+        "norm": "rmsnorm",
+        "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),
+        "position": "rope",
+        "rope_theta": _short(facts.get("llama.rope.freq_base", 10000.0)),
+        "rope_scaling": _linear_scaling(file),
+        "mlp": "swiglu",
+        "bias": "blk.0.attn_q.bias" in file.names,
+    }
+
+
+def _linear_scaling(file: GGUFFile) -> dict[str, Any] | None:
+    """As llama.cpp reads it: a factor alone is linear, older files have it under another key, and 0 stands for none."""
+    if file.facts.get("llama.rope.scaling.type", "linear") != "linear":
+        return None
+    old = file.facts.get("llama.rope.scale_linear", 0)
+    factor = _short(file.facts.get("llama.rope.scaling.factor", old))
+    return {"type": "linear", "factor": factor} if factor not in (0, 1) else None
+
+
+def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
+    """`m` with the scaling whose divisors of frequencies the file holds: what a file of ours says, else Llama 3.1's."""
+    held = file.read(ROPE_FREQS)
+    told = {"type": "llama3", "factor": _short(float(held.max(initial=1.0)))}
+    told = json.loads(file.facts.get(OWN_SCALING, "null")) or told
+    scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
+    if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
+        raise UserError(
+            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by"
+        )
+    return scaled if (held != 1).any() else m
+
+
+def model_facts(m: ModelConfig, name: str, quantization: str) -> dict[str, Any]:
+    """The metadata of a model. Raises `UserError` naming a switch that neither architecture has."""
+    kind = architecture(m)
+    facts: dict[str, Any] = {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": FILE_TYPES[quantization],
+        "general.quantization_version": 2,
+        f"{kind}.vocab_size": m.vocabulary,
+        f"{kind}.context_length": m.context,
+        f"{kind}.embedding_length": m.width,
+        f"{kind}.block_count": m.layers,
+        f"{kind}.feed_forward_length": m.hidden,
+        f"{kind}.attention.head_count": m.heads,
+    }
+    if kind == "gpt2":
+        return facts | {"gpt2.attention.layer_norm_epsilon": m.norm_eps}
+    if m.rope_scaling and m.rope_scaling.type == "linear":
+        facts |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": m.rope_scaling.factor}
+    elif m.rope_scaling:
+        facts |= {OWN_SCALING: m.rope_scaling.model_dump_json()}  # llama.cpp needs no more than the tensor
+    return facts | {
+        "llama.attention.head_count_kv": m.kv,
+        "llama.attention.key_length": m.head,
+        "llama.attention.value_length": m.head,
+        "llama.attention.layer_norm_rms_epsilon": m.norm_eps,
+        "llama.rope.dimension_count": m.head,
+        "llama.rope.freq_base": m.rope_theta,
+    }
+
+
+def export_gguf(
+    path: Path,
+    name: str,
+    m: ModelConfig,
+    tensors: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    chat_template: str | None = None,
+    quantization: str = "none",
+) -> str | None:
+    """Write canonical `tensors` and the tokenizer as one GGUF file, whole or not at all.
+
+    Returns a sentence to print where llama.cpp splits text in another way than the tokenizer. Raises `UserError` naming
+    what GGUF's architectures lack, or a file that exists.
+    """
+    facts = model_facts(m, name, quantization)
+    words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
+    shapes = {row.name: row.shape for row in parameter_table(m)}
+    pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    if m.rope_scaling and m.rope_scaling.type == "llama3":
+        pieces.append(Piece(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
+    write_gguf(path, architecture(m), facts | words, pieces, quantization)
+    return remark
+
+
+def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> Piece:
+    def value() -> Array:
+        joined = np.concatenate([np.asarray(tensors[part], np.float32) for part in place.parts])
+        return interleave(joined, place.heads) if place.heads else joined
+
+    rows = sum(shapes[part][0] for part in place.parts)
+    return Piece(place.name, (rows, *shapes[place.parts[0]][1:]), value)

@@ -1,0 +1,1 @@
+"""What a run tells: terminal, metrics.jsonl, trackers and report.html."""

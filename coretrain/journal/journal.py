@@ -1,0 +1,270 @@
+"""What a run says: progress on the terminal, metrics.jsonl, TensorBoard, optional W&B, and report.html at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from coretrain.base.files import write_atomically
+from coretrain.config.run import RunConfig
+from coretrain.journal.metrics import (
+    METRICS,
+    SAMPLE,
+    Rows,
+    clock,
+    number,
+    printable,
+    read_metrics,
+    rewound,
+)
+from coretrain.journal.page import write_report
+from coretrain.journal.trackers import Boards, require_wandb
+from coretrain.planning.flops import stated_peak, update_flops_per_token
+
+SMOOTHING = 0.95
+PYTHON = re.compile(r"\s*(async |await |class |def |for |from |if |import |return |try:|while |with |@\w)")
+
+
+class Journal:
+    """One run's voice. Every update is one line of metrics.jsonl, flushed; non-finite numbers stand there as null.
+
+    A run that goes on at `start_update` first loses what was journalled beyond it. Raises `UserError` where Weights &
+    Biases is asked for and missing, or where metrics.jsonl is damaged before its last line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        stack: str,
+        start_update: int = 0,
+        device_name: str = "",
+        console: Console | None = None,
+    ) -> None:
+        self.folder, self.config, self.stack, self.device_name = folder, config, stack, device_name
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.peak, self.peak_source = stated_peak(device_name, config)
+        self.flops = update_flops_per_token(config)
+        self.started, self.first = time.perf_counter(), start_update
+        self.smoothed, self.weight = 0.0, 0.0
+        self.recent: list[float] = []
+        self.live: Live | None = None
+        if config.journal.wandb:
+            require_wandb()  # before anything is written
+        # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
+        self.metrics = rewound(folder, start_update, ("skip", "rollback"))
+        self.last: dict[str, Any] = {}
+        self.final: tuple[float | None, float | None] | None = None
+        self._remember()
+        self.boards = self._boards()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end_live()
+        self.metrics.close()
+        if self.boards:
+            self.boards.close()
+
+    def header(self, blocks: Mapping[str, Rows | str]) -> None:
+        """Print one block for each title: rows of (label, value), or a sentence."""
+        for title, block in blocks.items():
+            if self.console.is_terminal:
+                grid = Table.grid(padding=(0, 2))
+                rows = [("", block)] if isinstance(block, str) else block
+                for label, value in rows:  # as Text: a reason may name an extra in brackets, which isn't markup
+                    grid.add_row(*([Text(label, "dim"), Text(value)] if label else [Text(value)]))
+                self.console.print(Panel(grid, title=title, title_align="left", border_style="cyan"))
+            else:
+                self._say(f"{title}:" + (f" {block}" if isinstance(block, str) else ""))
+                for label, value in () if isinstance(block, str) else block:
+                    self._say(f"  {label:<14} {value}")
+
+    def update(
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        lr: float,
+        tokens: int,
+        batch_hash: str,
+        seconds: float,
+        **extra: float | int | str | None,
+    ) -> None:
+        """Journal update `update` (from 0): nats a token, norm before the clip, tokens seen, seconds taken, and more.
+
+        The row also has `smoothed_loss`. Tokens a second and MFU follow from `seconds`, the only field of a row that
+        differs between two runs of the same thing, and are shown but not written.
+        """
+        self._smooth(loss)
+        smooth = self.smoothed / self.weight if self.weight else math.nan
+        row: dict[str, Any] = {"update": update, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+        row |= {"batch_hash": batch_hash, "smoothed_loss": smooth, "seconds": seconds}
+        self._write(row | extra)
+        self.last = row
+        self.recent = [*self.recent[-19:], max(seconds, 1e-9)]
+        speed = self.config.tokens_per_update / (sum(self.recent) / len(self.recent))
+        self._board(update, {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr})
+        self._board(update, {"train/tokens_per_second": self.config.tokens_per_update / max(seconds, 1e-9)})
+        done, total = update + 1, self.config.train.updates
+        left = (total - done) * self.config.tokens_per_update / speed
+        mfu = f"  MFU {speed * self.flops / self.peak:.1%}" if self.peak else ""
+        line = (
+            f"update {done:>{len(str(total))}}/{total}  loss {loss:.4f}  smoothed {smooth:.4f}  norm {grad_norm:.3f}  "
+            f"lr {lr:.2e}  {speed:,.0f} tokens/s{mfu}  {clock(left)} left"
+        )
+        if self.console.is_terminal:
+            self._show_live(line, done / total)
+        elif update == self.first or done == total or done % self.config.train.log_interval == 0:
+            self._say(line)
+
+    def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
+        """Journal an evaluation after `update` updates: nats a token, and bits a byte of text."""
+        self._write({"update": update, "val_loss": val_loss, "bits_per_byte": bits_per_byte})
+        self._board(update, {"validation/loss": val_loss, "validation/bits_per_byte": bits_per_byte})
+        self.final = val_loss, bits_per_byte
+        self.console.print(
+            f"after {update} updates: [bold]validation loss {val_loss:.4f}[/], {bits_per_byte:.4f} bits per byte"
+        )
+
+    def event(self, update: int, kind: str, text: str) -> None:
+        """Journal something that happened after `update` updates: checkpoint, skip, rollback, warning."""
+        self._write({"update": update, "event": kind, "text": text})
+        self._say(f"{kind} at {update}: {text}", {"checkpoint": "dim", "stop": "bold red"}.get(kind, "yellow"))
+
+    def sample(self, prompt: str, text: str) -> None:
+        """Show generated text, and keep it for the report."""
+        write_atomically(self.folder / SAMPLE, (prompt + text).encode())
+        self._end_live()
+        if self.console.is_terminal:
+            whole = printable(prompt + text)
+            python = Syntax(whole, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+            content = python if PYTHON.match(prompt) else Text.assemble((prompt, "bold"), whole[len(prompt) :])
+            self.console.print(Panel(content, title="sample", title_align="left", border_style="green"))
+        else:
+            self._say("sample:")
+            self._say(printable(prompt + text))
+
+    def rewind(self, start_update: int) -> None:
+        """Forget what was journalled from update `start_update` on, but the rollbacks, before a second try."""
+        self.metrics.close()
+        self.metrics = rewound(self.folder, start_update, ("skip",), keep=("rollback",))
+        self._remember()
+        if self.boards:
+            self.boards.restart(start_update, self.evaluations)
+
+    def close(self, status: str, best: Mapping[str, Any] | None = None) -> None:
+        """Print the last words and write report.html."""
+        self._end_live()
+        self.metrics.flush()
+        report = write_report(self.folder, self.stack, status, self.device_name)
+        rows = [("status", f"{status} in {clock(time.perf_counter() - self.started)}")]
+        if self.last:
+            smooth = self.last.get("smoothed_loss")
+            rows.append(("training", f"loss {number(self.last['loss'])}, smoothed {number(smooth)}"))
+        if self.final:
+            rows.append(("validation", f"loss {number(self.final[0])}, {number(self.final[1])} bits per byte"))
+        if best:
+            path = self.folder / "checkpoints" / f"update-{best['update']:08d}"
+            where = str(path) if path.exists() else f"after {best['update']} updates, not kept"
+            rows.append(("best", f"{where} (validation loss {number(best['val_loss'])})"))
+        rows.append(("report", str(report)))
+        rows.append(("metrics", str(self.folder / METRICS)))
+        if self.config.journal.tensorboard:
+            rows.append(("curves", f"tensorboard --logdir {self.folder / 'tensorboard'}"))
+        self.header({"result": rows})
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style), soft_wrap=not self.console.is_terminal)
+
+    def _remember(self) -> None:
+        """Take up the smoothed loss and the last figures where metrics.jsonl ends."""
+        updates, self.evaluations, _ = read_metrics(self.folder)
+        self.smoothed, self.weight = 0.0, 0.0
+        for row in updates:
+            self._smooth(row["loss"])
+        self.last = updates[-1] if updates else {}
+        self.final = None
+        if self.evaluations:
+            self.final = self.evaluations[-1]["val_loss"], self.evaluations[-1]["bits_per_byte"]
+
+    def _smooth(self, loss: float | None) -> None:
+        if loss is not None and math.isfinite(loss):
+            self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+            self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.metrics.write(json.dumps(clean) + "\n")
+        self.metrics.flush()
+
+    def _show_live(self, line: str, share: float) -> None:
+        if self.live is None:
+            self.live = Live(console=self.console, refresh_per_second=8, transient=True)
+            self.live.start()
+        width = max(20, min(self.console.width - 2, 100))
+        full = round(share * width)
+        self.live.update(f"[cyan]{'━' * full}[/][dim]{'━' * (width - full)}[/]\n{line}")
+
+    def _end_live(self) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def _boards(self) -> Boards | None:
+        if self.config.journal.tensorboard or self.config.journal.wandb:
+            return Boards(self.folder, self.config, self.first, self.evaluations)
+        return None
+
+    def _board(self, update: int, values: Mapping[str, float]) -> None:
+        if self.boards:
+            self.boards.add(update, values)
+
+
+class SilentJournal(Journal):
+    """The journal of every process but the first: it says and writes nothing."""
+
+    def __init__(self) -> None:
+        """No folder, no files."""
+
+    def __enter__(self) -> SilentJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def header(self, blocks: Mapping[str, Rows | str]) -> None:
+        """Say nothing."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        """Say nothing."""
+
+    def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
+        """Say nothing."""
+
+    def event(self, update: int, kind: str, text: str) -> None:
+        """Say nothing."""
+
+    def sample(self, prompt: str, text: str) -> None:
+        """Say nothing."""
+
+    def rewind(self, start_update: int) -> None:
+        """Undo nothing."""
+
+    def close(self, status: str, best: Mapping[str, Any] | None = None) -> None:
+        """Close nothing."""

@@ -1,0 +1,194 @@
+"""report.html: one self-contained page of a run's curves; and the picture of two runs over each other."""
+
+from __future__ import annotations
+
+import html
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coretrain.base.files import write_atomically
+from coretrain.config.load import config_from_json
+from coretrain.config.run import RunConfig
+from coretrain.journal.chart import Line, chart
+
+FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
+SHOWN_EVENTS = 200
+Row = Mapping[str, Any]
+
+
+def write_report(folder: Path, stack: str = "", status: str = "", device: str = "") -> Path:
+    """Write report.html from the folder's metrics.jsonl, config.json and sample.txt; returns its path.
+
+    `stack`, `status` and `device` are said on the page where they are given.
+    """
+    from coretrain.journal.metrics import SAMPLE, read_metrics
+
+    updates, evaluations, events = read_metrics(folder)
+    config = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
+    place = [f"in {FRAMEWORKS.get(stack, stack)}"] * bool(stack) + [f"on {device}"] * bool(device)
+    badge = f'<span class="status {html.escape(status)}">{html.escape(status)}</span>' if status else ""
+    parts = [
+        f"<header><h1>{html.escape(config.name)}</h1>{badge}</header>",
+        f'<p class="sub">{html.escape(", ".join([_sentence(config), " ".join(["trained", *place])]))}.</p>',
+        '<div class="cards">' + "".join(_cards(config, updates, evaluations)) + "</div>",
+    ]
+    if updates:
+        parts.append('<div class="plots">' + "".join(_charts(config, updates, evaluations, events)) + "</div>")
+    sample = folder / SAMPLE
+    if sample.exists():
+        parts.append(f"<section><h2>Sample</h2><pre>{_sample(config, sample)}</pre></section>")
+    if events:
+        rows = [(f"after {e['update']:,}", f"{e['event']}: {e['text']}") for e in events[-SHOWN_EVENTS:]]
+        more = f" (the last {len(rows)} of {len(events):,})" if len(rows) < len(events) else f" ({len(events)})"
+        table = _table({"": rows})
+        parts.append(f"<section><details><summary>Events{more}</summary>{table}</details></section>")
+    sections = {k: v for k, v in config.model_dump(mode="json").items() if isinstance(v, dict)}
+    fields = {name: [(key, _value(value)) for key, value in section.items()] for name, section in sections.items()}
+    parts.append(f"<section><details><summary>Configuration</summary>{_table(fields)}</details></section>")
+    parts.append("<footer>Made by twintrain from metrics.jsonl, which has every figure at full precision.</footer>")
+    here = Path(__file__).parent
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(config.name)} - twintrain</title><style>{style}</style></head><body>"
+        + "\n".join(parts)
+        + f"<script>{script}</script></body></html>\n"
+    )
+    path = folder / "report.html"
+    write_atomically(path, page.encode(errors="replace"))
+    return path
+
+
+def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path) -> None:
+    """Draw two runs' losses over each other, and under them the absolute difference on a log scale, as a PNG.
+
+    Updates are paired by number; where both losses are equal to the last bit there is nothing to draw on a log scale,
+    so those stand as dots on the axis.
+    """
+    from matplotlib.figure import Figure
+
+    from coretrain.journal.metrics import read_metrics
+
+    runs = [read_metrics(folder) for folder in folders]
+    losses = [{u["update"] + 1: _finite(u["loss"]) for u in updates} for updates, _, _ in runs]
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    looks = (("#3b5bdb", "-", "o", 8), ("#e8590c", (0, (2, 2)), "x", 6))
+    for loss, (_, evaluations, _), label, look in zip(losses, runs, labels, looks, strict=True):
+        color, style, marker, size = look
+        top.plot(list(loss), list(loss.values()), color=color, linestyle=style, linewidth=1.4, label=label)
+        if evaluations:
+            x, y = [e["update"] for e in evaluations], [_finite(e["val_loss"]) for e in evaluations]
+            said = f"{label}, validation (end: {y[-1]:.4f})"
+            top.plot(x, y, marker, color=color, markersize=size, mfc="none", label=said)
+    shared = sorted(losses[0].keys() & losses[1].keys())
+    difference = [abs(losses[0][x] - losses[1][x]) for x in shared]
+    bottom.semilogy(shared, [d if d > 0 else math.nan for d in difference], color="#0c8599", linewidth=1)
+    equal = [x for x, d in zip(shared, difference, strict=True) if d == 0]
+    if equal:
+        base = bottom.get_xaxis_transform()
+        bottom.plot(equal, [0.03] * len(equal), ".", color="#868e96", markersize=3, transform=base, label="equal")
+        bottom.legend(frameon=False, fontsize=9, loc="lower right")
+    top.set_ylabel("training loss (nats a token)")
+    bottom.set_ylabel(f"|{labels[0]} \N{MINUS SIGN} {labels[1]}|")
+    bottom.set_xlabel("update")
+    top.legend(frameon=False)
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#adb5bd")
+        axis.tick_params(color="#adb5bd")
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.margins(x=0.015)
+    top.set_title(f"{labels[0]} and {labels[1]}: the same run", loc="left", fontweight="bold")
+    figure.savefig(output, dpi=150)
+
+
+def _sentence(config: RunConfig) -> str:
+    m, t = config.model, config.train
+    return (
+        f"{m.layers} layers x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, vocabulary {m.vocabulary:,}; "
+        f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
+    )
+
+
+def _cards(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row]) -> list[str]:
+    from coretrain.journal.metrics import clock, number
+
+    cards = []
+    if evaluations:
+        last = evaluations[-1]
+        cards += [("validation loss", number(last["val_loss"])), ("bits per byte", number(last["bits_per_byte"]))]
+    if updates:
+        speed = statistics.median(_speeds(config, updates))
+        cards += [
+            ("training loss", number(_smooth([_finite(u["loss"]) for u in updates])[-1])),
+            ("tokens seen", f"{updates[-1]['tokens']:,}"),
+            ("tokens a second", f"{speed:,.0f}"),
+            ("time in updates", clock(sum(u["seconds"] for u in updates))),
+        ]
+    return [f'<div class="card"><b>{value}</b><span>{label}</span></div>' for label, value in cards]
+
+
+def _charts(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row], events: Sequence[Row]) -> list[str]:
+    x = [u["update"] + 1 for u in updates]
+    loss, norm, lr = ([_finite(u[name]) for u in updates] for name in ("loss", "grad_norm", "lr"))
+    speed = _speeds(config, updates)
+    marks = [(e["update"], _finite(e["val_loss"])) for e in evaluations]
+    troubles = sorted({e["update"] + 1 for e in events if e["event"] in ("skip", "rollback", "stop")})
+    troubles = [t for t in troubles if x[0] <= t <= x[-1]]
+    raw, smooth = "each update", "smoothed"
+    return [
+        chart(
+            "Loss",
+            "nats a token",
+            x,
+            [Line(raw, loss, "faint"), Line(smooth, _smooth(loss))],
+            marks,
+            troubles[-SHOWN_EVENTS:],
+            wide=True,
+        ),
+        chart("Learning rate", "", x, [Line(raw, lr)]),
+        chart("Gradient norm", "before the clip", x, [Line(raw, norm, "faint"), Line(smooth, _smooth(norm))], log=True),
+        chart("Throughput", "tokens a second", x, [Line(raw, speed, "faint"), Line(smooth, _smooth(speed))]),
+    ]
+
+
+def _speeds(config: RunConfig, updates: Sequence[Row]) -> list[float]:
+    return [config.tokens_per_update / max(u["seconds"], 1e-9) for u in updates]
+
+
+def _finite(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
+    mean, weight, out = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        out.append(mean / weight if weight else math.nan)
+    return out
+
+
+def _sample(config: RunConfig, path: Path) -> str:
+    text, prompt = path.read_text(encoding="utf-8", errors="replace"), config.train.sample_prompt
+    if prompt and text.startswith(prompt):
+        return f"<b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}"
+    return html.escape(text)
+
+
+def _value(value: object) -> str:
+    return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _table(groups: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    tables = []
+    for title, group in groups.items():
+        rows = [f'<tr><th colspan="2">{html.escape(title)}</th></tr>'] if title else []
+        rows += [f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in group]
+        tables.append(f"<table>{''.join(rows)}</table>")
+    return f'<div class="columns">{"".join(tables)}</div>' if len(tables) > 1 else "".join(tables)

@@ -1,0 +1,143 @@
+"""What is known of each accelerator (accelerators.toml): peak, memory, links, price; and what `--on` asks for."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from coretrain.base.errors import UserError
+from coretrain.config.fields import Section
+
+TABLE = Path(__file__).with_name("accelerators.toml")
+GIB = 2**30
+
+
+class Accelerator(Section):
+    """One row of accelerators.toml, which says what each figure means."""
+
+    name: str = ""
+    tflops: float = Field(gt=0)
+    tflops32: float = Field(gt=0)
+    memory: float = Field(gt=0)
+    bandwidth: float = Field(gt=0)
+    link: float = Field(gt=0)
+    network: float = Field(gt=0)
+    host_link: float = Field(gt=0)
+    host_memory: float = Field(gt=0)
+    node: int = Field(ge=1)
+    most: int | None = Field(None, ge=1)
+    price: float = Field(ge=0)
+    words: tuple[str, ...] = Field(min_length=1)
+    bfloat16: bool = True
+
+    @property
+    def tpu(self) -> bool:
+        """Whether it is a TPU, whose devices are sold in slices."""
+        return self.words[0].startswith("TPU")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """So many devices of one kind; a TPU slice has a topology (`16x16`)."""
+
+    accelerator: Accelerator
+    devices: int
+    topology: str | None = None
+
+    def __str__(self) -> str:
+        name = self.accelerator.name
+        return f"{name}:{self.topology}" if self.topology else f"{name}x{self.devices}"
+
+    @property
+    def nodes(self) -> int:
+        """Hosts that the devices fill."""
+        return -(-self.devices // self.accelerator.node)
+
+    @property
+    def link(self) -> float:
+        """Bytes/s of one device to all the others, one direction: the slowest part of a ring through them."""
+        a = self.accelerator
+        return 1e9 * (a.link if a.tpu or self.devices <= a.node else min(a.link, a.network))
+
+    @property
+    def memory(self) -> float:
+        """Bytes of one device."""
+        return self.accelerator.memory * GIB
+
+    @property
+    def flops(self) -> float:
+        """Peak FLOP/s of all devices."""
+        return self.devices * self.accelerator.tflops * 1e12
+
+
+@functools.cache
+def accelerators(path: Path = TABLE) -> dict[str, Accelerator]:
+    """The table by name. Raises `UserError`, which names the file and what is wrong in it."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--accelerators {path} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    try:
+        found = {name.lower(): Accelerator(**{**row, "name": name.lower()}) for name, row in raw.items()}
+    except TypeError:
+        raise UserError(f"{path}: every entry is a section, as in [my-gpu]; see {TABLE.name}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {field} of {error.title} is wrong: {first['msg'].lower()}") from None
+    if not found:
+        raise UserError(f"{path} has no accelerator: write a section for each, as in {TABLE.name}")
+    return found
+
+
+def machine(text: str, path: Path = TABLE) -> Machine:
+    """What `--on` says: `h100` (one), `4090x8` (eight), `v5e:16x16` (a slice by its topology).
+
+    Raises `UserError` for a name that the table doesn't have, with the nearest that it has, or a count that can't be.
+    """
+    table = accelerators(path)
+    fits = re.fullmatch(r"(?P<name>.+?)(?:x(?P<count>\d+)|:(?P<topology>\d+(?:x\d+)*))?", text.strip().lower())
+    name = fits["name"] if fits else text
+    if not fits or name not in table:
+        asked = text.strip().lower().partition(":")[0]  # rtx4090 is no `rt` of which there are 4090
+        near = difflib.get_close_matches(name, table, 1) or difflib.get_close_matches(asked, table, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}"
+        raise UserError(f"--on {text}: no such accelerator is known: {hint} (--accelerators FILE takes others)")
+    found, topology = table[name], fits["topology"]
+    if topology and not found.tpu:
+        raise UserError(f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices")
+    devices = math.prod(int(part) for part in topology.split("x")) if topology else int(fits["count"] or 1)
+    if devices < 1:
+        raise UserError(f"--on {text}: there must be at least one device")
+    if not found.tpu and devices > found.node and devices % found.node:
+        whole = devices // found.node * found.node
+        raise UserError(
+            f"--on {text}: hosts of {name} have {found.node} devices, and {devices} don't fill whole ones: take "
+            f"{whole} or {whole + found.node} (--accelerators FILE takes hosts of another size)"
+        )
+    if found.most and devices > found.most:
+        raise UserError(f"--on {text}: the largest slice of {name} has {found.most} devices")
+    return Machine(found, devices, topology)
+
+
+def named(device: str) -> Accelerator | None:
+    """The accelerator that a framework calls `device`: the longest word that fits; None where none does."""
+    # A laptop's chip and a slice of a chip have the name of a faster one.
+    if re.search(r"\b(laptop|max-q|mig)\b", device, re.IGNORECASE):
+        return None
+    best: tuple[int, Accelerator] | None = None
+    for accelerator in accelerators().values():
+        for word in accelerator.words:
+            fits = re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", device, re.IGNORECASE)
+            if fits and (best is None or len(word) > best[0]):
+                best = (len(word), accelerator)
+    return best[1] if best else None

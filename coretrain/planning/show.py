@@ -1,0 +1,282 @@
+"""A plan to look at: tables for a terminal, one object for machines, a picture of the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from coretrain.config.run import RunConfig
+from coretrain.planning.accelerators import GIB, Machine
+from coretrain.planning.flops import convention, parameter_count, run_flops
+from coretrain.planning.memory import kv_cache
+from coretrain.planning.planner import HEADROOM, Assumptions, Choice
+from coretrain.planning.scaling_laws import advice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A machine, the ways to use it (fastest first), the one chosen and why, and what it costs."""
+
+    name: str
+    machine: Machine
+    found: list[Choice]
+    best: Choice
+    price: float
+    """For one hour of the whole machine."""
+    served: float
+    command: str
+    assumed: Assumptions
+    compiled: dict[str, Any] | None = None
+    """What the TPU's compiler said."""
+    remark: str = ""
+    """Why it wasn't asked."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run as chosen."""
+        return self.best.config
+
+    @property
+    def hours(self) -> float:
+        """Hours of the whole run as chosen."""
+        return self.hours_of(self.best)
+
+    def hours_of(self, choice: Choice) -> float:
+        """Hours of the whole run."""
+        return choice.update * choice.config.train.updates / 3600
+
+
+def kinds_of(found: Sequence[Choice]) -> list[Choice]:
+    """For each way of sharding, its fastest that fits, or its smallest where none does."""
+    best: dict[tuple[Any, ...], Choice] = {}
+    for choice in found:  # fastest first
+        p, layout = choice.config.parallel, choice.layout
+        key: tuple[Any, ...] = (layout.tensor > 1, layout.pipeline > 1, p.zero, p.offload)
+        if choice.stack == "jax":
+            key = (layout.data > 1, layout.fsdp > 1, layout.tensor > 1)
+        old = best.get(key)
+        smaller = old is not None and not old.fits and choice.memory.total < old.memory.total
+        if old is None or (choice.fits and not old.fits) or (not choice.fits and smaller):
+            best[key] = choice
+    return [best[key] for key in sorted(best, key=str)]
+
+
+def why(plan: Plan) -> str:
+    """Why this choice, in a sentence."""
+    best, fitting = plan.best, [choice for choice in plan.found if choice.fits]
+    words = f"the fastest of {len(fitting)} that fit, of {len(plan.found)}"
+    if best is not fitting[0]:
+        words = f"within 2% of the fastest of {len(fitting)} that fit (of {len(plan.found)}), and the simplest of those"
+    faster = [choice for choice in plan.found if not choice.fits and choice.update < 0.98 * best.update]
+    if faster:
+        nearest = min(faster, key=lambda choice: choice.memory.total)
+        words += f"; {nearest} would be faster, but needs {nearest.memory.total / GIB:.1f} GiB"
+    return words
+
+
+def _length(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.1f} minutes"
+    return f"{hours:,.1f} hours" + (f" ({hours / 24:,.1f} days)" if hours > 48 else "")
+
+
+def _size(number: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
+
+
+def _gib(number: float) -> str:
+    return f"{number / GIB:.2f} GiB" if number >= GIB / 100 else f"{number / 2**20:.1f} MiB"
+
+
+def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold cyan", show_header=False, box=None)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    ready = f"{plan.machine.accelerator.memory * (1 - HEADROOM):.1f} GiB of {plan.machine.accelerator.memory:g} to use"
+    table = Table(title=f"Ways to share it ({ready})", title_justify="left", title_style="bold cyan")
+    table.add_column("setting", overflow="fold", ratio=1)
+    for name in ("GiB", "host GiB", "s/update", "MFU", "hours", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = kinds_of(plan.found)
+    for choice in shown if any(c is plan.best for c in shown) else [plan.best, *shown]:
+        best = choice is plan.best
+        hours = plan.hours_of(choice)
+        cells = [
+            ("> " if best else "  ") + str(choice),
+            f"{choice.memory.total / GIB:.1f}",
+            f"{choice.memory.host / GIB:.0f}",
+            *([f"{choice.update:.2f}", f"{choice.mfu(plan.machine):.0%}", f"{hours:,.1f}", f"{hours * plan.price:,.0f}"]
+              if choice.fits else ["doesn't fit", "", "", ""]),
+        ]  # fmt: skip
+        table.add_row(*map(Text, cells), style="bold green" if best else "" if choice.fits else "dim")
+    return table
+
+
+def tables(plan: Plan) -> RenderableType:
+    """The whole plan, for a terminal."""
+    c, best, m = plan.config, plan.best, plan.machine
+    tokens = c.tokens_per_update * c.train.updates
+    count = parameter_count(c.model)
+    run = [
+        ("model", f"{plan.name}: {count:,} parameters, {run_flops(c):.3g} FLOPs ({convention(c)})"),
+        ("tokens", f"{tokens:.4g} = {c.train.updates:,} updates of {c.tokens_per_update:,}"),
+        ("machine", f"{m}: {m.devices} x {m.accelerator.tflops:g} TFLOP/s, {m.nodes} host(s), {plan.price:g} an hour"),
+        ("assumed", str(plan.assumed)),
+    ]
+    memory = [(kind, _gib(size)) for kind, size in best.memory.kinds.items() if size]
+    memory += [("in all", f"{_gib(best.memory.total)} at the peak, {best.memory.moment}")]
+    what = "a save's copy of the state" if c.parallel.offload == "none" else "what is offloaded"
+    memory += [("host", f"{_gib(best.memory.host)} for each device: {what}")]
+    memory += [("KV cache", f"{_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")]
+    time = [(cause, f"{seconds:.3g} s") for cause, seconds in best.seconds.items() if seconds >= 5e-4]
+    time += [(f"sent: {kind}", f"{_size(size)} a device and update") for kind, size in best.traffic.items()]
+    time += [
+        ("an update", f"{best.update:.3g} s, {c.tokens_per_update / best.update:,.0f} tokens/s"),
+        ("MFU", f"at most {best.mfu(m):.0%} (a bound from the assumptions, not a measurement)"),
+        ("the run", f"{_length(plan.hours)}, {plan.hours * plan.price:,.0f} at {plan.price:g} an hour"),
+    ]
+    parts: list[RenderableType] = [_pairs("The run", run), _alternatives(plan)]
+    parts += [_pairs("Memory of one device as chosen", memory), _pairs("Time as chosen", time)]
+    if plan.compiled:
+        parts.append(_pairs("What the TPU's compiler says", compiled_rows(plan)))
+    parts.append(_pairs("Tokens", advice(count, tokens, plan.served)))
+    choice = [("setting", str(best)), ("why", why(plan)), ("command", plan.command)]
+    parts.append(_pairs("Choose", choice + ([("note", plan.remark)] if plan.remark else [])))
+    return Group(*(item for part in parts for item in (part, Text(""))))
+
+
+def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What the compiler said, to show."""
+    found = plan.compiled or {}
+    rows = [("compiled for", f"{plan.machine} ({found['device']}), {found['layout']}, {found['kernel']} attention")]
+    if not found["fits"]:
+        return [*rows, ("fits", f"no: {found['reason']}")]
+    total = compiled_bytes(plan.config, found)
+    gradients = found["gradients"]
+    rows += [
+        ("fits", f"yes: {_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
+        ("arguments", f"{_gib(gradients['arguments'])} (weights, batch)"),
+        ("moments", _gib(moments_of(found))),
+        ("results", f"{_gib(gradients['results'])} (gradients)"),
+        ("scratch", f"{_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
+        ("analytic", f"{_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
+    ]
+    for kind, size in gradients["sent"].items():
+        rows.append((kind, f"{gradients['calls'][kind]:,} an update, {_size(size)} sent by a device"))
+    loops = "each loop's body counted as often as the text says it runs"
+    if gradients["loops_without_count"]:
+        loops += f" ({gradients['loops_without_count']} loops don't say, counted once)"
+    rows.append(("counting", f"{loops}; {gradients['seconds'] + found['update']['seconds']:.0f} s to compile"))
+    return rows
+
+
+def moments_of(found: dict[str, Any]) -> float:
+    """Bytes of the moments: what the update takes beyond gradients and weights that train, which are as many."""
+    return float(found["update"]["arguments"] - 2 * found["gradients"]["results"])
+
+
+def compiled_bytes(config: RunConfig, found: dict[str, Any]) -> float:
+    """Peak bytes of a device: the gradients' program with the moments beside it, or the update's."""
+    first = sum(found["gradients"][part] for part in ("arguments", "results", "scratch", "code")) + moments_of(found)
+    second = sum(found["update"][part] for part in ("arguments", "results", "scratch", "code"))
+    return float(max(first, second))
+
+
+def as_object(plan: Plan) -> dict[str, Any]:
+    """The plan for machines."""
+
+    def one(choice: Choice) -> dict[str, Any]:
+        c = choice.config
+        return {
+            "setting": str(choice),
+            "layout": asdict(choice.layout),
+            "zero": c.parallel.zero,
+            "offload": c.parallel.offload,
+            "accumulation": c.train.accumulation,
+            "checkpoint_activations": c.execution.checkpoint_activations,
+            "fits": choice.fits,
+            "memory": choice.memory.kinds,
+            "memory_total": choice.memory.total,
+            "host_memory": choice.memory.host,
+            "sent": choice.traffic,
+            "seconds": choice.seconds,
+            "update_seconds": choice.update,
+            "mfu": choice.mfu(plan.machine),
+            "hours": plan.hours_of(choice),
+            "cost": plan.hours_of(choice) * plan.price,
+        }
+
+    c = plan.config
+    tokens = c.tokens_per_update * c.train.updates
+    return {
+        "name": plan.name,
+        "machine": {"name": str(plan.machine), "devices": plan.machine.devices, "price": plan.price},
+        "parameters": parameter_count(c.model),
+        "tokens": tokens,
+        "flops": run_flops(c),
+        "assumed": asdict(plan.assumed) | {"headroom": HEADROOM},
+        "chosen": one(plan.best),
+        "why": why(plan),
+        "command": plan.command,
+        "choices": [one(choice) for choice in kinds_of(plan.found)],
+        "compiled": plan.compiled,
+        "remark": plan.remark,
+        "advice": dict(advice(parameter_count(c.model), tokens, plan.served)),
+    }
+
+
+def picture(plan: Plan, path: Path) -> None:
+    """Memory against time of every choice, the one chosen marked, as a PNG (or what the name's ending says)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    jax = plan.best.stack == "jax"
+    groups: dict[str, list[Choice]] = {}
+    for choice in plan.found:
+        p = choice.config.parallel
+        label = f"tensor {choice.layout.tensor}" if jax else f"ZeRO {p.zero}" + (", offload" * (p.offload != "none"))
+        groups.setdefault(label, []).append(choice)
+    for number, label in enumerate(sorted(groups)):
+        chosen = groups[label]
+        xs, ys = [choice.memory.total / GIB for choice in chosen], [choice.update for choice in chosen]
+        axes.scatter(
+            xs, ys, s=16, alpha=0.6, color=f"C{number}", marker="x" if "offload" in label else "o", label=label
+        )
+    usable = plan.machine.accelerator.memory * (1 - HEADROOM)
+    axes.axvline(usable, color="0.3", linestyle="--", linewidth=1)
+    axes.text(usable, 1.0, f" {usable:.1f} GiB to use ", va="top", ha="right", transform=axes.get_xaxis_transform())
+    best = plan.best
+    place = best.memory.total / GIB, best.update
+    axes.scatter(*place, s=160, facecolors="none", edgecolors="black", linewidths=1.8, zorder=5, label="chosen")
+    axes.set(xscale="log", yscale="log", xlabel="GiB on one device at the peak", ylabel="seconds of an update (bound)")
+    for axis in (axes.xaxis, axes.yaxis):  # 20, not 2 x 10^1
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    axes.set_title(f"{plan.name} on {plan.machine}\nchosen: {best}", fontsize=10, loc="left")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the tables."""
+    console.print(tables(plan))

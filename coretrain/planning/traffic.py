@@ -1,0 +1,66 @@
+"""Bytes that one device sends in one update, by kind: what the collectives need in theory, in rings.
+
+A ring of n sends (n - 1) / n of a buffer in a gather or a reduce-scatter, and twice that in an all-reduce. ZeRO's
+volumes are Rajbhandari et al.'s (2020, section 7), but stages 1 and 2 sum gradients with all-reduces, as DeepSpeed
+0.19 does by default, not with the paper's reduce-scatters: twice its bytes. Tensor parallelism's are Shoeybi et al.'s
+(2019): two all-reduces of the activations a block forward, two backward, two more where the block is recomputed; one
+more of the embedding forward and of the head backward. `bench/scale.py bytes` measures how far the stacks are
+from all this.
+"""
+
+from __future__ import annotations
+
+from coretrain.config.fields import StackName
+from coretrain.config.run import RunConfig
+from coretrain.planning.memory import BYTES, sizes, trained_numbers
+from coretrain.processes.layout import Layout
+
+EXPOSED = ("tensor", "context")
+"""Kinds that the next matmul waits for; the others can run beside the backward pass."""
+
+
+def ring(devices: int) -> float:
+    """Share of a buffer that each of `devices` sends in a gather or a reduce-scatter."""
+    return (devices - 1) / devices
+
+
+def traffic(config: RunConfig, layout: Layout, stack: StackName = "torch") -> dict[str, float]:
+    """Bytes sent by one device in one update: gradients, weights, tensor, context, pipeline. Zeros are left out."""
+    c, n = config, sizes(config, layout).total
+    compute, master = BYTES[c.precision.compute], max(4, BYTES[c.precision.compute])
+    micro = c.train.accumulation
+    found = {"gradients": 0.0, "weights": 0.0, "tensor": 0.0, "context": 0.0, "pipeline": 0.0}
+    if stack == "torch":
+        zero, share = c.parallel.zero, ring(layout.data) * n * master
+        found["gradients"] = share * {0: 2, 1: 2, 2: 2 * micro, 3: micro}[zero]
+        found["weights"] = share * {0: 0, 1: 1, 2: 1, 3: 2 * micro}[zero]
+    else:
+        # gathered and reduced in the compute dtype, layer by layer; each micro-batch's sum goes over data too
+        found["weights"] = 2 * micro * ring(layout.fsdp) * n * compute
+        copies = layout.data * layout.context  # devices that share tokens sum their gradients as those that share rows
+        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(copies) * n / layout.fsdp) * compute
+    if c.adapter.kind != "none":  # whole on every device, and all that has a gradient
+        times = 1 if stack == "torch" else micro
+        found["gradients"] = times * 2 * ring(layout.sharing_rows * layout.context) * trained_numbers(c) * master
+    m = c.model
+    if m.tied and layout.pipeline > 1:  # the first and the last stage have a copy each, and sum its gradient
+        found["gradients"] += 2 * ring(2) * sizes(config, layout).embedding * master
+    tokens = c.train.batch_size * m.context / layout.sharing_rows / layout.context
+    layers = m.layers / layout.pipeline
+    passes = 3 if c.execution.checkpoint_activations == "full" else 2
+    ends = 2 if layout.pipeline == 1 else 1  # embedding and head, on one device or on two
+    found["tensor"] = (2 * passes * layers + ends) * 2 * ring(layout.tensor) * tokens * m.width * compute
+    keys = 2 * m.kv * m.head / layout.tensor * tokens * layout.context
+    found["context"] = passes * layers * ring(layout.context) * keys * compute
+    found["pipeline"] = _passed_on(layout, stack, micro) * tokens * m.width * compute
+    return {kind: size for kind, size in found.items() if size}
+
+
+def _passed_on(layout: Layout, stack: StackName, micro: int) -> float:
+    """Activations and their gradients that a stage sends, in those of the update's tokens."""
+    stages = layout.pipeline
+    if stages == 1:
+        return 0.0
+    if stack == "jax":  # all stages pass on in every tick, also those that have nothing to do
+        return 2 * (micro + stages - 1) / micro
+    return 2.0 if stages > 2 else 1.0  # the first sends activations, the last gradients, those between both

@@ -1,0 +1,1 @@
+"""Several processes of one run: world, rendezvous, heartbeat, layout."""

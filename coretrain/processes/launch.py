@@ -1,0 +1,27 @@
+"""What a launcher tells its processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells its processes, and a process of one's own must not inherit."""
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return "RANK" in os.environ
+
+
+def environment_alone() -> dict[str, str]:
+    """This environment without a launcher's words."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+
+
+def free_port() -> int:
+    """A TCP port that nobody here listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

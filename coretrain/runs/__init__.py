@@ -1,0 +1,1 @@
+"""A run's folder, and how one becomes another."""

@@ -1,0 +1,38 @@
+"""Runs that train on conversations: which chat template they use, where it is kept, and questions to a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from coretrain.base.errors import UserError
+from coretrain.base.files import write_atomically
+from coretrain.runs.folder import open_run, run_of
+from coretrain.tokenizers.chat_template import Template, Unfit, open_template
+from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
+from coretrain.tokenizers.tokenizer import Tokenizer
+
+
+def keep_template(folder: Path, template: Template) -> None:
+    """Write the template into a run's folder, so that the folder can be talked to and exported alone."""
+    write_atomically(folder / CHAT_TEMPLATE, template.source)
+
+
+def chat_prompts(
+    folder: Path, tokenizer: Tokenizer, questions: Sequence[str]
+) -> tuple[list[list[int]], tuple[int, ...]]:
+    """Ids of each question with the head of its answer, by the run's template; and the ids that end an answer.
+
+    Raises `UserError` where the run has no template, or it refuses a question.
+    """
+    path = run_of(folder) / CHAT_TEMPLATE
+    if not path.is_file():
+        raise UserError(
+            f"--chat: {folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
+        )
+    template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
+    ends = (*tokenizer.ends, template.end())
+    try:
+        return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
+    except Unfit as error:
+        raise UserError(f"--chat: {error}: ask another question") from None

@@ -1,0 +1,98 @@
+"""A run's adapter out to a folder of PEFT, and a folder of PEFT in as a run on a base."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coretrain.base.arrays import Array
+from coretrain.base.errors import UserError
+from coretrain.base.files import write_atomically
+from coretrain.base.half_precision import HalfPrecision
+from coretrain.checkpoint.interchange import Interchange, interchange_of, save_interchange
+from coretrain.checkpoint.manifest import Progress
+from coretrain.config.load import apply_overrides, build_config
+from coretrain.config.run import RunConfig
+from coretrain.formats.huggingface.card import model_card
+from coretrain.formats.peft.reader import import_peft, trained_beside
+from coretrain.formats.peft.writer import export_peft
+from coretrain.runs.adapted import carry_chat_template, on_its_base
+from coretrain.runs.base import base_run, keep_base
+from coretrain.runs.files import first_template
+from coretrain.runs.folder import open_run
+from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
+from coretrain.tokenizers.registry import load_tokenizer, saved_tokenizer
+from coretrain.tokenizers.tokenizer import SAVED_FACTS
+
+
+def export_adapter(
+    source: Path, target: Path, loaded: Interchange, base: Path, how: str, half: bool = False
+) -> list[str]:
+    """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`, where
+    `convert.py` puts it with the words `how`; lines to print. With `half` its tensors are float16."""
+    config = loaded.config
+    if config.adapter.kind not in ("lora", "dora"):
+        what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
+        raise UserError(f"{source} holds {what}, not low-rank adapters: give --to hf or gguf")
+    tensors: Mapping[str, Array] = loaded.groups["parameters"]
+    weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
+    tensors = HalfPrecision(tensors) if half else tensors
+    card = model_card(loaded, "f16" if half else "none")
+    export_peft(target, config, tensors, str(base), weights, card)
+    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {how}"
+    return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
+
+
+def import_adapter(
+    source: Path, folder: Path, given: RunConfig, overrides: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Make `folder` the run, at update 0, of a PEFT adapter on the run `adapter.base`; lines to print.
+
+    Its config is `given` with the base's model and tokenizer and the adapter's fields, then `overrides`.
+    """
+    if given.adapter.base is None:
+        raise UserError(f"{source} is an adapter: name the run of its base, as --adapter.base runs/X")
+    base = open_run(base_run(given.adapter.base))
+    if base.adapter.kind != "none":
+        raise UserError(
+            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
+            "merge"
+        )
+    words = saved_tokenizer(base_run(given.adapter.base)) is not None
+    fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
+    if field := next(fixed, None):
+        raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
+    beside = given.adapter.model_copy(update={"fingerprint": trained_beside(source)})
+    config, whole = on_its_base(given.model_copy(update={"model": base.model, "adapter": beside}))
+    config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
+    config = _named(config, folder, overrides)
+    template = first_template(config, None)
+    save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
+    if (base_run(given.adapter.base) / SAVED_FACTS).is_file():
+        load_tokenizer(base_run(given.adapter.base)).save(folder)
+    if template:
+        write_atomically(folder / CHAT_TEMPLATE, template)
+    carry_chat_template(config, folder)
+    write_atomically(folder / "config.json", config.to_json())  # last: without it the folder is no run
+    c, remark = config.adapter, keep_base(config, whole.folder)
+    return [
+        *([f"warning: {remark}"] if remark else []),
+        f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
+        f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
+        f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
+    ]
+
+
+def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
+    """The config under the folder's name, with its tokenizer, and what the user asked for."""
+    raw = config.model_dump(mode="json", exclude_none=True)
+    raw |= {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)}
+    if saved := saved_tokenizer(base_run(str(config.adapter.base))):
+        raw["data"]["tokenizer"] = str((folder / saved.name).absolute())
+    named = build_config(apply_overrides(raw, overrides), str(folder), overrides)
+    for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
+        if getattr(named.adapter, field) != getattr(config.adapter, field):
+            raise UserError(f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out")
+    return named

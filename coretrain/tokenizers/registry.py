@@ -1,0 +1,116 @@
+"""Tokenizers by name and from a run's folder: above all kinds, so that no kind imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiktoken
+
+from coretrain.base.errors import UserError
+from coretrain.base.files import read_json
+from coretrain.tokenizers.tokenizer import (
+    GPT2_PATTERN,
+    SAVED_FACTS,
+    SAVED_JSON,
+    SAVED_RANKS,
+    Tokenizer,
+    read_ranks,
+)
+
+GPT2_FILE = Path(__file__).resolve().parent / "r50k_base.tiktoken"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """256 bytes and `<|endoftext|>` = 256."""
+    return Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)}, None, 256)
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's 50257 tokens, from the file that ships with twintrain; its SHA-256 is checked."""
+    return Tokenizer("gpt2", read_ranks(GPT2_FILE, GPT2_SHA256), GPT2_PATTERN, 50256)
+
+
+def openai_tokenizer(name: str) -> Tokenizer:
+    """`cl100k_base` or `o200k_base` through tiktoken, which downloads it once and keeps it."""
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except OSError as error:  # requests' errors are OSErrors
+        raise UserError(
+            f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
+            "use gpt2, trained or bytes, which need no download"
+        ) from None
+    return Tokenizer(name, dict(encoding._mergeable_ranks), encoding._pat_str, encoding.eot_token)
+
+
+def file_tokenizer(path: Path) -> Tokenizer:
+    """A `.tiktoken` file; one that `Tokenizer.save` wrote brings its own pattern, others are taken with GPT-2's. Or
+    the tokenizer.json of a run, or of a Hugging Face folder."""
+    if not path.is_file():
+        raise UserError(
+            f"data.tokenizer: no file {path}: give the path of a .tiktoken file or a {SAVED_JSON}, or trained, gpt2, "
+            "cl100k_base, o200k_base or bytes"
+        )
+    if saved_tokenizer(path.parent) == path:
+        return load_tokenizer(path.parent)
+    if path.name == SAVED_JSON:
+        from coretrain.tokenizers.huggingface import read_tokenizer
+
+        return read_tokenizer(path.parent)
+    ranks = read_ranks(path)
+    return Tokenizer(path.stem, ranks, GPT2_PATTERN, max(ranks.values()) + 1)
+
+
+def saved_tokenizer(folder: Path) -> Path | None:
+    """The file by which `data.tokenizer` names what `Tokenizer.save` wrote into `folder`, if it has."""
+    names = (SAVED_RANKS, SAVED_JSON) if (folder / SAVED_FACTS).is_file() else ()
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
+    facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
+    if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
+        raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
+    if facts["version"] > 3:
+        raise UserError(
+            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain"
+        )
+    if facts["version"] == 3:
+        from coretrain.tokenizers.json_tokenizer import load_kept
+
+        path = folder / SAVED_JSON
+        tokenizer: Tokenizer = load_kept(path, facts)
+    else:
+        path = folder / SAVED_RANKS
+        tokenizer = Tokenizer(
+            facts["name"],
+            read_ranks(path),
+            facts["pattern"],
+            facts["eot"],
+            facts.get("specials"),
+            facts.get("roles"),
+            facts.get("partial", False),
+        )
+    if tokenizer.fingerprint != facts["fingerprint"]:
+        raise UserError(
+            f"{path} does not match the fingerprint in {SAVED_FACTS}: "
+            "one of the two was changed; restore them, or make the tokenizer again"
+        )
+    return tokenizer
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `bpe.py`)."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if name == "bytes":
+        return bytes_tokenizer()
+    if name in ("cl100k_base", "o200k_base"):
+        return openai_tokenizer(name)
+    if name.endswith((".tiktoken", SAVED_JSON)):
+        return file_tokenizer(Path(name).expanduser())
+    raise UserError(
+        f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
+        f"or the path of a .tiktoken file or a {SAVED_JSON}"
+    )

@@ -1,0 +1,141 @@
+"""From a command line to text: a run, or adapters on it, opened in a stack and asked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.base.errors import Options
+from coretrain.checkpoint.translate import MODULES
+from coretrain.config.execution import ParallelConfig
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import BlankParameters
+from coretrain.contract.sampling import Sampling
+from coretrain.runs.adapted import adapter_config, open_adapters, settled
+from coretrain.runs.chat import chat_prompts
+from coretrain.runs.folder import open_run
+from coretrain.tokenizers.registry import load_tokenizer
+from coretrain.tokenizers.tokenizer import Tokenizer
+from coretrain.training.restore import restore
+from coretrain.training.runner import MakeStack
+from coretrain.training.stack import Stack
+
+GenerateEach = Callable[..., Iterator[list[list[int]]]]
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """A run's config for one device of this machine: how the run was shared is no matter."""
+    train = config.train.model_copy(update={"accumulation": 1})
+    return config.model_copy(
+        update={"parallel": ParallelConfig(data=1, timeout=config.parallel.timeout), "train": train}
+    )
+
+
+def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> Stack:
+    """A run's best checkpoint (else its newest) in a stack.
+
+    With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
+    """
+    run = adapter or folder
+    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    stack = make_stack(config, BlankParameters(config.model) if base is None else base)
+    restore(stack, run, _warn, for_text=True)
+    return stack
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts as a run wants them: in its tokenizer's ids and, of questions, in its template's form."""
+
+    tokenizer: Tokenizer
+    prompts: Sequence[Sequence[int]]
+    stop: Collection[int]
+    """Ids that end an answer."""
+
+
+def asked(run: Path, texts: Sequence[str], chat: bool) -> Asked:
+    """Texts, or questions, for the run that answers them. Raises `UserError` where it has no template for these."""
+    tokenizer = load_tokenizer(run)
+    if chat:
+        return Asked(tokenizer, *chat_prompts(run, tokenizer, texts))
+    prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in texts]
+    return Asked(tokenizer, prompts, tokenizer.ends)
+
+
+def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
+    """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
+
+    With several adapters each prompt is answered by each, over one base, and asked in each one's own form.
+    """
+    given = _parser(MODULES[stack_name]).parse_intermixed_args(argv)  # options may stand before the prompts
+    sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
+    answering = given.adapter or [given.run]
+    if len(answering) > 1:
+        adapters, base = open_adapters(answering, given.run, _warn)
+        # the one whose base is held whole serves all: DoRA's
+        config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
+        stack = make_stack(alone(config.model_copy(update={"model": adapters[0][0].model})), base)
+    else:
+        stack = open_for_generation(given.run, make_stack, answering[0] if given.adapter else None)
+    each_asked = [asked(run, given.prompts, given.chat) for run in answering]
+    shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
+    room = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
+    tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
+    gap = "\n" if given.chat else ""
+    if len(answering) > 1:
+        for (config, _), one, rows in zip(
+            adapters, each_asked, each(stack, adapters, each_asked, tokens, sampling), strict=True
+        ):
+            _show(given.prompts, rows, one.tokenizer, gap, f"[{config.adapter.name}] ")
+        return
+    tokenizer, prompts, stop = each_asked[0].tokenizer, each_asked[0].prompts, each_asked[0].stop
+    if len(prompts) > 1:
+        _show(given.prompts, stack.generate(prompts, tokens, sampling, stop), tokenizer, gap)
+        return
+    decoder = tokenizer.stream()
+    print(given.prompts[0], end=gap, flush=True)
+
+    def show(ids: NDArray[np.int64]) -> None:
+        print(decoder.push(int(ids[0])), end="", flush=True)
+
+    stack.generate(prompts, tokens, sampling, stop, show)
+    print(decoder.finish())
+
+
+def _show(texts: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokenizer, gap: str, head: str = "") -> None:
+    for text, ids in zip(texts, rows, strict=True):
+        print(f"{head}{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
+
+
+def _parser(module: str) -> argparse.ArgumentParser:
+    parser = Options(prog=f"python -m {module}.generate", description="Text from a trained run, by either stack.")
+    parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
+    parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
+    )
+    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    return parser

@@ -1,0 +1,87 @@
+"""A run's checkpoints into a stack, and out of it in the interchange form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from coretrain.base.errors import UserError
+from coretrain.checkpoint.folder import CheckpointFolder
+from coretrain.checkpoint.interchange import load_interchange, newest_interchange, save_interchange
+from coretrain.checkpoint.manifest import Progress, read_sealed
+from coretrain.checkpoint.translate import translate
+from coretrain.config.run import RunConfig
+from coretrain.data.splits import Data
+from coretrain.processes.world import World
+from coretrain.training.stack import Stack
+
+
+def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
+    """Raise `UserError` where going on would be another training than the one that was saved."""
+    if progress.data_fingerprint != data.fingerprint:
+        raise UserError(
+            f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
+            "restore the same files and tokenizer, or start a new run"
+        )
+    for field, saved, now in (
+        ("train.batch_size", progress.batch_size, config.train.batch_size),
+        ("train.seed", progress.seed, config.train.seed),
+    ):
+        if saved != now:
+            raise UserError(f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run")
+
+
+def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, world: World | None = None) -> Path:
+    """Write the present state as the run's interchange checkpoint, from which either stack and the converter start.
+
+    Where several processes hold parts of the state, the first makes it from the native checkpoint just written.
+    """
+    world = world or World()
+    name = f"update-{progress.update:08d}"
+    target = folder / "interchange" / name
+    if world.size == 1:
+        save_interchange(target, config, stack.export(), progress, stack.name)
+    else:
+        world.by_first(lambda: translate(stack.name, folder, name))
+    if world.first:
+        CheckpointFolder(target.parent).prune(keep=1)
+    return target
+
+
+def restore(
+    stack: Stack, folder: Path, warn: Callable[[str], None], for_text: bool = False, world: World | None = None
+) -> Progress:
+    """Load a run's newest whole checkpoint into `stack`, whichever stack wrote it.
+
+    `for_text` it is the best one, if that is whole, without moments.
+    """
+    checkpoints, world = CheckpointFolder(folder / "checkpoints"), world or World()
+
+    def load(path: Path, progress: Progress) -> Progress:
+        sealed = read_sealed(path)
+        if sealed.stack == stack.name:
+            stack.load(path, None if for_text else progress.applied)
+            return progress
+        translated = folder / "interchange" / path.name
+        stale = not translated.exists() or read_sealed(translated).progress != progress
+        if world.told("1" if stale else ""):
+            world.by_first(lambda: translate(sealed.stack, folder, path.name))
+        return adopt(stack, translated, for_text)
+
+    if not world.told("1" if checkpoints.complete() else ""):
+        newest = world.told(str(world.together(lambda: newest_interchange(folder) if world.first else "")))
+        return world.together(lambda: adopt(stack, Path(newest), for_text))
+    return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
+
+
+def holds_state(folder: Path) -> bool:
+    """Whether a run's folder has any checkpoint, of its own or imported."""
+    return any(CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
+
+
+def adopt(stack: Stack, path: Path, for_text: bool = False) -> Progress:
+    """Load an interchange checkpoint into `stack`; `for_text` without moments."""
+    interchange = load_interchange(path)
+    groups = {name: tensors for name, tensors in interchange.groups.items() if name == "parameters" or not for_text}
+    stack.adopt(groups, interchange.progress.applied)
+    return interchange.progress

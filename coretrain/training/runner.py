@@ -1,0 +1,194 @@
+"""From a command line to a finished run: folder, data, model, journal, resume, the loop, and the last words."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.base.errors import (
+    RESUME,
+    UserError,
+    leave,
+    said,
+)
+from coretrain.base.files import write_atomically
+from coretrain.checkpoint.manifest import Progress
+from coretrain.checkpoint.translate import MODULES
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import BlankParameters
+from coretrain.data.open import open_data
+from coretrain.data.splits import Data
+from coretrain.journal.journal import Journal, SilentJournal
+from coretrain.planning.flops import batch_sentence, summary
+from coretrain.processes.heartbeat import Watch
+from coretrain.processes.launch import launched
+from coretrain.processes.world import World
+from coretrain.runs.adapted import (
+    adapter_summary,
+    carry_chat_template,
+    check_tokenizer,
+    settled,
+)
+from coretrain.runs.base import keep_base
+from coretrain.runs.chat import keep_template
+from coretrain.runs.files import with_own_files
+from coretrain.training.command_line import Command, parse
+from coretrain.training.loop import Loop
+from coretrain.training.resolve import on_base, run_folder, with_template
+from coretrain.training.restore import (
+    check_resumable,
+    export,
+    holds_state,
+    restore,
+)
+from coretrain.training.spawn import line_that_goes_on, spawn
+from coretrain.training.stack import Stack
+
+Tensors = Mapping[str, NDArray[np.generic]]
+MakeStack = Callable[[RunConfig, Tensors | None], Stack]
+Join = Callable[[RunConfig], World]
+SHARED_WITHIN = 30
+"""Seconds within which every process must see what the first has written."""
+LEAVES_LAST = 2.0
+"""Seconds by which the first process outlasts the others, where all end by an error: JAX's coordinator lives in it."""
+
+
+def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
+    """The whole of `python -m torchtrain.run` or its twin; the exit code.
+
+    `join` makes this process one of those that a launcher started; alone, it is its own world. The first of them
+    chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
+    """
+    module = MODULES[stack_name]
+    command = with_template(on_base(parse(argv, f"python -m {module}.run", "Train a GPT.")))
+    if command.spawn and not launched():
+        return spawn(f"{module}.run", argv, command)
+    world = join(command.config)
+    try:
+        code = _run(command, stack_name, make_stack, world)
+        world.leave()
+    except BaseException as error:
+        if world.size == 1:
+            raise
+        code = (said(error, RESUME) if isinstance(error, Exception) else None) or 1
+        if code == 1:
+            traceback.print_exc()
+        time.sleep(LEAVES_LAST if world.first else 0)
+    if world.size > 1:
+        leave(code)
+    return code
+
+
+def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World) -> int:
+    module = MODULES[stack_name]
+    common = _common(command.config)
+    world.same(f"{common.to_json()} {command.output} {command.resume}", "config or command line")
+    data = world.together(lambda: open_data(with_own_files(common, command.resume)))
+    world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
+    config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
+    folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
+    progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
+    world.same(data.fingerprint, "data fingerprint")
+    resumed = command.resume is not None
+    restored = bool(resumed and world.told("1" if holds_state(folder) else ""))
+    start = BlankParameters(config.model) if restored and base is None else base
+    stack = world.together(lambda: make_stack(config, start))
+
+    def warn(text: str) -> None:
+        if world.first:
+            print(f"warning: {text}", file=sys.stderr)
+
+    if resumed and not restored:
+        warn(f"{folder} was stopped before its first checkpoint: it starts at update 0")
+    elif restored:
+        found = restore(stack, folder, warn, world=world)
+        if found.data_fingerprint:
+            check_resumable(config, data, found)
+            progress = found
+        # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
+    world.same(json.dumps(progress.to_json()), "place to go on from")
+    world.by_first(lambda: begin_folder(folder, config, data))
+    if base and (remark := world.together(lambda: keep_base(config, base.folder) if world.first else "")):
+        warn(remark)
+    world.together(lambda: check_shared(folder, config, world))
+    line = line_that_goes_on(f"{module}.run", folder, command, world)
+    first, p = world.first, config.parallel
+    journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
+    with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:
+        journal.header(
+            {
+                "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
+                "machine": list(stack.describe()),
+                "model": [*summary(config), *adapter_summary(config)],
+                "data": data.summary(),
+                "batch": batch_sentence(config, places_of(data, config)),
+            }
+        )
+        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
+        status = loop.train()
+        if status == "finished":
+            watch.at("the export")
+            export(stack, config, loop.progress, folder, world)
+            watch.at("the sample")
+            loop.sample()
+        journal.close(status, best=loop.progress.best)
+    if status != "finished" and first:
+        print(f"{status} after update {loop.progress.update}; go on with: {line}")
+    return 1 if status == "stopped" else 0
+
+
+def _common(config: RunConfig) -> RunConfig:
+    """What all processes have in common: each has a `parallel.host` of its own."""
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"host": None})})
+
+
+def _folder(command: Command, world: World) -> Path:
+    """The run's folder; of several processes absolute, for they may be at different places."""
+    return run_folder(command) if world.size == 1 else run_folder(command).absolute()
+
+
+def check_shared(folder: Path, config: RunConfig, world: World) -> None:
+    """Raise `UserError` where this process doesn't see what the first has just written into the run's folder."""
+    for _ in range(SHARED_WITHIN):  # a network's file system shows new files late
+        try:
+            if world.first or (folder / "config.json").read_text() == config.to_json():
+                return
+        except OSError:
+            pass
+        time.sleep(1)
+    raise UserError(f"{folder} is not there for every process: put --output on a file system that all hosts share")
+
+
+def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
+    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", config.to_json().encode())
+    data.tokenizer.save(folder)
+    if data.template:
+        keep_template(folder, data.template)
+    else:
+        carry_chat_template(config, folder)
+
+
+def open_journal(
+    folder: Path, config: RunConfig, stack_name: str, start_update: int, device_name: str, world: World
+) -> Journal:
+    """The run's journal, silent on all processes but the first; what that one finds wrong is raised on all."""
+
+    def opened() -> Journal:
+        return Journal(folder, config, stack_name, start_update, device_name) if world.first else SilentJournal()
+
+    return world.together(opened)
+
+
+def places_of(data: Data, config: RunConfig) -> int:
+    """Tokens of an epoch, what is left empty of packed rows included."""
+    row = config.row_tokens
+    return data.train.windows(row) * row if data.template else data.train.tokens

@@ -1,0 +1,70 @@
+"""What a framework brings to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coretrain.contract.sampling import Sampling
+from coretrain.data.splits import Data
+
+Tokens = NDArray[np.int32]
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class Saves(Protocol):
+    """What of a stack writes its state."""
+
+    name: str
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a save is written from where the state lies, so that the next update has to wait for it."""
+
+    def save(self, folder: Path) -> Future[None]:
+        """Write parameters and moments into `folder`; the future ends with it, and raises what went wrong."""
+
+
+class Stack(Saves, Protocol):
+    """What a framework brings to the loop. The model, the moments and the last gradients live inside it."""
+
+    device_name: str
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """Device, dtypes, attention kernel and compilation, each with its reason."""
+
+    def batches(self, data: Data, start: int, stop: int) -> Iterator[Tokens]:
+        """Global batches [B, T + 1] of the indices [start, stop) of the data order."""
+
+    def gradients(self, batch: Tokens, update: int, loss_scale: float) -> tuple[float, float]:
+        """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
+
+    def apply(self, lr: float, factor: float, applied: int) -> None:
+        """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
+
+    def evaluate(self, batch: Tokens) -> float:
+        """Sum of the losses of the batch's targets, without dropout."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
+    ) -> list[list[int]]:
+        """Up to `tokens` new ids after each prompt, ended early by a `stop` id."""
+
+    def load(self, folder: Path, applied: int | None) -> None:
+        """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
+
+    def export(self) -> Mapping[str, Tensors]:
+        """Parameters and moments in the interchange form."""
+
+    def adopt(self, groups: Mapping[str, Tensors], applied: int) -> None:
+        """Take parameters and moments from the interchange form."""

@@ -1,0 +1,1 @@
+"""An update compiled ahead of time, also for TPUs that aren't here."""

@@ -1,0 +1,81 @@
+"""The real training step on devices that need not be there: for `scripts/plan.py`, which compiles it for a topology.
+
+This file has no twin: torch has no compiler that can be asked beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from coretrain.adapters.targets import run_keys, run_uses_dropout
+from coretrain.config.run import RunConfig
+from coretrain.contract.dropout import dropout_keys
+from coretrain.processes.layout import Layout
+from jaxtrain.attention import Choice, choose_kernel
+from jaxtrain.layers import Dropout, master_dtype
+from jaxtrain.parallel.processes import choose_devices
+from jaxtrain.parallel.sharding import Sharding, make_mesh
+from jaxtrain.trainer import choose_layers, programs
+
+
+@dataclass(frozen=True)
+class AbstractStep:
+    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs, **more_inputs).compile()`, then
+    the update."""
+
+    layout: Layout
+    kernel: Choice
+    gradients: Any
+    """Jitted: forward and backward over all micro-batches -> loss, norm, gradients."""
+    gradients_inputs: tuple[Any, ...]
+    """Its arguments' shapes, dtypes and shardings."""
+    more_inputs: dict[str, Any]
+    """The same of those by name: what an adapter leaves frozen, positions in packed rows."""
+    update: Any
+    """Jitted: the optimizer's update, which takes parameters and moments for its own."""
+    update_inputs: tuple[Any, ...]
+
+
+def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractStep:
+    """The step that the trainer would compile for `config` on `devices`, of a topology or of this machine.
+
+    Nothing is put on any device. Where they are TPUs, set jax_default_matmul_precision as the trainer does before
+    lowering: "highest" for float32 and float64 without precision.fast_matmul, else None. Raises `UserError` as it does.
+    """
+    chosen = choose_devices(config, devices)
+    first = chosen.devices[0]
+    config = choose_layers(config, first)
+    kernel = choose_kernel(config, first)
+    shared = chosen.layout.devices > 1
+    place = Sharding(make_mesh(chosen.layout, chosen.devices), config) if shared else first
+    made = programs(config, kernel.name, place)
+    wide, rows, T = master_dtype(config), config.train.batch_size, config.model.context
+    cut = (config.train.accumulation, config.micro_batch) if shared else (rows,)
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        where = place.named(*axes) if isinstance(place, Sharding) else SingleDeviceSharding(first)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    split = (None, "batch") if shared else ("batch",)
+    tokens = array((*cut, T), jnp.int32, *split, "time")
+    scalar = array((), wide)
+    keys = array(run_keys(config, 0, dropout_keys(config.model, config.train.seed, 0)).shape, jnp.uint32)
+    dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if run_uses_dropout(config) else None
+    more = {} if made.frozen is None else {"frozen": made.frozen}
+    if config.data.format == "chat":
+        more["positions"] = tokens
+    return AbstractStep(
+        chosen.layout,
+        kernel,
+        made.gradients,
+        (made.params, tokens, tokens, scalar, dropout),
+        more,
+        made.step,
+        (made.params, made.moments, made.params, scalar, scalar, (scalar, scalar)),
+    )

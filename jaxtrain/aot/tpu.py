@@ -1,0 +1,95 @@
+"""The real step through the TPU's own compiler, with no TPU: does it fit, which collectives, how long to compile.
+
+This file has no twin: torch has no compiler for devices that aren't there. It is run as a program of its own, by
+`scripts/plan.py`, with TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu: an installed libtpu makes JAX look for a TPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+
+from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.config.load import config_from_json
+from coretrain.config.run import RunConfig
+from coretrain.planning.hlo import collectives
+from jaxtrain.aot.step import abstract_step
+
+
+def topology(name: str) -> Any:
+    """Devices of a TPU slice such as `v5e:4x4`. Raises `UserError` where the compiler knows no such slice."""
+    from jax.experimental import topologies
+
+    more = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
+    except Exception as error:  # a JaxRuntimeError or a NotImplementedError, by the library's version
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:160]
+        raise UserError(
+            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices"
+        ) from None
+
+
+def compiled(config: RunConfig, name: str) -> dict[str, Any]:
+    """Memory on one device and collectives of `gradients` and of `update`, as the compiler gives them."""
+    devices = topology(name)
+    # "highest" is of float32: with it Mosaic refuses the splash kernel's bfloat16 products
+    exact = config.precision.compute in ("float32", "float64") and not config.precision.fast_matmul
+    jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
+    step = abstract_step(config, devices)
+    found: dict[str, Any] = {
+        "layout": str(step.layout),
+        "kernel": step.kernel.name,
+        "device": devices[0].device_kind,
+        "libtpu": _libtpu(),
+    }
+    for part, function, arguments, named in (
+        ("gradients", step.gradients, step.gradients_inputs, step.more_inputs),
+        ("update", step.update, step.update_inputs, {}),
+    ):
+        begun = time.perf_counter()
+        try:
+            program = function.lower(*arguments, **named).compile()
+        except jax.errors.JaxRuntimeError as error:
+            words = re.sub(r"\s+", " ", str(error))
+            if "RESOURCE_EXHAUSTED" not in words:
+                raise
+            # the compiler refuses what doesn't fit, and says by how much
+            used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", words)
+            return found | {"fits": False, "reason": used[0] if used else words[:300], "in": part}
+        memory = program.memory_analysis()
+        counted = collectives(program.as_text())
+        found[part] = {
+            "seconds": time.perf_counter() - begun,
+            "arguments": memory.argument_size_in_bytes,
+            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "scratch": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "calls": dict(counted.calls),
+            "sent": dict(counted.sent),
+            "loops_without_count": counted.loops_without_count,
+        }
+    return found | {"fits": True}
+
+
+def _libtpu() -> str:
+    from importlib.metadata import version
+
+    return version("libtpu")
+
+
+@exits_cleanly
+def main() -> int:
+    """Read {config, topology} as JSON from stdin, print what `compiled` gives as JSON."""
+    asked = json.load(sys.stdin)
+    print(json.dumps(compiled(config_from_json(asked["config"]), asked["topology"])))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

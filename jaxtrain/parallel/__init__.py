@@ -1,0 +1,1 @@
+"""What shares a run in JAX: processes, meshes, pipelines."""

@@ -1,0 +1,178 @@
+"""Where each array of a run lies on a mesh of devices: the table's logical axes, the mesh's, and the rules for them.
+
+This file has no twin: a JAX program is written for whole arrays and the compiler divides it by what is said here;
+torchtrain/parallel/processes.py divides the modules themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from coretrain.adapters.targets import adapter_table, whole_table
+from coretrain.base.errors import UserError
+from coretrain.config.run import RunConfig
+from coretrain.processes.layout import Layout
+
+AXES = ("stage", "data", "fsdp", "context", "tensor")
+"""Of every mesh, the slowest first: tensor's devices talk most and lie next to each other."""
+MeshAxes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Which mesh axes share each logical axis of a parameter (the table's names) or of an activation (batch, time)."""
+
+    vocab: MeshAxes = ("tensor",)
+    position: MeshAxes = ()
+    width: MeshAxes = ("fsdp",)
+    heads: MeshAxes = ("tensor",)
+    kv_heads: MeshAxes = ("tensor",)
+    hidden: MeshAxes = ("tensor",)
+    layers: MeshAxes = ("stage",)
+    batch: MeshAxes = ("data", "fsdp")
+    time: MeshAxes = ("context",)
+
+    def spec(self, axes: Sequence[str | None], without: MeshAxes = ()) -> P:
+        """How an array of these logical axes (None: not shared) is split, leaving out the mesh axes `without`.
+
+        Raises `UserError` where one mesh axis would split two of them.
+        """
+        split = [tuple(n for n in getattr(self, axis) if n not in without) if axis else () for axis in axes]
+        used = [name for names in split for name in names]
+        if twice := sorted({name for name in used if used.count(name) > 1}):
+            raise UserError(
+                f"the sharding rules split two axes of ({', '.join(map(str, axes))}) over the mesh axis {twice[0]}: "
+                "give one of them another mesh axis, or none"
+            )
+        return P(*(names or None for names in split))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{f.name} by {' x '.join(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name)
+        )
+
+
+@functools.cache
+def jax_axes(config: RunConfig) -> Mapping[str, tuple[str | None, ...]]:
+    """Logical axes of every parameter as jaxtrain holds it, by dotted path.
+
+    A vector's width is not shared, nor is an adapter: too small to be worth gathering.
+    """
+    found: dict[str, tuple[str | None, ...]] = {}
+    adapter = {row.jax_path for row in adapter_table(config)}
+    for row in whole_table(config):
+        axes: tuple[str | None, ...] = tuple(reversed(row.axes)) if row.transposed else row.axes
+        if axes == ("width",) or row.jax_path in adapter:
+            axes = (None,) * len(axes)
+        found[row.jax_path] = axes if row.layer is None else ("layers", *axes)
+    return found
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A model's arrays on a mesh. Modules hold one (None: one device, where nothing is to be said to the compiler)."""
+
+    mesh: Mesh
+    config: RunConfig
+    rules: ShardingRules = ShardingRules()
+
+    def size(self, *axes: str) -> int:
+        """Devices along mesh axes, together."""
+        return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
+
+    def split(self, axis: str) -> MeshAxes:
+        """The mesh axes, of more than one device, that share a logical axis."""
+        return tuple(name for name in getattr(self.rules, axis) if self.mesh.shape[name] > 1)
+
+    def named(self, *axes: str | None, without: MeshAxes = ()) -> NamedSharding:
+        """The sharding of an array with these logical axes."""
+        return NamedSharding(self.mesh, self.rules.spec(axes, without))
+
+    def parameter(self, path: str) -> NamedSharding:
+        """Where a parameter, its gradient and its moments lie."""
+        return self.named(*self._axes(path))
+
+    def _axes(self, path: str) -> tuple[str | None, ...]:
+        return jax_axes(self.config).get(path, ("layers",))  # else a base's bytes, which all devices have
+
+    def tokens(self, axes: int, features: int = 0) -> NamedSharding:
+        """Of an array [..., B, T] with so many `axes`, then `features` more: its rows and tokens are shared."""
+        return self.named(*(None,) * (axes - 2), "batch", "time", *(None,) * features)
+
+    def rows(self, x: Array) -> Array:
+        """Activations [..., B, T, D] at their place."""
+        return jax.lax.with_sharding_constraint(x, self.tokens(x.ndim - 1, 1))
+
+    def in_use(self, path: str, leaf: Array, dtype: jnp.dtype) -> Array:
+        """A parameter (one layer of a stacked one) as a matmul uses it: whole along fsdp, in the compute dtype.
+
+        Its gradient goes back to the shards in one reduce-scatter.
+        """
+        axes = self._axes(path)
+        axes = axes[1:] if axes[0] == "layers" else axes
+        if self.size("fsdp") == 1 or self.rules.spec(axes) == self.rules.spec(axes, ("fsdp",)):
+            return leaf
+        if path == "embed.position":  # which is added to the token's embedding before that is cast
+            dtype = leaf.dtype
+        return _gather(leaf, dtype, self.named(*axes, without=("fsdp",)), self.named(*axes))
+
+    @property
+    def token_axes(self) -> MeshAxes:
+        """The mesh axes that share an update's tokens."""
+        return (*self.rules.batch, *self.rules.time)
+
+    @property
+    def copies(self) -> P:
+        """How a matrix [n, V, D] of `own_copies` is split: a copy for each share of the tokens."""
+        return P(self.token_axes, self.split("vocab") or None, None)
+
+    def own_copies(self, table: Array) -> Array:
+        """A tied embedding [V, D] as [n, V, D], one for each of the n shares of an update's tokens, where it lies.
+
+        Both of its uses then add to a device's own gradient, and those are summed over the devices once, not for each
+        use. Along fsdp it stays as it is: a gathered table would be kept from its first use to its last.
+        """
+        if self.size("fsdp") > 1 or self.size("stage") > 1 or self.size(*self.token_axes) == 1:
+            return table
+        whole = P(self.copies[1], None)
+        spread = functools.partial(jax.shard_map, mesh=self.mesh, in_specs=whole, out_specs=self.copies)
+        # the sum over devices is what shard_map makes of a gradient that comes back to an array they all have
+        return spread(lambda part: jax.lax.pcast(part, self.token_axes, to="varying")[None])(table)
+
+    def put(self, host: np.ndarray, *axes: str | None) -> Array:
+        """An array that every process has whole, as a global one of which each device gets its part."""
+        return jax.make_array_from_callback(host.shape, self.named(*axes), lambda index: host[index])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> Array:
+    # cast first: half the bytes to gather
+    return jax.lax.with_sharding_constraint(leaf.astype(dtype), whole)
+
+
+def _gather_forward(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> tuple[Array, Array]:
+    return _gather(leaf, dtype, whole, part), jnp.zeros((), leaf.dtype)
+
+
+def _gather_backward(
+    dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding, master: Array, gradient: Array
+) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, part).astype(master.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def make_mesh(layout: Layout, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of `devices` that `layout` describes, with all of `AXES`, neighbours chosen by the machine's wiring."""
+    shape = (layout.pipeline, layout.data, layout.fsdp, layout.context, layout.tensor)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)

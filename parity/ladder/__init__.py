@@ -1,0 +1,1 @@
+"""The judge's tests, rung by rung."""

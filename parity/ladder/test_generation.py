@@ -1,0 +1,160 @@
+"""Generation: with the cache as without it, alone as in a batch, in JAX as in torch."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jaxtrain.decode
+import jaxtrain.generate
+import jaxtrain.layers
+import jaxtrain.model
+import torchtrain.layers
+import torchtrain.model
+from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
+from parity.errors import nrel
+from parity.gates import CACHE, SAMPLES
+from parity.outcomes import hold
+from parity.pair import (
+    BASIC,
+    VARIANTS,
+    jax_logits,
+    make_config,
+    scrambled,
+    shared,
+    torch_logits,
+)
+from parity.probes import PROBES, unmutated
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]
+ALONE = PROMPTS[:2]  # each length is compiled anew, one token is what every step takes
+NEW = 12
+
+
+@pytest.fixture(scope="module", params=BASIC)
+def pair(request):
+    """Both stacks, dropout among the config's switches: generation must not apply it."""
+    pair = shared(make_config(VARIANTS[request.param]))
+    pair.reset(scrambled(pair.config))
+    return pair
+
+
+def without_cache(stack, logits, prompt, tokens):
+    """Greedy tokens by a whole forward pass for each."""
+    ids = list(prompt)
+    T = stack.config.model.context
+    for _ in range(tokens):
+        padded = np.array([ids + [0] * (T - len(ids))], np.int32)  # causal: what comes later changes nothing
+        ids.append(int(logits(stack, padded)[0, len(ids) - 1].argmax()))
+    return ids[len(prompt) :]
+
+
+def plain_torch(stack, tokens):
+    """Logits without dropout."""
+    with torch.no_grad():
+        return stack.model.logits(stack.model(torch.from_numpy(tokens).long())).numpy()
+
+
+def plain_jax(stack, tokens):
+    """Logits without dropout."""
+    return np.asarray(_plain(stack.graph, stack.params, tokens))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain(graph, params, tokens):
+    model = nnx.merge(graph, params)
+    return model.logits(model(tokens))
+
+
+def test_greedy_tokens(pair):
+    """In a batch of unequal prompts, with the cache; alone, without it; in both stacks."""
+    expected = [without_cache(pair.torch, plain_torch, prompt, NEW) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in expected}) > 1, "all alike would prove little"
+    for stack, logits in ((pair.torch, plain_torch), (pair.jax, plain_jax)):
+        batched = stack.generate(PROMPTS, NEW, GREEDY, ())
+        alone = [stack.generate([prompt], NEW, GREEDY, ())[0] for prompt in ALONE]
+        whole = [without_cache(stack, logits, prompt, NEW) for prompt in PROMPTS] if stack is pair.jax else expected
+        for how, found in (("batched", batched), ("alone", alone), ("without cache", whole)):
+            pairs = zip(expected[: len(found)], found, strict=True)
+            different = sum(a != b for ours, own in pairs for a, b in zip(ours, own, strict=True))
+            hold(SAMPLES, different, f"{stack.name}, {how}")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 0, 1.0, 3), Sampling(0.7, 5, 1.0, 4), Sampling(1.3, 50, 0.6, 5)])
+def test_sampled_tokens(pair, sampling):
+    ours, theirs = (stack.generate(PROMPTS, NEW, sampling, ()) for stack in pair.stacks)
+    hold(SAMPLES, int((np.array(ours) != np.array(theirs)).sum()), f"{sampling}")
+    again = pair.torch.generate(PROMPTS, NEW, Sampling(1.0, 0, 1.0, 99), ())
+    assert again != ours, "another seed must give other tokens"
+
+
+def test_stop_tokens_end_a_row_and_are_left_out(pair):
+    free = pair.torch.generate(PROMPTS, NEW, GREEDY, ())
+    stop = free[0][4]
+    for stack in pair.stacks:
+        seen = []
+        stopped = stack.generate(PROMPTS, NEW, GREEDY, (stop,), seen.append)
+        for row, tokens in zip(free, stopped, strict=True):
+            assert tokens == (row[: row.index(stop)] if stop in row else row)
+        assert all(step.shape == (3,) for step in seen)
+
+
+def test_logits_out_of_the_cache(pair):
+    """Prefill and two single steps of unequal prompts against whole forward passes of each alone."""
+    m = pair.config.model
+    padded = pad_prompts(PROMPTS, m.vocabulary, m.context, 2)
+    slots, T = padded.tokens.shape[1] + 2, padded.tokens.shape[1]
+    ids = [list(prompt) for prompt in PROMPTS]
+    empty = np.zeros((m.layers, 3, slots, m.kv, m.head))
+    torch_cache = torchtrain.layers.Cache(torch.from_numpy(empty), torch.from_numpy(empty.copy()))
+    jax_cache = jaxtrain.layers.Cache(jnp.array(empty), jnp.array(empty))
+    inputs, positions, at = padded.tokens, padded.positions, 0
+    cast = jaxtrain.decode.cast_once(nnx.merge(pair.jax.graph, pair.jax.params))
+    for _ in range(3):
+        mask = padded.mask(at, at + inputs.shape[1], slots)
+        with torch.no_grad():
+            parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
+            hidden, torch_cache = pair.torch.model.step(*parts, torch_cache, at)
+            ours = pair.torch.model.logits(hidden[:, -1]).numpy()
+        theirs, jax_cache = jaxtrain.decode._step(pair.jax.graph, *cast, inputs, positions, mask, jax_cache, at)
+        theirs = np.asarray(theirs)
+        for row, known in enumerate(ids):
+            whole = plain_torch(pair.torch, np.array([known], np.int32))[0, -1]
+            hold(CACHE, nrel(ours[row], whole), f"torch, row {row}, slot {at}")
+            hold(CACHE, nrel(theirs[row], whole), f"jax, row {row}, slot {at}")
+        chosen = choose_tokens(ours, GREEDY, 0)
+        for known, token in zip(ids, chosen, strict=True):
+            known.append(int(token))
+        at = at + inputs.shape[1]
+        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+    assert at == T + 2
+
+
+@pytest.mark.parametrize("variant", BASIC)
+@pytest.mark.parametrize("stack", ["torch", "jax"])
+def test_a_prompt_of_500_tokens(variant, stack):
+    """Logits with the cache against torch's whole forward passes: a position that is off shows far out."""
+    seen = [unmutated(side, "far", variant, "scrambled") for side in (stack, "torch")]
+    hold(CACHE, PROBES["far"].judge(*seen, variant, "scrambled")[CACHE], f"{stack}, 500 tokens, {variant}")
+
+
+def test_dropout_is_for_training_only(pair):
+    tokens = np.array([[1, 2, 3]], np.int32)
+    if pair.config.model.residual_dropout:
+        assert nrel(torch_logits(pair.torch, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
+        assert nrel(jax_logits(pair.jax, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
+    batch = np.arange(4 * 41, dtype=np.int32).reshape(4, 41)
+    ours, theirs = (stack.evaluate(batch) for stack in pair.stacks)
+    logits = plain_torch(pair.torch, batch[:, :-1])
+    shifted = logits - logits.max(-1, keepdims=True)
+    own = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, batch[:, 1:, None].astype(int), -1)[..., 0]
+    # a sum over 160 targets, some 6 nats each
+    for total in (ours, theirs):
+        assert abs(total - own.sum()) < 1e-12 * own.sum()

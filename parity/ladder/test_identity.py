@@ -1,0 +1,258 @@
+"""Float64 on the CPU: logits, loss, every gradient, norm, clip, one update, 200 updates and their moments."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jaxtrain.optimizer
+import torchtrain.layers
+import torchtrain.model
+import torchtrain.optimizer
+from coretrain.contract.health import HealthMonitor
+from coretrain.contract.parameters import parameter_table, to_jax_tree
+from coretrain.contract.randomness import normal_rows
+from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.errors import (
+    displacement,
+    largest_error,
+    nrel,
+    worst_tensor,
+)
+from parity.gates import (
+    ALONE,
+    ALONE_32,
+    CLIP,
+    DECAY_32,
+    GRADIENTS,
+    HEALTH,
+    KEY_BIAS,
+    LOGITS,
+    LOSS,
+    NORM,
+    TRAJECTORY,
+    UPDATE,
+)
+from parity.outcomes import hold
+from parity.pair import (
+    BASIC,
+    LONG,
+    VARIANTS,
+    WEIGHTS,
+    batches,
+    make_config,
+    make_pair,
+    shared,
+)
+from parity.probes.contract import clipped_by_torch
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request):
+    """Both stacks in every variant of the model, compiled once; each test resets them to its weights."""
+    return shared(make_config(VARIANTS[request.param]))
+
+
+@pytest.mark.parametrize("state", WEIGHTS)
+def test_one_update(pair, state):
+    pair.reset(WEIGHTS[state](pair.config))
+    batch = batches(pair.config, 1)[0]
+    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 3)), f"{state} weights")
+    (ours, our_norm), (theirs, their_norm) = pair.gradients(batch, 3)
+    hold(LOSS, abs(ours - theirs), f"{state} weights")
+    hold(NORM, abs(our_norm - their_norm) / their_norm, f"{state} weights")
+    limit = pair.config.optimizer.clip
+    for stack, norm, gradients in zip(pair.stacks, (our_norm, their_norm), pair.gradient_tensors(), strict=True):
+        clipped = clipped_by_torch(gradients, limit)
+        hold(CLIP, abs(clip_factor(norm, limit) * norm - clipped) / clipped, f"{stack.name}, {state} weights")
+    error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
+    hold(GRADIENTS, error, f"{name}, {state} weights")
+    assert our_norm > pair.config.optimizer.clip, "the clip must be at work in this test"
+    pair.apply(0, (our_norm, their_norm))
+    error, name = largest_error(pair.states(), pair.start, pair.apart)
+    hold(UPDATE, error, f"{name}, {state} weights")
+
+
+BAD_NUMBERS, SWAP, BAD_DATA, UPDATES = 70, 100, 170, 200
+
+
+# recomputing and unrolling end with the gradients, which every variant compares above
+@pytest.mark.parametrize("pair", LONG, indirect=True)
+def test_two_hundred_updates(pair):
+    """With the health policy on: a spike and a norm that is no number are skipped; halfway the stacks swap states.
+
+    From update SWAP on each goes on from what the other had, as a run does that is resumed in the other stack.
+    """
+    pair.reset(WEIGHTS["scrambled"](pair.config))
+    # unseen data is 39 sigma or more above the window by then, what has been seen at most 6
+    policy = pair.config.health.model_copy(update={"spike": "skip", "window": 32, "spike_sigma": 12.0})
+    monitors = HealthMonitor(policy), HealthMonitor(policy)
+    *plain, strange = batches(pair.config, 5)
+    losses, norms, applied = [], [], 0
+    for update in range(UPDATES):
+        batch = strange if update == BAD_DATA else plain[update % 4]
+        scale = float("inf") if update == BAD_NUMBERS else 1.0
+        seen = [stack.gradients(batch, update, scale) for stack in pair.stacks]
+        verdicts = [m.decide(update, *values).action for m, values in zip(monitors, seen, strict=True)]
+        expected = "skip" if update in (BAD_DATA, BAD_NUMBERS) else "apply"
+        hold(HEALTH, sum(verdict != expected for verdict in verdicts), f"update {update}")
+        if verdicts[0] == "apply":
+            (ours, our_norm), (theirs, their_norm) = seen
+            hold(LOSS, abs(ours - theirs), f"update {update}")
+            # the norm follows the weights, which have drifted apart by then
+            hold(TRAJECTORY, abs(our_norm - their_norm) / their_norm, f"gradient norm of update {update}")
+            losses.append(ours)
+            norms.append(our_norm)
+            rate = learning_rate(pair.config, update)
+            for stack, norm in zip(pair.stacks, (our_norm, their_norm), strict=True):
+                stack.apply(rate, clip_factor(norm, pair.config.optimizer.clip), applied)
+            applied += 1
+        if update + 1 == SWAP:
+            hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
+            for stack, state in zip(pair.stacks, reversed(pair.states()), strict=True):
+                stack.adopt(state, applied)
+    window = list(monitors[0].losses), list(monitors[0].norms)
+    hold(HEALTH, int(window != (losses[-32:], norms[-32:])), "torch's window: the last applied updates")
+    assert losses[-1] < losses[0] - 0.5, "it must have learned something, or equality proves nothing"
+    hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
+
+
+@pytest.mark.parametrize("variant", BASIC)
+def test_a_row_of_500_tokens(variant):
+    """Rotary faults grow with the position: rows of 40 tokens can miss them."""
+    config = make_config(
+        VARIANTS[variant], model__context=500, train__batch_size=1, train__accumulation=1, model__layers=1
+    )
+    pair = make_pair(config)
+    batch = batches(config, 2)[1]
+    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 0)), f"500 tokens, {variant}")
+    pair.gradients(batch, 0)
+    error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
+    hold(GRADIENTS, error, f"{name}, 500 tokens, {variant}")
+
+
+@pytest.mark.parametrize("variant", BASIC)
+def test_rows_without_a_target(variant):
+    """A row whose labels are all ignored, one with a single target, and ids at both ends of the vocabulary."""
+    pair = shared(make_config(VARIANTS[variant]))
+    pair.reset(WEIGHTS["scrambled"](pair.config))
+    batch = batches(pair.config, 1)[0]
+    tokens, labels = batch[:, :-1].copy(), batch[:, 1:].copy()
+    tokens[1, :4] = 0, 0, pair.config.model.vocabulary - 1, pair.config.model.vocabulary - 1
+    labels[0] = -100
+    labels[1, 1:], labels[1, 0] = -100, pair.config.model.vocabulary - 1
+    dropout = pair.torch._dropout(3, len(batch))
+    scale = 1 / torch.tensor(float((labels != -100).sum()), dtype=torch.float64)
+    pair.torch.model.zero_grad(set_to_none=True)
+    ours, size = 0.0, pair.config.micro_batch
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        part = dropout and torchtrain.layers.Dropout(dropout.keys, dropout.rows[rows])
+        ids = (torch.from_numpy(x[rows]).long() for x in (tokens, labels))
+        loss = pair.torch.micro_loss(*ids, scale, part)
+        loss.backward()
+        ours += loss.item()
+    one = np.float64(1)
+    theirs, _, pair.jax.grads = pair.jax._gradients(
+        pair.jax.params, tokens, labels, one, pair.jax._dropout(3, len(batch))
+    )
+    hold(LOSS, abs(ours - float(theirs)), f"rows without a target, {variant}")
+    first, second = pair.gradient_tensors()
+    assert all(np.isfinite(g).all() for g in (*first.values(), *second.values()))
+    error, name = worst_tensor(first, second, pair.apart)
+    hold(GRADIENTS, error, f"{name}, rows without a target, {variant}")
+
+
+def test_a_batch_without_a_target():
+    """By the contract its loss and all its gradients are zero, in both: a division by no targets made NaN of them."""
+    pair = make_pair(make_config(VARIANTS["llama-like"], model__context=1, model__layers=1))
+    batch = batches(pair.config, 1)[0]
+    assert (batch[:, 1:] >= 0).any(), "the judge's own batches have targets, also at a context of 1"
+    batch[:, -1] = -100
+    for seen, gradients in zip(pair.gradients(batch, 0), pair.gradient_tensors(), strict=True):
+        hold(LOSS, abs(seen[0]), "no target")
+        hold(NORM, seen[1], "no target")
+        assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+def test_a_key_bias_has_no_gradient_but_rounding():
+    """With learned positions; it is left out of the other gates, and this is what is left to say of it."""
+    pair = make_pair(make_config(VARIANTS["gpt2-like"]))
+    pair.gradients(batches(pair.config, 1)[0], 0)
+    assert len(pair.apart) == 2
+    for gradients in pair.gradient_tensors():
+        for key in pair.apart:
+            query = gradients[key.replace(".k.", ".q.")]
+            hold(KEY_BIAS, float(np.linalg.norm(gradients[key]) / np.linalg.norm(query)), key)
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [("float64", ALONE), ("float32", ALONE_32)])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_optimizer_alone(name, dtype, gate):
+    """The same gradients into both, 200 times: ordinary ones, ones as small as epsilon, noise of 1e-17, and norms a
+    hair below, at and above the clip, each stack with the factor of its own norm.
+    """
+    pair = _fed(name, dtype, decay=0.1 if dtype == "float64" else 0.0)
+    ours, theirs = pair.states()
+    error, where = displacement(ours["parameters"], theirs["parameters"], pair.start)
+    hold(gate, error, f"{name}, {where}")
+
+
+def test_decay_in_float32():
+    """What of the decay of a matrix is lost: the error along the matrix itself, where other roundings average out."""
+    name = "blocks.0.attention.q.weight"
+    start = _fed("adamw", "float64", 0.1).start[name].astype(np.float64)
+    exact = _fed("adamw", "float64", 0.1).states()[1]["parameters"][name]
+    for stack, state in zip(("torch", "jax"), _fed("adamw", "float32", 0.1).states(), strict=True):
+        lost = np.vdot(state["parameters"][name] - exact, start) / np.vdot(start, start)
+        hold(DECAY_32, float(abs(lost)) / (200 * 1e-3 * 0.1), f"{stack}, {name}")
+
+
+CLIPS = (0.75, 1 + 1e-12, 1.0, 1 - 1e-12, 1 + 1e-6, 2.0)
+"""The clip's limit over the norm: well below it, a hair around it, at the clip's own epsilon, far above it."""
+
+
+@functools.cache
+def _fed(name, dtype, decay):
+    config = make_config(
+        VARIANTS["gpt2-like"],
+        model__layers=1,
+        optimizer__name=name,
+        precision__compute=dtype,
+        optimizer__weight_decay=decay,
+    )
+    pair = make_pair(config)
+    rows = parameter_table(config.model)
+    exponents = (-1, -3, -5, -8, -9, -17)  # -8: Adam's epsilon; -17: what is left of an exact zero
+    sizes = {row.name: 10.0 ** exponents[number % 6] for number, row in enumerate(rows)}
+    kinds = [
+        {row.name: normal_rows(k, f"gradient/{row.name}", (*row.shape, 1), sizes[row.name])[..., 0] for row in rows}
+        for k in range(7)
+    ]
+    trees = [
+        _like(pair.jax.params, to_jax_tree(config.model, d, config.execution.vocab_multiple), dtype) for d in kinds
+    ]
+    for update in range(200):
+        pair.jax.grads = trees[update % 7]
+        for row_name, parameter in pair.torch.model.named_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[: len(kinds[update % 7][row_name])] = torch.from_numpy(kinds[update % 7][row_name])
+        norms = [
+            torchtrain.optimizer.global_norm(p.grad for p in pair.torch.model.parameters()).item(),
+            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.grads))),
+        ]
+        limit = norms[0] * CLIPS[update % len(CLIPS)]
+        for stack, norm in zip(pair.stacks, norms, strict=True):
+            stack.apply(1e-3, clip_factor(norm, limit), update)
+    return pair
+
+
+def _like(params, tree, dtype):
+    flat = dict(nnx.to_flat_state(params))
+    leaves = {path: leaf.replace(jax.numpy.asarray(tree[".".join(path)], dtype)) for path, leaf in flat.items()}
+    return nnx.from_flat_state(leaves)

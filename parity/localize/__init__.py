@@ -1,0 +1,44 @@
+"""Where do a torch and a JAX computation part, and why: `python -m parity.localize CONFIG`, or two runs' folders.
+
+    python -m parity.localize                           # both stacks on the preset `tiny`, shrunk
+    python -m parity.localize gpt2-124m --layers 3 --width 96 --optimizer.beta2 0.999
+    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm,
+                                                        # between which checkpoints, and the replay from the last good
+    python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
+
+A table and a verdict on the terminal; the picture, the text and the inputs in `--output` (default runs/localize-TIME).
+
+For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
+call `tap("name", value)` (`coretrain.contract.taps`) at the same places; `localize_module` takes a torch module as it
+is, and `hooked` taps one that is part of something else. `compare` takes what was recorded by other means. `example.py`
+beside this file is an example.
+
+    report = localize(torch_function, jax_function, {"x": x, "weight": weight})
+    report.show()
+    report.save(Path("runs/mine"))
+
+Both are run in float64, which decides whether there's a bug, on their own (free) and with JAX seated on torch's values,
+where only the segment that makes an error shows it; then backward the same way; and where nothing parts, in float32
+against the noise of the other framework.
+"""
+
+from parity.localize.pairs import compare, localize, localize_module
+from parity.localize.recorders import hooked, record_torch
+from parity.localize.search import (
+    jax_recorder,
+    localize_config,
+    localized_tap,
+    search,
+)
+
+__all__ = [
+    "compare",
+    "hooked",
+    "jax_recorder",
+    "localize",
+    "localize_config",
+    "localize_module",
+    "localized_tap",
+    "record_torch",
+    "search",
+]

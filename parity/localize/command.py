@@ -1,0 +1,163 @@
+"""The localizer's command line: a config, or two runs, to a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+import parity.localize
+from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import parameter_table
+from parity.localize.pairs import Tensors
+from parity.localize.replay import localize_runs
+from parity.localize.search import UPDATES, localize_config
+from parity.pair import batches
+
+
+def shrunk(
+    name: str | None, overrides: Sequence[tuple[str, str]], layers: int | None, width: int | None
+) -> tuple[RunConfig, RunConfig]:
+    """The config in float64 and in its own precision (at least as narrow as float32), small enough to be run at once.
+
+    Kept: norms, positions, MLP, biases, tying, groups of heads, dropout, optimizer, schedule, accumulation. Smaller:
+    layers (2), width (64), heads (4 at most), context, vocabulary and batch, where no override asks for another figure.
+    """
+    config = load_config(name, overrides)
+    m, given = config.model, {key for key, _ in overrides}
+    groups = min(m.heads // m.kv, 4)
+    heads = m.heads if width is None and m.heads <= 4 else groups * max(1, 4 // groups)
+    heads = m.heads if "model.heads" in given else heads
+    width = width or (m.width if "model.width" in given else min(m.width, 16 * heads))
+    if width % heads:
+        raise UserError(f"--width {width} is no multiple of the {heads} heads: choose one that is")
+    accumulation = min(config.train.accumulation, 2)
+    small = {
+        "model.layers": layers or min(m.layers, 2),
+        "model.width": width,
+        "model.heads": heads,
+        "model.kv_heads": heads // groups,
+        "model.head_width": "none",
+        "model.mlp_width": "none",
+        "model.context": min(m.context, 48),
+        "model.vocab": 301,
+        "train.batch_size": 2 * accumulation,
+        "train.accumulation": accumulation,
+        "execution.loss_chunk": 50,
+        "execution.compile": "off",
+        "execution.device": "cpu",
+    }
+    fields = [(key, str(value)) for key, value in small.items() if key not in given]
+    own = load_config(name, [*fields, *overrides])
+    below = (
+        own
+        if own.precision.compute != "float64"
+        else load_config(name, [*fields, *overrides, ("precision.compute", "float32")])
+    )
+    exact = [("precision.compute", "float64"), ("execution.attention", "plain"), ("execution.device", "cpu")]
+    return load_config(name, [*fields, *overrides, *exact]), below
+
+
+def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Weights, and batches of which the first is the saved one."""
+    give = "give a localize.npz of an earlier call"
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with file:
+            weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
+            batch = file["batch"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"--inputs {path} can't be read ({error}): {give}") from None
+    for row in parameter_table(config.model):
+        if row.name not in weights or weights[row.name].shape != row.shape:
+            raise UserError(f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from")
+    m = config.model
+    if batch.ndim != 2 or not np.issubdtype(batch.dtype, np.integer) or not 2 <= batch.shape[1] <= m.context + 1:
+        raise UserError(f"--inputs {path}: its batch isn't rows of 2 to {m.context + 1} token ids; {give}")
+    if len(batch) % config.train.accumulation or not len(batch):
+        raise UserError(f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}")
+    if batch[:, :-1].min() < 0 or batch.max() >= m.vocabulary or batch[:, -1].min() < -100:
+        raise UserError(f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}")
+    made = [batch, *batches(config, UPDATES)[1:]]
+    return weights, (made, made)
+
+
+def _check_place(folder: Path) -> None:
+    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError(f"--output {folder} is a file, or lies in one: name a folder")
+
+
+@exits_cleanly
+def main() -> int:
+    """0 where nothing parts, 1 where something does, 2 for a user's error."""
+    words, places, options, overrides = sys.argv[1:], [], {}, []
+    if any(word in ("-h", "--help") for word in words):
+        print(parity.localize.__doc__)
+        return 0
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            places.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{key} has no value: give one after it, as in --layers 2")
+            value = words.pop(0)
+        if key in ("layers", "width", "output", "inputs"):
+            options[key] = value
+        else:
+            overrides.append((key, value))
+    folder = Path(options.get("output") or Path("runs") / time.strftime("localize-%Y%m%d-%H%M%S"))
+    if len(places) > 2:
+        raise UserError(f"{len(places)} names are given: give a config, or the folders of two runs")
+    if len(places) == 2:
+        if overrides or options.keys() - {"output"}:
+            raise UserError(
+                "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out"
+            )
+        _check_place(folder)
+        report = localize_runs(Path(places[0]), Path(places[1]))
+        report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
+    else:
+        for key in ("layers", "width"):
+            if key in options and not (options[key].isdecimal() and int(options[key])):
+                raise UserError(f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2")
+        jax.config.update("jax_enable_x64", True)
+        torch.set_num_threads(min(torch.get_num_threads(), 4))  # the models are so small that more cost more
+        name = places[0] if places else None
+        sizes = (int(options[key]) if key in options else None for key in ("layers", "width"))
+        config, below = shrunk(name, overrides, *sizes)
+        given: dict[str, Any] = {}
+        if "inputs" in options:
+            given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
+        _check_place(folder)
+        report = localize_config(config, below=below, **given)
+        report.reproduce = _command(sys.argv[1:], folder)
+    report.save(folder)
+    report.show()
+    print(f"{folder}: localize.png, localize.txt, localize.npz")
+    return int(report.verdict.kind != "same")
+
+
+def _command(words: list[str], folder: Path) -> str:
+    kept, skip = [], False
+    for word in words:
+        if skip or word.split("=")[0] in ("--output", "--inputs"):
+            skip = not skip and "=" not in word
+            continue
+        kept.append(word)
+    return " ".join(["python -m parity.localize", *kept, "--inputs", str(folder / "localize.npz")])

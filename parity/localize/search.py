@@ -1,0 +1,297 @@
+"""Where our two stacks part: data, rates, taps, cotangents, gradients, clip, moments and steps, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from torch import Tensor
+
+import jaxtrain.layers
+import jaxtrain.loss
+import jaxtrain.model
+import jaxtrain.trainer
+import torchtrain.layers
+import torchtrain.loss
+import torchtrain.model
+import torchtrain.trainer
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import to_jax_tree
+from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.order import batch_hash
+from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.localize.judge import judge
+from parity.localize.recorders import JaxRecorder, Record, record_torch
+from parity.localize.rounding import evidence_of, judge_rounding, rounding_rows
+from parity.localize.rows import (
+    GRADIENT,
+    GRADIENT_FLOOR,
+    SCALAR,
+    SCALAR_FLOOR,
+    STATE,
+    STATE_FLOOR,
+    Row,
+    distance,
+    tap_rows,
+    tensor_rows,
+)
+from parity.localize.show import Report
+from parity.pair import batches, noise_only, scrambled
+from torchtrain.trainer import Trainer as TorchTrainer
+
+UPDATES = 3
+"""Updates that are compared: the second has moments, the third has them mixed."""
+STEP_ROUNDING = 8
+"""A step may be off by so many roundings of its parameter."""
+Tensors = Mapping[str, np.ndarray]
+
+
+def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
+    """The recorder of a JAX trainer's model and loss, layers unrolled; compiled at its first call, then kept."""
+    config = stack.config
+    execution = config.execution.model_copy(update={"scan_layers": False, "checkpoint_activations": "none"})
+    unrolled = config.model_copy(update={"execution": execution})
+    graph, _ = nnx.split(nnx.eval_shape(lambda: jaxtrain.model.GPT(unrolled, stack.kernel.name)))
+    wide = jaxtrain.layers.master_dtype(config)
+    m, chunk = config.model, config.execution.loss_chunk
+
+    def loss(params: Any, tokens: jax.Array, labels: jax.Array, dropout: Any) -> jax.Array:
+        model = nnx.merge(graph, params)
+        hidden = model(tokens, dropout)
+        model.logits(hidden)  # for its tap alone: the loss makes its own, chunk by chunk
+        scale = 1 / jaxtrain.loss.count_targets(labels).astype(wide)
+        return jaxtrain.trainer.cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale)
+
+    return JaxRecorder(loss)
+
+
+def torch_taps(stack: TorchTrainer, batch: np.ndarray, update: int) -> tuple[Record, Tensors]:
+    """The record of one batch with the dropout of `update`, and the gradients."""
+    config, model = stack.config, stack.model
+    ids = torch.from_numpy(batch).to(stack.device, torch.long)
+    tokens, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    scale = 1 / torchtrain.loss.count_targets(labels).to(torchtrain.layers.master_dtype(config))
+
+    class WithLogits:
+        """The model, which also makes logits, for their tap alone."""
+
+        head_weight = property(lambda self: model.head_weight)
+
+        def __call__(self, *args: Any) -> Tensor:
+            hidden = model(*args)
+            model.logits(hidden)
+            return hidden
+
+    policy, model.policy = model.policy, "none"  # recomputing would meet every tap twice
+    model.zero_grad(set_to_none=True)
+    try:
+        record = record_torch(
+            lambda: torchtrain.trainer._loss(
+                WithLogits(), config, tokens, labels, scale, stack._dropout(update, len(batch))
+            )
+        )
+    finally:
+        model.policy = policy
+    named = {
+        name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    return record, torchtrain.model.canonical_tensors(config, named)
+
+
+def jax_taps(
+    stack: JaxTrainer, recorder: JaxRecorder, batch: np.ndarray, update: int, seats: Record | None = None
+) -> tuple[Record, Tensors]:
+    """The record of one batch with the dropout of `update`, seated on torch's where given, and the gradients."""
+    dropout = stack._dropout(update, len(batch))
+    record, gradients = recorder(stack.params, batch[:, :-1], batch[:, 1:], dropout, seats=seats)
+    return record, jaxtrain.model.canonical_tensors(stack.config, gradients)
+
+
+Rate = Callable[[RunConfig, int], float]
+Clip = Callable[[float, float], float]
+
+
+def search(
+    config: RunConfig,
+    weights: Tensors,
+    torch_trainer: TorchTrainer,
+    jax_trainer: JaxTrainer,
+    recorder: JaxRecorder | None = None,
+    feeds: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    rates: tuple[Rate, Rate] = (learning_rate, learning_rate),
+    clips: tuple[Clip, Clip] = (clip_factor, clip_factor),
+    evidence: dict[str, np.ndarray] | None = None,
+    moments: Mapping[str, Tensors] | None = None,
+    begun: tuple[int, int] | None = None,
+) -> Iterator[list[Row]]:
+    """Rows, stage by stage in the order of search, of two float64 trainers put at `weights`.
+
+    Data, learning rates over the horizon, values and cotangents at the taps, gradients, what the trainers themselves
+    make of the batch (micro-batches included), clip factor, moments and parameters; each update but the first starts
+    from torch's state, and all take torch's gradients, in both. What of data, schedule and clip the two sides have of
+    their own comes in `feeds`, `rates` and `clips` (torch first); of what both share nothing is
+    compared. `evidence` is filled with what reproduces a parting.
+    From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
+    """
+    evidence = {} if evidence is None else evidence
+    first, applied = begun or (0, 0)
+    made = batches(config, UPDATES)
+    feeds = feeds or (made, made)
+    if feeds[0] is not feeds[1]:
+        yield [
+            Row("data", f"batch {i}", float(batch_hash(a) != batch_hash(b)), None, 0, 0, note=_rows_that_differ(a, b))
+            for i, (a, b) in enumerate(zip(*feeds, strict=True))
+        ]
+    if rates[0] is not rates[1]:
+        yield [_rate_row(config, rates)]
+
+    zeros = {
+        group: {name: np.zeros_like(value) for name, value in tensors.items()}
+        for group, tensors in torch_trainer.export().items()
+    }
+    for stack in (torch_trainer, jax_trainer):
+        stack.adopt({**zeros, **(moments or {}), "parameters": weights}, applied)
+    batch, apart = feeds[0][0], noise_only(config)
+    ours, our_gradients = torch_taps(torch_trainer, batch, first)
+    recorder = recorder or jax_recorder(jax_trainer)
+    free, _ = jax_taps(jax_trainer, recorder, batch, first)
+    seated, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
+    rows = tap_rows(ours, free, seated)
+    evidence |= evidence_of(judge(rows), ours, seated)
+    evidence["batch"] = batch
+    yield rows
+    yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
+
+    for update, batch in enumerate(feeds[0], first):
+        (our_loss, our_norm), (their_loss, their_norm) = (
+            stack.gradients(batch, update, 1.0) for stack in (torch_trainer, jax_trainer)
+        )
+        named = {name: parameter.grad for name, parameter in torch_trainer.model.named_parameters()}
+        our_gradients = torchtrain.model.canonical_tensors(config, {n: g.to_dense() for n, g in named.items()})
+        their_gradients = jaxtrain.model.canonical_tensors(config, jax_trainer.grads)
+        note = f"update {update}"
+        factors = [clip(our_norm, config.optimizer.clip) for clip in clips]
+        yield [
+            _scalar("training loss", our_loss, their_loss, note),
+            *_noted(tensor_rows("accumulated", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart), note),
+            _scalar("gradient norm", our_norm, their_norm, note),
+            *([_scalar("clip factor", *factors, note)] if clips[0] is not clips[1] else []),
+        ]
+        tree = to_jax_tree(config.model, our_gradients, config.execution.vocab_multiple)
+        jax_trainer.grads = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, tree=tree: jnp.asarray(tree[jaxtrain.model.dotted(path)], leaf.dtype), jax_trainer.grads
+        )
+        before = torch_trainer.export()["parameters"]
+        # at the end of the warm-up: a step of its first updates is so small that the parameter's rounding hides it
+        at = min(update if begun else config.schedule.warmup_updates + update, config.train.updates - 1)
+        for stack, rate, factor in zip((torch_trainer, jax_trainer), rates, factors, strict=True):
+            stack.apply(rate(config, at), factor, applied + update - first)
+        ours_after, theirs_after = torch_trainer.export(), jax_trainer.export()
+        rows = []
+        for group in [group for group in ours_after if group != "parameters"]:
+            rows += tensor_rows(group, ours_after[group], theirs_after[group], STATE, STATE_FLOOR)
+        moved = [
+            {name: state["parameters"][name] - before[name] for name in before} for state in (ours_after, theirs_after)
+        ]
+        rows += [_with_rounding(row, before, moved[0]) for row in tensor_rows("parameter", *moved, STATE, STATE_FLOOR)]
+        yield _noted(rows, note)
+        jax_trainer.adopt(ours_after, applied + update - first + 1)
+
+
+def localized_tap(
+    config: RunConfig, weights: Tensors, torch_trainer: TorchTrainer, jax_trainer: JaxTrainer, **options: Any
+) -> str:
+    """Name of the first tap where two float64 trainers of `config` part, "" where they don't; stops there.
+
+    `options` are those of `search`. A `recorder = jax_recorder(jax_trainer)` that is passed to many calls is compiled
+    once, as long as JAX is left as it was when it was first called.
+    """
+    for rows in search(config, weights, torch_trainer, jax_trainer, **options):
+        first = next((row for row in rows if row.parts), None)
+        if first is not None:
+            return first.title
+    return ""
+
+
+def localize_config(
+    config: RunConfig,
+    weights: Tensors | None = None,
+    title: str = "",
+    below: RunConfig | None = None,
+    make_torch: Callable[[RunConfig, Tensors], TorchTrainer] = TorchTrainer,
+    make_jax: Callable[[RunConfig, Tensors], JaxTrainer] = JaxTrainer,
+    **options: Any,
+) -> Report:
+    """Both stacks of a float64 `config`; where they agree, those of `below` (float32 and narrower) against float64.
+
+    `options` are those of `search`.
+    """
+    weights = scrambled(config) if weights is None else weights
+    evidence = {f"weights/{name}": value for name, value in weights.items()}
+    rows: list[Row] = []
+    stacks = make_torch(config, weights), make_jax(config, weights)
+    for stage in search(config, weights, *stacks, evidence=evidence, **options):
+        rows += stage
+        if any(row.parts for row in stage):
+            break
+    verdict = judge(rows)
+    layers = config.model.layers
+    title = title or f"{config.name}: {layers} layer{'s' * (layers > 1)}, {config.model.width} wide"
+    if verdict.kind == "same" and below is not None:
+        batch = evidence["batch"]
+        stacks[0].adopt({"parameters": weights}, 0)
+        exact = torch_taps(stacks[0], batch, 0)[0]
+        narrow = make_torch(below, weights), make_jax(below, weights)
+        ours = torch_taps(narrow[0], batch, 0)[0]
+        theirs = jax_taps(narrow[1], jax_recorder(narrow[1]), batch, 0)[0]
+        precision = below.precision.compute
+        under = rounding_rows(exact, ours, theirs, precision)
+        if found := judge_rounding(under, ours, theirs, precision):
+            return Report(f"{title}, {precision}", under, found, evidence | evidence_of(found, ours, theirs))
+        worst = max(under, key=lambda row: row.load)
+        verdict = replace(
+            verdict,
+            sentence=f"{verdict.sentence}; in {precision} both are as far from float64 as the other: at worst "
+            f"{worst.title}, {worst.error:.1e} against {worst.floor:.1e}",
+        )
+    return Report(title, rows, verdict, evidence)
+
+
+def _with_rounding(row: Row, before: Tensors, moved: Tensors) -> Row:
+    """The row of a step, its cap widened by what rounding of the parameter itself makes of the difference."""
+    size, step = (float(np.linalg.norm(tensors[row.name])) for tensors in (before, moved))
+    return replace(row, cap=row.cap + (STEP_ROUNDING * np.finfo(np.float64).eps * size / step if step else 0.0))
+
+
+def _scalar(name: str, ours: float, theirs: float, note: str) -> Row:
+    error = distance(np.float64(theirs), np.float64(ours))
+    return Row("scalar", name, error, None, SCALAR, SCALAR_FLOOR, note=note)
+
+
+def _noted(rows: Sequence[Row], note: str) -> list[Row]:
+    return [replace(row, note=note) for row in rows]
+
+
+def _rows_that_differ(a: np.ndarray, b: np.ndarray) -> str:
+    if a.shape != b.shape:
+        return f"shapes {a.shape} and {b.shape}"
+    rows = np.flatnonzero((a != b).any(1))
+    if not rows.size:
+        return ""
+    same = sorted(map(bytes, a)) == sorted(map(bytes, b))
+    return "the same rows in another order" if same else f"first in row {rows[0]}, {rows.size} of {len(a)} rows"
+
+
+def _rate_row(config: RunConfig, rates: tuple[Rate, Rate]) -> Row:
+    """Learning rates at every update of the horizon: the largest difference, over the peak."""
+    errors = [abs(rates[0](config, u) - rates[1](config, u)) / config.optimizer.lr for u in range(config.train.updates)]
+    first = next((u for u, error in enumerate(errors) if not error <= SCALAR), None)
+    note = "" if first is None else f"from update {first} on"
+    worst = float(np.max(errors))  # Python's max loses a NaN
+    return Row("scalar", "learning rate", worst, None, SCALAR, SCALAR_FLOOR, note=note)

@@ -1,0 +1,177 @@
+"""The localizer's report: table, verdict and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from parity.localize.rows import WORDS, Row, Verdict
+
+PANELS = {
+    "forward": "Values",
+    "cotangent": "Cotangents, last to first",
+    "loss": "Loss, update by update",
+    "norm": "Gradient norm, update by update",
+}
+"""Stages that are drawn as lines of their own."""
+
+
+@dataclass
+class Report:
+    """Everything that was compared, with what can be shown and kept of it."""
+
+    title: str
+    rows: list[Row]
+    verdict: Verdict
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """What reproduces it: the inputs, and what both sides make of the first tap that parts."""
+    reproduce: str = ""
+
+    def show(self, console: Console | None = None) -> None:
+        """The table and the verdict, on a terminal."""
+        console = console or Console()
+        values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
+        if values:
+            table = Table(title=self.title, title_style="bold", title_justify="left", header_style="dim")
+            for heading in ("tap", "value, free", "seated", "cotangent, free", "seated"):
+                table.add_column(heading, justify="left" if heading == "tap" else "right")
+            for name, row in values.items():
+                back = cotangents.get(name)
+                first = self.verdict.tap in (row.title, back.title if back else "")
+                table.add_row(
+                    f"[bold]{escape(name)}[/]" if first else escape(name),
+                    *(_figure(e, row.cap) for e in (row.free, row.seated)),
+                    *(_figure(e, back.cap) for e in (back.free, back.seated)) if back else ("", ""),
+                )
+            console.print(table)
+        if rest := self.rest():
+            table = Table(title="" if values else self.title, title_style="bold", header_style="dim")
+            for heading in ("worst of its kind", "error", "cap"):
+                table.add_column(heading, justify="left" if heading.startswith("worst") else "right")
+            for row in rest:
+                name = escape(f"{row.title} ({row.note})" if row.note else row.title)
+                name = f"[bold]{name}[/]" if row.title == self.verdict.tap else name
+                table.add_row(name, _figure(row.error, row.cap), f"{row.cap:.0e}" if np.isfinite(row.cap) else "")
+            console.print(table)
+        colour = "green" if self.verdict.kind == "same" else "red"
+        console.print(f"[bold {colour}]{self.verdict.kind}[/]: {escape(self.verdict.sentence)}", soft_wrap=True)
+        if self.verdict.traps:
+            console.print(f"usual reasons: {escape(self.verdict.traps)}", soft_wrap=True)
+        if self.reproduce:
+            console.print(f"reproduce: {escape(self.reproduce)}", soft_wrap=True)
+
+    def rest(self) -> list[Row]:
+        """What isn't a tap: of each kind the first rows that part (4 at most), or else the worst."""
+        found = []
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.stage not in ("forward", "cotangent"):
+                groups.setdefault(row.name if row.stage == "scalar" else row.stage, []).append(row)
+        for group in groups.values():
+            found += [row for row in group if row.parts][:4] or [max(group, key=lambda row: (row.load, row.error))]
+        return found
+
+    def save(self, folder: Path) -> None:
+        """`localize.png`, `localize.txt` and `localize.npz` (read with allow_pickle=False)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "localize.npz", allow_pickle=False, **self.arrays)
+        with open(folder / "localize.txt", "w", encoding="utf-8") as file:
+            self.show(Console(file=file, width=120))
+        self.picture(folder / "localize.png")
+
+    def picture(self, path: Path) -> None:
+        """Tap by tap on a log scale, free and seated, forward above and cotangents below."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        stages = [s for s in dict.fromkeys(row.stage for row in self.rows) if s in PANELS]
+        rest = [row for row in self.rest() if row.stage not in stages]
+        panels = [[row for row in self.rows if row.stage == stage] for stage in stages] + ([rest] if rest else [])
+        titles = [PANELS[s] for s in stages]
+        titles += ["The rest, the worst of each kind"] * bool(rest)
+        longest = max(map(len, panels), default=1)
+        # constrained, so that long names of taps never run into the panel below
+        figure = Figure(figsize=(min(22, max(9, 2.5 + 0.3 * longest)), 0.9 + 3.5 * len(panels)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(max(len(panels), 1), 1, squeeze=False)[:, 0]
+        for axis, rows, title in zip(axes, panels, titles, strict=False):
+            _panel(axis, rows, title, self.verdict.tap)
+        figure.suptitle(f"{self.title}: {self.verdict.kind}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.savefig(path, dpi=130)
+
+
+def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
+    lowest, highest = 1e-17, 1e2
+    spots = np.arange(len(rows))
+
+    def clipped(values: Iterable[float | None]) -> np.ndarray:
+        # an error of 0 is drawn at the lower edge, one that is no number at the upper
+        made = [np.nan if v is None else highest if np.isnan(v) else v for v in values]
+        return np.clip(np.array(made, float), lowest, highest)
+
+    free, seated = clipped(row.free for row in rows), clipped(row.seated for row in rows)
+    edges = np.arange(len(rows) + 1) - 0.5
+    floors, caps = clipped(row.floor for row in rows), clipped(row.cap for row in rows)
+    axis.stairs(floors, edges, baseline=lowest, fill=True, color="#dfe7ee", lw=0, label="floor of a correct pair")
+    axis.stairs(caps, edges, baseline=None, color="#8a949e", lw=1, ls="--", label="cap")
+    joined = "-" if rows[0].stage in PANELS else ""
+    if np.isfinite(free).any():
+        axis.plot(spots, free, ls=joined, marker="o", ms=3.5, lw=1.2, color="#3b75af", label="free")
+    if np.isfinite(seated).any():
+        axis.plot(spots, seated, ls=joined, marker="D", ms=4, lw=1.2, color="#e08214", label="seated", zorder=3)
+    parted = [i for i, row in enumerate(rows) if row.parts]
+    errors = clipped(row.error for row in rows)
+    if parted:
+        axis.plot(
+            parted,
+            errors[parted],
+            ls="",
+            marker="o",
+            ms=11,
+            mfc="none",
+            mec="#c0392b",
+            mew=1.8,
+            zorder=4,
+            label="parts",
+        )
+    for i, row in enumerate(rows):
+        if row.title == first:
+            right = i < len(rows) * 0.7
+            axis.annotate(
+                f"{row.title}\n{row.error:.1e}", (i, errors[i]), (14 if right else -14, 6), textcoords="offset points",
+                ha="left" if right else "right", va="bottom", color="#c0392b", fontsize=9, fontweight="bold",
+            )  # fmt: skip
+    axis.set_yscale("log")
+    axis.set_ylim(lowest / 2, max(1e-10, min(highest, 1e3 * np.nanmax(np.concatenate([free, seated, [0]])))))
+    axis.set_xlim(-0.6, len(rows) - 0.4)
+    if rows[0].stage in ("loss", "norm"):
+        every = max(1, len(rows) // 20)
+        axis.set_xticks(spots[::every], [row.name.rsplit(" ", 1)[-1] for row in rows[::every]], fontsize=8)
+        axis.set_xlabel("update", fontsize=9)
+    elif joined:
+        axis.set_xticks(
+            spots, [row.name for row in rows], rotation=45, ha="right", rotation_mode="anchor", fontsize=7.5
+        )
+    else:
+        labels = [
+            (WORDS[row.stage] + row.name).replace(" of ", " of\n") if row.stage in WORDS else row.name for row in rows
+        ]
+        axis.set_xticks(spots, labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=7.5)
+    axis.grid(axis="y", color="#eceff1", lw=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_ylabel("relative error", fontsize=9)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.005, 1), fontsize=8, frameon=False)
+
+
+def _figure(error: float | None, cap: float) -> str:
+    text = "" if error is None else "0" if error == 0 else f"{error:.1e}"
+    return f"[bold red]{text}[/]" if error is not None and not error <= cap else text

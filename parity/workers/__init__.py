@@ -1,0 +1,1 @@
+"""The judge's processes: several for its tests, and those whose trainings it judges."""

@@ -1,0 +1,182 @@
+"""Trains a tiny model on one device and on meshes of virtual ones, in float64, in a process of its own: how far apart
+are losses, norms, parameters and moments? `parity/ladder/test_mesh.py` starts it, with XLA_FLAGS that make the devices.
+
+`python -m parity.workers.jax_mesh CASES`: CASES is JSON, [[variant, {axis: size}, bug or null], ...]; one line of JSON
+each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxtrain.loss
+import jaxtrain.model
+import jaxtrain.parallel.sharding
+import jaxtrain.trainer
+from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import initial_parameters
+from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.errors import largest_error
+from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.pair import noise_only
+from parity.workers.mesh_bugs import planted
+
+UPDATES, UPDATES_WITH_A_BUG = 20, 4
+BAD, SKIPPED = 2, 1.0
+"""An update in which one number on one device is none, and what stands for its loss and norm, which must both be so."""
+TINY = {
+    "precision.compute": "float64",
+    "execution.device": "cpu",
+    "execution.attention": "plain",
+    "execution.loss_chunk": 20,
+    "execution.scan_layers": "true",
+    "model.layers": 2,
+    "model.width": 16,
+    "model.heads": 8,
+    "model.mlp_width": 32,
+    "model.context": 16,
+    "model.vocab": 101,
+    "train.batch_size": 16,
+    "train.accumulation": 2,
+    "train.updates": UPDATES,
+    "schedule.warmup_updates": 2,
+    "optimizer.clip": 0.2,
+    "data.cache": "none",
+    "parallel.data": 1,
+}
+VARIANTS = {
+    "gpt2-like": {
+        **GPT2_FORM,
+        "model.residual_dropout": 0.1,
+        "model.embedding_dropout": 0.1,
+    },
+    "llama-like": {
+        **LLAMA_FORM,
+        "model.kv_heads": 4,
+        "model.residual_dropout": 0.1,
+    },
+    "unrolled, muon": {
+        **LLAMA_FORM,
+        "model.bias": "true",
+        "model.tied": "true",
+        "optimizer.name": "muon",
+        "execution.scan_layers": "false",
+        "execution.checkpoint_activations": "full",
+    },
+    "adapter": {
+        **LLAMA_FORM,
+        "adapter.kind": "dora",
+        "adapter.rank": 3,
+        "adapter.dropout": 0.1,
+        "adapter.targets": "blocks.*.weight,embed.token,head.weight",
+    },
+}
+State = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a training: (loss, norm) of every update, a validation sum, and the state after some of the updates."""
+
+    seen: list[tuple[float, float]]
+    validation: float
+    states: dict[int, State]
+
+
+def config_of(variant: str, axes: dict[str, int], alone: bool = False) -> RunConfig:
+    """The tiny config of a variant, shared along these axes of `parallel`, or the same training on one device."""
+    fields = TINY | VARIANTS[variant]
+    if axes.get("pipeline", 1) > 1:
+        fields |= {"train.accumulation": 4, "model.layers": 4}
+    if not alone:
+        fields |= {f"parallel.{axis}": size for axis, size in axes.items()}
+    return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
+
+
+def train(config: RunConfig, updates: int) -> Outcome:
+    """Train on the devices that `config.parallel` asks for."""
+    trainer, rng = jaxtrain.trainer.Trainer(config), np.random.default_rng(0)
+    p = config.parallel
+    assert trainer.devices.layout.devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
+    states: dict[int, State] = {}
+    seen, applied, rows = [], 0, (config.train.batch_size, config.model.context + 1)
+    for update in range(updates):
+        batch = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
+        batch[0, :2] = 0, config.model.vocabulary - 1
+        batch[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
+        whole = trainer.params
+        trainer.params = one_nan(whole) if update == BAD else whole
+        loss, norm = trainer.gradients(batch, update, 1.0)
+        trainer.params = whole
+        if not (math.isfinite(loss) or math.isfinite(norm)):
+            seen.append((SKIPPED, SKIPPED))
+            continue
+        trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
+        applied += 1
+        seen.append((loss, norm))
+        if update + 1 in (updates, UPDATES_WITH_A_BUG):
+            states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
+    return Outcome(seen, trainer.evaluate(batch[: config.micro_batch + 3]), states)
+
+
+def one_nan(params: Any) -> Any:
+    """The parameters with a single number that is none, in what the last device holds of a norm's gain (or an
+    adapter's first matrix)."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+
+    def spoilt(array: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in array.addressable_shards]
+        parts[-1] = parts[-1].at[(0,) * array.ndim].set(math.nan)
+        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+    norms = [path for path, _ in leaves if "norm" in jax.tree_util.keystr(path)]
+    path = norms[0] if norms else leaves[0][0]
+    return jax.tree_util.tree_unflatten(tree, [spoilt(leaf) if at == path else leaf for at, leaf in leaves])
+
+
+def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]:
+    """Largest differences: losses (nats), norms and validation (relative), state (relative to the way it has come)."""
+    updates = max(ours.states)
+    mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
+    whole = with_adapter(config, initial_parameters(config.model, config.train.seed))
+    start = {row.name: np.asarray(whole[row.name]) for row in trained_table(config)}
+    states = ours.states[updates], theirs.states[updates]
+    return {
+        "loss": float(np.abs(mine - reference)[:, 0].max()),
+        "norm": float((np.abs(mine - reference) / reference)[:, 1].max()),
+        "validation": abs(ours.validation - theirs.validation) / theirs.validation if updates == UPDATES else 0.0,
+        "state": largest_error(states, start, noise_only(config))[0],
+    }
+
+
+def main() -> None:
+    """Run the cases of the command line."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_compilation_cache", False)
+    references: dict[RunConfig, Outcome] = {}
+    for variant, axes, bug in json.loads(sys.argv[1]):
+        began = time.perf_counter()
+        alone = config_of(variant, axes, alone=True)
+        if alone not in references:
+            references[alone] = train(alone, UPDATES)
+            assert references[alone].seen[BAD] == (SKIPPED, SKIPPED), "one number that is none must reach all"
+            assert min(norm for _, norm in references[alone].seen) > alone.optimizer.clip, "the clip must be at work"
+        config = config_of(variant, axes)
+        with planted(bug):
+            found = train(config, UPDATES_WITH_A_BUG if bug else UPDATES)
+        facts = {"variant": variant, "axes": axes, "bug": bug, **apart(config, found, references[alone])}
+        print(json.dumps(facts | {"seconds": round(time.perf_counter() - began, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Mistakes of sharing a run over a mesh of JAX devices."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain.loss
+import jaxtrain.model
+import jaxtrain.parallel.sharding
+import jaxtrain.trainer
+from jaxtrain.parallel.sharding import Sharding
+
+Patch = pytest.MonkeyPatch
+
+
+# Bugs, each as somebody would make it.
+
+
+def averaged_twice(patch: Patch) -> None:
+    """Gradients of a loss that is already over all rows, averaged over the devices again."""
+    original = jaxtrain.trainer._gradients
+
+    def gradients(*args: Any, places: Any = None) -> Any:
+        loss, norm, grads = original(*args, places=places)
+        if places is None:
+            return loss, norm, grads
+        mesh = jax.tree.leaves(places)[0].mesh
+        size = mesh.shape["data"] * mesh.shape["fsdp"]
+        return loss, norm / size, jax.tree.map(lambda g: g / size, grads)
+
+    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+
+
+def norm_per_shard(patch: Patch) -> None:
+    """The norm of what one device holds of the gradients, not summed over those that share them."""
+    original = jaxtrain.trainer._gradients
+
+    def gradients(*args: Any, places: Any = None) -> Any:
+        loss, norm, grads = original(*args, places=places)
+        if places is None:
+            return loss, norm, grads
+        specs = jax.tree.map(lambda place: place.spec, places)
+        mesh = jax.tree.leaves(places)[0].mesh
+        local = jax.shard_map(
+            lambda g: jaxtrain.trainer.global_norm(jax.tree.leaves(g)),
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=jax.P(),
+            check_vma=False,
+        )
+        return loss, local(grads), grads
+
+    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+
+
+def mean_of_means(patch: Patch) -> None:
+    """Each device divides its loss by its own number of targets."""
+    original = jaxtrain.loss._over_chunks
+
+    def over_chunks(hidden: Any, head: Any, labels: Any, vocab: int, chunk: int, scale: Any, *rest: Any) -> Any:
+        if not rest[1:]:
+            return original(hidden, head, labels, vocab, chunk, scale, *rest)
+        own = (labels != jaxtrain.loss.IGNORED).sum()
+        rows = ("data", "fsdp", "context")
+        mean = jax.lax.psum(own, rows) / jax.lax.psum(1, rows)
+        return original(hidden, head, labels, vocab, chunk, scale * mean / own, *rest)
+
+    patch.setattr(jaxtrain.loss, "_over_chunks", over_chunks)
+
+
+def another_devices_rows(patch: Patch) -> None:
+    """Every device takes the first one's rows."""
+
+    def put(self: Sharding, host: np.ndarray, *axes: str | None) -> Any:
+        def rows(index: tuple[slice, ...]) -> np.ndarray:
+            return host[tuple(slice(0, i.stop - i.start) if i.start else i for i in index)]
+
+        return jax.make_array_from_callback(host.shape, self.named(*axes), rows)
+
+    patch.setattr(Sharding, "put", put)
+
+
+def rows_counted_per_device(patch: Patch) -> None:
+    """Dropout by a row's place on its device: every device draws the same masks."""
+    original = Sharding.put
+
+    def put(self: Sharding, host: np.ndarray, *axes: str | None) -> Any:
+        if host.ndim == 2:  # [A, B / A]: the rows' numbers
+            host = host % (host.shape[1] // self.size("data", "fsdp"))
+        return original(self, host, *axes)
+
+    patch.setattr(Sharding, "put", put)
+
+
+def shards_swapped(patch: Patch) -> None:
+    """Devices along an axis numbered from the other end."""
+    original = jax.lax.axis_index
+
+    def axis_index(names: Any) -> Any:
+        return jax.lax.psum(1, names) - 1 - original(names)
+
+    patch.setattr(jax.lax, "axis_index", axis_index)
+
+
+def untied(patch: Patch) -> None:
+    """A tied head whose gradient doesn't reach the embedding."""
+    original = jaxtrain.model.GPT.head_weight.fget
+    patch.setattr(jaxtrain.model.GPT, "head_weight", property(lambda self: jax.lax.stop_gradient(original(self))))
+
+
+def hidden_gradient_not_summed(patch: Patch) -> None:
+    """Each device's share of the vocabulary gives its own gradient of the hidden states; the sum is left out."""
+    original = jax.lax.psum
+
+    def psum(x: Any, names: Any, **more: Any) -> Any:
+        left_out = names == ("tensor",) and not isinstance(x, tuple) and jnp.ndim(x) == 3
+        in_the_loss = sys._getframe(1).f_globals["__name__"] == "jaxtrain.loss"
+        return x if left_out and in_the_loss else original(x, names, **more)
+
+    patch.setattr(jax.lax, "psum", psum)
+
+
+BUGS: dict[str, Callable[[Patch], None]] = {
+    bug.__name__.replace("_", " "): bug
+    for bug in (
+        averaged_twice,
+        norm_per_shard,
+        mean_of_means,
+        another_devices_rows,
+        rows_counted_per_device,
+        shards_swapped,
+        untied,
+        hidden_gradient_not_summed,
+    )
+}
+
+
+@contextlib.contextmanager
+def planted(bug: str | None) -> Iterator[None]:
+    """Within, jaxtrain has the bug."""
+    with pytest.MonkeyPatch.context() as patch:
+        if bug:
+            BUGS[bug](patch)
+        yield

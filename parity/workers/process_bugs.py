@@ -1,0 +1,165 @@
+"""Mistakes of sharing a run between torch processes, planted in one of them or all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import torchtrain.checkpoint
+import torchtrain.layers
+import torchtrain.loss
+import torchtrain.model
+import torchtrain.parallel.pipeline
+import torchtrain.trainer
+from coretrain.processes.layout import rows_of
+from coretrain.processes.world import World
+from torchtrain.parallel.axes import Axis
+from torchtrain.parallel.processes import Place
+
+
+@contextlib.contextmanager
+def planted(bug: str, world: World) -> Iterator[None]:
+    """Within, a bug of `BUGS` is in the program of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if bug:
+            BUGS[bug](patch, world)
+        yield
+
+
+def _mean(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Gradients that are averaged, though the loss is divided already."""
+    plain = Place.sum_gradients
+
+    def sum_gradients(self, gradients):
+        plain(self, gradients)
+        for gradient in gradients:
+            gradient.div_(self.data.size)
+
+    patch.setattr(Place, "sum_gradients", sum_gradients)
+
+
+def _mean_by_deepspeed(patch: pytest.MonkeyPatch, world: World) -> None:
+    """DeepSpeed's average, left as it is."""
+    import torchtrain.parallel.zero
+
+    def backward(self, loss, last):
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    patch.setattr(torchtrain.parallel.zero.Zero, "backward", backward)
+
+
+def _norm_of_shard(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Each process clips by its own shard's norm."""
+    plain = Place.table
+
+    def table(self, *values):
+        whole = plain(self, *values)
+        if len(values) == 3:
+            whole[..., 1:] = 0
+            whole[0, 0, 0, 1:] = torch.stack([value.to(whole.dtype) for value in values[1:]])
+        return whole
+
+    patch.setattr(Place, "table", table)
+
+
+def _loss_of_rank(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Each process reports its own part of the loss."""
+    plain = Place.table
+
+    def table(self, *values):
+        whole = plain(self, *values)
+        if len(values) == 3:
+            whole[..., 0] = values[0] / self.data.size
+        return whole
+
+    patch.setattr(Place, "table", table)
+
+
+def _same_rows(patch: pytest.MonkeyPatch, world: World) -> None:
+    """All processes take the first one's rows."""
+    patch.setattr(torchtrain.trainer, "rows_of", lambda config, layout, place: rows_of(config, layout, 0))
+
+
+def _local_masks(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Dropout masks of rows counted within the process."""
+    plain = torchtrain.trainer.Trainer._dropout
+
+    def dropout(self, update, rows):
+        made = plain(self, update, rows)
+        if made is not None:
+            made.rows = made.rows % (self.config.micro_batch // self.place.layout.sharing_rows)
+        return made
+
+    patch.setattr(torchtrain.trainer.Trainer, "_dropout", dropout)
+
+
+def _untied(patch: pytest.MonkeyPatch, world: World) -> None:
+    """The embedding's share of a tied weight's gradient is lost."""
+    plain = F.embedding
+    patch.setattr(F, "embedding", lambda tokens, weight, sparse=False: plain(tokens, weight.detach()))
+
+
+def _swapped_shards(patch: pytest.MonkeyPatch, world: World) -> None:
+    """A process takes its neighbour's shard of what is loaded."""
+    import torchtrain.parallel.zero
+
+    plain = torchtrain.parallel.zero._pieces
+
+    def pieces(inner, stage, names, place):
+        other = dataclasses.replace(place.data, index=place.data.size - 1 - place.data.index)
+        return plain(inner, stage, names, dataclasses.replace(place, data=other))
+
+    patch.setattr(torchtrain.parallel.zero, "_pieces", pieces)
+
+
+def _no_sum_backward(patch: pytest.MonkeyPatch, world: World) -> None:
+    """A column-parallel layer's input gets its own process's gradient only."""
+    patch.setattr(torchtrain.layers, "enter", lambda x, axis: x)
+
+
+def _replicated_twice(patch: pytest.MonkeyPatch, world: World) -> None:
+    """The norm counts what all processes of the tensor axis hold once for each of them."""
+    patch.setattr(torchtrain.trainer, "replicated_names", lambda config: frozenset())
+
+
+def _bias_each(patch: pytest.MonkeyPatch, world: World) -> None:
+    """A row-parallel layer adds its bias on each process before the sum."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return torchtrain.layers.leave(F.linear(x, self.weight.to(x.dtype), bias), self.summed)
+
+    patch.setattr(torchtrain.layers.Linear, "forward", forward)
+
+
+def _own_softmax(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Each process's softmax is over its own part of the vocabulary."""
+    patch.setattr(Axis, "largest", lambda self, x: x)
+
+
+def _tied_apart(patch: pytest.MonkeyPatch, world: World) -> None:
+    """The first and the last stage each keep their own gradient of a tied weight."""
+    patch.setattr(torchtrain.parallel.pipeline.Pipeline, "_sum_tied", lambda self: None)
+
+
+BUGS = {
+    "tied weight's gradients apart": _tied_apart,
+    "gradients averaged": _mean,
+    "gradients averaged by DeepSpeed": _mean_by_deepspeed,
+    "norm of the shard": _norm_of_shard,
+    "loss of the rank": _loss_of_rank,
+    "rows of another": _same_rows,
+    "masks by local row": _local_masks,
+    "tied weight untied": _untied,
+    "shards swapped": _swapped_shards,
+    "no sum in the backward pass": _no_sum_backward,
+    "replicated counted twice": _replicated_twice,
+    "bias on each": _bias_each,
+    "peak of the shard": _own_softmax,
+}

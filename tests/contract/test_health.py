@@ -1,0 +1,166 @@
+"""The health policy: what each fault does, when a spike is one, exact resume, and that no rollback goes on for ever."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from coretrain.config.training import HealthConfig
+from coretrain.contract.health import HealthMonitor
+
+
+def monitor(**fields: object) -> HealthMonitor:
+    return HealthMonitor(HealthConfig(**({"window": 8, "spike_sigma": 4.0} | fields)))
+
+
+def fill(health: HealthMonitor, start: int = 0) -> None:
+    for n in range(start, start + 8):
+        assert health.decide(n, 5 + 0.1 * (n % 3), 1 + 0.1 * (n % 2)).action == "apply"
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop", "rollback"])
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (5.0, math.nan), (5.0, -math.inf)])
+def test_non_finite_values_meet_their_policy(policy, loss, norm):
+    verdict = monitor(nonfinite=policy, spike="ignore").decide(0, loss, norm)
+    assert verdict.action == policy
+    assert ("gradient norm" if math.isfinite(loss) else "loss") in verdict.reason
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop", "rollback"])
+@pytest.mark.parametrize(("loss", "norm", "name"), [(9.0, 1.0, "loss"), (5.0, 3.0, "gradient norm")])
+def test_spikes_of_either_value_meet_their_policy(policy, loss, norm, name):
+    health = monitor(spike=policy)
+    fill(health)
+    verdict = health.decide(8, loss, norm)
+    assert verdict.action == policy
+    assert verdict.reason.startswith(name)
+    assert health.counts == {"nonfinite": 0, "spike": 1}
+
+
+def test_a_spike_needs_a_full_window_a_policy_and_an_upward_direction():
+    health = monitor(spike="skip")
+    for n in range(7):
+        health.decide(n, 5 + 0.1 * (n % 3), 1.0)
+    assert health.decide(7, 90.0, 1.0).action == "apply"
+    ignoring = monitor(spike="ignore")
+    fill(ignoring)
+    assert ignoring.decide(8, 90.0, 90.0).action == "apply"
+    falling = monitor(spike="skip")
+    fill(falling)
+    assert falling.decide(8, 0.1, 0.1).action == "apply"
+
+
+def test_the_limit_is_mean_plus_sigmas_of_the_window():
+    losses = [5.0, 5.2] * 4  # mean 5.1, sigma 0.1: the limit is 5.5
+    for value, action in ((5.499, "apply"), (5.501, "skip")):
+        health = monitor(spike="skip")
+        for n, loss in enumerate(losses):
+            health.decide(n, loss, 1.0)
+        assert health.decide(8, value, 1.0).action == action
+
+
+def test_the_window_slides_over_applied_updates_only():
+    health = monitor(spike="skip", max_consecutive=100)
+    fill(health)
+    before = health.state()
+    for n in range(8, 40):  # if they entered, they would soon be usual
+        assert health.decide(n, 9.0, 1.0).action == "skip"
+    assert (health.state()["losses"], health.state()["norms"]) == (before["losses"], before["norms"])
+    health.decide(40, 5.0, 1.0)
+    assert health.state()["losses"] == [*before["losses"][1:], 5.0]
+
+
+def test_a_constant_series_does_not_call_its_rounding_a_spike():
+    health = monitor(spike="skip")
+    for n in range(8):
+        health.decide(n, 5.0, 1.0)
+    assert health.decide(8, 5.0 + 1e-9, 1.0 + 1e-9).action == "apply"
+    assert health.decide(9, 5.5, 1.0).action == "skip"
+
+
+def test_skips_in_a_row_end_the_run_and_an_applied_update_starts_the_count_anew():
+    health = monitor(max_consecutive=3)
+    pattern = [math.nan, math.nan, 5.0, math.nan, math.nan, math.nan]
+    actions = [health.decide(n, loss, 1.0).action for n, loss in enumerate(pattern)]
+    assert actions == ["skip", "skip", "apply", "skip", "skip", "stop"]
+    assert health.counts["nonfinite"] == 5
+
+
+def test_skips_in_a_row_are_counted_on_through_a_resume():
+    first, second = monitor(max_consecutive=3), monitor(max_consecutive=3)
+    assert [first.decide(n, math.nan, 1.0).action for n in range(2)] == ["skip", "skip"]
+    second.load(json.loads(json.dumps(first.state())))
+    assert second.decide(2, math.nan, 1.0).action == "stop"
+
+
+@pytest.mark.parametrize("at", [0, 5, 31, 60])
+def test_a_resumed_monitor_decides_as_one_never_interrupted(at):
+    draw = random.Random(3)
+    series = [
+        (math.nan if draw.random() < 0.05 else 5 + draw.gauss(0, 0.1) + 2 * (draw.random() < 0.05), 1 + draw.random())
+        for _ in range(100)
+    ]
+    whole = monitor(spike="skip", max_consecutive=3)
+    expected = [whole.decide(n, *pair) for n, pair in enumerate(series)]
+    assert {verdict.action for verdict in expected} >= {"apply", "skip"}
+    first, second = (monitor(spike="skip", max_consecutive=3) for _ in range(2))
+    got = [first.decide(n, *pair) for n, pair in enumerate(series[:at])]
+    second.load(json.loads(json.dumps(first.state(), allow_nan=False)))
+    got += [second.decide(n, *pair) for n, pair in enumerate(series[at:], at)]
+    assert got == expected
+    assert second.state() == whole.state()
+
+
+def test_a_state_from_before_rollbacks_were_counted_still_loads():
+    old = {"losses": [5.0], "norms": [1.0], "consecutive": 1, "counts": {"nonfinite": 1, "spike": 0}}
+    health = monitor()
+    health.load(old | {"rolled_back_at": None})
+    assert health.decide(3, 5.0, 1.0).action == "apply"
+
+
+def test_a_second_rollback_from_the_same_update_stops():
+    health = monitor(nonfinite="rollback")
+    assert health.decide(5, math.nan, 1.0).action == "rollback"
+    for n in range(2, 5):
+        assert health.decide(n, 5.0, 1.0).action == "apply"
+    verdict = health.decide(5, math.nan, 1.0)
+    assert verdict.action == "stop"
+    assert "again at update 5" in verdict.reason
+
+
+def test_rollbacks_that_take_turns_end():
+    # 6, 5, 6, 5, ... is never the same update twice in a row
+    health = monitor(nonfinite="rollback", max_consecutive=4)
+    actions = []
+    while len(actions) < 50 and "stop" not in actions:
+        bad = 6 - len(actions) % 2
+        for n in range(3, bad):
+            health.decide(n, 5.0, 1.0)
+        actions.append(health.decide(bad, math.nan, 1.0).action)
+    assert actions == ["rollback"] * 4 + ["stop"]
+
+
+def test_rollbacks_with_progress_between_them_go_on():
+    health = monitor(nonfinite="rollback", max_consecutive=2)
+    for bad in range(10, 100, 10):
+        assert health.decide(bad, math.nan, 1.0).action == "rollback"
+        for n in range(bad - 3, bad + 5):
+            assert health.decide(n, 5.0, 1.0).action == "apply"
+
+
+def test_a_rollback_restores_the_window_and_remembers_itself():
+    health = monitor(nonfinite="rollback", spike="skip")
+    fill(health)
+    saved = json.loads(json.dumps(health.state()))
+    for n in range(8, 12):
+        health.decide(n, 5.25, 1.0)
+    health.decide(12, math.nan, 1.0)
+    health.roll_back_to(saved)
+    assert (health.state()["losses"], health.state()["norms"]) == (saved["losses"], saved["norms"])
+    assert health.decide(12, math.nan, 1.0).action == "stop"
+    assert health.counts["nonfinite"] == 2
+    health.roll_back_to({})  # a checkpoint without a monitor's state
+    assert health.state()["losses"] == []

@@ -1,0 +1,120 @@
+"""Learning rates against optax and torch, at every step of the horizon; the clip factor against torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import optax
+import pytest
+import torch
+
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from coretrain.contract.schedule import clip_factor, learning_rate
+
+UPDATES = 157
+
+
+def made(kind: str, warmup: int = 13, **more: object) -> RunConfig:
+    given = {
+        "schedule.kind": kind,
+        "schedule.warmup_updates": warmup,
+        "schedule.min_lr": 7e-5,
+        "optimizer.lr": 9e-4,
+        "train.updates": UPDATES,
+    } | {key.replace("__", "."): value for key, value in more.items()}
+    return load_config(None, [(key, str(value)) for key, value in given.items()])
+
+
+def rates(config: RunConfig, count: int = UPDATES + 20) -> np.ndarray:
+    return np.array([learning_rate(config, n) for n in range(count)])
+
+
+@pytest.mark.parametrize("warmup", [1, 13, 100])
+def test_cosine_is_optax(warmup):
+    c = made("cosine", warmup)
+    theirs = optax.warmup_cosine_decay_schedule(9e-4 / (warmup + 1), 9e-4, warmup, UPDATES, 7e-5)
+    # float64 on both sides; a cosine that ended one update later would be 1e-4 off
+    with_optax = [float(theirs(np.float64(n))) for n in range(UPDATES + 20)]
+    np.testing.assert_allclose(rates(c), with_optax, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("kind", "warmup"), [("cosine", 0), ("linear", 0), ("constant", 13)])
+def test_torch_has_the_same(kind, warmup):
+    c = made(kind, warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9e-4)
+    schedulers = torch.optim.lr_scheduler
+    theirs = {
+        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, UPDATES, 7e-5),
+        "linear": lambda: schedulers.LinearLR(optimizer, 1.0, 7e-5 / 9e-4, UPDATES),
+        "constant": lambda: schedulers.LinearLR(optimizer, 1 / (warmup + 1), 1.0, warmup),
+    }[kind]()
+    found = []
+    for _ in range(UPDATES + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    # torch multiplies step by step: its rounding grows to about 1e-13
+    np.testing.assert_allclose(rates(c, UPDATES + 1), found, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+def test_warm_up_peak_and_end(kind):
+    c = made(kind)
+    found = rates(c)
+    np.testing.assert_allclose(found[:14], 9e-4 * np.arange(1, 15) / 14, rtol=1e-15)
+    assert found[13] == found.max() == 9e-4
+    assert all(b <= a for a, b in itertools.pairwise(found[13:]))
+    end = 9e-4 if kind == "constant" else 7e-5
+    assert set(found[UPDATES:]) == {end}
+    assert kind == "constant" or found[UPDATES - 1] > end
+
+
+def test_linear_and_wsd_fall_by_equal_steps():
+    steps = np.diff(rates(made("linear"), UPDATES + 1)[13:])
+    np.testing.assert_allclose(steps, (7e-5 - 9e-4) / (UPDATES - 13), rtol=1e-9)
+    stable = UPDATES - round(0.2 * UPDATES)
+    found = rates(made("wsd"), UPDATES + 1)
+    assert set(found[13 : stable + 1]) == {9e-4}
+    np.testing.assert_allclose(np.diff(found[stable:]), (7e-5 - 9e-4) / (UPDATES - stable), rtol=1e-9)
+
+
+def test_a_wsd_decay_never_starts_inside_the_warm_up():
+    found = rates(made("wsd", 100, schedule__decay_fraction=1.0), UPDATES + 1)
+    assert found.argmax() == 100
+    assert found[99] == pytest.approx(9e-4 * 100 / 101)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 1, UPDATES - 1, UPDATES])
+def test_the_edges_divide_by_nothing(kind, warmup):
+    found = rates(made(kind, warmup))
+    assert np.isfinite(found).all()
+    assert (found > 0).all()
+    assert learning_rate(made(kind, 0, train__updates=1), 0) == 9e-4
+
+
+def test_the_horizon_is_its_own():
+    longer = made("cosine", schedule__horizon=400)
+    assert learning_rate(longer, UPDATES) > 7e-5 * 2
+    assert learning_rate(longer, 400) == 7e-5
+    # a run that goes on for longer keeps the rates of the updates it has had, if its horizon is written down
+    assert np.array_equal(rates(longer), rates(made("cosine", schedule__horizon=400, train__updates=300)))
+
+
+@pytest.mark.parametrize("norm", [1e-9, 0.3, 1 - 1e-7, 1.0, 1 + 1e-7, 7.5, 1e12])
+@pytest.mark.parametrize("limit", [0.1, 1.0])
+def test_clip_is_torchs(norm, limit):
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    parameter.grad = torch.tensor([norm], dtype=torch.float64)
+    torch.nn.utils.clip_grad_norm_([parameter], limit)
+    # one rounding of the product; an epsilon left out would be 1e-6 off near the limit
+    assert float(parameter.grad) == pytest.approx(norm * clip_factor(norm, limit), rel=1e-14)
+
+
+def test_clip_factor_at_its_edges():
+    assert clip_factor(1e9, 0.0) == 1.0
+    assert clip_factor(math.inf, 1.0) == 0.0
+    assert clip_factor(0.0, 1.0) == 1.0

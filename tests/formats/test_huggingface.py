@@ -1,0 +1,393 @@
+"""Hugging Face folders: bits go there and back, transformers loads them, and its models compute what ours do."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from coretrain.base.errors import UserError
+from coretrain.base.safetensors import TensorFile
+from coretrain.checkpoint.interchange import interchange_of, load_interchange, save_interchange
+from coretrain.checkpoint.manifest import Progress
+from coretrain.config.data import DataConfig
+from coretrain.config.load import config_from_json
+from coretrain.config.model import ModelConfig, RopeScaling
+from coretrain.config.run import RunConfig
+from coretrain.contract.parameters import parameter_table
+from coretrain.contract.rotary import rotary_tables
+from coretrain.formats.huggingface.tokenizer import hf_tokenizer, write_tokenizer
+from coretrain.formats.huggingface.weights import export_huggingface, import_huggingface
+from coretrain.tokenizers.chat_template_file import read_chat_template
+from coretrain.tokenizers.huggingface import read_tokenizer
+from coretrain.tokenizers.json_tokenizer import KeptTokenizer
+from coretrain.tokenizers.merges import check_same_ids, merges_of
+from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer, load_tokenizer
+from coretrain.tokenizers.tokenizer import Tokenizer
+from coretrain.tokenizers.train import train_tokenizer
+from tests.support.hf_oracle import tokens_for
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "mlp_width": 80}
+SMALL: dict[str, Any] = {"layers": 2, "width": 48, "heads": 4, "vocab": 300, "context": 40}
+MODELS = {
+    "gpt2": ModelConfig(**SMALL),
+    "gpt2 untied": ModelConfig(**SMALL, tied=False, mlp_width=100, norm_eps=1e-4),
+    "llama": ModelConfig(**SMALL, **LLAMA),
+    "llama grouped untied": ModelConfig(**SMALL, **LLAMA, kv_heads=2, tied=False, rope_theta=5e3, norm_eps=1e-6),
+    # 32, 7, 1.5, 0.3... turns in the original context: frequencies kept, in between, and divided by the whole factor
+    "llama scaled as 3.1": ModelConfig(
+        **SMALL, **LLAMA, rope_scaling=RopeScaling(type="llama3", factor=8.0, original_context=200)
+    ),
+    "llama biased wide heads": ModelConfig(**SMALL, **LLAMA | {"bias": True}, kv_heads=1, head_width=20),
+}
+model_kinds = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+
+
+def scrambled(model: ModelConfig, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """Weights in which no two tensors, biases and gains included, could be swapped or dropped unnoticed."""
+    draw = np.random.default_rng(11)
+    return {
+        row.name: (draw.normal(0.2 if row.init == "ones" else 0, 0.15, row.shape) + (row.init == "ones")).astype(dtype)
+        for row in parameter_table(model)
+    }
+
+
+@model_kinds
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 30_000])
+def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, dtype: type, shard_bytes: int) -> None:
+    tensors = scrambled(model, dtype)
+    export_huggingface(tmp_path / "hf", model, tensors, None, shard_bytes)
+    assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard_bytes == 30_000)
+    back_model, back = import_huggingface(tmp_path / "hf")
+    for field in ("kv", "head", "hidden", "vocabulary"):
+        assert getattr(back_model, field) == getattr(model, field)
+    resolved = {"kv_heads", "head_width", "mlp_width"}
+    assert back_model.model_dump(exclude=resolved) == model.model_dump(exclude=resolved)
+    assert back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert back[name].dtype == value.dtype
+        assert back[name].tobytes() == value.tobytes(), name
+
+
+class Float64Norm(transformers.models.llama.modeling_llama.LlamaRMSNorm):
+    """RMSNorm in the input's dtype: transformers' own goes through float32 even in a float64 model."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
+
+
+class Float64Rotary(transformers.models.llama.modeling_llama.LlamaRotaryEmbedding):
+    """Rotary tables in float64: transformers' own makes frequencies, angles, cosines and sines in float32."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angle = position_ids[..., None].double() * float64_frequencies(self.config)
+        angle = torch.cat([angle, angle], -1)
+        return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+
+
+def float64_frequencies(config: Any) -> torch.Tensor:
+    """What transformers turns pairs of q and k by, made in float64."""
+    default = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.compute_default_rope_parameters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float", torch.float64)
+        frequency, scale = ROPE_INIT_FUNCTIONS.get(config.rope_parameters["rope_type"], default)(config)
+    assert (frequency.dtype, scale) == (torch.float64, 1.0)
+    return frequency
+
+
+@pytest.fixture
+def float64_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the precision of the oracle is changed, not its algorithm."""
+    module = transformers.models.llama.modeling_llama
+    monkeypatch.setattr(module, "LlamaRMSNorm", Float64Norm)
+    monkeypatch.setattr(module, "LlamaRotaryEmbedding", Float64Rotary)
+
+
+def nrel(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Distance of `found` from `wanted`, relative to the norm of `wanted`."""
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@model_kinds
+def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, float64_oracle: None) -> None:
+    export_huggingface(tmp_path / "hf", model, scrambled(model, np.float64))
+    oracle, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", attn_implementation="sdpa", output_loading_info=True
+    )  # Llama's eager attention takes its softmax in float32
+    assert not any(report.values()), report
+    assert oracle.dtype == torch.float64
+    batch = torch.from_numpy(tokens_for(model.vocabulary, model.context))
+    logits = oracle.eval()(batch[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    loss.backward()
+    # the oracle's gradients, brought to canonical names and layouts by the import under test (it is bitwise, see above)
+    tied = "lm_head.weight" if model.tied else None
+    gradients = {name: p.grad for name, p in oracle.named_parameters() if name != tied}
+    save_file(gradients, tmp_path / "hf" / "gradients.safetensors")
+    (tmp_path / "g").mkdir()
+    (tmp_path / "hf" / "gradients.safetensors").rename(tmp_path / "g" / "model.safetensors")
+    (tmp_path / "g" / "config.json").write_text((tmp_path / "hf" / "config.json").read_text())
+    wanted = import_huggingface(tmp_path / "g")[1]
+    for stack in ("torch", "jax"):
+        command = [sys.executable, "-m", "tests.support.hf_oracle", stack, str(tmp_path / "hf")]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=300)
+        found = np.load(tmp_path / "hf" / f"{stack}.npz")
+        assert found["logits"].dtype == np.float64
+        assert nrel(found["logits"], logits.detach().numpy()) < 1e-12
+        assert nrel(found["loss"], loss.detach().numpy()) < 1e-12
+        biggest = max(float(np.linalg.norm(value)) for value in wanted.values())
+        for name, gradient in wanted.items():
+            if name.endswith("attention.k.bias") and model.position == "learned":
+                # zero in exact arithmetic (softmax doesn't see a shift): only that it is noise can be checked
+                assert np.linalg.norm(found[name]) < 1e-13 * biggest, name
+            else:
+                assert nrel(found[name], gradient) < 1e-12, f"{stack} {name}"
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.5}, {"type": "llama3", "factor": 8.0}])
+def test_rotary_angles_are_those_of_transformers(tmp_path: Path, scaling: Any) -> None:
+    """With the sizes of Llama 3.1's heads, out to a Hugging Face folder and in again."""
+    model = ModelConfig(**SMALL, **LLAMA, head_width=128, rope_theta=5e5, rope_scaling=scaling)
+    export_huggingface(tmp_path / "hf", model, scrambled(model))
+    assert import_huggingface(tmp_path / "hf")[0].rope_scaling == model.rope_scaling
+    frequencies = float64_frequencies(transformers.AutoConfig.from_pretrained(tmp_path / "hf"))
+    for found, wanted in zip(rotary_tables(model, 2), (frequencies.cos(), frequencies.sin()), strict=True):
+        np.testing.assert_allclose(found[1], wanted.numpy(), rtol=1e-14)  # floor 2e-16; in float32 it would be 1e-8
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (ModelConfig(**SMALL, norm="rmsnorm"), r"model\.norm = rmsnorm can't be exported"),
+        (ModelConfig(**SMALL, mlp="swiglu"), r"model\.mlp = swiglu can't be exported.*mlp = gelu"),
+        (ModelConfig(**SMALL, bias=False), r"model\.bias = false can't be exported.*gpt2 architecture.*bias = true"),
+        (ModelConfig(**SMALL, kv_heads=2), r"model\.kv_heads = 2 can't be exported"),
+        (ModelConfig(**SMALL, head_width=10), r"model\.head_width = 10 can't be exported"),
+        (ModelConfig(**SMALL, position="rope"), r"model\.norm = layernorm.*llama"),
+        (ModelConfig(**SMALL, **LLAMA | {"mlp": "gelu"}), r"model\.mlp = gelu"),
+        (ModelConfig(**SMALL | {"heads": 5}, **LLAMA, head_width=8), r"model\.heads = 5"),
+    ],
+)
+def test_what_can_not_be_exported_names_the_field(tmp_path: Path, model: ModelConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_huggingface(tmp_path / "hf", model, scrambled(model))
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(folder: Path, **fields: object) -> Path:
+    """Change fields of the folder's config.json; None takes a field out."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("gpt2", {"model_type": "mamba"}, "model_type = mamba"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"n_embd": None}, "lacks the field n_embd"),
+        ("gpt2", {"n_layer": 3}, r"lacks the tensor transformer\.h\.2"),
+        ("gpt2", {"n_layer": 1}, r"has the tensor transformer\.h\.1"),
+        ("gpt2", {"vocab_size": 299}, r"transformer\.wte\.weight has shape \(300, 48\), .* \(299, 48\)"),
+        ("gpt2", {"n_inner": 96}, r"mlp\.c_fc\.weight has shape \(48, 192\), .* \(48, 96\)"),
+        ("gpt2", {"vocab_size": None}, "lacks the field vocab_size"),
+        ("llama", {"num_attention_heads": 0, "head_dim": None}, "has a field of the wrong kind"),
+        ("llama", {"hidden_size": "48", "head_dim": None}, "has a field of the wrong kind"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn' can't"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq_factor"),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope_type = 'dynamic' can't"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("llama", {"attention_bias": True}, "attention_bias and mlp_bias differ"),
+    ],
+)
+def test_what_can_not_be_imported_names_the_field(tmp_path: Path, kind: str, fields: Any, message: str) -> None:
+    export_huggingface(tmp_path / "hf", MODELS[kind], scrambled(MODELS[kind]))
+    with pytest.raises(UserError, match=message):
+        import_huggingface(changed(tmp_path / "hf", **fields))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    export_huggingface(tmp_path / "hf", MODELS["gpt2"], scrambled(MODELS["gpt2"]))
+    weights = tmp_path / "hf" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-1], whole[:100], b"", b"nonsense" * 100):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+            import_huggingface(tmp_path / "hf")
+    weights.unlink()
+    with pytest.raises(UserError, match="never pickles"):
+        import_huggingface(tmp_path / "hf")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    for content in (b'{"weight_map": null}', b'{"weight_map": ["a"]}', b'{"weight_map": {"a": ["b"]}}', b"{}"):
+        index.write_bytes(content)
+        with pytest.raises(UserError, match=r"index\.json is damaged \(weight_map should name every tensor's file"):
+            import_huggingface(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"chat_template": ["a", {"name": "default"}]}')
+    assert read_chat_template(tmp_path / "hf") is None
+    (tmp_path / "hf" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is no text in UTF-8: restore it"):
+        read_chat_template(tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text("[")
+    with pytest.raises(UserError, match=r"config\.json is damaged .*: restore it, or download it again"):
+        import_huggingface(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"config\.json is missing, .*: restore it, or download it again"):
+        import_huggingface(tmp_path / "nowhere")
+
+
+def test_older_folders_are_read(tmp_path: Path) -> None:
+    """As the hub's first ones: no prefix, causal masks among the weights, a copy of the tied head, rope_theta alone."""
+    for kind in ("gpt2", "llama"):
+        folder = tmp_path / kind
+        tensors = scrambled(MODELS[kind])
+        export_huggingface(folder, MODELS[kind], tensors)
+        weights = load_file(folder / "model.safetensors")
+        weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
+        if kind == "gpt2":
+            weights["h.0.attn.bias"] = torch.ones(1, 1, 40, 40)
+        else:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+            weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(6)
+            changed(folder, rope_parameters=None, rope_theta=5e5, head_dim=None)
+        save_file(weights, folder / "model.safetensors")
+        model, back = import_huggingface(folder)
+        assert model.rope_theta == (1e4 if kind == "gpt2" else 5e5)
+        scaling = {"type": "linear", "factor": 4.0}
+        if kind == "llama":  # Llama 2's longer ones, and 3.1's as its own config.json has them
+            assert import_huggingface(changed(folder, rope_scaling=scaling))[0].rope_scaling == RopeScaling(**scaling)
+            wide = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            wide["original_max_position_embeddings"] = 8192
+            scaled = import_huggingface(changed(folder, rope_scaling=wide))[0]
+            assert (scaled.rope_scaling, scaled.rope_theta) == (RopeScaling(type="llama3", factor=8.0), 5e5)
+        assert all(back[name].tobytes() == value.tobytes() for name, value in tensors.items())
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, reads = scrambled(MODELS["gpt2"]), []
+    export_huggingface(tmp_path / "hf", MODELS["gpt2"], tensors)
+    read = TensorFile.read
+    monkeypatch.setattr(TensorFile, "read", lambda self, name: reads.append(name) or read(self, name))
+    _, back = import_huggingface(tmp_path / "hf")
+    assert "blocks.1.mlp.up.weight" in back
+    assert len(list(back)) == len(tensors)
+    assert reads == [], "nothing before it is asked for"
+    assert back["blocks.1.attention.k.bias"].tobytes() == tensors["blocks.1.attention.k.bias"].tobytes()
+    assert reads == ["transformer.h.1.attn.c_attn.bias"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_half_precision_widens_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    value = torch.tensor([[1.5, -0.0, 3e-5], [float("inf"), 65504.0, 1 / 3]], dtype=torch.float64).to(dtype)
+    save_file({"a": torch.zeros(3, dtype=dtype), "b": value}, tmp_path / "x.safetensors")
+    read = TensorFile(tmp_path / "x.safetensors").read("b")
+    assert read.dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    assert read.tobytes() == value.to(torch.promote_types(dtype, torch.float32)).numpy().tobytes()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    """A small tokenizer trained on this Python's library."""
+    return train_tokenizer([inspect.getsource(module) for module in (inspect, json, subprocess)], 900)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "trained"])
+def test_tokenizers_give_the_same_ids(tmp_path: Path, name: str, trained: Tokenizer) -> None:
+    tokenizer = {"gpt2": gpt2_tokenizer, "bytes": bytes_tokenizer}.get(name, lambda: trained)()
+    model = ModelConfig(**SMALL | {"vocab": tokenizer.vocab})
+    tokenizer.save(tmp_path / "run")
+    export_huggingface(tmp_path / "hf", model, scrambled(model), tmp_path / "run")
+    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = [inspect.getsource(inspect), "Grüße, 東京! 🙂 it's  \n\n\t x=1234567\r\n", *map(chr, range(0, 0x3000, 7))]
+    for text in texts:
+        ids = tokenizer.encode(text).tolist()
+        assert fast(text, add_special_tokens=False)["input_ids"] == ids
+        assert fast.decode(ids) == text
+    assert fast("a<|endoftext|>")["input_ids"][-1] == tokenizer.eot == fast.eos_token_id
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").eos_token_id == tokenizer.eot
+    back = read_tokenizer(tmp_path / "hf")
+    assert back.ranks == tokenizer.ranks
+    assert (back.eot, back.vocab) == (tokenizer.eot, tokenizer.vocab)
+    assert all((back.encode(text) == tokenizer.encode(text)).all() for text in texts)
+
+
+def test_gpt2s_merges_are_found_again() -> None:
+    merges = list(merges_of(gpt2_tokenizer().ranks))
+    assert len(merges) == 50_000
+    assert merges[:3] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e")]
+
+
+def test_a_tokenizer_with_other_ids_is_refused(trained: Tokenizer) -> None:
+    fast = hf_tokenizer(trained)
+    swapped = dict(trained.ranks)
+    swapped[b" t"], swapped[b"in"] = swapped[b"in"], swapped[b" t"]
+    with pytest.raises(UserError, match="would give other ids"):
+        check_same_ids(Tokenizer("swapped", swapped, trained.pattern, trained.eot), fast)
+
+
+def test_another_pre_tokenizer_is_no_ranks(tmp_path: Path, trained: Tokenizer) -> None:
+    write_tokenizer(tmp_path, trained, 40)
+    path = tmp_path / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits", "individual_digits": True})
+    path.write_text(json.dumps(raw))
+    back = read_tokenizer(tmp_path)
+    assert isinstance(back, KeptTokenizer)
+    text = "x = 12345  # 67"
+    assert back.encode(text).tolist() == tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
+
+
+def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    command = [sys.executable, "scripts/convert.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
+    model = ModelConfig(**SMALL | {"vocab": trained.vocab}, **LLAMA)
+    data = DataConfig(format="chat", row_tokens=24)
+    config, tensors = RunConfig(model=model, data=data), scrambled(model)
+    run = tmp_path / "run"
+    trained.save(run)
+    place = interchange_of(run, "update-00000007")
+    save_interchange(place, config, {"parameters": tensors}, Progress(update=7, data_fingerprint="f"), "jax")
+
+    out = convert("export", run, tmp_path / "hf")
+    assert out.returncode == 0, out.stderr
+    assert "after update 7, written by jax), with its tokenizer" in out.stdout
+    assert "| updates | 7 of 16 x 24 tokens" in (tmp_path / "hf" / "README.md").read_text()
+    assert convert("export", run, tmp_path / "copy", "--format", "interchange").returncode == 0
+    assert load_interchange(tmp_path / "copy").progress.update == 7
+    out = convert("import", tmp_path / "hf", tmp_path / "new", "--train.updates", 50, "--model.context", 24)
+    assert out.returncode == 0, out.stderr
+    imported = load_interchange(interchange_of(tmp_path / "new", "update-00000000"))
+    assert (imported.progress.update, imported.progress.data_fingerprint, imported.stack) == (0, "", "import")
+    assert list(imported.groups) == ["parameters"]
+    assert all(imported.groups["parameters"][name].tobytes() == value.tobytes() for name, value in tensors.items())
+    assert load_tokenizer(tmp_path / "new").ranks == trained.ranks
+    written = config_from_json((tmp_path / "new" / "config.json").read_text())
+    assert written == imported.config
+    assert (written.train.updates, written.model.context, written.model.norm) == (50, 24, "rmsnorm")
+    assert written.data.tokenizer == str(tmp_path / "new" / "tokenizer.tiktoken")
+
+    again = convert("export", run, tmp_path / "hf")
+    assert again.returncode == 2
+    assert again.stderr == f"error: {tmp_path / 'hf'} exists and is not empty: choose another folder\n"
+    assert convert("export", tmp_path / "nowhere", tmp_path / "x").returncode == 2
+    assert convert("import", run, tmp_path / "y").returncode == 2

@@ -1,0 +1,117 @@
+"""The judge's page from a session's results: what it says, and that nothing in it can break out of the HTML."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from coretrain.base.errors import UserError
+from parity.report import read, write_report
+
+
+def results(**more):
+    gate = {
+        "rung": "identity",
+        "cap": 1e-13,
+        "floor": 9e-16,
+        "catches": "a <bias>",
+        "where": "blocks.0",
+        "status": "ok",
+    }
+    return {
+        "versions": {"torch": "2"},
+        "machine": {"system": "Linux", "cuda": None},
+        "devices": [{"name": "cpu"}],
+        "variants": ["gpt2-like"],
+        "seconds": 12.3,
+        "gates": [
+            gate | {"name": "logits", "error": 6.4e-16},
+            gate | {"name": "every gradient", "error": None, "status": "not run"},
+        ],
+        "failures": [],
+        "not_run": [["CUDA", "no CUDA device here"]],
+        "mutants": [],
+    } | more
+
+
+def page(tmp_path, *args):
+    write_report(*args[:1], tmp_path / "report.html", *args[1:])
+    return (tmp_path / "report.html").read_text()
+
+
+def test_where_gates_are_missing_there_is_no_verdict(tmp_path):
+    text = page(tmp_path, results())
+    assert "no verdict: 1 of 2 gates judged" in text
+    assert "the stacks agree" not in text
+    whole = results()
+    whole["gates"] = whole["gates"][:1]
+    assert "the stacks agree<" in page(tmp_path, whole)
+    assert "let planted bugs through" in page(tmp_path, whole, results(failures=["parity/ladder/test_mutation.py::x"]))
+    assert "6.4e-16" in text
+    assert "a &lt;bias&gt;" in text
+    assert "no CUDA device here" in text
+    assert "<bias>" not in text
+    assert "http" not in text.replace("http-equiv", ""), "the page needs no network"
+
+
+@pytest.mark.parametrize("wrong", ["gate", "test"])
+def test_a_failure_is_the_verdict(tmp_path, wrong):
+    bad = results()
+    if wrong == "gate":
+        bad["gates"][0] |= {"error": 1e-3, "status": "FAIL"}
+    else:
+        bad["failures"] = ["parity/ladder/test_exact.py::test_rows"]
+    text = page(tmp_path, bad)
+    assert "the stacks differ" in text
+    assert "the stacks agree" not in text
+
+
+def test_survivors_false_alarms_and_wrong_places_are_seen(tmp_path):
+    bug = {"side": "jax", "area": "model", "about": "x", "variant": "gpt2-like", "declared": "logits"}
+    killed = {"killed_by": ["logits", "loss"], "equivalent": False, "expected_tap": "embed", "localized_tap": "embed"}
+    mutants = [
+        bug | killed | {"name": "dead"},
+        bug | killed | {"name": "survivor", "killed_by": []},
+        bug | killed | {"name": "lost", "killed_by": ["loss"], "localized_tap": ""},
+        bug | killed | {"name": "misplaced", "localized_tap": "norm"},
+        bug | {"name": "same", "declared": None, "killed_by": [], "equivalent": True},
+        bug | {"name": "alarm", "declared": None, "killed_by": ["loss"], "equivalent": True},
+    ]
+    text = page(tmp_path, results(), results(mutants=mutants))
+    assert "2 of 4" in text, "killed by the gate declared"
+    assert "2 of 4</b><span>model bugs traced" in text, "one is traced to a wrong place, one to none"
+    assert text.count("LIVES") == 2
+    assert text.count("false alarm") == 1
+    assert text.count("let through") == 1
+    assert text.count("(expected embed)") == 2
+
+
+def test_what_is_no_result_is_refused(tmp_path):
+    with pytest.raises(UserError, match="run pytest parity first"):
+        read(tmp_path / "none.json")
+    (tmp_path / "torn.json").write_text(json.dumps(results())[:-5])
+    with pytest.raises(UserError, match="torn"):
+        read(tmp_path / "torn.json")
+
+
+def test_the_command_line(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    line = [sys.executable, "-m", "parity.report"]
+    done = subprocess.run([*line, str(tmp_path / "results.json")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    (tmp_path / "bad.json").write_text(json.dumps(results(gates=[{}])))
+    good = str(tmp_path / "results.json")
+    for words in (
+        [str(tmp_path / "no.json")],
+        [str(tmp_path / "bad.json")],
+        [good, "--output", str(tmp_path)],
+        [good, "--output", f"{good}/page.html"],
+    ):
+        failed = subprocess.run([*line, *words], capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    (tmp_path / "mutation.json").write_text(json.dumps(results(versions={"torch": "1"})))
+    done = subprocess.run([*line, good], capture_output=True, text=True, check=True)
+    assert "left out" in done.stdout

@@ -1,0 +1,131 @@
+"""The loop's policies end to end, with a stack of one number that needs no framework."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import coretrain.training.loop
+from coretrain.base.threads import in_background
+from coretrain.checkpoint.manifest import Progress
+from coretrain.config.load import load_config
+from coretrain.journal.journal import Journal
+from coretrain.journal.metrics import read_metrics
+from coretrain.training.loop import Loop
+
+CONTEXT = 8
+
+
+class OneNumber:
+    """A stack whose whole state is one number: each applied update adds its batch's index + 1."""
+
+    name, device_name, writes_in_place = "torch", "cpu", False
+
+    def __init__(self, bad: set[int]) -> None:
+        self.value, self.bad, self.batch = 0.0, bad, -1
+
+    def batches(self, data, start, stop):
+        for index in range(start, stop):
+            yield np.full((2, CONTEXT + 1), index, np.int32)
+
+    def gradients(self, batch, update, loss_scale):
+        self.batch = int(batch[0, 0])
+        return (math.nan, 1.0) if self.batch in self.bad else (5.0, 1.0 + update / 1000)
+
+    def apply(self, lr, factor, applied):
+        self.value += self.batch + 1
+
+    def save(self, folder: Path):
+        value = self.value
+        return in_background(lambda: (folder / "state.json").write_text(json.dumps(value)))
+
+    def load(self, folder: Path, applied):
+        self.value = json.loads((folder / "state.json").read_text())
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: [])
+    monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
+
+    def run(bad: set[int], policy: str, **more: object):
+        fields = {
+            "model.context": CONTEXT,
+            "model.vocab": 300,
+            "train.updates": 12,
+            "train.batch_size": 2,
+            "schedule.warmup_updates": 2,
+            "checkpoint.interval": 4,
+            "journal.tensorboard": "false",
+            "health.nonfinite": policy,
+        } | {key.replace("__", "."): value for key, value in more.items()}
+        config = load_config("tiny", [(key, str(value)) for key, value in fields.items()])
+        stack = OneNumber(bad)
+        with Journal(tmp_path, config, "torch") as journal:
+            loop = Loop(config, stack, SimpleNamespace(), tmp_path, journal, Progress())
+            status = loop.train()
+        return status, stack, loop
+
+    return run
+
+
+def test_a_skipped_update_uses_up_its_data_and_changes_nothing(train, tmp_path):
+    status, stack, loop = train({5}, "skip")
+    assert status == "finished"
+    assert stack.value == sum(range(1, 13)) - 6
+    assert (loop.progress.update, loop.progress.applied, loop.progress.data_index) == (12, 11, 12)
+    assert [row["update"] for row in read_metrics(tmp_path)[0]] == list(range(12))
+
+
+def test_a_rollback_undoes_what_followed_the_checkpoint_and_skips_past_the_bad_data(train, tmp_path):
+    status, stack, loop = train({6}, "rollback")
+    assert status == "finished"
+    # back to the checkpoint after 4 updates (data 0 to 3), then 8 more updates on data 7 to 14
+    assert stack.value == sum(range(1, 5)) + sum(range(8, 16))
+    assert (loop.progress.update, loop.progress.applied, loop.progress.data_index) == (12, 12, 15)
+    updates, _, events = read_metrics(tmp_path)
+    assert [row["update"] for row in updates] == list(range(12))
+    assert [event["event"] for event in events].count("rollback") >= 1
+    assert loop.progress.tokens == 12 * 2 * CONTEXT
+
+
+def test_undone_updates_leave_the_spike_window(train):
+    _, _, loop = train({6}, "rollback", health__spike="skip")
+    # updates 4 and 5 were applied, undone and applied again: they count once
+    assert len(loop.health.norms) == 12
+    assert list(loop.health.norms) == [1.0 + update / 1000 for update in range(12)]
+
+
+def test_a_rollback_that_does_not_help_stops_the_run(train):
+    status, _, loop = train(set(range(6, 1000)), "rollback")
+    assert status == "stopped"
+    assert loop.progress.update < 12
+
+
+def test_stop_saves_the_state_before_the_bad_update(train):
+    status, stack, loop = train({6}, "stop")
+    assert status == "stopped"
+    newest = loop.checkpoints.complete()[0]
+    assert newest.name == "update-00000006"
+    assert json.loads((newest / "state.json").read_text()) == stack.value == sum(range(1, 7))
+
+
+def test_float16_overflow_halves_the_scale_and_is_no_fault_of_health(train, monkeypatch):
+    overflowing = {3, 4}
+
+    def gradients(self, batch, update, loss_scale):
+        self.batch = int(batch[0, 0])
+        return 5.0, math.inf if self.batch in overflowing else 1.0
+
+    monkeypatch.setattr(OneNumber, "gradients", gradients)
+    status, _, loop = train(set(), "stop", precision__compute="float16", precision__loss_scale=1024)
+    assert status == "finished"
+    assert loop.scale.scale == 256
+    assert (loop.progress.update, loop.progress.applied) == (12, 10)
+    assert replace(loop.progress).loss_scale["scale"] == 256

@@ -1,0 +1,1 @@
+"""What shares a run in PyTorch: processes, ZeRO, tensor and pipeline parallelism."""

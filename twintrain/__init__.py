@@ -1,0 +1,1 @@
+"""One command, `twintrain`, and its verbs."""

@@ -1,0 +1,105 @@
+"""Convert: a pretrained model into a run (GGUF, Hugging Face, PEFT), and a run out (those, ONNX).
+
+Usage: python scripts/convert.py SOURCE RUN [CONFIG] [--section.field VALUE ...]
+       python scripts/convert.py RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
+       python scripts/convert.py merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
+
+In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama architecture, or a folder of PEFT, which takes
+--adapter.base BASE_RUN; CONFIG and --section.field as the trainers take them. Out: FORM is hf, peft, gguf, onnx or
+interchange, RUN the folder of a run or of an interchange checkpoint, TARGET by default in RUN/export; --merge writes
+an adapter and its base as one model, --adapter.base says where the base is now. `import SOURCE RUN` and
+`export RUN TARGET [--format FORM]` say the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from coretrain.base.errors import Options, UserError, exits_cleanly
+from coretrain.config.load import fields
+from coretrain.formats.gguf.file import QUANTIZATIONS
+from coretrain.runs.adapted import merge_run
+from coretrain.runs.convert import export_run, exported_to, import_run
+from coretrain.training.command_line import (
+    FLAGS,
+    PLACES,
+    Command,
+    parse,
+)
+
+
+def understood(words: list[str], program: str) -> Command:
+    """The config and the fields that are given. Raises `UserError` for what only a trainer does."""
+    options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
+    if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
+        raise UserError(f"--{option} is for the trainers: name the target after the source")
+    return parse(words, program, "")
+
+
+def moved_base(words: list[str]) -> Path | None:
+    """The folder after --adapter.base, all that is understood on the way out."""
+    command = understood(words, "scripts/convert.py RUN")
+    if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
+        raise UserError(f"--{other} is for what is read in: leave it out")
+    return None if command.config.adapter.base is None else Path(command.config.adapter.base)
+
+
+def apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words for argparse, and each `--section.field VALUE`, whose VALUE it would take for SOURCE or RUN."""
+    own, of_fields, rest = list[str](), list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or ("." not in option and option not in fields()):
+            own.append(word)
+            continue
+        of_fields.append(word)
+        if not equals and rest and not rest[0].startswith("--"):
+            of_fields.append(rest.pop(0))
+    return own, of_fields
+
+
+def main() -> int:
+    """Convert, then say what was written and how to use it."""
+    words = sys.argv[1:]
+    verb = words.pop(0) if words[:1] in (["import"], ["export"], ["merge"]) else ""
+    parser = Options(usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path, nargs="?")
+    forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
+    parser.add_argument("--to", "--format", choices=forms, default="hf" if verb == "export" else None)
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
+    parser.add_argument("--merge", action="store_true")
+    words, of_fields = apart(words)
+    given, rest = parser.parse_known_intermixed_args(words)
+    rest += of_fields
+    if verb == "merge":
+        if given.target is None or given.to is not None or given.quantize != "none":
+            parser.error("merge takes the adapter's run and the folder of the new run, and no form")
+        print("\n".join(merge_run(given.source, given.target, moved_base(rest))))
+        return 0
+    if given.to is None or verb == "import":
+        if given.target is None:
+            parser.error("name the folder of the new run, or give --to FORM to write a run out")
+        if given.quantize != "none" or given.merge:
+            parser.error("--quantize and --merge are for what is written out: give --to FORM too, or leave them out")
+        command = understood(rest, "scripts/convert.py SOURCE RUN")
+        lines = import_run(given.source, given.target, command.config, command.overrides)
+    else:
+        base = moved_base(rest)
+        form = "hf" if given.to == "huggingface" else given.to
+        target = given.target or exported_to(given.source, form, given.quantize)
+        if form == "onnx":
+            from torchtrain.onnx_export import export_onnx
+
+            lines = export_onnx(given.source, target, given.quantize, given.merge, base)
+        else:
+            lines = export_run(given.source, target, form, given.quantize, given.merge, base)
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    exits_cleanly(main)()

@@ -1,0 +1,166 @@
+"""What a run needs, takes and costs on a machine, and the setting to choose.
+
+Usage: python scripts/plan.py [CONFIG] --on MACHINE [--section.field VALUE ...]
+       python scripts/plan.py gpt2-1558m --on 4090x8 --price 2.5
+       python scripts/plan.py llama-7b --on v5e:16x16      # also through the TPU's own compiler, with no TPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from coretrain.base.errors import Options, UserError, exits_cleanly
+from coretrain.config.load import load_config
+from coretrain.config.run import RunConfig
+from coretrain.planning.accelerators import TABLE, Machine, machine
+from coretrain.planning.planner import (
+    Assumptions,
+    Choice,
+    choices,
+    recommend,
+)
+from coretrain.planning.show import (
+    Plan,
+    as_object,
+    picture,
+    show,
+)
+from coretrain.training.command_line import parse
+
+VOCABULARIES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257}
+"""Of tokenizers that need no data, specials included."""
+COMPILED_WITHIN = 7200
+"""Seconds that the TPU's compiler may take."""
+NO_COMPILER = "the TPU's compiler was not asked: pip install 'twintrain[tpu]' brings it, and needs no TPU"
+
+
+def planned(config: RunConfig, tokens: float | None) -> RunConfig:
+    """The run with its vocabulary, and as many updates as `tokens` takes."""
+    if config.model.vocab is None:
+        name = config.data.tokenizer
+        size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
+        if size is None:
+            raise UserError(f"data.tokenizer = {name} is not read here: give --model.vocab")
+        config = config.with_vocab(size)
+    if tokens is None:
+        return config
+    if tokens < config.tokens_per_update:
+        raise UserError(f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}")
+    updates = round(tokens / config.tokens_per_update)
+    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})
+
+
+def command_line(best: Choice, on: Machine, name: str, overrides: tuple[tuple[str, str], ...]) -> str:
+    """The line that starts the run as chosen."""
+    c, layout, given = best.config, best.layout, load_config(name, overrides)
+    fields = dict(overrides)
+    if c.train.updates != given.train.updates:
+        fields["train.updates"] = str(c.train.updates)
+    wanted: dict[str, Any] = {"train.accumulation": c.train.accumulation}
+    wanted |= {"execution.checkpoint_activations": c.execution.checkpoint_activations}
+    wanted |= {f"parallel.{axis}": getattr(layout, axis) for axis in ("fsdp", "tensor", "context", "pipeline")}
+    wanted |= {"parallel.zero": c.parallel.zero, "parallel.offload": c.parallel.offload}
+    for key, value in wanted.items():
+        section, field = key.split(".")
+        if getattr(getattr(given, section), field) != value:
+            fields[key] = str(value)
+    words = [name, *(word for key, value in fields.items() for word in (f"--{key}", value))]
+    if best.stack == "jax":
+        return shlex.join(["python", "-m", "jaxtrain.run", *words])
+    if on.devices == 1:
+        return shlex.join(["python", "-m", "torchtrain.run", *words])
+    start = ["torchrun", "--nproc-per-node", str(on.devices // on.nodes)]
+    if on.nodes > 1:
+        start += ["--nnodes", str(on.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", "FIRST_HOST:29500"]
+    return shlex.join([*start, "-m", "torchtrain.run", *words])
+
+
+def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
+    """What the TPU's compiler says of the real step, in a process of its own.
+
+    An installed libtpu makes JAX look for a TPU and ask Google's metadata server: there it is told not to.
+    """
+    code = [sys.executable, "-m", "jaxtrain.aot.tpu"]
+    told = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | told | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    asked = json.dumps({"config": config.to_json(), "topology": topology})
+    leave = "(--no-compile leaves it out)"
+    try:
+        done = subprocess.run(
+            code, input=asked, capture_output=True, text=True, env=environment, timeout=COMPILED_WITHIN
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}") from None
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
+    if done.returncode == 2 and said:
+        raise UserError(said[-1].removeprefix("error: "))
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        reason = words[-1] if words else f"it ended with code {done.returncode} and without a word"
+        if done.returncode < 0:
+            reason = f"signal {-done.returncode} ended it, as where memory is short"
+        raise UserError(f"the TPU's compiler failed: {reason} {leave}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def make_plan(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
+    """Read the command line and plan. Raises `UserError`."""
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
+    parser.add_argument("--accelerators", type=Path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}")
+    parser.add_argument("--price", type=float, help="of the whole machine for an hour (default: the table's)")
+    parser.add_argument("--tokens", type=float, help="tokens of the run (default: the config's)")
+    parser.add_argument("--served", type=float, default=1e12, help="tokens that the model will serve (default: 1e12)")
+    parser.add_argument("--no-compile", action="store_true", help="TPU: leave the compiler out")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the choices")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    given, rest = parser.parse_known_args(argv)
+    asked = parse(rest, "scripts/plan.py", "")
+    name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
+    on = machine(given.on, given.accelerators)
+    config = planned(asked.config, given.tokens)
+    stack = "jax" if on.accelerator.tpu else "torch"
+    assumed = Assumptions()
+    fixed = frozenset(key for key, _ in asked.overrides)
+    found = choices(config, on, "jax" if stack == "jax" else "torch", assumed, fixed)
+    best = recommend(found, on)
+    compiled, remark = None, ""
+    if stack == "jax" and not given.no_compile:
+        if not on.topology:
+            remark = f"give the slice's topology, as in --on {on.accelerator.name}:4x4, to ask the TPU's compiler too"
+        elif importlib.util.find_spec("libtpu") is None:
+            remark = NO_COMPILER
+        else:
+            compiled = compile_for(best.config, str(on))
+    price = on.accelerator.price * on.devices if given.price is None else given.price
+    line = command_line(best, on, name, asked.overrides)
+    return Plan(config.name, on, found, best, price, given.served, line, assumed, compiled, remark), given
+
+
+@exits_cleanly
+def main() -> int:
+    """Plan, then show it."""
+    plan, given = make_plan(sys.argv[1:])
+    if given.plot:
+        picture(plan, given.plot)
+    if given.json:
+        print(json.dumps(as_object(plan), indent=1))
+    else:
+        show(plan, Console(highlight=False))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

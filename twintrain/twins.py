@@ -1,0 +1,60 @@
+"""Two runs of one config as a picture and three sentences: their losses, and how far apart they are.
+
+Usage: python scripts/twins.py RUN_A RUN_B PICTURE.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.journal.metrics import read_metrics
+from coretrain.journal.page import compare_plot
+
+STEPS = (1e-6, 1e-4)
+"""Differences, in nats, up to which updates are counted."""
+
+
+def sentences(folders: list[Path]) -> str:
+    """Batches, first losses, the largest difference and the last validation losses of two runs."""
+    runs = []
+    for folder in folders:
+        if not (folder / "metrics.jsonl").is_file():
+            raise UserError(f"{folder}: no metrics.jsonl there; name the folder of a run")
+        updates, evaluations, _ = read_metrics(folder)
+        finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
+        runs.append((finite, {row["update"]: row["val_loss"] for row in evaluations}))
+    (a, a_validation), (b, b_validation) = runs
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        raise UserError(f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config")
+    gaps = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]
+    apart = sum(a[u]["batch_hash"] != b[u]["batch_hash"] for u in both)
+    one, other = (next((i for i, gap in enumerate(gaps) if gap > step), len(gaps)) for step in STEPS)
+    text = (
+        f"{len(both)} updates; batches with other token ids: {apart}; first losses {a[both[0]]['loss']:.6f} and"
+        f" {b[both[0]]['loss']:.6f}.\n"
+        f"The first {one} losses are within {STEPS[0]:g}, the first {other} within {STEPS[1]:g};"
+        f" {sum(gap == 0 for gap in gaps)} are equal; the largest difference is {max(gaps):.4f}.\n"
+    )
+    if ends := sorted(a_validation.keys() & b_validation.keys()):
+        x, y = a_validation[ends[-1]], b_validation[ends[-1]]
+        text += f"Validation after {ends[-1]} updates: {x:.4f} and {y:.4f}, {abs(x - y) / y:.2%} apart.\n"
+    return text
+
+
+def main() -> int:
+    """Draw, and say how far apart they are."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("picture", type=Path, help="PNG to write")
+    given = parser.parse_args()
+    text = sentences(given.runs)
+    compare_plot(given.runs, [folder.resolve().name for folder in given.runs], given.picture)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    exits_cleanly(main)()
