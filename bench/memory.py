@@ -122,9 +122,8 @@ def torch_peak(config: RunConfig) -> float:
             trainer.apply(1e-4, 0.5, n)
 
     small = {"layers": 1, "width": 64, "heads": 1, "kv_heads": 1, "vocab": 512, "mlp_width": 128}
-    model = config.model.model_copy(update=small)
-    train = config.train.model_copy(update={"batch_size": 2, "accumulation": 1})
-    updates(config.model_copy(update={"model": model, "train": train}), 2)
+    fields = {f"model__{name}": value for name, value in small.items()}
+    updates(config.changed(**fields, train__batch_size=2, train__accumulation=1), 2)
     gc.collect()
     libc.malloc_trim(0)
     before = resident()

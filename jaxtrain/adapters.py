@@ -1,6 +1,6 @@
 """Adapters beside a model's matrices and in its sublayers: attached, frozen around, switched, merged, taken out.
 
-`thaw` has no twin: a torch model holds what trains and what doesn't together.
+`partition` and `combine` have no twin: a torch model holds what trains and what doesn't together, and marks it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import Parameter, from_jax_tree, parameter_table
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
-from jaxtrain.parallel.arrays import placed
+from jaxtrain.arrays import placed
 
 
 class LowRank(nnx.Module):
@@ -234,9 +234,9 @@ def detach(model: Any) -> None:
                 setattr(module, slot, nnx.data(None))
 
 
-def freeze(config: RunConfig, model: Any) -> tuple[Any, Any]:
+def partition(config: RunConfig, model: Any) -> tuple[Any, Any]:
     """A model's state as (what trains, what doesn't), the latter None without adapters: gradients are of the first."""
-    # Torch marks its parameters; here what trains is a tree of its own, and `thaw` puts both together.
+    # Torch marks its parameters; here what trains is a tree of its own, and `combine` puts both together.
     if config.adapter.kind == "none":
         return model, None
     paths = {row.jax_path for row in trained_table(config)}
@@ -246,8 +246,8 @@ def freeze(config: RunConfig, model: Any) -> tuple[Any, Any]:
     return nnx.from_flat_state(trained), nnx.from_flat_state(frozen)
 
 
-def thaw(trained: Any, frozen: Any) -> Any:
-    """The inverse of `freeze`."""
+def combine(trained: Any, frozen: Any) -> Any:
+    """The inverse of `partition`."""
     return trained if frozen is None else nnx.merge_state(trained, frozen)
 
 

@@ -16,39 +16,19 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
+from coretrain.contract import choices
+from coretrain.contract.choices import Choice, Kernel
 from jaxtrain.parallel.sharding import Sharding
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A thing chosen automatically, and why."""
-
-    name: str
-    reason: str
-
-
 def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
-    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
-    forced = config.execution.attention
-    if forced != "auto":
-        if forced not in KERNELS:
-            raise UserError(f"execution.attention = {forced} is not a JAX kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := _obstacle(KERNELS[forced], config, device):
-            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
-        return Choice(forced, "asked for by execution.attention")
-    passed = []
-    for name, kernel in KERNELS.items():
-        obstacle = _obstacle(kernel, config, device)
-        if obstacle is None:
-            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
-        passed.append(f"{name}: {obstacle}")
-    raise AssertionError("plain attention runs anywhere")
+    """The kernel asked for, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    return choices.choose_kernel(KERNELS, "JAX", config, device)
 
 
 def attention(
-    kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None = None, positions: Array | None = None
+    kernel: str, q: Array, k: Array, v: Array, positions: Array | None = None, sharding: Sharding | None = None
 ) -> Array:
     """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
 
@@ -60,7 +40,7 @@ def attention(
     """
     # In torch the shards are in q, k and v already; here they are cut inside.
     if positions is not None:
-        return _packed_attention(kernel, q, k, v, sharding, positions)
+        return _packed_attention(kernel, q, k, v, positions, sharding)
     if sharding is None:
         return KERNELS[kernel].compute(q, k, v)
     split = sharding.split("time")
@@ -81,7 +61,7 @@ def attention(
     return shards(q, k, v, part)
 
 
-def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None, positions: Array) -> Array:
+def _packed_attention(kernel: str, q: Array, k: Array, v: Array, positions: Array, sharding: Sharding | None) -> Array:
     packed = KERNELS[kernel].packed
     assert packed is not None, "choose_kernel takes no other for packed rows"
 
@@ -249,31 +229,20 @@ def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
     return None
 
 
-def _obstacle(kernel: Kernel, config: RunConfig, device: jax.Device) -> str | None:
-    """Why it can't run here, packed rows among the reasons."""
-    if obstacle := kernel.obstacle(config, device):
-        return obstacle
-    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
-
-
 @dataclass(frozen=True)
-class Kernel:
-    """One way to compute attention: the function, and why it can't run here (None where it can)."""
+class MeshKernel(Kernel):
+    """A kernel that also computes a part of a row's queries, where rows are split over a mesh."""
 
-    compute: Callable[[Array, Array, Array], Array]
-    obstacle: Callable[[RunConfig, jax.Device], str | None]
     compute_from: Callable[[Array, Array, Array, Any], Array] | None = None
     """For queries of a part of a row, and all its keys; last what `parts` gave this device. None: it can't."""
     parts: Callable[[Array, Array, Sharding], tuple[Any, Any]] = _starts
     """Of whole q and k: what tells the devices their parts, and its partition specs."""
-    packed: Callable[[Array, Array, Array, Array], Array] | None = None
-    """With positions [B, T] of packed rows; None: it can't."""
 
 
-KERNELS: dict[str, Kernel] = {
-    "splash": Kernel(splash_attention, _splash_obstacle, _splash_from, _splash_parts, splash_attention),
-    "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
-    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, packed=_xla_packed),
-    "plain": Kernel(_plain, lambda config, device: None, _plain_from, packed=_plain_packed),
+KERNELS: dict[str, MeshKernel] = {
+    "splash": MeshKernel(splash_attention, _splash_obstacle, splash_attention, _splash_from, _splash_parts),
+    "cudnn": MeshKernel(_dot_product("cudnn"), _cudnn_obstacle),
+    "xla": MeshKernel(_dot_product("xla"), _xla_obstacle, _xla_packed, _xla_from),
+    "plain": MeshKernel(_plain, lambda config, device: None, _plain_packed, _plain_from),
 }
 """In order of preference."""

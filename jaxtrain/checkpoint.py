@@ -19,10 +19,10 @@ from coretrain.adapters.targets import trained_table
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.checkpoint.interchange import save_interchange
 from coretrain.checkpoint.manifest import verify
-from jaxtrain.adapters import freeze
-from jaxtrain.model import abstract_model, dotted
+from jaxtrain.adapters import partition
+from jaxtrain.arrays import dotted, exported
+from jaxtrain.model import abstract_model
 from jaxtrain.optimizer import Optimizer
-from jaxtrain.parallel.arrays import exported
 
 STATE = "state"
 
@@ -82,7 +82,7 @@ def export_interchange(run: Path, name: str) -> Path:
     config = sealed.config
     if config.precision.compute == "float64":
         jax.config.update("jax_enable_x64", True)
-    params = freeze(config, abstract_model(config, "plain", jax.devices("cpu")[0])[1])[0]
+    params = partition(config, abstract_model(config, "plain", jax.devices("cpu")[0])[1])[0]
     optimizer = Optimizer(config, params)
     moments = optimizer.abstract(params)
     forms = _flat({"parameters": params, "moments": moments})

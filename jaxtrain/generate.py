@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from coretrain.base.errors import exits_cleanly
 from coretrain.config.run import RunConfig
@@ -15,10 +13,11 @@ from coretrain.contract.sampling import Sampling
 from coretrain.training.generate import Asked, generate_text
 from jaxtrain.adapters import Adapters
 from jaxtrain.decode import generate
+from jaxtrain.trainer import Trainer
 
 
 def generate_each(
-    stack: Any,
+    stack: Trainer,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
     asked: Sequence[Asked],
     tokens: int,
@@ -29,7 +28,7 @@ def generate_each(
     An adapter is its run's config and tensors, as `AdapterBank.add` takes them; each is asked its own of `asked`. The
     stack's config says how the base is held, and what it has of an adapter itself is taken off.
     """
-    model = nnx.merge(stack.graph, stack._whole())
+    model = stack.whole_model()
     bank = Adapters(stack.config, model)
     for (config, tensors), one in zip(adapters, asked, strict=True):
         bank.add(config, tensors)
@@ -40,8 +39,6 @@ def generate_each(
 @exits_cleanly
 def main() -> None:
     """`python -m jaxtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    from jaxtrain.trainer import Trainer
-
     generate_text(sys.argv[1:], "jax", Trainer, generate_each)
 
 

@@ -61,12 +61,12 @@ def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> A
     return jnp.where(kept, x * (1 / (1 - rate)), 0)
 
 
-def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> Dropout | None:
+    """The masks of one layer's adapters, by their part of the layer; None where those have no dropout."""
     if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
+        return None
     keys = jax.lax.dynamic_slice_in_dim(dropout.keys, 1 + 2 * layers + len(PARTS) * layer, len(PARTS))
-    return (Dropout(keys, dropout.rows),)
+    return Dropout(keys, dropout.rows)
 
 
 def _hash32(x: Array) -> Array:
@@ -128,25 +128,30 @@ class Attention(nnx.Module):
         self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(
-        self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
+        self,
+        x: Array,
+        rotary: tuple[Array, Array] | None,
+        masks: Dropout | None = None,
+        positions: Array | None = None,
     ) -> Array:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, *packed)
-        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), *masks)
+        q, k, v = self.heads(x, rotary, masks)
+        mixed = attention(self.kernel, q, *self.prefixed(k, v), positions, self.sharding)
+        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), masks)
 
     def prefixed(self, k: Array, v: Array) -> tuple[Array, Array]:
         """k and v [B, S, K, C], behind the prefix where there is one."""
         return (k, v) if self.prefix is None else self.prefix(k, v)
 
-    def project(self, mixed: Array, *masks: Dropout) -> Array:
+    def project(self, mixed: Array, masks: Dropout | None = None) -> Array:
         """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
+        out = tap("blocks.#.out", self.out(mixed, masks))
         return out if self.adapter is None else self.adapter(out)
 
-    def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
+    def heads(
+        self, x: Array, rotary: tuple[Array, Array] | None, masks: Dropout | None = None
+    ) -> tuple[Array, Array, Array]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        q, k, v = (part(x, *masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
+        q, k, v = (part(x, masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
@@ -169,12 +174,12 @@ class MLP(nnx.Module):
         self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
         self.adapter: Bottleneck | None = nnx.data(None)
 
-    def __call__(self, x: Array, *masks: Dropout) -> Array:
+    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
         if self.gate is None:
-            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate=True)
+            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, masks)), approximate=True)
         else:
-            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, masks))) * tap("blocks.#.up", self.up(x, masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), masks))
         return out if self.adapter is None else self.adapter(out)
 
 
@@ -199,10 +204,10 @@ class Block(nnx.Module):
     ) -> Array:
         site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
+        mixed = self.attention(normed, rotary, masks, positions)
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, site + 1))
 
     def step(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array

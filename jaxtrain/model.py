@@ -1,7 +1,6 @@
 """The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
 
-`dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start. Nor has
-`abstract_model`: torch makes its parameters with the modules. `look_up` is for one program on many devices.
+`abstract_model` has no twin: torch makes its parameters with the modules. `look_up` is for one program on many devices.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from coretrain.contract.parameters import check_rows, from_jax_tree, padded_voca
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
 from jaxtrain.adapters import LowRank, attach
+from jaxtrain.arrays import dotted, placed
+from jaxtrain.choices import scans_layers
 from jaxtrain.layers import (
     Block,
     Cache,
@@ -33,7 +34,6 @@ from jaxtrain.layers import (
     drop,
     master_dtype,
 )
-from jaxtrain.parallel.arrays import placed
 from jaxtrain.parallel.pipeline import pipelined
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.quantized import make_room, take_over
@@ -59,11 +59,13 @@ class Head(nnx.Module):
 class GPT(nnx.Module):
     """The decoder. Its parameters' paths are the table's `jax_path`s."""
 
-    def __init__(self, config: RunConfig, kernel: str, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, kernel: str, sharding: Sharding | None = None, scan: bool | None = None
+    ) -> None:
         m, dtype = config.model, master_dtype(config)
         self.sharding = sharding
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
-        self.scan = config.execution.scan_layers is not False  # unset: the trainer has decided
+        self.scan = config.execution.scan_layers is not False if scan is None else scan
         rows = padded_vocab(m, config.execution.vocab_multiple)
         self.embed = Embed(m, rows, dtype)
         self.blocks = Block(m, kernel, dtype, sharding)
@@ -93,13 +95,12 @@ class GPT(nnx.Module):
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = tuple(table[at] for table in self._rotary()) if self.config.position == "rope" else None
-        packed = () if positions is None else (positions,)
         block, stacked = nnx.split(self.blocks)
 
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
             def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
                 weights, index = item
-                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, *packed)), None
+                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, positions)), None
 
             return self._over_layers(checkpointed(layer, self.policy, self.sharding, self.scan), x, weights, layers)[0]
 
@@ -239,7 +240,8 @@ def build_model(
 def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> tuple[Any, Any]:
     """A GPT's structure, and its parameters as shapes, dtypes and the places where they would lie."""
     sharding = device if isinstance(device, Sharding) else None
-    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding)))
+    scan = scans_layers(config, device if sharding is None else sharding.mesh.devices.flat[0])
+    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding, scan)))
     frozen = {row.jax_path for row in frozen_matrices(config)}
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -254,8 +256,3 @@ def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return from_jax_tree(whole_table(config), flat)
-
-
-def dotted(path: Any) -> str:
-    """The table's `jax_path` of a leaf, from its path in a tree of the parameters' form."""
-    return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))

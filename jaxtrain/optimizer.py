@@ -19,11 +19,8 @@ from jax import Array
 
 from coretrain.adapters.targets import trained_table
 from coretrain.config.run import RunConfig
-from jaxtrain.model import dotted
-from jaxtrain.parallel.arrays import exported, placed
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
+from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
+from jaxtrain.arrays import dotted, exported, placed
 
 
 def global_norm(gradients: Iterable[Array]) -> Array:
@@ -101,13 +98,8 @@ class Optimizer:
         table = {row.jax_path: row for row in trained_table(config)}
         paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
         decays = jax.tree.map(lambda path: table[path].decay, paths)
-        kinds = jax.tree.map(
-            lambda path: (
-                "muon" if o.name == "muon" and table[path].layer is not None and len(table[path].shape) == 2 else "adam"
-            ),
-            paths,
-        )
-        self.decay = 0.0 if o.name == "adam" else o.weight_decay
+        kinds = jax.tree.map(lambda path: "muon" if takes_muon(config, table[path]) else "adam", paths)
+        self.decay = decay_rate(o)
         self.rule = optax.chain(
             optax.partition(
                 {"adam": scale_by_adam(o.beta1, o.beta2, o.eps), "muon": scale_by_muon(o.muon_momentum)}, kinds
@@ -126,11 +118,6 @@ class Optimizer:
         gradients = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
         direction, state = self.rule.update(gradients, state, params, corrections=corrections)
         return jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction), state
-
-    def corrections(self, applied: int) -> tuple[float, float]:
-        """Bias corrections of the update that follows `applied` ones, in float64."""
-        o = self.config.optimizer
-        return 1 - o.beta1 ** (applied + 1), 1 - o.beta2 ** (applied + 1)
 
     def abstract(self, params: nnx.State) -> Any:
         """Shapes, dtypes and places of the moments of `params`, which are such too: each lies as its parameter does."""

@@ -7,14 +7,14 @@ import sys
 
 from coretrain.base.errors import RESUME, exits_cleanly
 from coretrain.training.runner import run
+from jaxtrain.parallel.choose import make_trainer
 from jaxtrain.parallel.processes import join
-from jaxtrain.trainer import Trainer
 
 
 @functools.partial(exits_cleanly, way_out=RESUME)
 def main() -> int:
     """Train, or go on with `--resume RUN`; see `--help`."""
-    return run(sys.argv[1:], "jax", Trainer, join)
+    return run(sys.argv[1:], "jax", make_trainer, join)
 
 
 if __name__ == "__main__":

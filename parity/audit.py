@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jaxtrain.layers
-import jaxtrain.model
+import jaxtrain.step
 
 COMPUTE, MASTER = "compute", "master"
 POLICY = {
@@ -112,7 +112,7 @@ class _Watch(TorchDispatchMode):
         else:
             dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
         function = _function()
-        phase = "backward" if function == "Trainer.gradients" else "forward"
+        phase = "backward" if function in ("gradients", "Trainer.gradients") else "forward"
         if op := classify(func.overloadpacket.__name__, function, phase, dtypes):
             self.found.add(op)
         return func(*args, **(kwargs or {}))
@@ -135,8 +135,8 @@ def torch_ops(trainer, batch):
 def jax_ops(trainer, batch):
     """What JAX computes in loss, gradients and norm; nothing is compiled or run."""
     one = jaxtrain.layers.master_dtype(trainer.config).type(1)
-    dropout = trainer._dropout(3, len(batch))
-    traced = jax.make_jaxpr(trainer._gradients)(trainer.params, batch[:, :-1], batch[:, 1:], one, dropout)
+    dropout = jaxtrain.step.dropout_masks(trainer.config, 3, len(batch))
+    traced = jax.make_jaxpr(trainer.programs.gradients)(trainer.params, trainer.frozen, batch, one, dropout)
     found = set()
     _walk(traced.jaxpr, found)
     return found
@@ -198,7 +198,7 @@ def expected(model):
 def with_jax_gradients(trainer, batch):
     """The trainer with gradients of zero in the dtypes that JAX's have: known without running it."""
     one = jaxtrain.layers.master_dtype(trainer.config).type(1)
-    arguments = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
-    shapes = jax.eval_shape(trainer._gradients, *arguments)[2]
-    trainer.grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    dropout = jaxtrain.step.dropout_masks(trainer.config, 3, len(batch))
+    shapes = jax.eval_shape(trainer.programs.gradients, trainer.params, trainer.frozen, batch, one, dropout)[2]
+    trainer.last_gradients = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return trainer

@@ -12,13 +12,16 @@ import torch
 from flax import nnx
 
 import jaxtrain.model
+import jaxtrain.step
 import torchtrain.model
+import torchtrain.step
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch, windows
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.forms import GPT2_FORM, LLAMA_FORM
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -191,8 +194,8 @@ WEIGHTS = {
 """The three states in which the stacks are compared."""
 
 
-def batches(config: RunConfig, count: int) -> list[np.ndarray]:
-    """Random token rows [B, T + 1] over the whole vocabulary, both its ends among them, with ignored labels.
+def batches(config: RunConfig, count: int) -> list[Batch]:
+    """Random rows of tokens over the whole vocabulary, both its ends among them, with ignored labels.
 
     The last column is only a label: -100 there is ignored. The first rows have them and the last have not, so that
     micro-batches have unequal numbers of targets.
@@ -205,7 +208,7 @@ def batches(config: RunConfig, count: int) -> list[np.ndarray]:
         batch[:2, -1] = -100
         if not (batch[:, 1:] >= 0).any():  # a context of 1
             batch[0, -1] = 0
-    return made
+    return [windows(batch) for batch in made]
 
 
 def noise_only(config: RunConfig) -> frozenset[str]:
@@ -247,7 +250,7 @@ class Pair:
         """Logits [B, T, V] of both, with the dropout of `update`."""
         return torch_logits(self.torch, tokens, update), jax_logits(self.jax, tokens, update)
 
-    def gradients(self, batch: np.ndarray, update: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    def gradients(self, batch: Batch, update: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """(loss, norm) of torch and of JAX; the gradients stay in the trainers."""
         first, second = (stack.gradients(batch, update, 1.0) for stack in self.stacks)
         return first, second
@@ -270,13 +273,15 @@ def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.nda
     """Logits [B, T, V] with the dropout of `update`."""
     with torch.no_grad():
         ids = torch.from_numpy(tokens).to(stack.device, torch.long)
-        hidden = stack.model(ids, stack._dropout(update, len(tokens)))
+        dropout = torchtrain.step.dropout_masks(stack.config, update, len(tokens))
+        hidden = stack.model(ids, dropout and dropout.to(stack.device))
         return stack.model.logits(hidden).cpu().numpy()
 
 
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
-    return np.asarray(_logits(stack.graph, stack._whole(), tokens, stack._dropout(update, len(tokens))))
+    dropout = jaxtrain.step.dropout_masks(stack.config, update, len(tokens))
+    return np.asarray(_logits(*nnx.split(stack.whole_model()), tokens, dropout))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -293,7 +298,7 @@ def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
 
 def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    return jaxtrain.model.canonical_tensors(stack.config, stack.grads)
+    return jaxtrain.model.canonical_tensors(stack.config, stack.last_gradients)
 
 
 def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:

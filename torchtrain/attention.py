@@ -5,40 +5,19 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A thing chosen automatically, and why."""
-
-    name: str
-    reason: str
+from coretrain.contract import choices
+from coretrain.contract.choices import Choice, Kernel
 
 
 def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
-    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
-    forced = config.execution.attention
-    if forced != "auto":
-        if forced not in KERNELS:
-            raise UserError(f"execution.attention = {forced} is not a torch kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := _obstacle(KERNELS[forced], config, device):
-            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
-        return Choice(forced, "asked for by execution.attention")
-    passed = []
-    for name, kernel in KERNELS.items():
-        obstacle = _obstacle(kernel, config, device)
-        if obstacle is None:
-            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
-        passed.append(f"{name}: {obstacle}")
-    raise AssertionError("plain attention runs anywhere")
+    """The kernel asked for, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    return choices.choose_kernel(KERNELS, "torch", config, device)
 
 
 def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -156,23 +135,6 @@ def _sdpa_impl_obstacle(name: str) -> Callable[[RunConfig, torch.device], str | 
         return None
 
     return obstacle
-
-
-def _obstacle(kernel: Kernel, config: RunConfig, device: torch.device) -> str | None:
-    """Why it can't run here, packed rows among the reasons."""
-    if obstacle := kernel.obstacle(config, device):
-        return obstacle
-    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compute attention: the function, and why it can't run here (None where it can)."""
-
-    compute: Callable[[Tensor, Tensor, Tensor], Tensor]
-    obstacle: Callable[[RunConfig, torch.device], str | None]
-    packed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    """With positions [B, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from coretrain.contract.sampling import Sampling
 from coretrain.training.generate import Asked, generate_text
 from torchtrain.adapters import Adapters
 from torchtrain.decode import generate
+from torchtrain.trainer import Trainer
 
 
 def generate_each(
-    stack: Any,
+    stack: Trainer,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
     asked: Sequence[Asked],
     tokens: int,
@@ -28,7 +28,7 @@ def generate_each(
     An adapter is its run's config and tensors, as `AdapterBank.add` takes them; each is asked its own of `asked`. The
     stack's config says how the base is held, and what it has of an adapter itself is taken off.
     """
-    model = stack.model
+    model = stack.whole_model()
     bank = Adapters(stack.config, model)
     for (config, tensors), one in zip(adapters, asked, strict=True):
         bank.add(config, tensors)
@@ -39,8 +39,6 @@ def generate_each(
 @exits_cleanly
 def main() -> None:
     """`python -m torchtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    from torchtrain.trainer import Trainer
-
     generate_text(sys.argv[1:], "torch", Trainer, generate_each)
 
 

@@ -19,8 +19,8 @@ from torchtrain.few_row_linear import linear
 from torchtrain.parallel.axes import (
     ALONE,
     Axis,
-    enter,
-    leave,
+    copy_to_tensor_region,
+    reduce_from_tensor_region,
 )
 from torchtrain.quantized import Held
 
@@ -47,6 +47,14 @@ class Dropout:
     keys: Tensor
     rows: Tensor
 
+    def of(self, rows: slice | Tensor) -> Dropout:
+        """The masks of some of the rows."""
+        return Dropout(self.keys, self.rows[rows])
+
+    def to(self, device: torch.device) -> Dropout:
+        """The same on `device`."""
+        return Dropout(self.keys.to(device), self.rows.to(device))
+
 
 @dataclass
 class Cache:
@@ -68,11 +76,11 @@ def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
     return torch.where(kept, x * (1 / (1 - rate)), 0)
 
 
-def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> Dropout | None:
+    """The masks of one layer's adapters, by their part of the layer; None where those have no dropout."""
     if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
-    return (Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows),)
+        return None
+    return Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows)
 
 
 def _signed(word: int) -> int:
@@ -114,7 +122,7 @@ class Linear(nn.Module):
                 return y
             dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
             return self.adapter.beside(y, x, dropped, self.weight, bias)
-        total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
+        total = reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
 
     def _of_held(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,26 +162,31 @@ class Attention(nn.Module):
         self.adapter: Bottleneck | None = None
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        masks: Dropout | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), *packed).flatten(2))
-        return self.project(mixed, *masks)
+        q, k, v = self.heads(x, rotary, masks)
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), positions).flatten(2))
+        return self.project(mixed, masks)
 
     def prefixed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, S, K, C], behind the prefix where there is one."""
         return (k, v) if self.prefix is None else self.prefix(k, v)
 
-    def project(self, mixed: Tensor, *masks: Dropout) -> Tensor:
+    def project(self, mixed: Tensor, masks: Dropout | None = None) -> Tensor:
         """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
+        out = tap("blocks.#.out", self.out(mixed, masks))
         return out if self.adapter is None else self.adapter(out)
 
-    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, masks: Dropout | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        x = enter(x, self.tensor)
-        q, k, v = (part(x, *masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
+        x = copy_to_tensor_region(x, self.tensor)
+        q, k, v = (part(x, masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
@@ -199,13 +212,13 @@ class MLP(nn.Module):
         self.down = Linear(hidden, m.width, m.bias, tensor)
         self.adapter: Bottleneck | None = None
 
-    def forward(self, x: Tensor, *masks: Dropout) -> Tensor:
-        x = enter(x, self.tensor)
+    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
+        x = copy_to_tensor_region(x, self.tensor)
         if self.gate is None:
-            hidden = F.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate="tanh")
+            hidden = F.gelu(tap("blocks.#.up", self.up(x, masks)), approximate="tanh")
         else:
-            hidden = F.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+            hidden = F.silu(tap("blocks.#.gate", self.gate(x, masks))) * tap("blocks.#.up", self.up(x, masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), masks))
         return out if self.adapter is None else self.adapter(out)
 
 
@@ -229,10 +242,10 @@ class Block(nn.Module):
     ) -> Tensor:
         masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
+        mixed = self.attention(normed, rotary, masks, positions)
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, self.site + 1))
 
     def step(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int

@@ -1,7 +1,7 @@
 """The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
 
-`hold`, `fill`, `part_of` and `block` have no twin: each process holds its part of a tensor, where JAX has whole arrays
-with a sharding. `exported` stands with JAX's arrays in `jaxtrain/parallel/arrays.py`.
+`materialize`, `load_tensors`, `local_shard` and `shard_bounds` have no twin: each process holds its part of a tensor,
+where JAX has whole arrays with a sharding. `exported` stands with JAX's arrays in `jaxtrain/arrays.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torchtrain.layers import (
     drop,
     master_dtype,
 )
-from torchtrain.parallel.axes import ALONE, Axis, leave
+from torchtrain.parallel.axes import ALONE, Axis, reduce_from_tensor_region
 from torchtrain.quantized import make_room, take_over
 
 
@@ -108,9 +108,8 @@ class GPT(nn.Module):
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = (self.cos[at], self.sin[at]) if self.config.position == "rope" else None
-        packed = () if positions is None else (positions,)
         for block in self.blocks:
-            x = checkpointed(block, self.policy)(x, rotary, dropout, *packed)
+            x = checkpointed(block, self.policy)(x, rotary, dropout, positions)
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
@@ -145,7 +144,7 @@ class GPT(nn.Module):
             local = tokens - self.tensor.index * len(self.embed.token)
             here = (local >= 0) & (local < len(self.embed.token))
             rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
-            x = leave(rows.where(here.unsqueeze(-1), 0), self.tensor)
+            x = reduce_from_tensor_region(rows.where(here.unsqueeze(-1), 0), self.tensor)
         if self.embed.adapter is not None:
             x = self.embed.adapter.over(x, tokens, self.embed.token)
         return (x if position is None else x + position).to(self.dtype)
@@ -171,10 +170,10 @@ def build_model(
     """A GPT on `device` that holds its part of `tensors` (canonical names, shapes and layout) in its master dtype."""
     with torch.device("meta"):
         model = GPT(config, kernel, tensor)
-    return hold(config, model, tensors, device)
+    return materialize(config, model, tensors, device)
 
 
-def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
+def materialize(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
     """A model made without memory, on `device` and with its part of `tensors`: in its master dtype, but for what is
     frozen and only used in the compute dtype."""
     master, own = master_dtype(config), dict(model.named_parameters())
@@ -186,14 +185,14 @@ def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], devic
     if config.model.position == "rope":
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
-    fill(config, dict(model.named_parameters()), tensors, model.tensor)
+    load_tensors(config, dict(model.named_parameters()), tensors, model.tensor)
     take_over(config, model, tensors, device)
     freeze(config, model)
     return model
 
 
 @torch.no_grad()
-def fill(
+def load_tensors(
     config: RunConfig,
     tree: Mapping[str, Tensor],
     tensors: Mapping[str, np.ndarray],
@@ -211,17 +210,17 @@ def fill(
         if row.name in tree:
             value = tensors[row.name]
             check_shape(row, value, "the parameters")
-            tree[row.name].copy_(torch.from_numpy(part_of(config, row, value, tensor)))
+            tree[row.name].copy_(torch.from_numpy(local_shard(config, row, value, tensor)))
 
 
-def part_of(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:
+def local_shard(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:
     """What this process of the tensor axis holds of a whole canonical tensor, padding of the vocabulary included."""
-    part = take(value, block(config, row, tensor))
+    part = take(value, shard_bounds(config, row, tensor))
     rows = _rows(config, row) // tensor.size if row.axes[0] == "vocab" else len(part)
     return np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1))) if rows > len(part) else np.array(part)
 
 
-def block(config: RunConfig, row: Parameter, tensor: Axis = ALONE) -> Edges:
+def shard_bounds(config: RunConfig, row: Parameter, tensor: Axis = ALONE) -> Edges:
     """Which part of a canonical tensor this process of the tensor axis holds."""
     cut = (tensor.size, tensor.index)
     return block_of(row, _rows(config, row), dict.fromkeys(("vocab", "heads", "kv_heads", "hidden"), cut))

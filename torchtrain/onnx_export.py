@@ -81,9 +81,9 @@ def export_onnx(
 
 def _model(config: RunConfig, tensors: Mapping[str, np.ndarray], quantization: str) -> GPT:
     compute = "float16" if quantization == "f16" else "float32"
-    precision = config.precision.model_copy(update={"compute": compute})
-    execution = config.execution.model_copy(update={"checkpoint_activations": "none", "vocab_multiple": 1})
-    config = config.model_copy(update={"precision": precision, "execution": execution})
+    config = config.changed(
+        precision__compute=compute, execution__checkpoint_activations="none", execution__vocab_multiple=1
+    )
     model = build_model(config, "sdpa", tensors, torch.device("cpu"))
     if quantization == "f16":
         for name, parameter in model.named_parameters():

@@ -57,7 +57,7 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
     if tokens < config.tokens_per_update:
         raise UserError(f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}")
     updates = round(tokens / config.tokens_per_update)
-    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})
+    return config.changed(train__updates=updates)
 
 
 def command_line(best: Choice, on: Machine, name: str, overrides: tuple[tuple[str, str], ...]) -> str:

@@ -29,7 +29,7 @@ from coretrain.adapters.kinds import (
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-from coretrain.contract.dropout import uses_dropout
+from coretrain.contract.dropout import dropout_keys, uses_dropout
 from coretrain.contract.parameters import Parameter, initial_value, parameter_table
 from coretrain.contract.randomness import MASK_32, stream_key
 
@@ -219,10 +219,11 @@ def adapter_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:
     return np.array(keys, np.uint32)
 
 
-def run_keys(config: RunConfig, update: int, model_keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """All keys of one update: the model's [1 + 2L], and behind them the adapter's where it has dropout."""
+def run_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:
+    """All keys of one update's dropout: the model's [1 + 2L], and behind them the adapter's where it has dropout."""
+    keys = dropout_keys(config.model, config.train.seed, update)
     dropped = config.adapter.kind != "none" and config.adapter.dropout > 0
-    return np.concatenate([model_keys, adapter_keys(config, update)]) if dropped else model_keys
+    return np.concatenate([keys, adapter_keys(config, update)]) if dropped else keys
 
 
 def run_uses_dropout(config: RunConfig) -> bool:

@@ -230,29 +230,27 @@ def choices(
     if "execution.checkpoint_activations" in fixed:
         policies = (config.execution.checkpoint_activations,)
     asked = {key.split(".")[1]: getattr(config.parallel, key.split(".")[1]) for key in fixed if key in PARALLEL}
-    check_combination(config.model_copy(update={"parallel": ParallelConfig(**asked)}), stack)
+    check_combination(config.changed(parallel=ParallelConfig(**asked)), stack)
     refusals: list[UserError] = []
     for layout in layouts(config, machine, stack, fixed):
         for accumulation in splits:
-            train = config.train.model_copy(update={"accumulation": accumulation})
+            split = config.changed(train__accumulation=accumulation)
             try:
-                check_layout(config.model_copy(update={"train": train}), layout)
+                check_layout(split, layout)
             except UserError as refusal:
                 refusals.append(refusal)
                 continue
             for zero, offload in _sharding(config, layout, stack, fixed):
-                axes = {axis: size for axis, size in dataclasses.asdict(layout).items() if axis != "data"}
-                parallel = config.parallel.model_copy(update=axes | {"data": None, "zero": zero, "offload": offload})
-                sharing = config.model_copy(update={"parallel": parallel})
+                axes = dataclasses.asdict(layout) | {"data": None, "zero": zero, "offload": offload}
+                sharing = split.changed(**{f"parallel__{name}": value for name, value in axes.items()})
                 try:
                     check_combination(sharing, stack, layout)
                 except UserError as refusal:
                     refusals.append(refusal)
                     continue
                 for policy in policies:
-                    execution = config.execution.model_copy(update={"checkpoint_activations": policy})
-                    parts = {"train": train, "parallel": parallel, "execution": execution}
-                    found.append(estimate(config.model_copy(update=parts), layout, machine, stack, assumed))
+                    tried = sharing.changed(execution__checkpoint_activations=policy)
+                    found.append(estimate(tried, layout, machine, stack, assumed))
     if not found and fixed & PARALLEL:
         raise refusals[0]
     if not found:

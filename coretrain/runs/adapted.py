@@ -33,7 +33,7 @@ from coretrain.tokenizers.registry import load_tokenizer, saved_tokenizer
 from coretrain.tokenizers.tokenizer import SAVED_FACTS
 
 
-def settled(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
+def with_base(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
     """The config with its base's fingerprint, and the base's weights; None where the run trains all of a model.
 
     Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
@@ -45,7 +45,7 @@ def settled(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
 
 
 def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
-    """As `settled`, of an adapter's config: the base as it is, at its own context."""
+    """As `with_base`, of an adapter's config: the base as it is, at its own context."""
     if config.adapter.base is None:
         raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
     return Base(Path(config.adapter.base)).under(config)
@@ -58,7 +58,7 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
         raise UserError(f"{folder} trained a whole model and no adapter: give an adapter's run")
     if base is None:
         return config
-    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
+    return config.changed(adapter__base=str(base))
 
 
 def open_adapters(
@@ -75,11 +75,11 @@ def open_adapters(
         name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
         if any(name == other.adapter.name for other, _ in result):
             raise UserError(f"--adapter: two folders are named {name}: rename one of them")
-        adapter = config.adapter.model_copy(update={"name": name})
+        config = config.changed(adapter__name=name)
         tensors = best_interchange(folder, say).groups["parameters"]
-        result.append((config.model_copy(update={"adapter": adapter}), tensors))
+        result.append((config, tensors))
         for field in ("quantize", "fingerprint"):
-            ours, first = getattr(adapter, field), getattr(result[0][0].adapter, field)
+            ours, first = getattr(config.adapter, field), getattr(result[0][0].adapter, field)
             if ours != first:
                 raise UserError(
                     f"--adapter: adapter.{field} of {folder} is {ours}, that of {folders[0]} {first}, and one base "
@@ -148,8 +148,7 @@ def load_on(checkpoint: Path, base: Path | None) -> Interchange:
         return loaded
     if loaded.config.adapter.kind == "none":
         raise UserError(f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out")
-    adapter = loaded.config.adapter.model_copy(update={"base": str(base)})
-    return replace(loaded, config=loaded.config.model_copy(update={"adapter": adapter}))
+    return replace(loaded, config=loaded.config.changed(adapter__base=str(base)))
 
 
 def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
@@ -159,8 +158,7 @@ def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
     """
     config, base = on_its_base(loaded.config)
     tensors = merged(config, as_held(config, base.groups["parameters"]), loaded.groups["parameters"])
-    model = config.model.model_copy(update={"context": base.config.model.context})
-    return config.model_copy(update={"model": model, "adapter": AdapterConfig()}), tensors
+    return config.changed(model__context=base.config.model.context, adapter=AdapterConfig()), tensors
 
 
 def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]:
@@ -175,7 +173,7 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
     loaded = load_on(path, base)
     config, tensors = merged_model(loaded)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
-    whole, adapter = config.model_copy(update={"name": name}), loaded.config.adapter
+    whole, adapter = config.changed(name=name), loaded.config.adapter
     save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
     if (run_of(source) / SAVED_FACTS).is_file():
         load_tokenizer(run_of(source)).save(folder)

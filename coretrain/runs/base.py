@@ -82,8 +82,7 @@ class Base:
             self._check_model(config, loaded.config)
             found = found or self._fingerprint(path)
             if wanted in ("", self._fingerprint(path)):
-                filled = config.adapter.model_copy(update={"fingerprint": self._fingerprint(path)})
-                return config.model_copy(update={"adapter": filled}), loaded
+                return config.changed(adapter__fingerprint=self._fingerprint(path)), loaded
         raise UserError(
             f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "
             "give that base as it was then (its folder or one of its checkpoints, as --adapter.base "

@@ -20,7 +20,7 @@ def with_own_files(config: RunConfig, run: Path | None) -> RunConfig:
         own["tokenizer"] = str(tokenizer.absolute())
     if run is not None and config.data.format == "chat" and (run / CHAT_TEMPLATE).is_file():
         own["chat_template"] = str((run / CHAT_TEMPLATE).absolute())
-    return config.model_copy(update={"data": config.data.model_copy(update=own)})
+    return config.changed(**{f"data__{name}": path for name, path in own.items()})
 
 
 def first_template(config: RunConfig, found: str | None) -> str | None:

@@ -64,8 +64,7 @@ def import_adapter(
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
         raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
-    beside = given.adapter.model_copy(update={"fingerprint": trained_beside(source)})
-    config, whole = on_its_base(given.model_copy(update={"model": base.model, "adapter": beside}))
+    config, whole = on_its_base(given.changed(model=base.model, adapter__fingerprint=trained_beside(source)))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
     config = _named(config, folder, overrides)
     template = first_template(config, None)

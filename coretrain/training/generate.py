@@ -17,7 +17,7 @@ from coretrain.config.execution import ParallelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.contract.sampling import Sampling
-from coretrain.runs.adapted import adapter_config, open_adapters, settled
+from coretrain.runs.adapted import adapter_config, open_adapters, with_base
 from coretrain.runs.chat import chat_prompts
 from coretrain.runs.folder import open_run
 from coretrain.tokenizers.registry import load_tokenizer
@@ -31,10 +31,8 @@ GenerateEach = Callable[..., Iterator[list[list[int]]]]
 
 def alone(config: RunConfig) -> RunConfig:
     """A run's config for one device of this machine: how the run was shared is no matter."""
-    train = config.train.model_copy(update={"accumulation": 1})
-    return config.model_copy(
-        update={"parallel": ParallelConfig(data=1, timeout=config.parallel.timeout), "train": train}
-    )
+    parallel = ParallelConfig(data=1, timeout=config.parallel.timeout)
+    return config.changed(parallel=parallel, train__accumulation=1)
 
 
 def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> Stack:
@@ -43,7 +41,7 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
     """
     run = adapter or folder
-    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    config, base = with_base(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, _warn, for_text=True)
     return stack
@@ -84,7 +82,7 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each:
         adapters, base = open_adapters(answering, given.run, _warn)
         # the one whose base is held whole serves all: DoRA's
         config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
-        stack = make_stack(alone(config.model_copy(update={"model": adapters[0][0].model})), base)
+        stack = make_stack(alone(config.changed(model=adapters[0][0].model)), base)
     else:
         stack = open_for_generation(given.run, make_stack, answering[0] if given.adapter else None)
     each_asked = [asked(run, given.prompts, given.chat) for run in answering]

@@ -23,7 +23,6 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
-from coretrain.data.open import open_data
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal, SilentJournal
 from coretrain.planning.flops import batch_sentence, summary
@@ -33,15 +32,12 @@ from coretrain.processes.world import World
 from coretrain.runs.adapted import (
     adapter_summary,
     carry_chat_template,
-    check_tokenizer,
-    settled,
 )
 from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
-from coretrain.runs.files import with_own_files
 from coretrain.training.command_line import Command, parse
 from coretrain.training.loop import Loop
-from coretrain.training.resolve import on_base, run_folder, with_template
+from coretrain.training.resolve import completed, resolve
 from coretrain.training.restore import (
     check_resumable,
     export,
@@ -67,7 +63,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
     """
     module = MODULES[stack_name]
-    command = with_template(on_base(parse(argv, f"python -m {module}.run", "Train a GPT.")))
+    command = completed(parse(argv, f"python -m {module}.run", "Train a GPT."))
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command)
     world = join(command.config)
@@ -88,15 +84,9 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
 
 def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World) -> int:
     module = MODULES[stack_name]
-    common = _common(command.config)
-    world.same(f"{common.to_json()} {command.output} {command.resume}", "config or command line")
-    data = world.together(lambda: open_data(with_own_files(common, command.resume)))
-    world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
-    config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
-    folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
+    ready = resolve(command, world)
+    config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
-    world.same(data.fingerprint, "data fingerprint")
-    resumed = command.resume is not None
     restored = bool(resumed and world.told("1" if holds_state(folder) else ""))
     start = BlankParameters(config.model) if restored and base is None else base
     stack = world.together(lambda: make_stack(config, start))
@@ -142,16 +132,6 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
     if status != "finished" and first:
         print(f"{status} after update {loop.progress.update}; go on with: {line}")
     return 1 if status == "stopped" else 0
-
-
-def _common(config: RunConfig) -> RunConfig:
-    """What all processes have in common: each has a `parallel.host` of its own."""
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"host": None})})
-
-
-def _folder(command: Command, world: World) -> Path:
-    """The run's folder; of several processes absolute, for they may be at different places."""
-    return run_folder(command) if world.size == 1 else run_folder(command).absolute()
 
 
 def check_shared(folder: Path, config: RunConfig, world: World) -> None:

@@ -48,13 +48,13 @@ def compiled(config: RunConfig, name: str) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "libtpu": _libtpu(),
     }
-    for part, function, arguments, named in (
-        ("gradients", step.gradients, step.gradients_inputs, step.more_inputs),
-        ("update", step.update, step.update_inputs, {}),
+    for part, function, arguments in (
+        ("gradients", step.gradients, step.gradients_inputs),
+        ("update", step.update, step.update_inputs),
     ):
         begun = time.perf_counter()
         try:
-            program = function.lower(*arguments, **named).compile()
+            program = function.lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             words = re.sub(r"\s+", " ", str(error))
             if "RESOURCE_EXHAUSTED" not in words:

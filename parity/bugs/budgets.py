@@ -45,8 +45,7 @@ def bfloat16_for_float16(patch: Patch, s: Side) -> None:
     def init(f: Any) -> Any:
         def build(self: Any, config: Any, tensors: Any = None) -> None:
             if config.precision.compute == "float16":
-                precision = config.precision.model_copy(update={"compute": "bfloat16"})
-                config = config.model_copy(update={"precision": precision})
+                config = config.changed(precision__compute="bfloat16")
             f(self, config, tensors)
 
         return build

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coretrain.contract import decoding
 from coretrain.contract.randomness import uniforms
 from coretrain.contract.sampling import Sampling
 from parity.gates import CACHE, SAMPLES
@@ -145,13 +146,13 @@ def temperature_after_top_p(patch: Patch, s: Side) -> None:
 
         return chosen
 
-    wrap(patch, s.generate, "choose_tokens", choose)
+    wrap(patch, decoding, "choose_tokens", choose)
 
 
 @mutant("sampling", SAMPLES)
 def same_random_number_every_step(patch: Patch, s: Side) -> None:
     """A key that is never split."""
-    wrap(patch, s.generate, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
+    wrap(patch, decoding, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
 
 
 @mutant("sampling", SAMPLES)
@@ -165,4 +166,4 @@ def top_k_off_by_one(patch: Patch, s: Side) -> None:
 
         return chosen
 
-    wrap(patch, s.generate, "choose_tokens", choose)
+    wrap(patch, decoding, "choose_tokens", choose)

@@ -119,12 +119,13 @@ def test_taps_inside_adapters(variant):
     unrolled = {"execution.scan_layers": "false", "execution.checkpoint_activations": "none"}
     config, seen = make_config(ADAPTED[variant] | unrolled), {}
     for s in (TORCH, JAX):
-        stack, tokens, met = make(s, config, adapted_weights(config), UNMUTATED), batches(config, 1)[0][:, :-1], []
+        stack, tokens, met = make(s, config, adapted_weights(config), UNMUTATED), batches(config, 1)[0].tokens, []
         with tapped(lambda name, value, met=met: met.append((name, tuple(value.shape))) or value):
             if s is TORCH:
                 stack.model(torch.from_numpy(tokens).long())
             else:
-                jax.eval_shape(lambda w, t, graph=stack.graph: nnx.merge(graph, w)(t), stack._whole(), tokens)
+                graph, whole = nnx.split(stack.whole_model())
+                jax.eval_shape(lambda w, t, graph=graph: nnx.merge(graph, w)(t), whole, tokens)
         seen[s.name] = met
     assert seen["torch"] == seen["jax"]
     inside = {name for name, _ in seen["torch"] if name.endswith(".adapter")}

@@ -18,6 +18,7 @@ from coretrain.contract.health import HealthMonitor
 from coretrain.contract.parameters import parameter_table, to_jax_tree
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch
 from parity.errors import (
     displacement,
     largest_error,
@@ -62,7 +63,7 @@ def pair(request):
 def test_one_update(pair, state):
     pair.reset(WEIGHTS[state](pair.config))
     batch = batches(pair.config, 1)[0]
-    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 3)), f"{state} weights")
+    hold(LOGITS, nrel(*pair.logits(batch.tokens, 3)), f"{state} weights")
     (ours, our_norm), (theirs, their_norm) = pair.gradients(batch, 3)
     hold(LOSS, abs(ours - theirs), f"{state} weights")
     hold(NORM, abs(our_norm - their_norm) / their_norm, f"{state} weights")
@@ -130,7 +131,7 @@ def test_a_row_of_500_tokens(variant):
     )
     pair = make_pair(config)
     batch = batches(config, 2)[1]
-    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 0)), f"500 tokens, {variant}")
+    hold(LOGITS, nrel(*pair.logits(batch.tokens, 0)), f"500 tokens, {variant}")
     pair.gradients(batch, 0)
     error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
     hold(GRADIENTS, error, f"{name}, 500 tokens, {variant}")
@@ -142,26 +143,12 @@ def test_rows_without_a_target(variant):
     pair = shared(make_config(VARIANTS[variant]))
     pair.reset(WEIGHTS["scrambled"](pair.config))
     batch = batches(pair.config, 1)[0]
-    tokens, labels = batch[:, :-1].copy(), batch[:, 1:].copy()
+    tokens, labels = batch.tokens.copy(), batch.labels.copy()
     tokens[1, :4] = 0, 0, pair.config.model.vocabulary - 1, pair.config.model.vocabulary - 1
     labels[0] = -100
     labels[1, 1:], labels[1, 0] = -100, pair.config.model.vocabulary - 1
-    dropout = pair.torch._dropout(3, len(batch))
-    scale = 1 / torch.tensor(float((labels != -100).sum()), dtype=torch.float64)
-    pair.torch.model.zero_grad(set_to_none=True)
-    ours, size = 0.0, pair.config.micro_batch
-    for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
-        part = dropout and torchtrain.layers.Dropout(dropout.keys, dropout.rows[rows])
-        ids = (torch.from_numpy(x[rows]).long() for x in (tokens, labels))
-        loss = pair.torch.micro_loss(*ids, scale, part)
-        loss.backward()
-        ours += loss.item()
-    one = np.float64(1)
-    theirs, _, pair.jax.grads = pair.jax._gradients(
-        pair.jax.params, tokens, labels, one, pair.jax._dropout(3, len(batch))
-    )
-    hold(LOSS, abs(ours - float(theirs)), f"rows without a target, {variant}")
+    (ours, _), (theirs, _) = pair.gradients(Batch(tokens, labels), 3)
+    hold(LOSS, abs(ours - theirs), f"rows without a target, {variant}")
     first, second = pair.gradient_tensors()
     assert all(np.isfinite(g).all() for g in (*first.values(), *second.values()))
     error, name = worst_tensor(first, second, pair.apart)
@@ -172,8 +159,8 @@ def test_a_batch_without_a_target():
     """By the contract its loss and all its gradients are zero, in both: a division by no targets made NaN of them."""
     pair = make_pair(make_config(VARIANTS["llama-like"], model__context=1, model__layers=1))
     batch = batches(pair.config, 1)[0]
-    assert (batch[:, 1:] >= 0).any(), "the judge's own batches have targets, also at a context of 1"
-    batch[:, -1] = -100
+    assert batch.targets, "the judge's own batches have targets, also at a context of 1"
+    batch.labels[:, -1] = -100
     for seen, gradients in zip(pair.gradients(batch, 0), pair.gradient_tensors(), strict=True):
         hold(LOSS, abs(seen[0]), "no target")
         hold(NORM, seen[1], "no target")
@@ -238,13 +225,13 @@ def _fed(name, dtype, decay):
         _like(pair.jax.params, to_jax_tree(config.model, d, config.execution.vocab_multiple), dtype) for d in kinds
     ]
     for update in range(200):
-        pair.jax.grads = trees[update % 7]
+        pair.jax.last_gradients = trees[update % 7]
         for row_name, parameter in pair.torch.model.named_parameters():
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad[: len(kinds[update % 7][row_name])] = torch.from_numpy(kinds[update % 7][row_name])
         norms = [
             torchtrain.optimizer.global_norm(p.grad for p in pair.torch.model.parameters()).item(),
-            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.grads))),
+            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.last_gradients))),
         ]
         limit = norms[0] * CLIPS[update % len(CLIPS)]
         for stack, norm in zip(pair.stacks, norms, strict=True):

@@ -47,7 +47,7 @@ def reference(variant):
     pair.reset(scrambled(pair.config))
     batch = batches(pair.config, 1)[0]
     pair.torch.gradients(batch, 3, 1.0)
-    return pair.start, torch_logits(pair.torch, batch[:, :-1], 3), torch_gradients(pair.torch)
+    return pair.start, torch_logits(pair.torch, batch.tokens, 3), torch_gradients(pair.torch)
 
 
 def config_of(variant, dtype, device="cpu", fast=False):
@@ -84,7 +84,7 @@ def errors(trainer, logits, gradients, variant, scale=1.0):
     trainer.gradients(batch, 3, scale)
     found = {name: g.astype(np.float64) / scale for name, g in gradients(trainer).items()}
     worst, name = worst_tensor(found, exact_gradients, noise_only(trainer.config))
-    return nrel(logits(trainer, batch[:, :-1], 3), exact_logits), worst, name
+    return nrel(logits(trainer, batch.tokens, 3), exact_logits), worst, name
 
 
 @pytest.mark.parametrize("variant", BASIC)

@@ -19,6 +19,7 @@ from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
+from coretrain.data.batch import Batch, windows
 from parity.localize.pairs import Tensors
 from parity.localize.replay import localize_runs
 from parity.localize.search import UPDATES, localize_config
@@ -68,7 +69,7 @@ def shrunk(
     return load_config(name, [*fields, *overrides, *exact]), below
 
 
-def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.ndarray], list[np.ndarray]]]:
+def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Batch], list[Batch]]]:
     """Weights, and batches of which the first is the saved one."""
     give = "give a localize.npz of an earlier call"
     try:
@@ -77,18 +78,21 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.
             raise ValueError("it is a single array")
         with file:
             weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
-            batch = file["batch"]
+            whole = "batch" in file  # as saved before there were labels of their own
+            batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:
             raise UserError(f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from")
     m = config.model
-    if batch.ndim != 2 or not np.issubdtype(batch.dtype, np.integer) or not 2 <= batch.shape[1] <= m.context + 1:
-        raise UserError(f"--inputs {path}: its batch isn't rows of 2 to {m.context + 1} token ids; {give}")
+    tokens, labels = batch.tokens, batch.labels
+    rows = tokens.ndim == 2 and tokens.shape == labels.shape and 1 <= tokens.shape[1] <= m.context
+    if not rows or not all(np.issubdtype(array.dtype, np.integer) for array in (tokens, labels)):
+        raise UserError(f"--inputs {path}: its batch isn't rows of 1 to {m.context} token ids and labels; {give}")
     if len(batch) % config.train.accumulation or not len(batch):
         raise UserError(f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}")
-    if batch[:, :-1].min() < 0 or batch.max() >= m.vocabulary or batch[:, -1].min() < -100:
+    if tokens.min() < 0 or labels.min() < -100 or max(tokens.max(), labels.max()) >= m.vocabulary:
         raise UserError(f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}")
     made = [batch, *batches(config, UPDATES)[1:]]
     return weights, (made, made)

@@ -17,6 +17,7 @@ from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
 from coretrain.data.open import open_data
 from coretrain.runs.files import with_own_files
@@ -126,7 +127,7 @@ def _small(config: RunConfig, rows: int, precision: str) -> RunConfig:
     return config.model_copy(update=sections)
 
 
-def _batches(config: RunConfig, progress: Progress) -> tuple[list[np.ndarray], bool]:
+def _batches(config: RunConfig, progress: Progress) -> tuple[list[Batch], bool]:
     """(batches, whether they are the run's own): the first rows of the updates that follow the checkpoint."""
     rows = min(config.train.batch_size, MICRO_BATCHES * ROWS)
     left = max(1, min(REPLAYED, config.train.updates - progress.update))
@@ -135,7 +136,6 @@ def _batches(config: RunConfig, progress: Progress) -> tuple[list[np.ndarray], b
         if progress.data_fingerprint and progress.data_fingerprint != data.fingerprint:
             raise UserError("the data has changed")
         updates = updates_of(data, config)
-        return [updates.batch(progress.data_index + n)[:rows] for n in range(left)], True
+        return [updates.batch(progress.data_index + n).rows(slice(rows)) for n in range(left)], True
     except (UserError, OSError):
-        train = config.train.model_copy(update={"batch_size": rows})
-        return batches(config.model_copy(update={"train": train}), left), False
+        return batches(config.changed(train__batch_size=rows), left), False

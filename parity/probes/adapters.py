@@ -137,7 +137,7 @@ def judge_start(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(FORMS[variant])
     stack, batch = make(s, config, adapted_weights(config), shared), batches(config, 1)[0]
-    logits = logits_of(s, stack, batch[:, :-1], 3)
+    logits = logits_of(s, stack, batch.tokens, 3)
     loss, norm = stack.gradients(batch, 3, 1.0)
     return {"logits": logits, "loss": loss, "norm": norm, "gradients": gradients_of(s, stack)}
 
@@ -180,7 +180,7 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     rows = {row.name for row in adapter_table(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
     plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
-    model, compiled = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params), {}
+    model, compiled = plain.whole_model(), {}
     base = _logits(s, model, tokens, compiled)
     bank = LORA[s.name].Adapters(bare, model)
     bank.add(config, adapter)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flax import nnx
 
 import jaxtrain.attention
 import jaxtrain.data
@@ -48,7 +47,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
     empty = np.zeros((m.layers, len(prompts), slots, m.kv, m.head))
     cache = s.layers.Cache(s.array(empty), s.array(empty.copy()))
     inputs, positions, at, cached = padded.tokens, padded.positions, 0, []
-    cast = s.decode.cast_once(nnx.merge(stack.graph, stack._whole())) if s is not TORCH else ()
+    cast = s.decode.cast_once(stack.whole_model()) if s is not TORCH else ()
     for step in range(forced.shape[1] + 1):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
@@ -56,7 +55,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
                 hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
-            found, cache = s.decode._step(stack.graph, *cast, inputs, positions, mask, cache, at)
+            found, cache = s.decode._step(stack.programs.graph, *cast, inputs, positions, mask, cache, at)
             cached.append(np.asarray(found))
         at += inputs.shape[1]
         inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1

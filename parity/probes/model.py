@@ -95,7 +95,7 @@ def run_evaluation(s: Side, variant: str, state: str, shared: frozenset[str]) ->
     config = make_config(VARIANTS[variant])
     batch = batches(config, 1)[0]
     total = make(s, config, weights_of(config, state), shared).evaluate(batch)
-    return {"loss": total / int((batch[:, 1:] >= 0).sum())}
+    return {"loss": total / batch.targets}
 
 
 def judge_evaluation(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:

@@ -74,7 +74,7 @@ def give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
     config = stack.config
     tree = to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
     flat = dict(nnx.to_flat_state(stack.params))
-    stack.grads = nnx.from_flat_state(
+    stack.last_gradients = nnx.from_flat_state(
         {path: leaf.replace(jnp.asarray(tree[".".join(path)], leaf.dtype)) for path, leaf in flat.items()}
     )
 

@@ -94,7 +94,7 @@ def run_health(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
     rows, progress = batches(config, 11), Progress()
     with tempfile.TemporaryDirectory() as folder:
         for stop in (RESUMED, UPDATES):
-            part = config.model_copy(update={"train": config.train.model_copy(update={"updates": stop})})
+            part = config.changed(train__updates=stop)
             stack = _Failing(make(s, config, weights_of(config, state), shared), rows)
             loop = _Loop(part, stack, SimpleNamespace(), Path(folder), journal, progress)
             if stop == UPDATES:

@@ -15,7 +15,8 @@ import pytest
 import jaxtrain.loss
 import jaxtrain.model
 import jaxtrain.parallel.sharding
-import jaxtrain.trainer
+import jaxtrain.programs
+import jaxtrain.step
 from jaxtrain.parallel.sharding import Sharding
 
 Patch = pytest.MonkeyPatch
@@ -26,31 +27,29 @@ Patch = pytest.MonkeyPatch
 
 def averaged_twice(patch: Patch) -> None:
     """Gradients of a loss that is already over all rows, averaged over the devices again."""
-    original = jaxtrain.trainer._gradients
+    original = jaxtrain.programs.sharded_gradients
 
-    def gradients(*args: Any, places: Any = None) -> Any:
-        loss, norm, grads = original(*args, places=places)
-        if places is None:
-            return loss, norm, grads
+    def gradients(*args: Any) -> Any:
+        loss, norm, grads = original(*args)
+        places = args[-1]
         mesh = jax.tree.leaves(places)[0].mesh
         size = mesh.shape["data"] * mesh.shape["fsdp"]
         return loss, norm / size, jax.tree.map(lambda g: g / size, grads)
 
-    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+    patch.setattr(jaxtrain.programs, "sharded_gradients", gradients)
 
 
 def norm_per_shard(patch: Patch) -> None:
     """The norm of what one device holds of the gradients, not summed over those that share them."""
-    original = jaxtrain.trainer._gradients
+    original = jaxtrain.programs.sharded_gradients
 
-    def gradients(*args: Any, places: Any = None) -> Any:
-        loss, norm, grads = original(*args, places=places)
-        if places is None:
-            return loss, norm, grads
+    def gradients(*args: Any) -> Any:
+        loss, _, grads = original(*args)
+        places = args[-1]
         specs = jax.tree.map(lambda place: place.spec, places)
         mesh = jax.tree.leaves(places)[0].mesh
         local = jax.shard_map(
-            lambda g: jaxtrain.trainer.global_norm(jax.tree.leaves(g)),
+            lambda g: jaxtrain.step.global_norm(jax.tree.leaves(g)),
             mesh=mesh,
             in_specs=(specs,),
             out_specs=jax.P(),
@@ -58,7 +57,7 @@ def norm_per_shard(patch: Patch) -> None:
         )
         return loss, local(grads), grads
 
-    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+    patch.setattr(jaxtrain.programs, "sharded_gradients", gradients)
 
 
 def mean_of_means(patch: Patch) -> None:
@@ -66,7 +65,7 @@ def mean_of_means(patch: Patch) -> None:
     original = jaxtrain.loss._over_chunks
 
     def over_chunks(hidden: Any, head: Any, labels: Any, vocab: int, chunk: int, scale: Any, *rest: Any) -> Any:
-        if not rest[1:]:
+        if not rest[2:]:  # on one device
             return original(hidden, head, labels, vocab, chunk, scale, *rest)
         own = (labels != jaxtrain.loss.IGNORED).sum()
         rows = ("data", "fsdp", "context")

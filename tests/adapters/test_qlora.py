@@ -38,10 +38,10 @@ from coretrain.runs.adapted import (
     adapter_summary,
     merge_run,
     open_adapters,
-    settled,
+    with_base,
 )
 from coretrain.training.command_line import Command
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 from jaxtrain.trainer import Trainer as JaxTrainer
 from jaxtrain.trainer import _loss as jax_loss
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -153,7 +153,7 @@ def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make,
     write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
     config = small_config(**QLORA, adapter__base=tmp_path / "base")
     bases = counted(config)
-    config, tensors = settled(config)
+    config, tensors = with_base(config)
     base = bases.pop()
     assert not bases
     assert set(base.read.values()) == {1}
@@ -172,7 +172,7 @@ def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make,
 def test_several_adapters_and_a_merge_read_their_base_once(small_config, tmp_path, counted):
     """Once for its fingerprint, and a merge once more."""
     write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
-    config, _ = settled(small_config(**QLORA, adapter__base=tmp_path / "base"))
+    config, _ = with_base(small_config(**QLORA, adapter__base=tmp_path / "base"))
     for name in ("one", "two"):
         write_run(tmp_path / name, config, initial_adapter(config))
     bases = counted(config)
@@ -277,7 +277,7 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     weights = initial_parameters(plain.model, 5)
     write_run(base, plain, weights)
     config = small_config(**QLORA, adapter__base=base, execution__scan_layers="true")
-    config, tensors = settled(on_base(Command(config, None, None, (("adapter.base", str(base)),))).config)
+    config, tensors = with_base(completed(Command(config, None, None, (("adapter.base", str(base)),))).config)
     batch = rows_of(config)
     stacks = [make(config, tensors) for make in (TorchTrainer, JaxTrainer)]
     for update in range(4):

@@ -19,7 +19,7 @@ from coretrain.config.load import (
     presets,
 )
 from coretrain.config.model import RopeScaling
-from coretrain.config.run import CONFIG_VERSION, RunConfig, until
+from coretrain.config.run import CONFIG_VERSION, RunConfig
 from coretrain.planning.flops import (
     batch_sentence,
     hours,

@@ -29,7 +29,7 @@ from coretrain.contract.parameters import initial_parameters
 from coretrain.formats.huggingface.weights import import_huggingface
 from coretrain.formats.peft.names import WEIGHTS
 from coretrain.formats.peft.reader import import_peft
-from coretrain.runs.adapted import merge_run, settled
+from coretrain.runs.adapted import merge_run, with_base
 from coretrain.runs.convert import export_run, import_run
 from parity.probes.sides import JAX, TORCH, logits_of
 from tests.formats.test_huggingface import ROOT, Float64Norm, Float64Rotary
@@ -78,7 +78,7 @@ def made(small_config, tmp_path):
         weights = {name: 3 * v.astype(np.float64) for name, v in initial_parameters(config.model, 1).items()}
         weights = {n: v + 0.1 * rng.standard_normal(v.shape) * n.endswith("bias") for n, v in weights.items()}
         write_run(base, small_config(**{k: v for k, v in fields.items() if not k.startswith("adapter")}), weights)
-        config, _ = settled(config)
+        config, _ = with_base(config)
         tensors = {row.name: rng.standard_normal(row.shape) * 0.2 for row in trained_table(config)}
         write_run(adapter, config, tensors)
         return base, adapter

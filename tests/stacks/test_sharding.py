@@ -22,7 +22,7 @@ from coretrain.processes.layout import Layout
 from jaxtrain.aot.step import abstract_step
 from jaxtrain.attention import KERNELS
 from jaxtrain.model import GPT, abstract_model, dotted
-from jaxtrain.parallel.arrays import exported, initial_tensors, placed
+from jaxtrain.arrays import exported, initial_tensors, placed
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import (
     AXES,

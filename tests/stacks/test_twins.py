@@ -14,7 +14,7 @@ WITHOUT_A_TWIN = {
     "jaxtrain/parallel/sharding.py",
     "jaxtrain/parallel/pipeline.py",
     "jaxtrain/aot/step.py",
-    "jaxtrain/parallel/arrays.py",
+    "jaxtrain/arrays.py",
     # a TPU's compiler without a TPU
     "jaxtrain/aot/tpu.py",
     # torch: DeepSpeed around the update, which in JAX is a matter of sharded arrays; stages as processes

@@ -33,7 +33,7 @@ from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.tokenizers.train import train_tokenizer
 from coretrain.training.command_line import Command
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 from tests.formats.test_gguf import rewrite
 from tests.formats.test_huggingface import MODELS, SMALL, scrambled
 
@@ -317,7 +317,7 @@ def test_sentencepiece_is_kept_as_it_is(tmp_path: Path, kind: str) -> None:
     assert load_tokenizer(tmp_path / "back").encode(TEXTS[0]).tolist() == tokenizer.encode(TEXTS[0]).tolist()
 
     given = (("adapter.kind", "lora"), ("adapter.base", str(tmp_path / "run")))
-    adapted = on_base(Command(load_config("tiny", given), None, None, given)).config
+    adapted = completed(Command(load_config("tiny", given), None, None, given)).config
     assert adapted.data.tokenizer == config.data.tokenizer
 
     path = tmp_path / "run" / "tokenizer.json"

@@ -20,7 +20,7 @@ from torchtrain.layers import Cache, Dropout, drop
 from torchtrain.loss import cross_entropy
 from torchtrain.model import GPT, checkpointed
 from torchtrain.parallel.axes import Axis
-from torchtrain.parallel.processes import Place
+from torchtrain.parallel.processes import ProcessGrid
 
 
 class Stage(GPT):
@@ -97,20 +97,20 @@ class Stage(GPT):
 class Pipeline:
     """The schedule of a stage: gradients of a whole update, and losses without gradients."""
 
-    def __init__(self, config: RunConfig, stage: Stage, place: Place) -> None:
-        self.config, self.stage, self.place = config, stage, place
+    def __init__(self, config: RunConfig, stage: Stage, grid: ProcessGrid) -> None:
+        self.config, self.stage, self.grid = config, stage, grid
         m, device = config.model, next(stage.parameters()).device
-        rows = config.micro_batch // place.layout.sharing_rows
+        rows = config.micro_batch // grid.layout.sharing_rows
         hidden = torch.empty(rows, m.context, m.width, dtype=stage.dtype, device=device)
         ids = torch.empty(rows, m.context, dtype=torch.long, device=device)
         self.unit = PipelineStage(
             stage,
-            place.pipeline.index,
-            place.pipeline.size,
+            grid.pipeline.index,
+            grid.pipeline.size,
             device,
             input_args=(ids if stage.first else hidden.clone().requires_grad_(),),
             output_args=(hidden.requires_grad_(),),
-            group=place.pipeline.group,
+            group=grid.pipeline.group,
         )
         self.scale: Tensor | None = None
 
@@ -135,9 +135,9 @@ class Pipeline:
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         m, chunk = self.config.model, self.config.execution.loss_chunk
-        head, tensor = self.stage.head_weight, self.place.tensor
-        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, tensor)
+        head, tensor = self.stage.head_weight, self.grid.tensor
+        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, tensor=tensor)
 
     def _sum_tied(self) -> None:
         if self.config.model.tied and (self.stage.first or self.stage.last):
-            dist.all_reduce(self.stage.embed.token.grad, group=self.place.ends)
+            dist.all_reduce(self.stage.embed.token.grad, group=self.grid.ends)

@@ -3,8 +3,8 @@
 One process for each device. Ranks run with the tensor axis fastest, then pipeline, then data, so that the processes
 that talk most are neighbours on one machine: rank = (data * pipeline_size + pipeline) * tensor_size + tensor.
 
-`Axis`, `Place`, `place_of`, `enter` and `leave` have no twin: they are the groups of processes and the sums over them
-that in JAX the compiler puts in.
+`ProcessGrid` and `grid_of` have no twin: they are the groups of processes, and the sums over them are what in JAX the
+compiler puts in.
 """
 
 from __future__ import annotations
@@ -102,20 +102,20 @@ class Processes(World):
             ) from error
         return words
 
-    def leave(self) -> None:
+    def reduce_from_tensor_region(self) -> None:
         """Part from the others, where all are done: NCCL's communicators want to be ended."""
         _part()
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessGrid:
     """Where this process stands in the layout."""
 
     layout: Layout = field(default_factory=Layout)
     data: Axis = ALONE
     pipeline: Axis = ALONE
     tensor: Axis = ALONE
-    talks: bool = False
+    joined: bool = False
     """Whether `torch.distributed` runs."""
 
     rank: int = 0
@@ -165,15 +165,15 @@ def _buckets(tensors: Iterable[Tensor], limit: int) -> Iterable[list[Tensor]]:
         yield bucket
 
 
-def place_of(config: RunConfig) -> Place:
-    """This process's place in the layout; alone where `join` was not called. All processes call it in step."""
+def grid_of(config: RunConfig) -> ProcessGrid:
+    """This process in the layout; alone where `join` was not called. All processes call it in step."""
     if not dist.is_initialized():
-        return Place()
-    return _place(layout_of(config, dist.get_world_size()), _timeout(config))
+        return ProcessGrid()
+    return _grid(layout_of(config, dist.get_world_size()), _timeout(config))
 
 
 @functools.cache
-def _place(layout: Layout, timeout: datetime.timedelta) -> Place:
+def _grid(layout: Layout, timeout: datetime.timedelta) -> ProcessGrid:
     rank = dist.get_rank()
     T, P, D = layout.tensor, layout.pipeline, layout.data
     t, p, d = rank % T, rank // T % P, rank // (T * P)
@@ -195,7 +195,7 @@ def _place(layout: Layout, timeout: datetime.timedelta) -> Place:
             ranks = [(a * P + k) * T + b for k in (0, P - 1)]
             group = dist.new_group(ranks, timeout) if P > 1 else None
             ends = group if rank in ranks else ends
-    return Place(
+    return ProcessGrid(
         layout,
         axis(D, d, lambda a, b: [(k * P + a) * T + b for k in range(D)], (P, T)),
         axis(P, p, lambda a, b: [(a * P + k) * T + b for k in range(P)], (D, T)),

@@ -64,7 +64,7 @@ def import_peft(
         "fingerprint": file.metadata.get(FINGERPRINT, config.adapter.fingerprint),
     }
     stated = {"adapter": config.adapter.model_dump(exclude_none=True) | fields}
-    config = config.model_copy(update={"adapter": build_config(stated, str(folder)).adapter})
+    config = config.changed(adapter=build_config(stated, str(folder)).adapter)
     tensors = reader.tensors(config, chosen)
     check_rows(trained_table(config), tensors, str(folder))
     return config, tensors
