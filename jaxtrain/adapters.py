@@ -56,23 +56,23 @@ class LowRank(nnx.Module):
         """scale x A x, of the head: x [..., in] -> [..., r]."""
         return x @ self.a[...].astype(x.dtype).T * self.scale
 
-    def look_up(self, tokens: Array) -> Array:
+    def embedding_delta(self, tokens: Array) -> Array:
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
-    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+    def adapt_embedding(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
-        return rows + self.look_up(tokens)
+        return rows + self.embedding_delta(tokens)
 
-    def head(self, weight: Array) -> Array:
+    def head_weight(self, weight: Array) -> Array:
         """The head's W [V, D] with B beside it: [V, D + r]."""
         return jnp.concatenate([weight, self.b[...]], 1)
 
-    def for_head(self, x: Array, dropped: Array) -> Array:
+    def head_input(self, x: Array, dropped: Array) -> Array:
         """Hidden states [..., D] as wide as `head` is: A x beside x."""
         return jnp.concatenate([x, self.down(dropped)], -1)
 
@@ -93,7 +93,7 @@ class Dora(LowRank):
         m, norm = self.m[...], norms(weight + self.scale * delta, axis)
         return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         factor = self.factor(weight[...], product(self.a[...], self.b[...]), 0)
         if dropped is not x:
@@ -102,12 +102,12 @@ class Dora(LowRank):
             plain = y if bias is None else y - bias[...].astype(x.dtype)
         return y + (factor - 1).astype(x.dtype) * plain + factor.astype(x.dtype) * self(dropped)
 
-    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+    def adapt_embedding(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
         real = table[: self.a.shape[1]]  # without padding
-        return self.factor(real, product(self.b[...], self.a[...]).T, 0) * (rows + self.look_up(tokens))
+        return self.factor(real, product(self.b[...], self.a[...]).T, 0) * (rows + self.embedding_delta(tokens))
 
-    def head(self, weight: Array) -> Array:
+    def head_weight(self, weight: Array) -> Array:
         """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
         b = self.b[...]
         factor = self.factor(weight, product(b, self.a[...]), 1)[:, None]
@@ -115,7 +115,7 @@ class Dora(LowRank):
             return jnp.concatenate([factor * weight, factor * b], 1)
         return jnp.concatenate([weight, (factor - 1) * weight, factor * b], 1)
 
-    def for_head(self, x: Array, dropped: Array) -> Array:
+    def head_input(self, x: Array, dropped: Array) -> Array:
         """Hidden states [..., D] as wide as `head` is."""
         return jnp.concatenate([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
 
@@ -183,9 +183,9 @@ class Bottleneck(nnx.Module):
             return jax.nn.gelu(x, approximate=True)
         return {"relu": jax.nn.relu, "silu": jax.nn.silu}[self.activation](x)
 
-    def linear(self, x: Array, kernel: nnx.Param, bias: nnx.Param | None) -> Array:
+    def linear(self, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """x W + bias in the dtype of x."""
-        y = x @ kernel[...].astype(x.dtype)
+        y = x @ weight[...].astype(x.dtype)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
 

@@ -17,7 +17,7 @@ from coretrain.contract.taps import tap
 from jaxtrain.adapters import Bottleneck, LowRank, Prefix
 from jaxtrain.attention import attention, masked_attention
 from jaxtrain.parallel.sharding import Sharding
-from jaxtrain.quantized import Held
+from jaxtrain.quantized import QuantizedWeight
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -86,7 +86,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
         self.adapter: LowRank | None = nnx.data(None)
-        self.held: Held | None = nnx.data(None)
+        self.held: QuantizedWeight | None = nnx.data(None)
 
     def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
         y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
@@ -94,7 +94,7 @@ class Linear(nnx.Module):
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-        return self.adapter.beside(y, x, dropped, self.kernel, self.bias)
+        return self.adapter.adapt_linear(y, x, dropped, self.kernel, self.bias)
 
 
 class Norm(nnx.Module):

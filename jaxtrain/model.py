@@ -36,7 +36,7 @@ from jaxtrain.layers import (
 )
 from jaxtrain.parallel.pipeline import pipelined
 from jaxtrain.parallel.sharding import Sharding
-from jaxtrain.quantized import make_room, take_over
+from jaxtrain.quantized import allocate, quantize_into
 
 
 class Embed(nnx.Module):
@@ -72,7 +72,7 @@ class GPT(nnx.Module):
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
         attach(config, self)
-        make_room(config, self)
+        allocate(config, self)
 
     @property
     def head_weight(self) -> Array:
@@ -83,7 +83,7 @@ class GPT(nnx.Module):
         if self.head is None:
             return self.embed.token[...]
         weight, adapter = self.head.weight[...], self.head.adapter
-        return weight if adapter is None else adapter.head(weight)
+        return weight if adapter is None else adapter.head_weight(weight)
 
     def __call__(self, tokens: Array, dropout: Dropout | None = None, positions: Array | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
@@ -141,13 +141,13 @@ class GPT(nnx.Module):
 
     def _for_head(self, x: Array, dropout: Dropout | None = None) -> Array:
         adapter = None if self.head is None else self.head.adapter
-        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
+        return x if adapter is None else adapter.head_input(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
         x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
         if self.embed.adapter is not None:
-            x = self.embed.adapter.over(x, tokens, table)
+            x = self.embed.adapter.adapt_embedding(x, tokens, table)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
@@ -231,7 +231,7 @@ def build_model(
     check_rows(table, known, "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = take_over(config, tensors, flat)
+    arrays = quantize_into(config, tensors, flat)
     rest = {path: leaf for path, leaf in flat.items() if path not in arrays}
     arrays |= placed(table, rest, tensors, config.execution.vocab_multiple)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))

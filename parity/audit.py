@@ -68,7 +68,7 @@ SITES = {  # a function of either stack, and the name of what it computes
     "global_norm": "global_norm",
     "tree_norm": "global_norm",
     "tree_sum": "global_norm",
-    "_gradients": "micro-batches",
+    "gradients.<locals>.micro": "micro-batches",
 }
 MATMULS = {"dot_general", "mm", "addmm", "addmm_", "bmm", "baddbmm"}
 AT = {  # (operation, site): class; the operations have the names that each framework gives them

@@ -22,7 +22,7 @@ from torchtrain.parallel.axes import (
     copy_to_tensor_region,
     reduce_from_tensor_region,
 )
-from torchtrain.quantized import Held
+from torchtrain.quantized import QuantizedWeight
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -112,7 +112,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
         self.adapter: LowRank | None = None
-        self.held: Held | None = None
+        self.held: QuantizedWeight | None = None
 
     def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -121,7 +121,7 @@ class Linear(nn.Module):
             if self.adapter is None:
                 return y
             dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-            return self.adapter.beside(y, x, dropped, self.weight, bias)
+            return self.adapter.adapt_linear(y, x, dropped, self.weight, bias)
         total = reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
 

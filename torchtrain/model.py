@@ -41,7 +41,7 @@ from torchtrain.layers import (
     master_dtype,
 )
 from torchtrain.parallel.axes import ALONE, Axis, reduce_from_tensor_region
-from torchtrain.quantized import make_room, take_over
+from torchtrain.quantized import allocate, quantize_into
 
 
 class Embed(nn.Module):
@@ -82,7 +82,7 @@ class GPT(nn.Module):
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
         attach(config, self)
-        make_room(config, self)
+        allocate(config, self)
         if m.position == "rope":
             wide = torch.promote_types(self.dtype, torch.float32)
             for name, table in zip(("cos", "sin"), rotary_tables(m, m.context), strict=True):
@@ -97,7 +97,7 @@ class GPT(nn.Module):
         if self.head is None:
             return self.embed.token
         adapter = self.head.adapter
-        return self.head.weight if adapter is None else adapter.head(self.head.weight)
+        return self.head.weight if adapter is None else adapter.head_weight(self.head.weight)
 
     def forward(self, tokens: Tensor, dropout: Dropout | None = None, positions: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] after the final norm, for token ids [B, T].
@@ -133,7 +133,7 @@ class GPT(nn.Module):
 
     def _for_head(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         adapter = None if self.head is None else self.head.adapter
-        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
+        return x if adapter is None else adapter.head_input(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
@@ -146,7 +146,7 @@ class GPT(nn.Module):
             rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
             x = reduce_from_tensor_region(rows.where(here.unsqueeze(-1), 0), self.tensor)
         if self.embed.adapter is not None:
-            x = self.embed.adapter.over(x, tokens, self.embed.token)
+            x = self.embed.adapter.adapt_embedding(x, tokens, self.embed.token)
         return (x if position is None else x + position).to(self.dtype)
 
 
@@ -186,7 +186,7 @@ def materialize(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray]
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
     load_tensors(config, dict(model.named_parameters()), tensors, model.tensor)
-    take_over(config, model, tensors, device)
+    quantize_into(config, model, tensors, device)
     freeze(config, model)
     return model
 

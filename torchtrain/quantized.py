@@ -65,7 +65,7 @@ def _largest(weight: Packed) -> Tensor:
     return levels * weight.steps.repeat_interleave(SCALES)[: levels.numel()] + weight.offset
 
 
-class Held(nn.Module):
+class QuantizedWeight(nn.Module):
     """A frozen weight [out, in] in bytes, in the place of a linear layer's own; it has no gradient."""
 
     def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
@@ -85,14 +85,14 @@ class Held(nn.Module):
         return _Product.apply(x, weight.kind, weight.shape, weight.values, weight.scales, weight.steps, weight.offset)
 
 
-def make_room(config: RunConfig, model: Any) -> None:
+def allocate(config: RunConfig, model: Any) -> None:
     """Put bytes, still empty, in the place of every weight of `quantized_table`."""
     for row in quantized_table(config):
         module = model.get_submodule(row.name.rpartition(".")[0])
-        module.weight, module.held = None, Held(config.adapter.quantize, row.shape)
+        module.weight, module.held = None, QuantizedWeight(config.adapter.quantize, row.shape)
 
 
-def take_over(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
+def quantize_into(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
     """Fill the bytes from a base's whole `tensors`, quantized on the host one at a time."""
     for row in quantized_table(config):
         held = model.get_submodule(row.name.rpartition(".")[0]).held

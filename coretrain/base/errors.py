@@ -67,7 +67,7 @@ def said(error: Exception, way_out: str = ANEW) -> int | None:
     return None
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End this process at once, workers and all, whatever its threads wait for.
 
     An interpreter that ends orderly waits for some threads and aborts for others: orbax's wait for processes that don't

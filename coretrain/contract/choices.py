@@ -37,7 +37,9 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
     forced = config.execution.attention
     if forced != "auto":
         if forced not in kernels:
-            raise UserError(f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}")
+            raise UserError(
+                f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}"
+            )
         if obstacle := obstacle_of(kernels[forced], config, device):
             raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
         return Choice(forced, "asked for by execution.attention")

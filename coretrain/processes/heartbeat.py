@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from coretrain.base.errors import leave
+from coretrain.base.errors import exit_now
 from coretrain.processes.world import World
 
 SAID = 3
@@ -138,7 +138,7 @@ class Watch:
             if fault and not self._end.is_set():
                 # for the others to read it too, and to be gone before the first, whose end would break their talk
                 time.sleep((4 if self.world.first else 2) * self.interval)
-                leave(SAID)  # the main thread is inside a collective and can't be called back
+                exit_now(SAID)  # the main thread is inside a collective and can't be called back
 
     def _say(self, fault: str) -> None:
         """Print the sentence and leave it for the others, unless another that looks has just done so."""

@@ -26,7 +26,7 @@ class World:
         """Each process's text, by rank, on all of them."""
         return [text]
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done."""
 
     @property

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coretrain.base.errors import (
     RESUME,
     UserError,
-    leave,
+    exit_now,
     said,
 )
 from coretrain.base.files import write_atomically
@@ -69,7 +69,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     world = join(command.config)
     try:
         code = _run(command, stack_name, make_stack, world)
-        world.leave()
+        world.shutdown()
     except BaseException as error:
         if world.size == 1:
             raise
@@ -78,7 +78,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
             traceback.print_exc()
         time.sleep(LEAVES_LAST if world.first else 0)
     if world.size > 1:
-        leave(code)
+        exit_now(code)
     return code
 
 

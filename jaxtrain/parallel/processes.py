@@ -114,7 +114,7 @@ class Processes(World):
         self._calls += 1
         return [found[name][1:] for name in sorted(found)]
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done: the first keeps what all hold on to."""
         jax.distributed.shutdown()
 

@@ -217,7 +217,7 @@ def test_compiled_torch_keeps_no_dequantized_weight(monkeypatch):
         y.sum().backward()
         return [dtype for size, dtype in found if size == 128 * 64 and dtype != torch.bool]
 
-    held, x = torchtrain.quantized.Held("nf4", (128, 64)), torch.randn(3, 5, 64, requires_grad=True)
+    held, x = torchtrain.quantized.QuantizedWeight("nf4", (128, 64)), torch.randn(3, 5, 64, requires_grad=True)
     weight = quantize(np.random.default_rng(0).standard_normal((128, 64)), "nf4")
     for name, array in weight.arrays.items():
         setattr(held, name, torch.from_numpy(array))

@@ -20,9 +20,9 @@ from coretrain.base.lazy import LazyTensors
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.processes.layout import Layout
 from jaxtrain.aot.step import abstract_step
+from jaxtrain.arrays import exported, initial_tensors, placed
 from jaxtrain.attention import KERNELS
 from jaxtrain.model import GPT, abstract_model, dotted
-from jaxtrain.arrays import exported, initial_tensors, placed
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import (
     AXES,

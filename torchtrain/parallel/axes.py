@@ -1,4 +1,7 @@
-"""One axis of processes, and how activations cross it."""
+"""One axis of processes, and how activations cross it.
+
+This file has no twin: in JAX the compiler puts these sums in.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The stack where layers lie in stages, one process (or tensor axis of them) each: micro-batches pass through."""
+"""The stack where layers lie in stages, one process (or tensor axis of them) each: micro-batches pass through.
+
+This file has no twin: in JAX stages are an axis of the mesh (jaxtrain/parallel/pipeline.py).
+"""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Processes(World):
             ) from error
         return words
 
-    def reduce_from_tensor_region(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done: NCCL's communicators want to be ended."""
         _part()
 

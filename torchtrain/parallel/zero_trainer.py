@@ -1,4 +1,7 @@
-"""The stack under DeepSpeed's ZeRO: the state is sharded over the data axis, and DeepSpeed sums the gradients."""
+"""The stack under DeepSpeed's ZeRO: the state is sharded over the data axis, and DeepSpeed sums the gradients.
+
+This file has no twin: in JAX sharded arrays do this (jaxtrain/parallel/sharding.py).
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Place:
     name: str
     parts: tuple[str, ...]
     transposed: bool = False
-    """Held as [in, out]; several parts lie along the last axis."""
+    """QuantizedWeight as [in, out]; several parts lie along the last axis."""
 
 
 def places(m: ModelConfig) -> Iterator[Place]:
