@@ -6,9 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "docstrings.py"
+from tests.support.commands import ROOT
+
+SCRIPT = ROOT / "scripts" / "docstrings.py"
 SOURCE = '''
 raise SystemExit("sources are parsed, never run")
 

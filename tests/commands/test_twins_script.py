@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "twins.py"
+from tests.support.commands import ROOT
+
+SCRIPT = ROOT / "scripts" / "twins.py"
 
 
 def make_run(folder, losses, validation):

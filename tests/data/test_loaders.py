@@ -23,8 +23,8 @@ from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
 from coretrain.data.order import batch_hash
 from coretrain.data.splits import Data
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STACKS = pytest.mark.parametrize("stack", ["jaxtrain", "torchtrain"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from coretrain.processes.layout import Layout
 from coretrain.processes.rendezvous import meet
 from coretrain.processes.supported import check_combination
 from coretrain.processes.world import World
+from tests.support.commands import ROOT
 
 JOIN = """
 import sys
@@ -37,8 +37,7 @@ def config(**fields):
 
 def started(environment: dict[str, object], more: list[str]) -> subprocess.Popen:
     """A process that joins."""
-    root = str(Path(__file__).resolve().parents[2])
-    facts = environment_alone() | {"PYTHONPATH": root} | {name: str(value) for name, value in environment.items()}
+    facts = environment_alone() | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in environment.items()}
     command, pipe = [sys.executable, "-c", JOIN, "execution.device=cpu", *more], subprocess.PIPE
     return subprocess.Popen(command, env=facts, stdout=pipe, stderr=pipe, text=True)
 
@@ -83,7 +82,7 @@ def test_torchrun_starts_jax_too(tmp_path):
         "--master-port",
         str(free_port()),
     ]
-    environment = environment_alone() | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = environment_alone() | {"PYTHONPATH": str(ROOT)}
     out = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.count(HELLO) == 2
