@@ -134,7 +134,7 @@ WITHOUT_X64 = """
 import sys
 import jax
 import numpy as np
-from coretrain.config.run import RunConfig
+from coretrain.config.load import config_from_json
 from jaxtrain.model import canonical_tensors
 from jaxtrain.trainer import Trainer
 

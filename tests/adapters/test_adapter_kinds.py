@@ -242,6 +242,7 @@ def test_what_is_no_change_of_weights_is_not_merged(small_config, kind):
     assert getattr(bank.model.blocks[0].attention, slot) is not None
 
 
+@pytest.mark.whole
 def test_from_a_base_to_text_through_a_prefix(corpus, tmp_path):
     """Train, adapt, the same greedy text from both stacks; a merge is refused before it writes."""
     base, prefix = tmp_path / "base", tmp_path / "prefix"

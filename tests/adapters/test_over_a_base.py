@@ -157,6 +157,7 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ra
         said("first", "other")
 
 
+@pytest.mark.whole
 def test_from_a_base_to_a_merged_run(corpus, tmp_path):
     """Train, adapt, go on with the base, move it, go on with the adapter in the other stack, merge."""
     base, moved, lora, whole = (tmp_path / name for name in ("base", "moved", "lora", "merged"))

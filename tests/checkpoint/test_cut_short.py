@@ -39,6 +39,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.whole
 def test_a_write_cut_off_by_the_system_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FILL, str(tmp_path / "i")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
@@ -110,6 +111,7 @@ for update in range(1, 100_000):
 """
 
 
+@pytest.mark.whole
 def test_killed_at_any_moment_the_newest_complete_one_is_whole(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     for trial in range(4):

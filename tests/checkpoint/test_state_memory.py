@@ -17,6 +17,7 @@ STACKS = ("torch", "jax")
 LIMIT = 1.3
 
 
+@pytest.mark.whole
 @needs_proc
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_state_goes_to_disk_and_back_in_its_own_memory(stack, tmp_path):

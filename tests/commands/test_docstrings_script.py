@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.commands import ROOT
 
 SCRIPT = ROOT / "scripts" / "docstrings.py"
@@ -56,6 +58,7 @@ def test_what_becomes_a_row(tmp_path):
     ]
 
 
+@pytest.mark.whole
 def test_the_standard_library(tmp_path):
     def call(*words):
         return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True)

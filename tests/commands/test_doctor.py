@@ -37,6 +37,7 @@ def load(name: str, monkeypatch):
     return importlib.import_module(name)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("missing", "there"), [("torch", "jaxtrain device"), ("jax", "torchtrain device")])
 def test_it_works_without_a_framework(missing, there):
     out = doctor(missing)

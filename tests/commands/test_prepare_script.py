@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import script
+
+pytestmark = pytest.mark.whole
 
 
 def test_the_command_line(tmp_path: Path, corpus: Path) -> None:

@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.commands import ROOT
+
+pytestmark = pytest.mark.whole
 
 SCRIPT = ROOT / "scripts" / "twins.py"
 

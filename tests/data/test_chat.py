@@ -184,6 +184,7 @@ SMALL_RUN = {
 }  # fmt: skip
 
 
+@pytest.mark.whole
 def test_whole_runs_of_both_stacks(tmp_path):
     """A base on conversations in torch; an adapter on it in JAX, resumed in torch; the same batches; questions."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows(30)))

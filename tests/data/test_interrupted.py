@@ -30,6 +30,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_prepare_leaves_nothing_half_made_and_goes_on(tmp_path: Path, processes: int) -> None:
     (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_texts(6000, size=900)))

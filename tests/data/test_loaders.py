@@ -124,6 +124,7 @@ def test_dropping_the_iterator_ends_its_workers(stack: str, folder: Path) -> Non
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.whole
 @STACKS
 def test_workers_end_with_a_killed_trainer(stack: str, folder: Path) -> None:
     # a batch of 67 kB fills a pipe, so that a worker is stuck in it when its trainer dies

@@ -32,6 +32,7 @@ from tests.support.gguf_files import TEMPLATE
 from tests.support.models import LLAMA, MODELS, SMALL, scrambled
 
 
+@pytest.mark.whole
 def test_command_line_from_gguf_to_all_forms(
     tmp_path: Path, pretrained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_what_the_trainers_alone_do_is_refused(monkeypatch: pytest.MonkeyPatch, 
         script.main()
 
 
+@pytest.mark.whole
 def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> None:
     place = interchange_of(tmp_path / "run", "update-00000007")
     model = MODELS["llama"]
@@ -107,6 +109,7 @@ def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> Non
     assert "has no tokenizer" in out.stderr
 
 
+@pytest.mark.whole
 def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     model = ModelConfig(**SMALL | {"vocab": trained.vocab}, **LLAMA)
     data = DataConfig(format="chat", row_tokens=24)

@@ -49,6 +49,7 @@ def nrel(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
+@pytest.mark.whole
 @model_kinds
 def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, float64_oracle: None) -> None:
     export_huggingface(tmp_path / "hf", model, scrambled(model, np.float64))

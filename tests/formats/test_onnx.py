@@ -16,6 +16,8 @@ from tests.support.commands import convert
 from tests.support.models import MODELS, scrambled
 from torchtrain.onnx_export import export_onnx
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 @pytest.mark.parametrize("kind", ["llama grouped untied", pytest.param("gpt2", marks=pytest.mark.slow)])

@@ -348,6 +348,7 @@ def test_merged_exports_are_the_merged_run(made, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.whole
 def test_the_command_line(made, tmp_path):
     """Out and in again by scripts/convert.py; a flipped bit in the run's file ends it."""
     base, adapter = made(**KINDS["llama, tied"])

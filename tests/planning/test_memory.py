@@ -11,6 +11,7 @@ from coretrain.processes.layout import Layout
 from tests.support.plans import made, refused
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_memory_is_what_a_real_update_takes(stack):
     # Floor: torch +0.8 to +2.8% on this case in three runs, JAX +5.0%; at most 8.9% over the cases of docs/planning.md.

@@ -111,6 +111,7 @@ def test_refusals_are_one_sentence():
     assert "less than one update" in refused("tiny", "--on", "h100", "--tokens", 10)
 
 
+@pytest.mark.whole
 def test_the_program_ends_with_two_on_a_mistake():
     command = [sys.executable, ROOT / "scripts" / "plan.py", "tiny", "--on", "h10"]
     done = subprocess.run(command, capture_output=True, text=True)

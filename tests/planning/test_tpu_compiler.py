@@ -141,6 +141,7 @@ def on_a_slice(name: str, kind: str):
     return made(name.removesuffix(" whole"), **fields), layout, topology
 
 
+@pytest.mark.whole
 @pytest.mark.tpu_compiler
 @needs_libtpu
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -152,6 +153,7 @@ def test_every_preset_compiles_and_takes_what_is_computed(name, kind):
     assert footprint(c, layout, "jax").total == pytest.approx(compiled_bytes(c, found), rel=0.15)
 
 
+@pytest.mark.whole
 @pytest.mark.tpu_compiler
 @needs_libtpu
 def test_a_topology_that_the_compiler_does_not_know():

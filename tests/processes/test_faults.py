@@ -31,6 +31,8 @@ from tests.support.whole_runs import (
     wait_for_updates,
 )
 
+pytestmark = pytest.mark.whole
+
 STACKS = ("torch", "jax")
 TWO = ("--parallel.data", "2", "--spawn")
 UPDATES = ("--train.updates", "40")

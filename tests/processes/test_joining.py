@@ -50,6 +50,7 @@ def joined(environments: list[dict[str, object]], words: list[list[str]]) -> lis
     return [out.strip() for out, _ in said]
 
 
+@pytest.mark.whole
 def test_slurm_tells_who_is_there():
     slurm = {"SLURM_JOB_ID": 4321, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2}
     each = [
@@ -60,6 +61,7 @@ def test_slurm_tells_who_is_there():
     assert joined(each[:1], [["parallel.hosts=1"]]) == ["rank 0 of 1 ['hello from 0']"]
 
 
+@pytest.mark.whole
 def test_hosts_may_be_told_by_hand():
     """They have the rest of the config in common: `parallel.host` is no part of it."""
     place = f"parallel.coordinator=127.0.0.1:{free_port()}"
@@ -69,6 +71,7 @@ def test_hosts_may_be_told_by_hand():
     assert first == second
 
 
+@pytest.mark.whole
 def test_torchrun_starts_jax_too(tmp_path):
     """Its own store listens on the port that it tells."""
     script = tmp_path / "joins.py"
@@ -123,6 +126,7 @@ def visit(port: int) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.whole
 def test_a_lone_host_ends_with_a_sentence():
     """Whichever it is: here both, each waiting at a place of its own."""
     lone = []
