@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import (
@@ -22,8 +23,6 @@ from coretrain.contract.parameters import (
     pad_vocab,
     parameter_table,
 )
-
-Tensors = Mapping[str, np.ndarray]
 
 
 def initial_tensors(model: ModelConfig, seed: int) -> LazyTensors:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-Tensors = Mapping[str, np.ndarray]
+from coretrain.base.arrays import Tensors
 
 
 def nrel(a: np.ndarray, b: np.ndarray) -> float:

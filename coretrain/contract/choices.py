@@ -43,7 +43,7 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
         if obstacle := obstacle_of(kernels[forced], config, device):
             raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
         return Choice(forced, "asked for by execution.attention")
-    passed = []
+    passed: list[str] = []
     for name, kernel in kernels.items():
         obstacle = obstacle_of(kernel, config, device)
         if obstacle is None:

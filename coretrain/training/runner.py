@@ -6,12 +6,10 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import (
     RESUME,
     UserError,
@@ -47,7 +45,6 @@ from coretrain.training.restore import (
 from coretrain.training.spawn import line_that_goes_on, spawn
 from coretrain.training.stack import Stack
 
-Tensors = Mapping[str, NDArray[np.generic]]
 MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30

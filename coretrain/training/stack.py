@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.base.arrays import Tensors
 from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
-
-Tensors = Mapping[str, NDArray[np.generic]]
 
 
 class Saves(Protocol):

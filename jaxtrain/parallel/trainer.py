@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.data.batch import Batch
 from jaxtrain.adapters import combine
@@ -21,17 +22,16 @@ from jaxtrain.layers import Dropout
 from jaxtrain.model import GPT, abstract_model
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh
-from jaxtrain.trainer import Tensors, Trainer
+from jaxtrain.trainer import Trainer
 
 
 class ParallelTrainer(Trainer):
     """A `Trainer` on a mesh. Where several processes hold the devices, all of them call its methods in step."""
 
-    def _choose_place(self) -> Sharding:
+    def _choose_place(self) -> tuple[jax.Device, Sharding]:
         self.devices = choose_devices(self.config, jax.devices(self.device_choice.name))
-        self.device = self.devices.devices[0]
         self.sharding = Sharding(make_mesh(self.devices.layout, self.devices.devices), self.config)
-        return self.sharding
+        return self.devices.devices[0], self.sharding
 
     def _initial(self) -> Tensors:
         return initial_tensors(self.config.model, self.config.train.seed)  # one at a time: each host takes a part of it

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 import parity.localize
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.data.batch import Batch, windows
-from parity.localize.pairs import Tensors
 from parity.localize.replay import localize_runs
 from parity.localize.search import UPDATES, localize_config
 from parity.pair import batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.contract.taps import tap
 from parity.localize.judge import judge
@@ -31,7 +32,6 @@ from parity.localize.rows import (
 )
 from parity.localize.show import Report
 
-Tensors = Mapping[str, np.ndarray]
 ALWAYS = {"output", LOSS}
 """Taps that `localize` itself puts on both sides."""
 

@@ -20,6 +20,7 @@ import torchtrain.layers
 import torchtrain.model
 import torchtrain.objective
 import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import to_jax_tree
 from coretrain.contract.schedule import clip_factor, learning_rate
@@ -48,7 +49,6 @@ UPDATES = 3
 """Updates that are compared: the second has moments, the third has them mixed."""
 STEP_ROUNDING = 8
 """A step may be off by so many roundings of its parameter."""
-Tensors = Mapping[str, np.ndarray]
 
 
 def jax_recorder(stack: JaxTrainer) -> JaxRecorder:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import rows_of
@@ -21,7 +22,6 @@ from torchtrain.model import materialize
 from torchtrain.optimizer import Optimizer
 from torchtrain.parallel.pipeline import Pipeline, Stage
 from torchtrain.parallel.trainer import ParallelTrainer
-from torchtrain.trainer import Tensors
 
 
 class PipelineTrainer(ParallelTrainer):

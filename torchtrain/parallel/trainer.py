@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import InitialParameters
@@ -26,7 +27,7 @@ from torchtrain.objective import label_logprobs
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel.processes import grid_of
 from torchtrain.step import dropout_masks, target_scale
-from torchtrain.trainer import Tensors, Trainer
+from torchtrain.trainer import Trainer
 
 
 class ParallelTrainer(Trainer):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Fragment
 from coretrain.contract.sampling import Sampling
@@ -21,7 +22,6 @@ from coretrain.data.batch import Batch
 from torchtrain.checkpoint import save_native
 from torchtrain.parallel.trainer import ParallelTrainer
 from torchtrain.parallel.zero import Zero
-from torchtrain.trainer import Tensors
 
 
 class ZeroTrainer(ParallelTrainer):
