@@ -171,7 +171,7 @@ def judge_updates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Ga
 def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Logits without dropout: with the adapter beside the weights, merged into them, out again, and switched off."""
     config = make_config(ADAPTED[variant])
-    weights, tokens = adapted_weights(config), batches(config, 1)[0][:, :-1]
+    weights, tokens = adapted_weights(config), batches(config, 1)[0].tokens
     stack = make(s, config, weights, shared)
     # biases that the adapter has trained aren't the base's
     adapter = {n: v + 0.1 * n.endswith(".bias") for n, v in stack.export()["parameters"].items()}
