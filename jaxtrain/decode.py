@@ -89,6 +89,6 @@ def _everywhere(state) -> NamedSharding | None:
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=6)
 def _step(graph, state, head, tokens, positions, mask, cache, at, everywhere=None):
     model = nnx.merge(graph, state)
-    hidden, cache = model.step(tokens, positions, mask, cache, at)
+    hidden, cache = model.decode(tokens, positions, mask, cache, at)
     results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)

@@ -209,7 +209,7 @@ class Block(nnx.Module):
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, site + 1))
 
-    def step(
+    def decode(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
     ) -> tuple[Array, Array, Array]:
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.adapters.targets import all_parameters, frozen_matrices
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows, from_jax_tree, padded_vocab
@@ -115,14 +115,14 @@ class GPT(nnx.Module):
             x = self._rows(pipelined(self.sharding, stage, stacked, x, rows, self.config.layers))
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
+    def decode(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
         rotary = tuple(table[positions] for table in self._rotary()) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            x, keys, values = nnx.merge(block, item[0]).step(x, rotary, mask, item[1], item[2], at)
+            x, keys, values = nnx.merge(block, item[0]).decode(x, rotary, mask, item[1], item[2], at)
             return x, (keys, values)
 
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
@@ -225,7 +225,7 @@ def build_model(
 
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
-    table = whole_table(config)
+    table = all_parameters(config)
     shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in table}
     known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
     check_rows(table, known, "the parameters")
@@ -255,4 +255,4 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
 def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return from_jax_tree(whole_table(config), flat)
+    return from_jax_tree(all_parameters(config), flat)

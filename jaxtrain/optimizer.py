@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
 from jaxtrain.arrays import dotted, exported, placed
@@ -95,7 +95,7 @@ class Optimizer:
     def __init__(self, config: RunConfig, params: nnx.State) -> None:
         o = config.optimizer
         self.config = config
-        table = {row.jax_path: row for row in trained_table(config)}
+        table = {row.jax_path: row for row in trainable_parameters(config)}
         paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
         decays = jax.tree.map(lambda path: table[path].decay, paths)
         kinds = jax.tree.map(lambda path: "muon" if takes_muon(config, table[path]) else "adam", paths)
@@ -132,7 +132,7 @@ class Optimizer:
     ) -> dict[str, Mapping[str, np.ndarray]]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
         return {
-            group: exported(trained_table(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
+            group: exported(trainable_parameters(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
             for group, leaves in _groups(state).items()
         }
 
@@ -140,7 +140,7 @@ class Optimizer:
         """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""
         multiple = self.config.execution.vocab_multiple
         filled = {
-            group: placed(trained_table(self.config), leaves, moments.get(group, {}), multiple)
+            group: placed(trainable_parameters(self.config), leaves, moments.get(group, {}), multiple)
             for group, leaves in _groups(state).items()
         }
         return jax.tree_util.tree_map_with_path(lambda path, _: filled[_group(path)][_parameter(path)], state)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import keep_freed_memory
@@ -170,13 +170,13 @@ class Trainer:
     def export(self) -> Mapping[str, Tensors]:
         """Parameters and moments in the interchange form, in the table's order, each read when it is asked for."""
         groups = self._exported()
-        names = [row.name for row in trained_table(self.config)]
+        names = [row.name for row in trainable_parameters(self.config)]
         return {g: LazyTensors([n for n in names if n in group], group.__getitem__) for g, group in groups.items()}
 
     def _exported(self) -> dict[str, Tensors]:
         """In the order of the arrays, each of which is fetched once."""
         self.donation_blocked = True
-        parameters = exported_tree(trained_table(self.config), self.params)
+        parameters = exported_tree(trainable_parameters(self.config), self.params)
         return {"parameters": parameters, **self.optimizer.moments(self._moments_now())}
 
     def adopt(self, groups: Mapping[str, Tensors], applied: int) -> None:
@@ -197,4 +197,4 @@ class Trainer:
         if self.frozen is None:
             return nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_mesh))
         multiple = self.config.execution.vocab_multiple
-        return placed_tree(trained_table(self.config), self.programs.params, tensors, multiple)
+        return placed_tree(trainable_parameters(self.config), self.programs.params, tensors, multiple)

@@ -156,7 +156,7 @@ def make_config(variant: dict[str, object], **more: object) -> RunConfig:
     return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
 
 
-def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
+def perturbed(config: RunConfig) -> dict[str, np.ndarray]:
     """Weights that hide nothing: every bias and gain away from 0 and 1, every matrix larger than at the start.
 
     At the start a dropped bias changes nothing, and attention is so even that its scale hardly counts.
@@ -170,9 +170,9 @@ def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
     return weights
 
 
-def faint(config: RunConfig) -> dict[str, np.ndarray]:
+def tiny_head(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
-    weights = scrambled(config)
+    weights = perturbed(config)
     return weights | {"head.weight": weights["head.weight"] / np.float32(256)}
 
 
@@ -188,7 +188,7 @@ def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
 
 WEIGHTS = {
     "initial": lambda config: initial_parameters(config.model, config.train.seed),
-    "scrambled": scrambled,
+    "perturbed": perturbed,
     "trained": trained,
 }
 """The three states in which the stacks are compared."""
@@ -235,7 +235,7 @@ class Pair:
         return self.torch, self.jax
 
     @property
-    def apart(self) -> frozenset[str]:
+    def excluded(self) -> frozenset[str]:
         """Tensors that are compared apart."""
         return noise_only(self.config)
 
@@ -302,8 +302,8 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
 
 
 def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:
-    """Both trainers with `weights` (default: scrambled)."""
-    weights = scrambled(config) if weights is None else weights
+    """Both trainers with `weights` (default: perturbed)."""
+    weights = perturbed(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
 
 

@@ -15,8 +15,8 @@ from coretrain.adapters.targets import (
     PARTS,
     Target,
     adapter_targets,
-    trained_table,
-    whole_table,
+    all_parameters,
+    trainable_parameters,
 )
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import pad_vocab
@@ -198,7 +198,7 @@ def detach(model: Any) -> None:
 
 def freeze(config: RunConfig, model: Any) -> None:
     """Leave gradients to what `config` trains."""
-    names = {row.name for row in trained_table(config)}
+    names = {row.name for row in trainable_parameters(config)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
@@ -228,7 +228,7 @@ class Adapters(AdapterBank):
     def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
         attach(config, self.model)
         own = dict(self.model.named_parameters())
-        for row in trained_table(config):
+        for row in trainable_parameters(config):
             value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
             own[row.name].data = torch.from_numpy(np.array(value)).to(own[row.name])
 
@@ -236,7 +236,7 @@ class Adapters(AdapterBank):
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
-        own, rows = dict(self.model.named_parameters()), {row.name: row for row in whole_table(config)}
+        own, rows = dict(self.model.named_parameters()), {row.name: row for row in all_parameters(config)}
         for name, delta in self._deltas(lambda row: own[row.name][: row.shape[0]].cpu().numpy()).items():
             value = pad_vocab(rows[name], sign * delta, config.execution.vocab_multiple)
             whole = own[name].cpu().double() + torch.from_numpy(value)  # MPS has no float64

@@ -10,7 +10,7 @@ import numpy as np
 from coretrain.base.errors import exits_cleanly
 from coretrain.config.run import RunConfig
 from coretrain.contract.sampling import Sampling
-from coretrain.training.generate import Asked, generate_text
+from coretrain.training.generate import Prompts, generate_text
 from torchtrain.adapters import Adapters
 from torchtrain.decode import generate
 from torchtrain.trainer import Trainer
@@ -19,7 +19,7 @@ from torchtrain.trainer import Trainer
 def generate_each(
     stack: Trainer,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
-    asked: Sequence[Asked],
+    asked: Sequence[Prompts],
     tokens: int,
     sampling: Sampling,
 ) -> Iterator[list[list[int]]]:

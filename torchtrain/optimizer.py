@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.checkpoint.fragments import Fragment, size_of
 from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
@@ -71,7 +71,7 @@ class Optimizer:
     def __init__(self, config: RunConfig, model: GPT) -> None:
         self.config, self.tensor = config, model.tensor
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        table = [row for row in trained_table(config) if row.name in self.parameters]
+        table = [row for row in trainable_parameters(config) if row.name in self.parameters]
         self.muon = [r.name for r in table if takes_muon(config, r)]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
         self.decay = decay_rate(config.optimizer)
@@ -124,7 +124,7 @@ class Optimizer:
     @torch.no_grad()
     def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take moments as `moments` gives them, after `applied` updates."""
-        for row in trained_table(self.config):
+        for row in trainable_parameters(self.config):
             if row.name not in self.parameters:
                 continue
             parameter = self.parameters[row.name]
@@ -152,7 +152,7 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
     """Numbers [start, start + n) of this process's part of a tensor, for a checkpoint: none where they are padding,
     or where all of the tensor axis have them and this isn't the first. What lies in the host's memory is not copied.
     """
-    row = next(row for row in trained_table(config) if row.name == name)
+    row = next(row for row in trainable_parameters(config) if row.name == name)
     edges = shard_bounds(config, row, tensor)
     if tensor.index > 0 and replicated(row):
         return
@@ -164,7 +164,7 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
 
 def replicated_names(config: RunConfig) -> frozenset[str]:
     """The parameters that all processes of the tensor axis hold whole."""
-    return frozenset(row.name for row in trained_table(config) if replicated(row))
+    return frozenset(row.name for row in trainable_parameters(config) if replicated(row))
 
 
 def replicated(row: Parameter) -> bool:

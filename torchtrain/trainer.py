@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
@@ -173,7 +173,9 @@ class Trainer:
         """Take parameters and moments from the interchange form, one tensor at a time."""
         self._wait_for_readers()
         parameters = dict(self.model.named_parameters())
-        load_tensors(self.config, parameters, groups["parameters"], self.model.tensor, trained_table(self.config))
+        load_tensors(
+            self.config, parameters, groups["parameters"], self.model.tensor, trainable_parameters(self.config)
+        )
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.optimizer.load(moments, applied)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coretrain.adapters.kinds import check_mergeable
 from coretrain.adapters.merge import added, other_field
-from coretrain.adapters.targets import adapter_targets, frozen_matrices, trained_table
+from coretrain.adapters.targets import adapter_targets, frozen_matrices, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
@@ -37,7 +37,7 @@ class AdapterBank(ABC):
         name = config.adapter.name
         if name == self.active:
             raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
-        check_rows(trained_table(config), tensors, f"adapter {name}")
+        check_rows(trainable_parameters(config), tensors, f"adapter {name}")
         if field := other_field(config.model, self.config.model):
             ours, theirs = getattr(self.config.model, field), getattr(config.model, field)
             raise UserError(f"adapter {name} is of another model: its model.{field} = {theirs}, and here it is {ours}")

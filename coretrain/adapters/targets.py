@@ -151,19 +151,19 @@ def _target(row: Parameter, rank: int, kind: str) -> Target:
 
 
 @functools.cache
-def adapter_table(config: RunConfig) -> tuple[Parameter, ...]:
+def adapter_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The adapter's tensors, in the order of the parameter table."""
     return tuple(row for target in adapter_targets(config) for row in target.tensors)
 
 
 @functools.cache
-def whole_table(config: RunConfig) -> tuple[Parameter, ...]:
+def all_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The model's parameters and the adapter's."""
-    return parameter_table(config.model) + adapter_table(config)
+    return parameter_table(config.model) + adapter_parameters(config)
 
 
 @functools.cache
-def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
+def trainable_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for."""
     if config.adapter.kind == "none":
         return parameter_table(config.model)
@@ -174,7 +174,7 @@ def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
         if row.name.endswith(".bias")
         and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
     ]
-    return adapter_table(config) + tuple(biases)
+    return adapter_parameters(config) + tuple(biases)
 
 
 @functools.cache
@@ -191,7 +191,9 @@ def frozen_matrices(config: RunConfig) -> tuple[Parameter, ...]:
 def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
     """The adapter's tensors before the first update, by canonical name; but not DoRA's m, which the base decides."""
     base = _magnitudes(config)
-    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config) if row.name not in base}
+    return {
+        row.name: initial_value(row, config.train.seed) for row in adapter_parameters(config) if row.name not in base
+    }
 
 
 def _magnitudes(config: RunConfig) -> dict[str, Target]:

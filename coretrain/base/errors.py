@@ -43,7 +43,7 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
         try:
             code = main()
         except (UserError, OSError) as error:
-            code = said(error, way_out)
+            code = print_user_error(error, way_out)
             if code is None:
                 raise
         sys.exit(code or 0)
@@ -51,7 +51,7 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
     return wrapped
 
 
-def said(error: Exception, way_out: str = ANEW) -> int | None:
+def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
     """Say a `UserError` or a full disk in one sentence; the exit code. None for any other error: it isn't the user's.
 
     `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first

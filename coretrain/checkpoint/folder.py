@@ -119,12 +119,12 @@ class CheckpointFolder:
         world = world or World()
         best = self.best() if best_first else None
         order = sorted(self.complete(), key=lambda path: path != best)
-        for name in world.told("\n".join(path.name for path in order)).split():
+        for name in world.broadcast("\n".join(path.name for path in order)).split():
             path = self.path / name
             damage, result = "", None
             try:
-                manifest = world.together(functools.partial(self._seen, path, world))
-                result = world.together(functools.partial(loader, path, manifest.progress))
+                manifest = world.collectively(functools.partial(self._seen, path, world))
+                result = world.collectively(functools.partial(loader, path, manifest.progress))
             except (DamagedCheckpoint, PeerError) as fault:
                 damage = str(fault)
                 if world.size > 1 and not world.any(isinstance(fault, DamagedCheckpoint)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.safetensors import TensorWriter
@@ -127,7 +127,7 @@ def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], wher
         for group, tensors in index.items()
     }
     parameters = shapes.get("parameters", {})
-    table = trained_table(config)
+    table = trainable_parameters(config)
     check_rows(table, parameters, f"{where} (group parameters)")
     for group, tensors in shapes.items():
         check_rows(table, parameters | tensors, f"{where} (group {group})")

@@ -64,7 +64,7 @@ class Quantized:
 
 
 @functools.cache
-def quantized_table(config: RunConfig) -> tuple[Parameter, ...]:
+def quantized_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The frozen matrices that a run holds in `adapter.quantize`: those of the blocks; none where that is none.
 
     Embeddings and head stay whole, as in QLoRA: they are looked up, or share their numbers, or end in the logits, where
@@ -100,7 +100,7 @@ def held_bytes(kind: str, size: int) -> int:
 
 def as_held(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """A base's tensors as a run holds them: the quantized ones as the numbers that their bytes mean, in their dtype."""
-    kinds = {row.name: config.adapter.quantize for row in quantized_table(config)}
+    kinds = {row.name: config.adapter.quantize for row in quantized_parameters(config)}
     held = {}
     for name in tensors:
         value = tensors[name]  # once: it may be read from a file

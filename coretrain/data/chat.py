@@ -21,9 +21,9 @@ from coretrain.config.run import RunConfig
 from coretrain.data.sources import Source, open_rows
 from coretrain.tokenizers.chat_template import (
     Message,
-    Misfit,
+    SampleError,
     Template,
-    Unfit,
+    TemplateError,
     open_template,
 )
 from coretrain.tokenizers.tokenizer import Ids, Tokenizer
@@ -90,10 +90,10 @@ def said_in(document: str) -> str:
 
 @contextlib.contextmanager
 def located(source: Source) -> Iterator[None]:
-    """Turn what a `ChatCoder` says about a conversation into a `UserError` with its file and line."""
+    """Turn what a `ConversationEncoder` says about a conversation into a `UserError` with its file and line."""
     try:
         yield
-    except Unfit as error:
+    except TemplateError as error:
         reason, document = error.args
         for where, row in open_rows(source.name).rows():
             if json.dumps(messages_of(row, where)) == document:
@@ -102,7 +102,7 @@ def located(source: Source) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class ChatCoder:
+class ConversationEncoder:
     """Conversations to facts, in the place of a tokenizer where data is prepared."""
 
     template: Template
@@ -136,17 +136,17 @@ class ChatCoder:
         return 2 * own  # a shard's header has room for 32 bytes
 
     def encode(self, text: str) -> Ids:
-        """Facts of a conversation, uint32 [n]; none of one that is dropped. Raises `Unfit` with reason and `text`."""
+        """Labelled ids of a conversation, uint32 [n]; none where it is dropped. Raises `TemplateError` with the reason."""
         try:
             ids, targets = self.template.sample(json.loads(text))
             if len(ids) - 1 > self.context:
-                raise Misfit(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
-        except Misfit as error:
+                raise SampleError(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
+        except SampleError as error:
             if self.misfits == "drop":
                 return np.empty(0, np.uint32)
-            raise Unfit(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
-        except Unfit as error:
-            raise Unfit(error.args[0], text) from None
+            raise TemplateError(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
+        except TemplateError as error:
+            raise TemplateError(error.args[0], text) from None
         facts: Ids = 2 * ids + targets.astype(np.uint32)
         return facts
 
@@ -155,11 +155,11 @@ class ChatCoder:
         self.tokenizer.save(folder)
 
 
-def open_coder(config: RunConfig, tokenizer: Tokenizer) -> ChatCoder:
+def open_encoder(config: RunConfig, tokenizer: Tokenizer) -> ConversationEncoder:
     """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
     template = open_template(config.data.chat_template, tokenizer, config.data.chat_date)
     if config.row_tokens > config.model.context:
         raise UserError(
             f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it"
         )
-    return ChatCoder(template, config.row_tokens, config.data.misfits)
+    return ConversationEncoder(template, config.row_tokens, config.data.misfits)

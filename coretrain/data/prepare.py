@@ -30,8 +30,8 @@ from coretrain.base.files import (
 )
 from coretrain.config.data import DataConfig
 from coretrain.data.encode import (
-    Coder,
     Encoded,
+    Encoder,
     encode_in_order,
     progress_bar,
 )
@@ -70,7 +70,7 @@ class Writer:
 
     split: str
     folder: Path
-    tokenizer: Coder
+    tokenizer: Encoder
     limit: int
     finished: list[dict[str, Any]]
     reused: int = 0
@@ -215,7 +215,7 @@ def trained_tokenizer(
         return tokenizer
 
 
-def prepared_folder(source: Source, tokenizer: Coder, data: DataConfig, say: Callable[[str], None] = print) -> Path:
+def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: Callable[[str], None] = print) -> Path:
     """The folder of this source's shards, prepared now unless it is there already; its manifest is written last."""
     key = short_hash(
         "shards",
@@ -256,7 +256,7 @@ def _cache_folder(data: DataConfig) -> Path:
     return folder
 
 
-def _prepare(source: Source, tokenizer: Coder, data: DataConfig, folder: Path) -> None:
+def _prepare(source: Source, tokenizer: Encoder, data: DataConfig, folder: Path) -> None:
     finished = _finished(folder, tokenizer)
     remove(path for path in folder.glob("*.bin") if path.name not in {entry["file"] for entry in finished})
     remove(folder.glob(f"{TEMPORARY}*"))
@@ -288,7 +288,7 @@ def _prepare(source: Source, tokenizer: Coder, data: DataConfig, folder: Path) -
     remove([folder / PROGRESS])
 
 
-def _finished(folder: Path, tokenizer: Coder) -> list[dict[str, Any]]:
+def _finished(folder: Path, tokenizer: Encoder) -> list[dict[str, Any]]:
     """Entries of progress.jsonl whose shards are whole, up to each split's first that isn't."""
     if not (folder / PROGRESS).is_file():
         return []
@@ -310,7 +310,7 @@ def _finished(folder: Path, tokenizer: Coder) -> list[dict[str, Any]]:
     return good
 
 
-def _manifest(source: Source, tokenizer: Coder, writers: dict[str, Writer]) -> dict[str, Any]:
+def _manifest(source: Source, tokenizer: Encoder, writers: dict[str, Writer]) -> dict[str, Any]:
     shards = [entry for writer in writers.values() for entry in writer.finished]
     totals = {
         split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}

@@ -23,7 +23,7 @@ def require_wandb() -> Any:
     return wandb
 
 
-class Boards:
+class Trackers:
     """TensorBoard's event file, and Weights & Biases where asked for."""
 
     def __init__(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coretrain.adapters.kinds import check_mergeable, shown
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import adapter_targets, trained_table
+from coretrain.adapters.targets import adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -24,7 +24,7 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
-from coretrain.contract.quantization import as_held, held_bytes, quantized_table
+from coretrain.contract.quantization import as_held, held_bytes, quantized_parameters
 from coretrain.runs.base import Base, BaseTensors, base_run
 from coretrain.runs.folder import open_run, run_of
 from coretrain.runs.translate import best_interchange
@@ -114,7 +114,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     c = config.adapter
     if c.kind == "none":
         return []
-    trained = sum(row.size for row in trained_table(config))
+    trained = sum(row.size for row in trainable_parameters(config))
     share = trained / sum(row.size for row in parameter_table(config.model))
     return [
         ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
@@ -126,7 +126,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
 
 def _held(config: RunConfig) -> Sequence[tuple[str, str]]:
     """What of the base is in how many bits, and what that takes."""
-    kind, rows = config.adapter.quantize, quantized_table(config)
+    kind, rows = config.adapter.quantize, quantized_parameters(config)
     if not rows:
         return []
     master = 8 if config.precision.compute == "float64" else 4

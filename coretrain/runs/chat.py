@@ -8,7 +8,7 @@ from pathlib import Path
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.runs.folder import open_run, run_of
-from coretrain.tokenizers.chat_template import Template, Unfit, open_template
+from coretrain.tokenizers.chat_template import Template, TemplateError, open_template
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.tokenizer import Tokenizer
 
@@ -34,5 +34,5 @@ def chat_prompts(
     ends = (*tokenizer.ends, template.end())
     try:
         return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
-    except Unfit as error:
+    except TemplateError as error:
         raise UserError(f"--chat: {error}: ask another question") from None

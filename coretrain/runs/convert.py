@@ -199,7 +199,7 @@ def import_run(
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """A pretrained model, as it was found."""
 
     model: ModelConfig
@@ -209,18 +209,18 @@ class Source:
     chat_template: str | None
 
 
-def _gguf_source(path: Path) -> Source:
+def _gguf_source(path: Path) -> Pretrained:
     file = GGUFFile(path)
     model = gguf_model(file)
-    return Source(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
+    return Pretrained(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
 
 
-def _huggingface_source(folder: Path) -> Source:
+def _huggingface_source(folder: Path) -> Pretrained:
     model, tensors = import_huggingface(folder)
-    return Source(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
+    return Pretrained(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
 
 
-def _tokenizer(source: Path, found: Source, asked: str | None) -> Tokenizer:
+def _tokenizer(source: Path, found: Pretrained, asked: str | None) -> Tokenizer:
     """The source's own tokenizer, or the one that `asked` names; its vocabulary is the model's, up to padding."""
     way_out = "give the tokenizer that the model was trained with, as --data.tokenizer gpt2, or the path of its file"
     if asked == "trained":

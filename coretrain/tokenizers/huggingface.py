@@ -12,7 +12,7 @@ from typing import Any
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
 from coretrain.tokenizers.byte_alphabet import byte_characters
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer, added_specials
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
     DIGITS_PATTERN,
     SAMPLES,
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         return _ranked(path, raw, name, roles)
     except UserError:
-        tokenizer = KeptTokenizer(
+        tokenizer = JsonTokenizer(
             name, json.dumps(raw, ensure_ascii=False), end_of_text(str(path), specials, roles), roles
         )
     tokenizer.check(SAMPLES)

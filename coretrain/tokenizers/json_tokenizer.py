@@ -45,7 +45,7 @@ def added_specials(raw: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-class KeptTokenizer(Tokenizer):
+class JsonTokenizer(Tokenizer):
     """A tokenizer.json behind the names of `Tokenizer`; it has no ranks. Cheap to send to another process."""
 
     file = SAVED_JSON
@@ -75,7 +75,7 @@ class KeptTokenizer(Tokenizer):
         self.fingerprint = digest.hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KeptTokenizer, (self.name, self.text, self.eot, self.roles)
+        return JsonTokenizer, (self.name, self.text, self.eot, self.roles)
 
     @functools.cached_property
     def _fast(self) -> Any:
@@ -148,11 +148,11 @@ class KeptTokenizer(Tokenizer):
         write_facts(folder / SAVED_FACTS, self, {"version": 3, "roles": self.roles})
 
 
-def load_kept(path: Path, facts: Mapping[str, Any]) -> KeptTokenizer:
-    """What `KeptTokenizer.save` wrote. Raises `UserError` naming the file where it is missing or damaged."""
+def load_json_tokenizer(path: Path, facts: Mapping[str, Any]) -> JsonTokenizer:
+    """What `JsonTokenizer.save` wrote. Raises `UserError` naming the file where it is missing or damaged."""
     try:
         text = path.read_bytes().decode()
-        return KeptTokenizer(facts["name"], text, facts["eot"], facts.get("roles") or {})
+        return JsonTokenizer(facts["name"], text, facts["eot"], facts.get("roles") or {})
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except UserError as error:

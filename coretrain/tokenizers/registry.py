@@ -77,10 +77,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain"
         )
     if facts["version"] == 3:
-        from coretrain.tokenizers.json_tokenizer import load_kept
+        from coretrain.tokenizers.json_tokenizer import load_json_tokenizer
 
         path = folder / SAVED_JSON
-        tokenizer: Tokenizer = load_kept(path, facts)
+        tokenizer: Tokenizer = load_json_tokenizer(path, facts)
     else:
         path = folder / SAVED_RANKS
         tokenizer = Tokenizer(

@@ -29,7 +29,7 @@ from coretrain.training.stack import Stack
 GenerateEach = Callable[..., Iterator[list[list[int]]]]
 
 
-def alone(config: RunConfig) -> RunConfig:
+def on_one_device(config: RunConfig) -> RunConfig:
     """A run's config for one device of this machine: how the run was shared is no matter."""
     parallel = ParallelConfig(data=1, timeout=config.parallel.timeout)
     return config.changed(parallel=parallel, train__accumulation=1)
@@ -41,7 +41,7 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
     """
     run = adapter or folder
-    config, base = with_base(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    config, base = with_base(on_one_device(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, _warn, for_text=True)
     return stack
@@ -52,7 +52,7 @@ def _warn(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompts:
     """Prompts as a run wants them: in its tokenizer's ids and, of questions, in its template's form."""
 
     tokenizer: Tokenizer
@@ -61,13 +61,13 @@ class Asked:
     """Ids that end an answer."""
 
 
-def asked(run: Path, texts: Sequence[str], chat: bool) -> Asked:
+def encode_prompts(run: Path, texts: Sequence[str], chat: bool) -> Prompts:
     """Texts, or questions, for the run that answers them. Raises `UserError` where it has no template for these."""
     tokenizer = load_tokenizer(run)
     if chat:
-        return Asked(tokenizer, *chat_prompts(run, tokenizer, texts))
+        return Prompts(tokenizer, *chat_prompts(run, tokenizer, texts))
     prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in texts]
-    return Asked(tokenizer, prompts, tokenizer.ends)
+    return Prompts(tokenizer, prompts, tokenizer.ends)
 
 
 def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
@@ -82,10 +82,10 @@ def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each:
         adapters, base = open_adapters(answering, given.run, _warn)
         # the one whose base is held whole serves all: DoRA's
         config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
-        stack = make_stack(alone(config.changed(model=adapters[0][0].model)), base)
+        stack = make_stack(on_one_device(config.changed(model=adapters[0][0].model)), base)
     else:
         stack = open_for_generation(given.run, make_stack, answering[0] if given.adapter else None)
-    each_asked = [asked(run, given.prompts, given.chat) for run in answering]
+    each_asked = [encode_prompts(run, given.prompts, given.chat) for run in answering]
     shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
     room = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
     tokens = given.tokens if given.tokens is not None else max(0, min(200, room))

@@ -14,7 +14,7 @@ from coretrain.adapters.merge import FREE
 from coretrain.adapters.targets import adapter_targets
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-from coretrain.contract.quantization import quantized_table
+from coretrain.contract.quantization import quantized_parameters
 from coretrain.data.open import open_data
 from coretrain.data.splits import Data
 from coretrain.processes.world import World
@@ -74,7 +74,7 @@ def completed(command: Command) -> Command:
     if config.data.format == "chat" and config.data.chat_template is None and template.is_file():
         config = config.changed(data__chat_template=str(template.absolute()))
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
-    quantized_table(config)  # and a matrix that isn't whole blocks
+    quantized_parameters(config)  # and a matrix that isn't whole blocks
     return replace(command, config=config)
 
 
@@ -94,14 +94,14 @@ def resolve(command: Command, world: World) -> ResolvedRun:
     tokenizer or base don't fit.
     """
     config = command.config.changed(parallel__host=None)  # each process has its own; all else they have in common
-    world.same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
-    data = world.together(lambda: open_data(with_own_files(config, command.resume)))
-    world.together(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
-    final, base = world.together(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
+    world.assert_same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
+    data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
+    world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
+    final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
     # of several processes absolute: they may be started in different places
-    here = world.together(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
-    folder = Path(world.told(str(here)))
-    world.same(data.fingerprint, "data fingerprint")
+    here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
+    folder = Path(world.broadcast(str(here)))
+    world.assert_same(data.fingerprint, "data fingerprint")
     return ResolvedRun(final, data, base, folder, command.resume is not None)
 
 

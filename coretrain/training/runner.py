@@ -14,7 +14,7 @@ from coretrain.base.errors import (
     RESUME,
     UserError,
     exit_now,
-    said,
+    print_user_error,
 )
 from coretrain.base.files import write_atomically
 from coretrain.checkpoint.manifest import Progress
@@ -70,7 +70,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     except BaseException as error:
         if world.size == 1:
             raise
-        code = (said(error, RESUME) if isinstance(error, Exception) else None) or 1
+        code = (print_user_error(error, RESUME) if isinstance(error, Exception) else None) or 1
         if code == 1:
             traceback.print_exc()
         time.sleep(LEAVES_LAST if world.first else 0)
@@ -84,9 +84,9 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
     ready = resolve(command, world)
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
-    restored = bool(resumed and world.told("1" if holds_state(folder) else ""))
+    restored = bool(resumed and world.broadcast_bool(holds_state(folder)))
     start = BlankParameters(config.model) if restored and base is None else base
-    stack = world.together(lambda: make_stack(config, start))
+    stack = world.collectively(lambda: make_stack(config, start))
 
     def warn(text: str) -> None:
         if world.first:
@@ -100,11 +100,11 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
             check_resumable(config, data, found)
             progress = found
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
-    world.same(json.dumps(progress.to_json()), "place to go on from")
-    world.by_first(lambda: begin_folder(folder, config, data))
-    if base and (remark := world.together(lambda: keep_base(config, base.folder) if world.first else "")):
+    world.assert_same(json.dumps(progress.to_json()), "place to go on from")
+    world.on_rank0(lambda: begin_folder(folder, config, data))
+    if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
-    world.together(lambda: check_shared(folder, config, world))
+    world.collectively(lambda: check_shared(folder, config, world))
     line = line_that_goes_on(f"{module}.run", folder, command, world)
     first, p = world.first, config.parallel
     journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
@@ -115,7 +115,7 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
                 "machine": list(stack.describe()),
                 "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
-                "batch": batch_sentence(config, places_of(data, config)),
+                "batch": batch_sentence(config, epoch_tokens(data, config)),
             }
         )
         loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
@@ -162,10 +162,10 @@ def open_journal(
     def opened() -> Journal:
         return Journal(folder, config, stack_name, start_update, device_name) if world.first else SilentJournal()
 
-    return world.together(opened)
+    return world.collectively(opened)
 
 
-def places_of(data: Data, config: RunConfig) -> int:
+def epoch_tokens(data: Data, config: RunConfig) -> int:
     """Tokens of an epoch, what is left empty of packed rows included."""
     row = config.row_tokens
     return data.train.windows(row) * row if data.template else data.train.tokens

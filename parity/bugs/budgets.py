@@ -53,7 +53,7 @@ def bfloat16_for_float16(patch: Patch, s: Side) -> None:
     wrap(patch, s.trainer.Trainer, "__init__", init)
 
 
-@mutant("rounding", budget("cpu", "float16", "gradient"), LLAMA, state="faint", probe="budget of float16")
+@mutant("rounding", budget("cpu", "float16", "gradient"), LLAMA, state="tiny head", probe="budget of float16")
 def loss_scale_lost(patch: Patch, s: Side) -> None:
     """The scale comes into the gradients after the backward pass: what is below 6e-8 is zero by then."""
 

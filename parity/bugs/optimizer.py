@@ -50,7 +50,7 @@ def _table(patch: Patch, s: Side, decays: Callable[[Any], bool]) -> None:
     def table(f: Any) -> Any:
         return lambda config: tuple(dataclasses.replace(row, decay=decays(row)) for row in f(config))
 
-    wrap(patch, s.optimizer, "trained_table", table)
+    wrap(patch, s.optimizer, "trainable_parameters", table)
 
 
 def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], Any]) -> None:
@@ -62,7 +62,7 @@ def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], An
             def step(self: Any, lr: float, factor: float) -> None:
                 old = {name: p.clone() for name, p in self.parameters.items()}
                 f(self, lr, factor)
-                for row in s.optimizer.trained_table(self.config):
+                for row in s.optimizer.trainable_parameters(self.config):
                     parameter = self.parameters[row.name]
                     parameter.copy_(change(row, old[row.name], parameter.clone(), lr))
 
@@ -72,7 +72,7 @@ def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], An
 
         def stepped(f: Any) -> Any:
             def step(self: Any, params: Any, state: Any, gradients: Any, lr: Any, factor: Any, corrections: Any) -> Any:
-                rows = {row.jax_path: row for row in s.optimizer.trained_table(self.config)}
+                rows = {row.jax_path: row for row in s.optimizer.trainable_parameters(self.config)}
                 new, state = f(self, params, state, gradients, lr, factor, corrections)
 
                 def changed(path: Any, before: Any, after: Any) -> Any:
@@ -172,7 +172,7 @@ def decay_in_the_gradient(patch: Patch, s: Side) -> None:
 
         def stepped(f: Any) -> Any:
             def step(self: Any, lr: float, factor: float) -> None:
-                for row in s.optimizer.trained_table(self.config):
+                for row in s.optimizer.trainable_parameters(self.config):
                     p = self.parameters[row.name]
                     p.grad = factor * p.grad + (0.1 * p.detach() if row.decay else 0)
                 f(self, lr, 1.0)
@@ -183,7 +183,7 @@ def decay_in_the_gradient(patch: Patch, s: Side) -> None:
 
         def stepped(f: Any) -> Any:
             def step(self: Any, params: Any, state: Any, grads: Any, lr: Any, factor: Any, corrections: Any) -> Any:
-                rows = {row.jax_path: row for row in s.optimizer.trained_table(self.config)}
+                rows = {row.jax_path: row for row in s.optimizer.trainable_parameters(self.config)}
 
                 def coupled(path: Any, g: Any, p: Any) -> Any:
                     return factor * g + (0.1 * p if rows[jaxtrain.optimizer.dotted(path)].decay else 0)

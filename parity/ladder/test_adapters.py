@@ -56,8 +56,8 @@ PLACES = [
 @pytest.mark.parametrize(("probe", "variant"), PLACES)
 def test_adapters_agree(probe, variant):
     for side, other in (("torch", "jax"), ("jax", "torch")):
-        seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]
-        for gate, error in PROBES[probe].judge(*seen, variant, "scrambled").items():
+        seen = [unmutated(s, probe, variant, "perturbed") for s in (side, other)]
+        for gate, error in PROBES[probe].judge(*seen, variant, "perturbed").items():
             assert gate in (INITIAL, LOGITS, LOSS, NORM, GRADIENTS, MERGED, CACHE)
             hold(gate, error, f"{probe}, {side}, {variant}")
 
@@ -107,7 +107,7 @@ def test_adapters_however_they_are_computed(side, way):
     config = make_config(ADAPTED["llama-like"] | way)
     stack = make(side, config, adapted_weights(config), frozenset())
     loss, _ = stack.gradients(batches(config, 1)[0], 3, 1.0)
-    expected = unmutated(side.name, "adapter gradients", "llama-like", "scrambled")
+    expected = unmutated(side.name, "adapter gradients", "llama-like", "perturbed")
     hold(SPLIT, abs(loss - expected["loss"]) / loss, f"loss with adapters, {side.name}")
     error, name = worst_tensor(gradients_of(side, stack), expected["gradients"])
     hold(SPLIT, error, f"{name}, {side.name}")

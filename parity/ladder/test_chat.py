@@ -42,8 +42,8 @@ PROBED = ["chat rows", "chat gradients", "chat updates"]
 )
 def test_packed_rows_agree(variant, probe):
     for side, other in (("torch", "jax"), ("jax", "torch")):
-        seen = [unmutated(s, probe, variant, "scrambled") for s in (side, other)]
-        for gate, error in PROBES[probe].judge(*seen, variant, "scrambled").items():
+        seen = [unmutated(s, probe, variant, "perturbed") for s in (side, other)]
+        for gate, error in PROBES[probe].judge(*seen, variant, "perturbed").items():
             hold(gate, error, f"{probe}, {side}, {variant}")
 
 
@@ -65,8 +65,8 @@ def test_what_the_probes_look_at():
 def test_evaluation_counts_targets_alone(side):
     config, data = talk("gpt2-like")
     batch = validation_batches(data, config)[0]
-    stack = make(side, config, weights_of(config, "scrambled"), frozenset())
-    torch_sum = make(TORCH, config, weights_of(config, "scrambled"), frozenset()).evaluate(batch)
+    stack = make(side, config, weights_of(config, "perturbed"), frozenset())
+    torch_sum = make(TORCH, config, weights_of(config, "perturbed"), frozenset()).evaluate(batch)
     targets = batch.targets
     hold(LOSS, abs(stack.evaluate(batch) - torch_sum) / targets, f"evaluation of packed rows, {side.name}")
 
@@ -83,11 +83,11 @@ def test_packed_rows_however_they_are_computed(side, way):
     config, data = talk("gpt2-like")
     fields = {key.replace(".", "__"): value for key, value in way.items()}
     other = make_config(CHATTING["gpt2-like"], **fields).changed(data=config.data)
-    stack = make(side, other, weights_of(config, "scrambled"), frozenset())
+    stack = make(side, other, weights_of(config, "perturbed"), frozenset())
     loss, _ = stack.gradients(next(stack.batches(data, 0, 1)), 0, 1.0)
-    lone = alone("gpt2-like", "scrambled")
+    lone = alone("gpt2-like", "perturbed")
     hold(PACKED, abs(loss - lone["loss"]), f"loss, {side.name}, {way}")
-    expected = unmutated(side.name, "chat gradients", "gpt2-like", "scrambled")["gradients"]
+    expected = unmutated(side.name, "chat gradients", "gpt2-like", "perturbed")["gradients"]
     apart = {name for name in expected if name.endswith("attention.k.bias")}
     hold(SPLIT, *worst_tensor(gradients_of(side, stack), expected, apart))
 

@@ -34,7 +34,7 @@ from parity.pair import (
     jax_gradients,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
     shared,
     torch_gradients,
 )
@@ -45,12 +45,12 @@ STACKS = {"torch": (TorchTrainer, torch_gradients), "jax": (JaxTrainer, jax_grad
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):
-    """(loss, norm, gradients) of the first batch, with scrambled weights; `quick`: JAX's compiled in a hurry."""
+    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled in a hurry."""
     make, tensors = STACKS[stack]
     trainer = (
-        sides.make(sides.SIDES[stack], config, scrambled(config), frozenset())
+        sides.make(sides.SIDES[stack], config, perturbed(config), frozenset())
         if quick
-        else make(config, scrambled(config))
+        else make(config, perturbed(config))
     )
     loss, norm = trainer.gradients(batches(config, 1)[0], 5, 1.0)
     return loss, norm, tensors(trainer)
@@ -159,7 +159,7 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program."""
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
     pair = shared(config)
-    pair.reset(scrambled(config))
+    pair.reset(perturbed(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
     pair.jax.apply(1e-3, 0.3, 0)

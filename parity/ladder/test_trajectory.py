@@ -33,7 +33,7 @@ def runs(variant):
     pair = shared(config)
     start = WEIGHTS["initial"](config)
     pair.reset(start)
-    return start, pair.apart, [train(s, config) for s in (*pair.stacks, TorchTrainer(config, moved(start)))]
+    return start, pair.excluded, [train(s, config) for s in (*pair.stacks, TorchTrainer(config, moved(start)))]
 
 
 @pytest.mark.parametrize("variant", BASIC)

@@ -1,4 +1,4 @@
-"""Values and cotangents at the taps of a torch and of a JAX computation, each on its own or JAX seated on torch's.
+"""Values and cotangents at the taps of a torch and of a JAX computation, on its own or JAX teacher-forced on torch's.
 
 Seated means: every tap of JAX, once recorded, goes on with torch's value, and so does its cotangent on the way back. An
 error is then seen only in the segment that makes it, not in everything that follows.
@@ -121,18 +121,20 @@ def hooked(modules: Mapping[nn.Module, str]) -> Iterator[None]:
 
 
 @jax.custom_vjp
-def _seat(value: Array, seat: Array, cotangent: Array, seated: Array, probe: Array) -> Array:
-    """`value`, or `seat` where seated. The probe's gradient is the cotangent; what goes on to `value` is its seat's."""
-    return jnp.where(seated, seat, value)
+def _seat(value: Array, seat: Array, cotangent: Array, teacher_forced: Array, probe: Array) -> Array:
+    """`value`, or `seat` where forced. The probe's gradient is the cotangent; what goes on to `value` is its seat's."""
+    return jnp.where(teacher_forced, seat, value)
 
 
-def _seat_forward(value: Array, seat: Array, cotangent: Array, seated: Array, probe: Array) -> tuple[Array, Any]:
-    return jnp.where(seated, seat, value), (cotangent, seated)
+def _seat_forward(
+    value: Array, seat: Array, cotangent: Array, teacher_forced: Array, probe: Array
+) -> tuple[Array, Any]:
+    return jnp.where(teacher_forced, seat, value), (cotangent, teacher_forced)
 
 
 def _seat_backward(saved: Any, upstream: Array) -> tuple[Array | None, ...]:
-    cotangent, seated = saved
-    return jnp.where(seated, cotangent, upstream), None, None, None, upstream
+    cotangent, teacher_forced = saved
+    return jnp.where(teacher_forced, cotangent, upstream), None, None, None, upstream
 
 
 _seat.defvjp(_seat_forward, _seat_backward)
@@ -143,7 +145,7 @@ INNER = (
 
 
 class JaxRecorder:
-    """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or seated.
+    """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or teacher-forced.
 
     Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
     these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
@@ -154,7 +156,7 @@ class JaxRecorder:
         self._compiled = jax.jit(self._run)
 
     def __call__(self, params: Any, *rest: Any, seats: Record | None = None) -> tuple[Record, Any]:
-        """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, seated.
+        """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, teacher-forced.
 
         A tap that torch lacks, or has in another shape, stays free.
         """
@@ -224,7 +226,7 @@ class JaxRecorder:
             self._forget()
             with tapped(see):
                 result = self.loss(params, *rest)
-                # the loss is seated last, and its cotangent is 1 in any case
+                # the loss is teacher-forced last, and its cotangent is 1 in any case
                 values[LOSS] = result
                 return _seat(result, seats[LOSS], jnp.ones_like(result), flags[LOSS], probes[LOSS]), values
 

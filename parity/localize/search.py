@@ -42,7 +42,7 @@ from parity.localize.rows import (
     tensor_rows,
 )
 from parity.localize.show import Report
-from parity.pair import batches, noise_only, scrambled
+from parity.pair import batches, noise_only, perturbed
 from torchtrain.trainer import Trainer as TorchTrainer
 
 UPDATES = 3
@@ -105,7 +105,7 @@ def torch_taps(stack: TorchTrainer, batch: Batch, update: int) -> tuple[Record, 
 def jax_taps(
     stack: JaxTrainer, recorder: JaxRecorder, batch: Batch, update: int, seats: Record | None = None
 ) -> tuple[Record, Tensors]:
-    """The record of one batch with the dropout of `update`, seated on torch's where given, and the gradients."""
+    """The record of one batch with the dropout of `update`, forced onto torch's where given, and the gradients."""
     dropout = jaxtrain.step.dropout_masks(stack.config, update, len(batch))
     record, gradients = recorder(stack.params, batch, dropout, seats=seats)
     return record, jaxtrain.model.canonical_tensors(stack.config, gradients)
@@ -159,9 +159,9 @@ def search(
     ours, our_gradients = torch_taps(torch_trainer, batch, first)
     recorder = recorder or jax_recorder(jax_trainer)
     free, _ = jax_taps(jax_trainer, recorder, batch, first)
-    seated, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
-    rows = tap_rows(ours, free, seated)
-    evidence |= evidence_of(judge(rows), ours, seated)
+    teacher_forced, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
+    rows = tap_rows(ours, free, teacher_forced)
+    evidence |= evidence_of(judge(rows), ours, teacher_forced)
     evidence |= {"tokens": batch.tokens, "labels": batch.labels}
     yield rows
     yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
@@ -231,7 +231,7 @@ def localize_config(
 
     `options` are those of `search`.
     """
-    weights = scrambled(config) if weights is None else weights
+    weights = perturbed(config) if weights is None else weights
     evidence = {f"weights/{name}": value for name, value in weights.items()}
     rows: list[Row] = []
     stacks = make_torch(config, weights), make_jax(config, weights)

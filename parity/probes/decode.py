@@ -52,7 +52,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
             with torch.no_grad():
-                hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
+                hidden, cache = stack.model.decode(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
             found, cache = s.decode._step(stack.programs.graph, *cast, inputs, positions, mask, cache, at)

@@ -77,7 +77,7 @@ def judge_dtypes(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gat
 def _fed(s: Side, dtype: str, decay: float, shared: frozenset[str]) -> dict[str, np.ndarray]:
     """Parameters after FED updates with given gradients of 1e-1 to 1e-9."""
     config = bare(precision__compute=dtype, optimizer__weight_decay=decay)
-    stack, rows = make(s, config, weights_of(config, "scrambled"), shared), parameter_table(config.model)
+    stack, rows = make(s, config, weights_of(config, "perturbed"), shared), parameter_table(config.model)
     kinds = [
         {
             row.name: normal_rows(k, f"gradient/{row.name}", (*row.shape, 1), 10.0 ** -(n % 5 * 2 + 1))[..., 0]
@@ -102,7 +102,7 @@ def run_alone(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
 
 def judge_alone(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
     """The way that parameters have come; and of a matrix' decay what is lost along the matrix itself."""
-    start, name = weights_of(bare(), "scrambled"), "blocks.0.attention.q.weight"
+    start, name = weights_of(bare(), "perturbed"), "blocks.0.attention.q.weight"
     along = start[name].astype(np.float64)
     lost = np.vdot(ours["decayed"][name] - theirs["exact"][name], along) / np.vdot(along, along)
     return {

@@ -36,8 +36,8 @@ import torchtrain.trainer
 from coretrain.config.run import RunConfig
 from parity.pair import (
     WEIGHTS,
-    faint,
     jax_gradients,
+    tiny_head,
     torch_gradients,
 )
 
@@ -109,8 +109,8 @@ UNMUTATED = frozenset({"gradients", "step", "decode"})
 
 @functools.cache
 def weights_of(config: RunConfig, state: str) -> dict[str, np.ndarray]:
-    """Weights in one of `WEIGHTS`' states or `faint`, made once."""
-    return faint(config) if state == "faint" else WEIGHTS[state](config)
+    """Weights in one of `WEIGHTS`' states or `tiny_head`, made once."""
+    return tiny_head(config) if state == "tiny head" else WEIGHTS[state](config)
 
 
 @functools.cache

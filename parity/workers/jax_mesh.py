@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters
@@ -150,7 +150,7 @@ def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]
     updates = max(ours.states)
     mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
     whole = with_adapter(config, initial_parameters(config.model, config.train.seed))
-    start = {row.name: np.asarray(whole[row.name]) for row in trained_table(config)}
+    start = {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(config)}
     states = ours.states[updates], theirs.states[updates]
     return {
         "loss": float(np.abs(mine - reference)[:, 0].max()),

@@ -142,7 +142,7 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
         result = {"seen": seen, "applied": applied, "value": value, "text": text}
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
-            world.by_first(lambda: save.mkdir(parents=True, exist_ok=True))
+            world.on_rank0(lambda: save.mkdir(parents=True, exist_ok=True))
             with written_late():
                 saving = trainer.save(save)
                 trainer.gradients(data[0], case.updates, 1.0)

@@ -19,7 +19,7 @@ import torchtrain.loss
 from coretrain.base.errors import UserError
 from coretrain.data.batch import IGNORED, batch_hash, planes
 from coretrain.data.batches import global_batch, updates_of, validation_bytes_per_token
-from coretrain.data.chat import chat_source, messages_of, open_coder, said_in
+from coretrain.data.chat import chat_source, messages_of, open_encoder, said_in
 from coretrain.data.open import open_data
 from coretrain.data.packing import pack
 from coretrain.data.prepare import documents_of
@@ -63,7 +63,7 @@ def test_rows_that_are_no_conversation(row, word):
 def test_rows_are_packed_and_nothing_is_lost(chat_config):
     config = chat_config(chat_rows(40))
     data = open_data(config, lambda _: None)
-    coder = open_coder(config, data.tokenizer)
+    coder = open_encoder(config, data.tokenizer)
     wanted = sorted(tuple(coder.encode(json.dumps(messages_of(row, "")))) for row in chat_rows(40))
     found = []
     for split in (data.train, data.validation):

@@ -18,7 +18,7 @@ from parity.localize import command as localizer
 from parity.localize.command import shrunk
 from parity.localize.pairs import compare, localize
 from parity.localize.recorders import JaxRecorder
-from parity.pair import batches, scrambled
+from parity.pair import batches, perturbed
 from tests.support.localizing import alone, torch_gelu_of_ten_digits
 
 small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
@@ -153,7 +153,7 @@ def test_mistakes_of_users_are_one_sentence(words, hint, monkeypatch, capsys):
 def test_inputs_that_are_none(kind, hint, monkeypatch, capsys, tmp_path):
     config, _ = shrunk("tiny", [], 1, 32)
     path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
-    weights = {f"weights/{name}": value for name, value in scrambled(config).items()}
+    weights = {f"weights/{name}": value for name, value in perturbed(config).items()}
     batch = batches(config, 1)[0]
     batch = {"float": batch + 0.5, "long": np.tile(batch, (1, 9)), "ids": batch + 400}.get(kind, batch)
     np.save(path, batch) if kind == "npy" else np.savez(path, batch=batch, **weights)

@@ -65,8 +65,8 @@ class Stage(GPT):
             dist.send(x.contiguous(), group=self.pipeline.group, group_dst=self.pipeline.index + 1)
         return x
 
-    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
-        """Decode as `GPT.step` does, from stage to stage; hidden states are whole on the last one."""
+    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+        """Decode as `GPT.decode` does, from stage to stage; hidden states are whole on the last one."""
         if self.first:
             learned = self.embed.position
             x = self._embed(tokens, None if learned is None else nn.functional.embedding(positions, learned))
@@ -76,7 +76,7 @@ class Stage(GPT):
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for name, block in self.blocks.items():
             i = int(name)
-            x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
+            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
         self.on(x)
         return self.norm(x) if self.last else x, cache
 

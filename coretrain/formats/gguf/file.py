@@ -93,7 +93,7 @@ class GGUFFile:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GgufTensor:
     """One tensor to write: made when its turn comes, so that one is in memory at a time."""
 
     name: str
@@ -101,7 +101,7 @@ class Piece:
     value: Callable[[], Array]
 
 
-def kind_of(piece: Piece, quantization: str) -> str:
+def kind_of(piece: GgufTensor, quantization: str) -> str:
     """How llama.cpp's own quantizer would hold a tensor: norms, biases and positions in F32, the rest as asked.
 
     Rows that aren't whole blocks of 32 stay F16. With q4_0 the token embedding and the head are Q8_0, as their rounding
@@ -114,7 +114,7 @@ def kind_of(piece: Piece, quantization: str) -> str:
     return "Q8_0" if piece.name in ("token_embd.weight", "output.weight") else quantization.upper()
 
 
-def quantized(piece: Piece, kind: str) -> Array:
+def quantized(piece: GgufTensor, kind: str) -> Array:
     """A tensor's value in the form `kind`. Raises `UserError` where float16 can't hold it."""
     gguf = gguf_package()
     value = np.ascontiguousarray(piece.value(), np.float32)
@@ -126,7 +126,7 @@ def quantized(piece: Piece, kind: str) -> Array:
 
 
 def write_gguf(
-    path: Path, architecture: str, facts: Mapping[str, Any], pieces: Iterable[Piece], quantization: str
+    path: Path, architecture: str, facts: Mapping[str, Any], pieces: Iterable[GgufTensor], quantization: str
 ) -> None:
     """Write a GGUF file, whole or not at all. Raises `UserError` where one is there already or a value doesn't fit."""
     gguf = gguf_package()

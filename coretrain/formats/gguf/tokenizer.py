@@ -25,7 +25,7 @@ from coretrain.formats.gguf.sentencepiece import (
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.huggingface import ranked_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer, added_specials
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
     DIGITS_PATTERN,
     SAMPLES,
@@ -101,7 +101,7 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
     text = sentencepiece_json(tokens, scores, kinds, prefix)
     specials = added_specials(json.loads(text))
     roles = _roles(file, {"bos": 1, "eos": 2, "unk": 0}, specials)  # llama.cpp's own, where the file doesn't say
-    tokenizer = KeptTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
+    tokenizer = JsonTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
     tokenizer.check(SAMPLES)
     return tokenizer
 
@@ -163,7 +163,7 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
             f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}: give the tokenizer that the "
             "model was trained with"
         )
-    if isinstance(tokenizer, KeptTokenizer):
+    if isinstance(tokenizer, JsonTokenizer):
         facts, remark = sentencepiece_facts(tokenizer, vocab)
     else:
         facts, remark = _ranked_facts(tokenizer, vocab)

@@ -20,7 +20,7 @@ from coretrain.config.load import build_config
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import check_shape, parameter_table
 from coretrain.contract.rotary import rotary_divisors
-from coretrain.formats.gguf.file import GGUFFile, Piece, write_gguf
+from coretrain.formats.gguf.file import GGUFFile, GgufTensor, write_gguf
 from coretrain.formats.gguf.tokenizer import tokenizer_facts
 from coretrain.formats.huggingface.config import architecture
 from coretrain.tokenizers.tokenizer import Tokenizer
@@ -270,15 +270,15 @@ def export_gguf(
     shapes = {row.name: row.shape for row in parameter_table(m)}
     pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
     if m.rope_scaling and m.rope_scaling.type == "llama3":
-        pieces.append(Piece(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
+        pieces.append(GgufTensor(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
     write_gguf(path, architecture(m), facts | words, pieces, quantization)
     return remark
 
 
-def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> Piece:
+def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> GgufTensor:
     def value() -> Array:
         joined = np.concatenate([np.asarray(tensors[part], np.float32) for part in place.parts])
         return interleave(joined, place.heads) if place.heads else joined
 
     rows = sum(shapes[part][0] for part in place.parts)
-    return Piece(place.name, (rows, *shapes[place.parts[0]][1:]), value)
+    return GgufTensor(place.name, (rows, *shapes[place.parts[0]][1:]), value)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.adapters.targets import Target, adapter_targets, trained_table
+from coretrain.adapters.targets import Target, adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
@@ -66,7 +66,7 @@ def import_peft(
     stated = {"adapter": config.adapter.model_dump(exclude_none=True) | fields}
     config = config.changed(adapter=build_config(stated, str(folder)).adapter)
     tensors = reader.tensors(config, chosen)
-    check_rows(trained_table(config), tensors, str(folder))
+    check_rows(trainable_parameters(config), tensors, str(folder))
     return config, tensors
 
 
@@ -186,7 +186,7 @@ class _Reader:
         return result
 
     def _biases(self, config: RunConfig, adapted: set[str]) -> dict[str, Array]:
-        wanted = {row.name: row for row in trained_table(config) if row.name.endswith(".bias")}
+        wanted = {row.name: row for row in trainable_parameters(config) if row.name.endswith(".bias")}
         result: dict[str, Array] = {}
         for place in places(self.model):
             if not any(part in wanted for part in place.parts):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
-from coretrain.adapters.targets import Target, adapter_targets, trained_table
+from coretrain.adapters.targets import Target, adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -49,7 +49,7 @@ def to_peft(
     `weights` gives the base's tensors, asked for where a bias of `c_attn` trains in part.
     """
     c = config.adapter
-    check_rows(trained_table(config), tensors, f"adapter {c.name}")
+    check_rows(trainable_parameters(config), tensors, f"adapter {c.name}")
     targets = {target.row.name: target for target in adapter_targets(config)}
     chosen = [site for site in sites(config.model) if any(part in targets for part in site.parts)]
     ranks, alphas = dict[str, int](), dict[str, float]()
