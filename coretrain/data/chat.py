@@ -136,7 +136,7 @@ class ConversationEncoder:
         return 2 * own  # a shard's header has room for 32 bytes
 
     def encode(self, text: str) -> Ids:
-        """Labelled ids of a conversation, uint32 [n]; none where it is dropped. Raises `TemplateError` with the reason."""
+        """Labelled ids of a conversation, uint32 [n]; none where it is dropped. `TemplateError` says why it can't."""
         try:
             ids, targets = self.template.sample(json.loads(text))
             if len(ids) - 1 > self.context:

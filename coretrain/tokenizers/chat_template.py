@@ -89,8 +89,7 @@ class Template:
 
     def check(self) -> None:
         """Raise `UserError` or `TemplateError` where it is no Jinja, where the tokenizer lacks a special token that it
-        writes,
-        where it leaves out what is said, or writes turns that can't be told apart."""
+        writes, where it leaves out what is said, or writes turns that can't be told apart."""
         from jinja2 import TemplateSyntaxError
 
         try:
@@ -153,8 +152,8 @@ class Template:
         """Ids of a conversation up to its last answer's end, and which of them are the assistant's, both [n].
 
         An answer is what stands between the head of its turn and the last special token that the template writes in
-        it, that one included. Raises `TemplateError`, or `SampleError` where an answer's first token would reach into its
-        head.
+        it, that one included. Raises `TemplateError`, or `SampleError` where an answer's first token would reach into
+        its head.
         """
         mark, hidden = self._hide(messages)
         spans, turns, targets = self._spans(hidden), [], []

@@ -18,8 +18,8 @@ beside this file is an example.
     report.save(Path("runs/mine"))
 
 Both are run in float64, which decides whether there's a bug, on their own (free) and with JAX teacher-forced
-on torch's values, where only the segment that makes an error shows it; then backward the same way; and where nothing parts, in float32
-against the noise of the other framework.
+on torch's values, where only the segment that makes an error shows it; then backward the same way; and where nothing
+parts, in float32 against the noise of the other framework.
 """
 
 from parity.localize.pairs import compare, localize, localize_module

@@ -36,7 +36,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One compared quantity: its error with both on their own (free), and teacher-forced where there is such a thing."""
+    """One compared quantity: its error with both on their own (free), and teacher-forced where that can be."""
 
     stage: str
     name: str
