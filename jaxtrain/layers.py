@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ class Dropout(NamedTuple):
     With an adapter that has dropout, 7L + 1 keys of its own sites follow.
     """
 
-    keys: Array
-    rows: Array
+    keys: Any
+    rows: Any
 
 
 class Cache(NamedTuple):

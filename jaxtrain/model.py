@@ -94,7 +94,7 @@ class GPT(nnx.Module):
         at = slice(tokens.shape[-1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
-        rotary = tuple(table[at] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = self._rotary(at) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
@@ -118,7 +118,7 @@ class GPT(nnx.Module):
     def decode(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
-        rotary = tuple(table[positions] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = self._rotary(positions) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -162,10 +162,11 @@ class GPT(nnx.Module):
     def _whole(self, path: str, weight: Array) -> Array:
         return weight if self.sharding is None else self.sharding.in_use(path, weight, self.dtype)
 
-    def _rotary(self) -> tuple[Array, Array]:
+    def _rotary(self, at: slice | Array) -> tuple[Array, Array]:
+        """cos and sin at some positions, as constants of the program."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         cos, sin = rotary_tables(self.config, self.config.context)
-        return jnp.asarray(cos, wide), jnp.asarray(sin, wide)
+        return jnp.asarray(cos, wide)[at], jnp.asarray(sin, wide)[at]
 
     def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any, layers: Array) -> tuple[Array, None]:
         if self.scan:

@@ -15,9 +15,10 @@ from jax.sharding import SingleDeviceSharding
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
+from coretrain.contract.choices import Choice
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import Layout
-from jaxtrain.attention import Choice, choose_kernel
+from jaxtrain.attention import choose_kernel
 from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh

@@ -31,7 +31,7 @@ class PipelineTrainer(ParallelTrainer):
         with torch.device("meta"):
             stage = Stage(self.config, self.kernel.name, self.grid.tensor, self.grid.pipeline)
         self.model = materialize(self.config, stage, tensors, self.device)
-        self.pipeline = Pipeline(self.config, self.model, self.grid)
+        self.pipeline = Pipeline(self.config, stage, self.grid)
         self.optimizer = Optimizer(self.config, self.model)
 
     def _over_micro_batches(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:

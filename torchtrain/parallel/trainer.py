@@ -26,7 +26,7 @@ from torchtrain.model import build_model
 from torchtrain.objective import label_logprobs
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel.processes import grid_of
-from torchtrain.step import dropout_masks, target_scale
+from torchtrain.step import dropout_masks, gradients_of, target_scale
 from torchtrain.trainer import Trainer
 
 
@@ -92,7 +92,7 @@ class ParallelTrainer(Trainer):
 
     def _summed_gradients(self) -> dict[str, Tensor]:
         """What this process has of the summed gradients, by parameter, each number of them on one of its row once."""
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad}
+        gradients = gradients_of(self.model)
         self.grid.sum_gradients(list(gradients.values()))
         return gradients
 
