@@ -109,16 +109,22 @@ def _known_option(key: str) -> None:
     known_key(key)
 
 
-def print_help(program: str, summary: str) -> None:
-    """Print usage and every field: meaning, type and limits, default."""
+def print_help(program: str, summary: str, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print usage and every field: meaning, type and limits, default.
+
+    `more` are options that `program` has on top, and what they do.
+    """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    own = "".join(f" \\[{option}]" for option, _ in more)
     console.print(
-        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]\n\n"
-        f"{summary}\n"
+        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]"
+        f"{own}\n\n{summary}\n"
     )
     console.print(
         f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny, whose values are below"
     )
+    for option, words in more:
+        console.print(f"{option.partition(' ')[0]:<10}{words}", markup=False)
     console.print("--output  folder of the run; default runs/NAME-TIME")
     console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top")
     console.print(

@@ -212,7 +212,7 @@ def test_a_templates_clock_stands_still(chat_config):
     assert chat_prompts(folder, bytes_tokenizer(), ["x"])[0] == [other.template.question("x")]
     strict = "{% for m in messages if not m.content %}{{ raise_exception('nothing said') }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(strict + clock)
-    with pytest.raises(UserError, match=r"--chat: .*refuses it \(nothing said\): ask another question"):
+    with pytest.raises(UserError, match=r"refuses it \(nothing said\): ask another question"):
         chat_prompts(folder, bytes_tokenizer(), ["x", ""])
     assert other.fingerprint != coder().fingerprint == coder(data__chat_date="2024-07-26").fingerprint
     Path(path).write_text(PLAIN)
@@ -445,7 +445,7 @@ def test_whole_runs_of_both_stacks(tmp_path):
     )
     assert said.stdout.startswith("Is it?\n")
     (adapted / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"--chat: .*adapted has no chat_template.jinja: train it with"):
+    with pytest.raises(UserError, match=r"adapted has no chat_template.jinja: train it with"):
         chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     bad = [word.replace("rows.jsonl", "bad.jsonl") for word in common]
