@@ -66,7 +66,7 @@ def choose_device(config: RunConfig) -> Choice:
         jax.devices(wanted)
     except RuntimeError:
         raise UserError(
-            f"execution.device = {wanted} is not available to JAX here: use auto, or see scripts/doctor.py"
+            f"execution.device = {wanted} is not available to JAX here: use auto, or see twintrain doctor"
         ) from None
     return Choice(wanted, "asked for by execution.device")
 

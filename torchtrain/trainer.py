@@ -69,7 +69,7 @@ def choose_device(config: RunConfig) -> Choice:
         raise UserError(f"execution.device = {wanted} is not a torch device: choose auto, cpu, mps or cuda")
     if not present[wanted]:
         raise UserError(
-            f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py"
+            f"execution.device = {wanted} is not available to torch here: use auto, or see twintrain doctor"
         )
     if wanted == "mps" and double:
         raise UserError("execution.device = mps has no float64: use cpu for precision.compute = float64")

@@ -63,7 +63,7 @@ def on_base(command: Command) -> Command:
     base = open_run(base_run(adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
-            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with twintrain convert merge"
         )
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):

@@ -66,7 +66,7 @@ ONE_SIDED = {
     # JAX: what trains and what doesn't are two trees, which torch's model holds together
     "lora.py": {"thaw"},
     # How long a compilation pays: torch chooses whether to compile, JAX whether to keep what it compiled
-    # JAX: what is compiled of a run is also asked for by scripts/plan.py, before there is any array
+    # JAX: what is compiled of a run is also asked for by `twintrain plan`, before there is any array
     "trainer.py": {"COMPILE_PAYS_AFTER", "COMPILE_CACHE_AFTER", "Programs", "programs", "choose_layers"},
 }
 DIFFERENT_ARGUMENTS = {
