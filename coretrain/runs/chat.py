@@ -27,9 +27,7 @@ def chat_prompts(
     """
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
-        )
+        raise UserError(f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there")
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
     try:

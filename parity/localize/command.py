@@ -28,6 +28,7 @@ PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
 
+
 def shrunk(
     name: str | None, overrides: Sequence[tuple[str, str]], layers: int | None, width: int | None
 ) -> tuple[RunConfig, RunConfig]:
