@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import types
@@ -83,6 +84,26 @@ def test_the_program_ends_with_two_on_a_mistake():
     done = subprocess.run([sys.executable, "-m", "twintrain", "trian"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: unknown verb trian")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["completion", "zsh"]])
+def test_a_reader_who_has_seen_enough_gets_no_traceback(words, unbuffered):
+    """As of `twintrain --help | head -1`, also where the output waits in a buffer for the end."""
+    command, environment = [sys.executable, "-m", "twintrain", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    def work() -> None:
+        raise BrokenPipeError(32, "a data loader's")
+
+    with pytest.raises(BrokenPipeError, match="a data loader's"):
+        exits_cleanly(work)()
 
 
 def test_the_version_is_the_packages(capsys, monkeypatch):
