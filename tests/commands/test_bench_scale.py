@@ -22,7 +22,7 @@ def loaded(name: str):
 
 @pytest.fixture(scope="module")
 def bench():
-    return loaded("bench_scale")
+    return loaded("scale")
 
 
 def measured(tmp_path: Path, part: str, *options: str, **fields: object) -> list[dict]:
