@@ -73,7 +73,7 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
         "<footer>Made by twintrain's judge from the figures that pytest parity measured.</footer>",
     ]
     here = Path(coretrain.journal.page.__file__).parent
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     own = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     write_atomically(
         page,

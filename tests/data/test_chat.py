@@ -219,7 +219,7 @@ def test_whole_runs_of_both_stacks(tmp_path):
     )
     assert said.stdout.startswith("Is it?\n")
     (adapted / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"--chat: .*adapted has no chat_template.jinja: train it with"):
+    with pytest.raises(UserError, match=r"adapted has no chat_template.jinja: train it with"):
         chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     bad = [word.replace("rows.jsonl", "bad.jsonl") for word in common]

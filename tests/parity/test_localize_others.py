@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.contract.taps import tap
 from parity.localize import command as localizer
 from parity.localize.command import shrunk
@@ -104,7 +104,7 @@ def command(monkeypatch, capsys, *words):
     """(exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["localize", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        localizer.main()
+        exits_cleanly(localizer.main)()
     out, err = capsys.readouterr()
     return stopped.value.code, out, err
 
