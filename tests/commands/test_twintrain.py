@@ -16,6 +16,7 @@ import pytest
 import jaxtrain.run
 import torchtrain.generate
 import twintrain.command
+import twintrain.loading
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.processes.world import World
 from coretrain.training.command_line import FLAGS, PLACES, parse
@@ -240,6 +241,23 @@ def test_a_run_is_gone_on_with_as_it_was_started(words, program, monkeypatch):
     assert heard == [(["tiny"], program)]
     line = line_that_goes_on("xtrain.run", Path("a b"), parse(["--spawn"], "", ""), World(), program)
     assert line == f"{program} --resume 'a b' --spawn"
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "words"),
+    [
+        ("jax.numpy", UserError, "jax is not installed: pip install twintrain brings it"),
+        ("torchtrain.step", ModuleNotFoundError, "No module"),  # a fault of ours, whose place must be seen
+    ],
+)
+def test_a_package_that_is_not_there_is_named(missing, error, words, monkeypatch):
+    def absent(module: str) -> None:
+        raise ModuleNotFoundError("No module", name=missing)
+
+    monkeypatch.setattr(twintrain.loading.importlib, "import_module", absent)
+    with pytest.raises(error) as caught:
+        twintrain.loading.loaded("torchtrain.run")
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(
