@@ -38,11 +38,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", pair.DEVICES, ids=[device.name for device in pair.DEVICES])
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The full set of planted bugs runs with `-m mutation` only."""
-    mutants.deselect_mutation(config, items)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def float64_is_really_on(tmp_path_factory):
     """float64 in JAX can be off without a word; and nothing that is compiled here may outlast the session."""

@@ -196,12 +196,3 @@ def matrix_lines() -> list[str]:
 def wrap(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Put `make(what is there)` in its place."""
     patch.setattr(owner, name, make(getattr(owner, name)))
-
-
-def deselect_mutation(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For pytest_collection_modifyitems: the full set runs where `-m` names it or a test is asked for by its id."""
-    asked = "mutation" in (config.option.markexpr or "") or any("::" in str(word) for word in config.args)
-    kept = [item for item in items if asked or item.get_closest_marker("mutation") is None]
-    if len(kept) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from coretrain.base.errors import UserError
+from parity.marks import left_out
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
 # others want the cores too, a run of 4 s takes 6 to 80. Here before torch is imported, and for processes of tests.
@@ -26,6 +27,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_enable_compilation_cache", False)
 
 MARKERS = (
+    "whole: whole trainings, or whole commands in processes of their own; -m 'not whole' is the inner loop",
     "slow: a sweep that is run once, its figures recorded in docs/",
     "mutation: every planted bug (a few of them run by default)",
     "one_side: with mutation: every planted bug in one of the stacks, torch and JAX in turns",
@@ -86,15 +88,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow sweeps run where `-m` names them or a test is asked for by its id.
-
-    The rungs of scale, minutes of processes, run with the whole of `pytest` and where they are asked for; `pytest
-    parity` alone is the ladder.
-    """
-    marks, words = config.option.markexpr or "", [str(word) for word in config.args]
-    ladder = all(word.rstrip("/").endswith("parity") for word in words)
-    out = {"slow": "slow" not in marks and not any("::" in word for word in words), "scale": ladder and not marks}
-    left = [item for item in items if any(off and item.get_closest_marker(mark) for mark, off in out.items())]
+    """What takes long runs where it is asked for; parity/marks.py says what asks for it."""
+    expression, words = config.option.markexpr or "", [str(word) for word in config.args]
+    left = [item for item in items if left_out({mark.name for mark in item.iter_markers()}, expression, words)]
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]

@@ -2,28 +2,8 @@
 
 import pytest
 
-from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
-from tests.support.whole_runs import write_corpus
-
-SMALL = {
-    "model.layers": 2,
-    "model.width": 32,
-    "model.heads": 4,
-    "model.context": 24,
-    "model.vocab": 101,
-    "train.batch_size": 4,
-    "train.updates": 8,
-    "schedule.warmup_updates": 2,
-    "execution.device": "cpu",
-    "execution.attention": "plain",
-    "execution.compile": "off",
-    "model.norm": "layernorm",
-    "model.position": "learned",
-    "model.mlp": "gelu",
-    "model.bias": "true",
-    "model.tied": "true",
-}
+from tests.support import configs, corpora
 
 
 @pytest.fixture
@@ -31,8 +11,20 @@ def small_config(tmp_path):
     """A function: the smallest useful float32 config, with `section__field=value` on top."""
 
     def make(**more: object) -> RunConfig:
-        fields = SMALL | {"data.cache": tmp_path} | {key.replace("__", "."): value for key, value in more.items()}
-        return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
+        return configs.small_config(tmp_path, **more)
+
+    return make
+
+
+@pytest.fixture
+def chat_config(tmp_path, small_config):
+    """A function: the config of a run on these rows of conversations."""
+
+    def make(rows, **more):
+        source = corpora.write_rows(tmp_path / "rows.jsonl", rows)
+        fields = {"data__source": source, "data__tokenizer": "bytes", "model__context": 96}
+        vocab = {"model__vocab": 257, "data__format": "chat", "data__prepare_processes": 1}
+        return small_config(**fields | vocab | more)
 
     return make
 
@@ -40,4 +32,13 @@ def small_config(tmp_path):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """The folder of a few hundred small made-up documents."""
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+    return corpora.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def float64_oracle(monkeypatch):
+    """transformers' Llama in real float64: only the precision of the oracle is changed, not its algorithm."""
+    from tests.support.transformers_oracle import Float64Norm, Float64Rotary, llama
+
+    monkeypatch.setattr(llama, "LlamaRMSNorm", Float64Norm)
+    monkeypatch.setattr(llama, "LlamaRotaryEmbedding", Float64Rotary)

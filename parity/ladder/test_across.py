@@ -13,7 +13,7 @@ import pytest
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange
 from coretrain.journal.metrics import read_metrics
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.whole]
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'twintrain[deepspeed]'")
 WORDS = ["def", "return", "class", "import", "for", "while", "if", "else", "self", "value", "index", "print", "None"]
 FIELDS = {

@@ -17,7 +17,7 @@ import pytest
 
 from parity.workers.mesh_bugs import BUGS
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.whole]
 GPT, LLAMA, MUON, ADAPTER = "gpt2-like", "llama-like", "unrolled, muon", "adapter"
 Case = tuple[str, dict[str, int], str | None]
 

@@ -27,7 +27,7 @@ from parity.workers.torch_processes import (
 )
 from torchtrain.checkpoint import load_native
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.whole]
 SINGLE = {"precision.compute": "float32"}
 HALF = 10
 BAD = 7

@@ -12,12 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import torchtrain.model
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import (
-    adapter_table,
-    adapter_targets,
-    trained_table,
-    with_adapter,
-)
+from coretrain.adapters.targets import adapter_table, adapter_targets, trained_table, with_adapter
 from coretrain.base.errors import UserError
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.sampling import Sampling
@@ -26,8 +21,7 @@ from coretrain.runs.adapted import merge_run
 from coretrain.training.generate import open_for_generation
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import torch_gradients, torch_logits
-from tests.adapters.test_lora import _peft_name
-from tests.formats.test_huggingface import Float64Norm, Float64Rotary
+from tests.support.peft_oracle import peft_name
 from tests.support.whole_runs import arguments, run
 from torchtrain.adapters import Adapters
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -40,11 +34,8 @@ DOUBLE = {"precision__compute": "float64", "optimizer__clip": 0}
 
 
 @pytest.fixture
-def pair_of(small_config, tmp_path, monkeypatch):
+def pair_of(small_config, tmp_path, float64_oracle):
     """A function: (config, base, adapter, batch, transformers' model of the base) of some fields, all in float64."""
-    module = transformers.models.llama.modeling_llama
-    monkeypatch.setattr(module, "LlamaRMSNorm", Float64Norm)
-    monkeypatch.setattr(module, "LlamaRotaryEmbedding", Float64Rotary)
 
     def make(**fields):
         config, rng = small_config(**DOUBLE, **fields), np.random.default_rng(0)
@@ -97,8 +88,8 @@ def test_peft_computes_the_same_dora(pair_of):
 
     def parameter(name):
         if not name.endswith(".adapter.m"):
-            return named[_peft_name(name, named)]
-        stem = _peft_name(name[:-1] + "a", named).rpartition(".lora_")[0]
+            return named[peft_name(name, named)]
+        stem = peft_name(name[:-1] + "a", named).rpartition(".lora_")[0]
         return named[f"{stem}.lora_magnitude_vector.default.weight"]
 
     assert len([name for name in named if "lora_" in name]) == len(adapter)
@@ -251,6 +242,7 @@ def test_what_is_no_change_of_weights_is_not_merged(small_config, kind):
     assert getattr(bank.model.blocks[0].attention, slot) is not None
 
 
+@pytest.mark.whole
 def test_from_a_base_to_text_through_a_prefix(corpus, tmp_path):
     """Train, adapt, the same greedy text from both stacks; a merge is refused before it writes."""
     base, prefix = tmp_path / "base", tmp_path / "prefix"

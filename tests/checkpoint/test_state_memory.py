@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from bench import state
-from coretrain.config.load import load_config
-from tests.conftest import SMALL
+from tests.support.configs import small_config
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
 STACKS = ("torch", "jax")
 LIMIT = 1.3
 
 
+@pytest.mark.whole
 @needs_proc
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_state_goes_to_disk_and_back_in_its_own_memory(stack, tmp_path):
@@ -40,13 +40,11 @@ BATCH = np.arange(100, dtype=np.int32).reshape(4, 25)
 
 @pytest.fixture(scope="module", params=STACKS)
 def trainer(request, tmp_path_factory):
-    """A trainer of each stack after one update, with the gradients of the next: what follows trains it on."""
-    fields = SMALL | {"data.cache": tmp_path_factory.mktemp("cache")}
-    config = load_config("tiny", [(key, str(value)) for key, value in fields.items()])
+    """A trainer of each stack after an update; each test makes gradients of its own and trains it on."""
+    config = small_config(tmp_path_factory.mktemp("cache"))
     made = importlib.import_module(f"{request.param}train.trainer").Trainer(config)
     made.gradients(BATCH, 0, 1.0)
     made.apply(1e-2, 1.0, 0)
-    made.gradients(BATCH, 1, 1.0)
     return made
 
 
@@ -68,6 +66,7 @@ def equal(one, other):
 
 
 def test_an_update_waits_for_the_save(trainer):
+    trainer.gradients(BATCH, 1, 1.0)
     before = copied(trainer)
     trainer.saving = Future()
     with ThreadPoolExecutor(1) as pool:

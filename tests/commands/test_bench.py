@@ -15,6 +15,7 @@ def bench():
     return importlib.import_module("bench.speed")
 
 
+@pytest.mark.whole
 def test_a_tiny_shape(tmp_path, bench):
     path, names = tmp_path / "bench.json", ["torch-f32", "jax-f32", "peer-f32"]
     shape = {"layers": 1, "width": 64, "vocab": 300, "batch": 2, "context": 32}
@@ -56,6 +57,7 @@ def test_the_peer_is_optional(bench, monkeypatch):
     assert bench.obstacle(bench.CONTENDERS["peer-f32"], {}) == "not run: pip install 'twintrain[bench]'"
 
 
+@pytest.mark.whole
 def test_a_child_that_fails_is_a_row(bench):
     child = bench.Child("bench.speed", {"framework": "torch", "dtype": "no such dtype", "size": 8})
     assert child.turn(1) == []

@@ -41,6 +41,7 @@ def measured(tmp_path: Path, part: str, *options: str, **fields: object) -> list
 SHAPE = {key.replace(".", "__"): value for key, value in SMALL.items()}
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a connection's bytes")
 def test_two_processes_send_what_theory_says(tmp_path):
     (row,) = measured(tmp_path, "bytes", "--shape", "tiny", "--only", "torch", "data", **SHAPE)
@@ -50,6 +51,7 @@ def test_two_processes_send_what_theory_says(tmp_path):
     assert row["ratio"] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("axis", ["data", "context"])
 def test_the_program_sends_what_theory_says(tmp_path, axis):
     (row,) = measured(tmp_path, "bytes", "--shape", "tiny", "--only", "jax", axis, **SHAPE)
@@ -59,6 +61,7 @@ def test_the_program_sends_what_theory_says(tmp_path, axis):
     assert row["ratio"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.whole
 def test_two_processes_in_turns_with_one(tmp_path):
     rows = measured(tmp_path, "ratio", "--rounds", "2", "--shape", "tiny", "--only", "torch", **SHAPE)
     assert [row["name"] for row in rows] == ["torch, 1 process, 1 thread", "torch, 1 process, 2 threads", "torch, data"]
@@ -68,6 +71,7 @@ def test_two_processes_in_turns_with_one(tmp_path):
         assert row["tokens_per_second"] > 0
 
 
+@pytest.mark.whole
 def test_the_loop_around_the_stack(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
@@ -88,6 +92,7 @@ def test_ratios_are_taken_within_a_round(bench):
     assert rows[0]["tokens_per_second"] == 8 * 16
 
 
+@pytest.mark.whole
 def test_a_process_that_fails_is_said(bench):
     children = bench.Children({"do": "train", "stack": "torch", "fields": {"model.layers": 0}})
     with pytest.raises(UserError, match="a process of the measurement failed"):

@@ -17,6 +17,7 @@ def bench():
     return importlib.import_module("bench.tuning")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("part", "word", "names"),
     [

@@ -6,9 +6,12 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "docstrings.py"
+import pytest
+
+from tests.support.commands import ROOT
+
+SCRIPT = ROOT / "scripts" / "docstrings.py"
 SOURCE = '''
 raise SystemExit("sources are parsed, never run")
 
@@ -55,6 +58,7 @@ def test_what_becomes_a_row(tmp_path):
     ]
 
 
+@pytest.mark.whole
 def test_the_standard_library(tmp_path):
     def call(*words):
         return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True)

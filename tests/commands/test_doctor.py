@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.commands import ROOT
+
 SCRIPTS = ROOT / "scripts"
 BLOCKED = """
 import runpy, sys
@@ -36,6 +36,7 @@ def load(name: str, monkeypatch):
     return importlib.import_module(f"twintrain.{name}")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("missing", "there"), [("torch", "jaxtrain device"), ("jax", "torchtrain device")])
 def test_it_works_without_a_framework(missing, there):
     out = doctor(missing)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "twins.py"
+import pytest
+
+from tests.support.commands import ROOT
+
+pytestmark = pytest.mark.whole
+
+SCRIPT = ROOT / "scripts" / "twins.py"
 
 
 def make_run(folder, losses, validation):

@@ -19,6 +19,7 @@ from coretrain.contract.quantization import (
     dynamic_map,
     quantize,
 )
+from tests.support.bitsandbytes_oracle import bitsandbytes_nf4
 
 SHAPES = [(64, 64), (192, 640), (576, 192), (30, 64)]
 
@@ -84,18 +85,6 @@ def test_nf4_is_bitsandbytes():
         np.testing.assert_array_equal(codes.numpy(), quantized.arrays["scales"])
         np.testing.assert_array_equal(steps.numpy(), quantized.arrays["steps"])
         np.testing.assert_array_equal(bitsandbytes_nf4(given, offset), dequantize(quantized))
-
-
-def bitsandbytes_nf4(given: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """A weight through bitsandbytes' NF4 and back, in float32; the scales by its reference, with our mean of them."""
-    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
-    found, plain = functional.quantize_4bit(torch.from_numpy(given), blocksize=64, quant_type="nf4")
-    levels, rest = functional.create_dynamic_map(), (plain.absmax - torch.from_numpy(offset)).double()
-    codes, steps = torch.ops.bitsandbytes.quantize_blockwise(rest, levels, SCALES)
-    largest = functional.dequantize_blockwise(codes, absmax=steps, blocksize=SCALES) + torch.from_numpy(offset)
-    made = torch.ops.bitsandbytes.dequantize_4bit
-    blocks = (given.size // 64, 64)  # its AVX512 kernel mistakes rows shorter than a block (0.50.2)
-    return made(found, largest, 64, "nf4", blocks, torch.float32).numpy().reshape(given.shape)
 
 
 def test_what_cannot_be_quantized():

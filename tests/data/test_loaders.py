@@ -23,8 +23,8 @@ from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
 from coretrain.data.order import batch_hash
 from coretrain.data.splits import Data
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STACKS = pytest.mark.parametrize("stack", ["jaxtrain", "torchtrain"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -124,6 +124,7 @@ def test_dropping_the_iterator_ends_its_workers(stack: str, folder: Path) -> Non
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.whole
 @STACKS
 def test_workers_end_with_a_killed_trainer(stack: str, folder: Path) -> None:
     # a batch of 67 kB fills a pipe, so that a worker is stuck in it when its trainer dies

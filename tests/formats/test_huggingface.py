@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -11,57 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from coretrain.base.errors import UserError
 from coretrain.base.safetensors import TensorFile
-from coretrain.checkpoint.interchange import interchange_of, load_interchange, save_interchange
-from coretrain.checkpoint.manifest import Progress
-from coretrain.config.data import DataConfig
-from coretrain.config.load import config_from_json
 from coretrain.config.model import ModelConfig, RopeScaling
-from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import parameter_table
 from coretrain.contract.rotary import rotary_tables
-from coretrain.formats.huggingface.tokenizer import hf_tokenizer, write_tokenizer
 from coretrain.formats.huggingface.weights import export_huggingface, import_huggingface
 from coretrain.tokenizers.chat_template_file import read_chat_template
-from coretrain.tokenizers.huggingface import read_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer
-from coretrain.tokenizers.merges import check_same_ids, merges_of
-from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer, load_tokenizer
-from coretrain.tokenizers.tokenizer import Tokenizer
-from coretrain.tokenizers.train import train_tokenizer
+from tests.support.commands import ROOT
 from tests.support.hf_oracle import tokens_for
-
-ROOT = Path(__file__).resolve().parents[2]
-LLAMA: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "mlp_width": 80}
-SMALL: dict[str, Any] = {"layers": 2, "width": 48, "heads": 4, "vocab": 300, "context": 40}
-MODELS = {
-    "gpt2": ModelConfig(**SMALL),
-    "gpt2 untied": ModelConfig(**SMALL, tied=False, mlp_width=100, norm_eps=1e-4),
-    "llama": ModelConfig(**SMALL, **LLAMA),
-    "llama grouped untied": ModelConfig(**SMALL, **LLAMA, kv_heads=2, tied=False, rope_theta=5e3, norm_eps=1e-6),
-    # 32, 7, 1.5, 0.3... turns in the original context: frequencies kept, in between, and divided by the whole factor
-    "llama scaled as 3.1": ModelConfig(
-        **SMALL, **LLAMA, rope_scaling=RopeScaling(type="llama3", factor=8.0, original_context=200)
-    ),
-    "llama biased wide heads": ModelConfig(**SMALL, **LLAMA | {"bias": True}, kv_heads=1, head_width=20),
-}
-model_kinds = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-
-
-def scrambled(model: ModelConfig, dtype: type = np.float32) -> dict[str, np.ndarray]:
-    """Weights in which no two tensors, biases and gains included, could be swapped or dropped unnoticed."""
-    draw = np.random.default_rng(11)
-    return {
-        row.name: (draw.normal(0.2 if row.init == "ones" else 0, 0.15, row.shape) + (row.init == "ones")).astype(dtype)
-        for row in parameter_table(model)
-    }
+from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, scrambled
+from tests.support.transformers_oracle import float64_frequencies
 
 
 @model_kinds
@@ -82,46 +44,12 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, dtype: t
         assert back[name].tobytes() == value.tobytes(), name
 
 
-class Float64Norm(transformers.models.llama.modeling_llama.LlamaRMSNorm):
-    """RMSNorm in the input's dtype: transformers' own goes through float32 even in a float64 model."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
-
-
-class Float64Rotary(transformers.models.llama.modeling_llama.LlamaRotaryEmbedding):
-    """Rotary tables in float64: transformers' own makes frequencies, angles, cosines and sines in float32."""
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angle = position_ids[..., None].double() * float64_frequencies(self.config)
-        angle = torch.cat([angle, angle], -1)
-        return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-
-
-def float64_frequencies(config: Any) -> torch.Tensor:
-    """What transformers turns pairs of q and k by, made in float64."""
-    default = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.compute_default_rope_parameters
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float", torch.float64)
-        frequency, scale = ROPE_INIT_FUNCTIONS.get(config.rope_parameters["rope_type"], default)(config)
-    assert (frequency.dtype, scale) == (torch.float64, 1.0)
-    return frequency
-
-
-@pytest.fixture
-def float64_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the precision of the oracle is changed, not its algorithm."""
-    module = transformers.models.llama.modeling_llama
-    monkeypatch.setattr(module, "LlamaRMSNorm", Float64Norm)
-    monkeypatch.setattr(module, "LlamaRotaryEmbedding", Float64Rotary)
-
-
 def nrel(found: np.ndarray, wanted: np.ndarray) -> float:
     """Distance of `found` from `wanted`, relative to the norm of `wanted`."""
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
+@pytest.mark.whole
 @model_kinds
 def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, float64_oracle: None) -> None:
     export_huggingface(tmp_path / "hf", model, scrambled(model, np.float64))
@@ -299,95 +227,3 @@ def test_half_precision_widens_exactly(tmp_path: Path, dtype: torch.dtype) -> No
     read = TensorFile(tmp_path / "x.safetensors").read("b")
     assert read.dtype == (np.float64 if dtype == torch.float64 else np.float32)
     assert read.tobytes() == value.to(torch.promote_types(dtype, torch.float32)).numpy().tobytes()
-
-
-@pytest.fixture(scope="module")
-def trained() -> Tokenizer:
-    """A small tokenizer trained on this Python's library."""
-    return train_tokenizer([inspect.getsource(module) for module in (inspect, json, subprocess)], 900)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "bytes", "trained"])
-def test_tokenizers_give_the_same_ids(tmp_path: Path, name: str, trained: Tokenizer) -> None:
-    tokenizer = {"gpt2": gpt2_tokenizer, "bytes": bytes_tokenizer}.get(name, lambda: trained)()
-    model = ModelConfig(**SMALL | {"vocab": tokenizer.vocab})
-    tokenizer.save(tmp_path / "run")
-    export_huggingface(tmp_path / "hf", model, scrambled(model), tmp_path / "run")
-    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    texts = [inspect.getsource(inspect), "Grüße, 東京! 🙂 it's  \n\n\t x=1234567\r\n", *map(chr, range(0, 0x3000, 7))]
-    for text in texts:
-        ids = tokenizer.encode(text).tolist()
-        assert fast(text, add_special_tokens=False)["input_ids"] == ids
-        assert fast.decode(ids) == text
-    assert fast("a<|endoftext|>")["input_ids"][-1] == tokenizer.eot == fast.eos_token_id
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").eos_token_id == tokenizer.eot
-    back = read_tokenizer(tmp_path / "hf")
-    assert back.ranks == tokenizer.ranks
-    assert (back.eot, back.vocab) == (tokenizer.eot, tokenizer.vocab)
-    assert all((back.encode(text) == tokenizer.encode(text)).all() for text in texts)
-
-
-def test_gpt2s_merges_are_found_again() -> None:
-    merges = list(merges_of(gpt2_tokenizer().ranks))
-    assert len(merges) == 50_000
-    assert merges[:3] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e")]
-
-
-def test_a_tokenizer_with_other_ids_is_refused(trained: Tokenizer) -> None:
-    fast = hf_tokenizer(trained)
-    swapped = dict(trained.ranks)
-    swapped[b" t"], swapped[b"in"] = swapped[b"in"], swapped[b" t"]
-    with pytest.raises(UserError, match="would give other ids"):
-        check_same_ids(Tokenizer("swapped", swapped, trained.pattern, trained.eot), fast)
-
-
-def test_another_pre_tokenizer_is_no_ranks(tmp_path: Path, trained: Tokenizer) -> None:
-    write_tokenizer(tmp_path, trained, 40)
-    path = tmp_path / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    raw["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits", "individual_digits": True})
-    path.write_text(json.dumps(raw))
-    back = read_tokenizer(tmp_path)
-    assert isinstance(back, KeptTokenizer)
-    text = "x = 12345  # 67"
-    assert back.encode(text).tolist() == tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
-
-
-def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line."""
-    command = [sys.executable, "scripts/convert.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
-    model = ModelConfig(**SMALL | {"vocab": trained.vocab}, **LLAMA)
-    data = DataConfig(format="chat", row_tokens=24)
-    config, tensors = RunConfig(model=model, data=data), scrambled(model)
-    run = tmp_path / "run"
-    trained.save(run)
-    place = interchange_of(run, "update-00000007")
-    save_interchange(place, config, {"parameters": tensors}, Progress(update=7, data_fingerprint="f"), "jax")
-
-    out = convert("export", run, tmp_path / "hf")
-    assert out.returncode == 0, out.stderr
-    assert "after update 7, written by jax), with its tokenizer" in out.stdout
-    assert "| updates | 7 of 16 x 24 tokens" in (tmp_path / "hf" / "README.md").read_text()
-    assert convert("export", run, tmp_path / "copy", "--format", "interchange").returncode == 0
-    assert load_interchange(tmp_path / "copy").progress.update == 7
-    out = convert("import", tmp_path / "hf", tmp_path / "new", "--train.updates", 50, "--model.context", 24)
-    assert out.returncode == 0, out.stderr
-    imported = load_interchange(interchange_of(tmp_path / "new", "update-00000000"))
-    assert (imported.progress.update, imported.progress.data_fingerprint, imported.stack) == (0, "", "import")
-    assert list(imported.groups) == ["parameters"]
-    assert all(imported.groups["parameters"][name].tobytes() == value.tobytes() for name, value in tensors.items())
-    assert load_tokenizer(tmp_path / "new").ranks == trained.ranks
-    written = config_from_json((tmp_path / "new" / "config.json").read_text())
-    assert written == imported.config
-    assert (written.train.updates, written.model.context, written.model.norm) == (50, 24, "rmsnorm")
-    assert written.data.tokenizer == str(tmp_path / "new" / "tokenizer.tiktoken")
-
-    again = convert("export", run, tmp_path / "hf")
-    assert again.returncode == 2
-    assert again.stderr == f"error: {tmp_path / 'hf'} exists and is not empty: choose another folder\n"
-    assert convert("export", tmp_path / "nowhere", tmp_path / "x").returncode == 2
-    assert convert("import", run, tmp_path / "y").returncode == 2

@@ -32,7 +32,7 @@ from coretrain.formats.peft.reader import import_peft
 from coretrain.runs.adapted import merge_run, settled
 from coretrain.runs.convert import export_run, import_run
 from parity.probes.sides import JAX, TORCH, logits_of
-from tests.formats.test_huggingface import ROOT, Float64Norm, Float64Rotary
+from tests.support.commands import ROOT
 
 peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
 transformers = pytest.importorskip("transformers")
@@ -93,14 +93,6 @@ def on(base: Path) -> RunConfig:
 
 def parameters(run: Path) -> dict[str, np.ndarray]:
     return dict(load_interchange(newest_interchange(run)).groups["parameters"])
-
-
-@pytest.fixture
-def float64_oracle(monkeypatch):
-    """Only the precision of the oracle is changed, not its algorithm."""
-    module = transformers.models.llama.modeling_llama
-    monkeypatch.setattr(module, "LlamaRMSNorm", Float64Norm)
-    monkeypatch.setattr(module, "LlamaRotaryEmbedding", Float64Rotary)
 
 
 @pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS.keys())
@@ -356,6 +348,7 @@ def test_merged_exports_are_the_merged_run(made, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.whole
 def test_the_command_line(made, tmp_path):
     """Out and in again by scripts/convert.py; a flipped bit in the run's file ends it."""
     base, adapter = made(**KINDS["llama, tied"])

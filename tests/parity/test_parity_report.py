@@ -97,6 +97,7 @@ def test_what_is_no_result_is_refused(tmp_path):
         read(tmp_path / "torn.json")
 
 
+@pytest.mark.whole
 def test_the_command_line(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results()))
     line = [sys.executable, "-m", "parity.report"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from unittest.mock import Mock
 
 import pytest
 
@@ -86,11 +85,3 @@ def test_one_table_of_all(session):
     found = json.loads(scheduler.report())
     assert found["matrix"] == [bug | {"localized_tap": "norm"}]
     assert found["located"] == {"torch: bug": ["norm", "norm"]}
-
-
-@pytest.mark.parametrize(("expression", "kept"), [("", 0), ("scale", 0), ("mutation", 1), ("mutation and one_side", 1)])
-def test_every_bug_runs_where_its_marker_is_named(expression, kept):
-    config = Mock(args=["parity"], option=Mock(markexpr=expression))
-    items = [Mock()]
-    mutants.deselect_mutation(config, items)
-    assert len(items) == kept

@@ -21,6 +21,7 @@ from coretrain.checkpoint.manifest import verify
 from coretrain.processes.heartbeat import SAID
 from coretrain.processes.launch import free_port
 from coretrain.training.command_line import parse
+from tests.support.commands import environment
 from tests.support.whole_runs import (
     arguments,
     rows,
@@ -29,6 +30,8 @@ from tests.support.whole_runs import (
     state,
     wait_for_updates,
 )
+
+pytestmark = pytest.mark.whole
 
 STACKS = ("torch", "jax")
 TWO = ("--parallel.data", "2", "--spawn")
@@ -50,7 +53,7 @@ def launch(*argvs: list[str]) -> list[subprocess.Popen]:
         more = {name: str(value) for name, value in (facts | {"RANK": rank, "LOCAL_RANK": rank}).items()}
         pipe = subprocess.PIPE
         command = [sys.executable, *map(str, argv)]
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | more))
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(**more)))
     return started
 
 
@@ -143,8 +146,7 @@ def test_a_process_that_stops_is_named(stack, victim, corpus, tmp_path):
 def test_a_hang_of_all_ends_the_run(corpus, tmp_path):
     """Nobody is silent and nobody behind. In JAX nothing else would ever end it."""
     words = arguments(corpus, "--output", str(tmp_path / "hung"), *UPDATES, "--parallel.data", "2")
-    script = str(Path(__file__).resolve().parents[1] / "support" / "hanging.py")
-    ranks = launch(*([script, "jax", *words, *LIMITS] for _ in range(2)))
+    ranks = launch(*(["-m", "tests.support.hanging", "jax", *words, *LIMITS] for _ in range(2)))
     (first, err), (second, more) = ended(ranks[0], 120), ended(ranks[1], 20)
     assert (first, second) == (SAID, SAID)
     assert "error: all 2 ranks have been at the gradients of update 12 for 1" in err + more

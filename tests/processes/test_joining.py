@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from coretrain.processes.layout import Layout
 from coretrain.processes.rendezvous import meet
 from coretrain.processes.supported import check_combination
 from coretrain.processes.world import World
+from tests.support.commands import ROOT
 
 JOIN = """
 import sys
@@ -37,8 +37,7 @@ def config(**fields):
 
 def started(environment: dict[str, object], more: list[str]) -> subprocess.Popen:
     """A process that joins."""
-    root = str(Path(__file__).resolve().parents[2])
-    facts = environment_alone() | {"PYTHONPATH": root} | {name: str(value) for name, value in environment.items()}
+    facts = environment_alone() | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in environment.items()}
     command, pipe = [sys.executable, "-c", JOIN, "execution.device=cpu", *more], subprocess.PIPE
     return subprocess.Popen(command, env=facts, stdout=pipe, stderr=pipe, text=True)
 
@@ -51,6 +50,7 @@ def joined(environments: list[dict[str, object]], words: list[list[str]]) -> lis
     return [out.strip() for out, _ in said]
 
 
+@pytest.mark.whole
 def test_slurm_tells_who_is_there():
     slurm = {"SLURM_JOB_ID": 4321, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2}
     each = [
@@ -61,6 +61,7 @@ def test_slurm_tells_who_is_there():
     assert joined(each[:1], [["parallel.hosts=1"]]) == ["rank 0 of 1 ['hello from 0']"]
 
 
+@pytest.mark.whole
 def test_hosts_may_be_told_by_hand():
     """They have the rest of the config in common: `parallel.host` is no part of it."""
     place = f"parallel.coordinator=127.0.0.1:{free_port()}"
@@ -70,6 +71,7 @@ def test_hosts_may_be_told_by_hand():
     assert first == second
 
 
+@pytest.mark.whole
 def test_torchrun_starts_jax_too(tmp_path):
     """Its own store listens on the port that it tells."""
     script = tmp_path / "joins.py"
@@ -83,7 +85,7 @@ def test_torchrun_starts_jax_too(tmp_path):
         "--master-port",
         str(free_port()),
     ]
-    environment = environment_alone() | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = environment_alone() | {"PYTHONPATH": str(ROOT)}
     out = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.count(HELLO) == 2
@@ -124,6 +126,7 @@ def visit(port: int) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.whole
 def test_a_lone_host_ends_with_a_sentence():
     """Whichever it is: here both, each waiting at a place of its own."""
     lone = []

@@ -40,6 +40,7 @@ def losses(stack: str, config, loss_scale: float) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize(("dtype", "loss_scale"), [("bfloat16", 1.0), ("float16", 2.0**12)])
 def test_low_precision_trains_as_float32_does(small_config, stack, dtype, loss_scale):

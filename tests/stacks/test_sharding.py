@@ -128,6 +128,7 @@ print(json.dumps(errors))
 """
 
 
+@pytest.mark.whole
 def test_splash_attention_of_parts_of_a_row_is_that_of_the_row():
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SPLIT_ROWS]

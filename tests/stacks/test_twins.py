@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.commands import ROOT
+
 STACKS = ("torchtrain", "jaxtrain")
 WITHOUT_A_TWIN = {
     # JAX: one program for many devices, which the compiler divides by rules; stacked and transposed arrays

@@ -1,4 +1,4 @@
-"""A run whose processes all hang in update 12, as where a chip is wedged: `python hanging.py STACK [ARGUMENTS]`."""
+"""A run whose processes all hang in update 12, as where a chip is wedged: `python -m tests.support.hanging STACK`."""
 
 from __future__ import annotations
 

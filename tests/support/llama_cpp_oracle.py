@@ -1,15 +1,26 @@
 """llama.cpp itself, through the package xllamacpp (`pip install xllamacpp`), as an oracle of GGUF files.
 
 Run as `python -m tests.support.llama_cpp_oracle FILE PROMPTS`, in a process of its own: it ends the process when it
-refuses a
-file. PROMPTS is a JSON list of prompts, each of token ids or a string for its tokenizer.
+refuses a file. PROMPTS is a JSON list of prompts, each of token ids or a string for its tokenizer.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+from tests.support.commands import ROOT, environment
+
+
+def llama_cpp(file: Path, prompts: list[Any]) -> list[dict[str, Any]]:
+    """What llama.cpp says of each prompt: its length in tokens, and the likeliest to come."""
+    command = [sys.executable, "-m", "tests.support.llama_cpp_oracle", str(file), json.dumps(prompts)]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert out.returncode == 0, out.stderr[-500:]
+    return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 
 
 def main() -> None:

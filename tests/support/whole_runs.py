@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
@@ -12,20 +11,11 @@ import numpy as np
 
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange
 from coretrain.journal.metrics import read_metrics
-
-WORDS = ["def", "return", "class", "import", "for", "while", "if", "else", "self", "value", "index", "print", "None"]
-
-
-def write_corpus(folder: Path) -> Path:
-    """A few hundred small made-up documents."""
-    rng = random.Random(0)
-    for n in range(120):
-        text = "\n".join(" ".join(rng.choices(WORDS, k=8)) for _ in range(12))
-        (folder / f"{n}.txt").write_text(text)
-    return folder
+from tests.support.commands import environment
 
 
 def arguments(corpus: Path, *more: str) -> list[str]:
+    """The command line of a run of seconds, with `more` on top."""
     small = {
         "model.layers": 2,
         "model.width": 32,
@@ -51,11 +41,14 @@ def arguments(corpus: Path, *more: str) -> list[str]:
 
 
 def start(stack: str, *argv: object, **options) -> subprocess.Popen:
+    """A run that goes on while the test does, found wherever the test is."""
     command = [sys.executable, "-m", f"{stack}train.run", *map(str, argv)]
+    options = {"env": environment()} | options
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def run(stack: str, *argv: object, code: int = 0, within: float = 240) -> str:
+    """A run from its start to its end: standard output, or standard error where it must fail."""
     process = start(stack, *argv)
     out, err = process.communicate(timeout=within)
     assert process.returncode == code, out + err
@@ -63,16 +56,19 @@ def run(stack: str, *argv: object, code: int = 0, within: float = 240) -> str:
 
 
 def rows(folder: Path) -> list[dict]:
+    """What was measured in each update and evaluation, apart from how long it took."""
     updates, evaluations, _ = read_metrics(folder)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in (*updates, *evaluations)]
 
 
 def state(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a run's newest state."""
     groups = load_interchange(newest_interchange(folder)).groups
     return {f"{group}/{name}": tensors[name] for group, tensors in groups.items() for name in tensors}
 
 
 def wait_for_updates(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Until a run has noted so many updates, or is over."""
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         if (folder / "metrics.jsonl").exists() and len(read_metrics(folder)[0]) >= count:

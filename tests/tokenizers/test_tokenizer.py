@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretrain.base.errors import UserError
-from coretrain.tokenizers import tokenizer as module
+from coretrain.tokenizers import registry
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
 from coretrain.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -74,10 +74,10 @@ def test_gpt2_is_gpt2() -> None:
 
 
 def test_a_changed_gpt2_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = bytearray(module.GPT2_FILE.read_bytes())
+    raw = bytearray(registry.GPT2_FILE.read_bytes())
     raw[1000] ^= 1
     (tmp_path / "r50k_base.tiktoken").write_bytes(raw)
-    monkeypatch.setattr(module, "GPT2_FILE", tmp_path / "r50k_base.tiktoken")
+    monkeypatch.setattr(registry, "GPT2_FILE", tmp_path / "r50k_base.tiktoken")
     with pytest.raises(UserError, match=r"r50k_base\.tiktoken is damaged"):
         named_tokenizer("gpt2")
 

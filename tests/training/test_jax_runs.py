@@ -30,6 +30,7 @@ def run(stack: str, *argv: object, flags: str = "", code: int = 0) -> str:
     return result.stderr if code else result.stdout
 
 
+@pytest.mark.whole
 def test_one_training_on_8_devices_then_1_then_2_processes_then_in_torch(corpus, tmp_path):
     # float64: a shard, a moment or a row lost on the way can't hide in rounding. Measured: loss and norm 1e-15, state
     # 2e-14; a lost second moment gives 1e-2
@@ -75,6 +76,7 @@ def test_a_checkpoint_is_read_with_another_padding_of_the_vocabulary(small_confi
             Trainer(small_config(model__tied="false", **{f"model__{field}": value})).load(tmp_path, 1)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -90,6 +92,7 @@ def test_a_mesh_that_does_not_fit_is_one_sentence(argv, named, corpus, tmp_path)
     assert "Traceback" not in err
 
 
+@pytest.mark.whole
 def test_devices_that_do_not_divide_the_rows_are_left_alone(corpus, tmp_path):
     said = run("jax", *arguments(corpus, "--output", tmp_path / "one", "--train.updates", "3"), flags=EIGHT)
     assert "1 device (8 are here, but they don't divide a micro-batch's 2 rows)" in said

@@ -24,6 +24,8 @@ from tests.support.whole_runs import (
     wait_for_updates,
 )
 
+pytestmark = pytest.mark.whole
+
 STACKS = ("torch", "jax")
 LONG = ("--train.updates", "60")
 

@@ -1,0 +1,52 @@
+"""Accelerators by name, and a table of one's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from coretrain.base.errors import UserError
+from coretrain.planning.accelerators import accelerators, machine
+from tests.support.commands import ROOT
+
+
+def test_machines_by_name():
+    four = machine("4090x8")
+    assert (four.devices, four.nodes, four.flops) == (8, 1, 8 * 165e12)
+    pod = machine("V5E:16x16")
+    assert (pod.devices, pod.topology, str(pod)) == (256, "16x16", "v5e:16x16")
+    assert machine("h100").devices == 1
+    assert machine("h100x16").link == 50e9  # past one node the network is the ring's slowest part
+    assert machine("h100x8").link == 450e9
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("h10", "did you mean h100"),
+        ("4090:2x4", "write 4090x8"),
+        ("h100x0", "at least one"),
+        ("h100x12", "12 don't fill whole ones: take 8 or 16"),
+        ("v5e:32x32", "largest slice of v5e has 256"),
+    ],
+)
+def test_machines_that_cannot_be(text, words):
+    with pytest.raises(UserError, match=words):
+        machine(text)
+
+
+def test_a_table_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.toml"
+    table = (ROOT / "coretrain" / "planning" / "accelerators.toml").read_text()
+    row = table.split("[h100]")[1].split("[")[0] + '["H100"]\n'
+    mine.write_text("[fast]" + row)
+    assert machine("fastx2", mine).flops == 2 * 989e12
+    mine.write_text("[fast]" + row.replace("tflops = 989", "tflops = -1"))
+    accelerators.cache_clear()
+    with pytest.raises(UserError, match="tflops"):
+        accelerators(mine)
+    mine.write_text("not toml")
+    accelerators.cache_clear()
+    with pytest.raises(UserError, match="not valid TOML"):
+        accelerators(mine)
+    with pytest.raises(UserError, match="can't be read"):
+        accelerators(tmp_path / "none.toml")

@@ -1,0 +1,43 @@
+"""What is sent between devices, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from coretrain.planning.memory import footprint
+from coretrain.planning.traffic import traffic
+from coretrain.processes.layout import Layout
+from tests.support.plans import made
+
+
+def test_bytes_sent_by_hand():
+    c = made("gpt2-124m", train__accumulation=4)
+    n = footprint(c).kinds["weights"] / 4
+
+    def sent(zero: int):
+        p = c.parallel.model_copy(update={"zero": zero})
+        return sum(traffic(c.model_copy(update={"parallel": p}), Layout(data=8)).values()) / (n * 4 * 7 / 8)
+
+    assert (sent(0), sent(1), sent(2), sent(3)) == pytest.approx((2, 3, 9, 12))
+    assert traffic(c, Layout()) == {}
+
+
+def test_tensor_parallel_sends_four_all_reduces_a_block_and_two_at_the_ends():
+    c = made("gpt2-124m", execution__checkpoint_activations="matmuls")
+    tokens, d = 512 * 1024, 768
+    assert traffic(c, Layout(tensor=4)) == {"tensor": (12 * 4 + 2) * (2 * 3 / 4) * tokens * d * 2}
+
+
+def test_stages_pass_on_activations_and_sum_a_tied_head():
+    c = made("gpt2-124m", train__accumulation=8)
+    head, tokens = 50304 * 768 * 4, 512 * 1024 * 768 * 2
+    assert traffic(c, Layout(pipeline=2)) == {"gradients": head, "pipeline": tokens}
+    assert traffic(c, Layout(pipeline=4)) == {"gradients": head, "pipeline": 2 * tokens}, "between, both ways"
+    assert traffic(c, Layout(pipeline=4), "jax")["pipeline"] == 2 * tokens * (8 + 3) / 8, "in every tick"
+
+
+def test_devices_that_share_tokens_sum_their_gradients():
+    c = made("gpt2-124m")
+    shared = traffic(c, Layout(context=4), "jax")
+    assert shared["gradients"] == traffic(c, Layout(data=4), "jax")["gradients"]
+    assert shared["context"] > 0

@@ -1,0 +1,1 @@
+"""What tests share: configs, corpora, models, oracles, commands in processes of their own. No test is in here."""
