@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import importlib.metadata
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import ANEW, EXIT_USER_ERROR, RESUME, UserError, exits_cleanly
+from twintrain.loading import loaded
 from twintrain.verbs import VERBS
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = words
     if name not in VERBS:
         raise UserError(f"{_unknown(name)} (twintrain --help says what each does)")
-    return int(importlib.import_module(VERBS[name].module).main(rest, f"twintrain {name}"))
+    return int(loaded(VERBS[name].module).main(rest, f"twintrain {name}"))
 
 
 def _unknown(name: str) -> str:
@@ -66,5 +66,5 @@ def entry() -> None:
 
 def script(verb: str) -> None:
     """`python scripts/VERB.py`: the verb as a program under that name."""
-    run = importlib.import_module(VERBS[verb].module).main
+    run = loaded(VERBS[verb].module).main
     exits_cleanly(functools.partial(run, program=f"python scripts/{verb}.py"))()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from coretrain.training.generate import options as common_options
+from twintrain.loading import loaded
 from twintrain.stacks import add_stack, asks_for_help, chosen
 
 
@@ -19,4 +19,4 @@ def main(argv: Sequence[str] | None = None, program: str = "twintrain generate",
         parser.print_help()
         return 0
     stack, words = chosen(typed)
-    return int(importlib.import_module(f"{stack}train.generate").main(words, program, chat))
+    return int(loaded(f"{stack}train.generate").main(words, program, chat))

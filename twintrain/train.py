@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from coretrain.training.command_line import print_help
+from twintrain.loading import loaded
 from twintrain.stacks import HELP, asks_for_help, chosen
 from twintrain.verbs import STACKS
 
@@ -19,4 +19,4 @@ def main(argv: Sequence[str] | None = None, program: str = "twintrain train") ->
         return 0
     stack, words = chosen(typed)
     as_typed = program if stack == STACKS[0] else f"{program} --stack {stack}"
-    return int(importlib.import_module(f"{stack}train.run").main(words, as_typed))
+    return int(loaded(f"{stack}train.run").main(words, as_typed))

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import ROOT
 from tests.support.whole_runs import arguments, rows
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.whole
 PACKAGES = ("coretrain", "jaxtrain", "parity", "torchtrain", "twintrain")
 PRESETS = {f"coretrain/config/presets/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
 

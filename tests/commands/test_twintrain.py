@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import types
@@ -16,6 +15,7 @@ import pytest
 import jaxtrain.run
 import torchtrain.generate
 import twintrain.command
+import twintrain.loading
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.processes.world import World
 from coretrain.training.command_line import FLAGS, PLACES, parse
@@ -23,11 +23,11 @@ from coretrain.training.generate import options as generate_options
 from coretrain.training.spawn import line_that_goes_on
 from parity import plugin
 from parity.localize.command import OPTIONS
+from tests.support.commands import ROOT, environment
 from tests.support.whole_runs import arguments, rows
 from twintrain import judge, stacks
 from twintrain.verbs import ANY, SWITCH, VERBS
 
-ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = """
 import sys
 class Block:
@@ -42,7 +42,7 @@ from twintrain.command import main
 def without(packages: tuple[str, ...], code: str, *words: object) -> str:
     """What `code` prints where the packages can't be imported."""
     command = [sys.executable, "-c", WITHOUT.format(packages=packages) + code, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -80,19 +80,23 @@ def test_an_unknown_verb_is_a_sentence(words, sentence):
     assert refused(*words) == f"{sentence} (twintrain --help says what each does)"
 
 
+@pytest.mark.whole
 def test_the_program_ends_with_two_on_a_mistake():
-    done = subprocess.run([sys.executable, "-m", "twintrain", "trian"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "twintrain", "trian"], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: unknown verb trian")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["completion", "zsh"]])
 def test_a_reader_who_has_seen_enough_gets_no_traceback(words, unbuffered):
     """As of `twintrain --help | head -1`, also where the output waits in a buffer for the end."""
-    command, environment = [sys.executable, "-m", "twintrain", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment) as process:
+    command, pipe = [sys.executable, "-m", "twintrain", *words], subprocess.PIPE
+    told = environment(PYTHONUNBUFFERED=unbuffered)
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, env=told) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
@@ -119,6 +123,7 @@ def test_the_version_is_the_packages(capsys, monkeypatch):
     assert capsys.readouterr().out == f"twintrain {json.loads(line.partition(' = ')[2])}\n"
 
 
+@pytest.mark.whole
 def test_help_and_completion_need_no_framework():
     """And the overview no config: it is there at once."""
     out = without(("torch", "jax", "flax", "pydantic", "numpy"), "main(['--help']); main(['--version'])")
@@ -152,6 +157,7 @@ for module in pkgutil.iter_modules(twintrain.__path__):
     assert "--model.layers" in out.partition("== shells")[2]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("stack", "other"), [("torch", "jax"), ("jax", "torch")])
 def test_only_the_stack_that_is_asked_for_is_imported(stack, other, corpus, tmp_path):
     code = """
@@ -240,6 +246,23 @@ def test_a_run_is_gone_on_with_as_it_was_started(words, program, monkeypatch):
     assert heard == [(["tiny"], program)]
     line = line_that_goes_on("xtrain.run", Path("a b"), parse(["--spawn"], "", ""), World(), program)
     assert line == f"{program} --resume 'a b' --spawn"
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "words"),
+    [
+        ("jax.numpy", UserError, "jax is not installed: pip install twintrain brings it"),
+        ("torchtrain.step", ModuleNotFoundError, "No module"),  # a fault of ours, whose place must be seen
+    ],
+)
+def test_a_package_that_is_not_there_is_named(missing, error, words, monkeypatch):
+    def absent(module: str) -> None:
+        raise ModuleNotFoundError("No module", name=missing)
+
+    monkeypatch.setattr(twintrain.loading.importlib, "import_module", absent)
+    with pytest.raises(error) as caught:
+        twintrain.loading.loaded("torchtrain.run")
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(
