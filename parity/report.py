@@ -168,9 +168,9 @@ def _trajectory(facts: Mapping[str, Any]) -> str:
     figures = []
     for variant, curves in facts.items():
         tail, updates = f", {variant}", list(range(len(curves["difference"])))
-        lines = [Line("between the stacks", curves["difference"]), Line("1 ULP", curves["yardstick"], "tiny head")]
+        lines = [Line("between the stacks", curves["difference"]), Line("1 ULP", curves["yardstick"], "faint")]
         figures.append(chart(f"How far apart{tail}", "loss, nats", updates, lines, log=True))
-        lines = [Line("PyTorch", curves["loss_torch"], "tiny head"), Line("JAX", curves["loss_jax"])]
+        lines = [Line("PyTorch", curves["loss_torch"], "faint"), Line("JAX", curves["loss_jax"])]
         figures.append(chart(f"Loss{tail}", "nats a token", updates, lines))
     return (
         "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. The"
