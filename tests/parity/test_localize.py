@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+import jaxtrain.step
 import torchtrain.attention
 import torchtrain.layers
 import torchtrain.model
@@ -69,13 +70,11 @@ def once(config):
     batch = batches(config, 1)[0]
 
     def forward(params, tokens, dropout):
-        model = nnx.merge(pair.jax.graph, params)
+        model = nnx.merge(pair.jax.programs.graph, params)
         return model.logits(model(tokens, dropout))
 
-    logits = (
-        torch_logits(pair.torch, batch[:, :-1], 0),
-        jax.jit(forward)(pair.jax.params, batch[:, :-1], pair.jax._dropout(0, len(batch))),
-    )
+    masks = jaxtrain.step.dropout_masks(config, 0, len(batch))
+    logits = torch_logits(pair.torch, batch.tokens, 0), jax.jit(forward)(pair.jax.params, batch.tokens, masks)
     losses = [np.array(seen) for seen in pair.gradients(batch, 0)]
     tensors = pair.gradient_tensors()
     return {
@@ -157,8 +156,8 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     """An attention that rounds to TF32's ten bits, as a reduced-precision matmul does; float64 is left alone."""
     original = torchtrain.layers.attention
 
-    def attend(kernel, q, k, v):
-        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)))
+    def attend(kernel, q, k, v, positions=None):
+        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)), positions)
 
     monkeypatch.setattr(torchtrain.layers, "attention", attend)
     verdict = lower(below(precision__compute="float32"))
@@ -170,8 +169,8 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
 def test_another_dtype_is_found(monkeypatch):
     original = torchtrain.layers.Attention.forward
 
-    def forward(self, x, rotary):
-        return original(self, x.float() if x.dtype == torch.bfloat16 else x, rotary)
+    def forward(self, x, *more):
+        return original(self, x.float() if x.dtype == torch.bfloat16 else x, *more)
 
     monkeypatch.setattr(torchtrain.layers.Attention, "forward", forward)
     verdict = lower(below(precision__compute="bfloat16"))

@@ -19,6 +19,7 @@ from parity.localize.command import shrunk
 from parity.localize.pairs import compare, localize
 from parity.localize.recorders import JaxRecorder
 from parity.pair import batches, perturbed
+from tests.support.batches import arrays_of
 from tests.support.localizing import alone, torch_gelu_of_ten_digits
 
 small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
@@ -157,8 +158,10 @@ def test_inputs_that_are_none(kind, hint, monkeypatch, capsys, tmp_path):
     path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
     weights = {f"weights/{name}": value for name, value in perturbed(config).items()}
     batch = batches(config, 1)[0]
-    batch = {"float": batch + 0.5, "long": np.tile(batch, (1, 9)), "ids": batch + 400}.get(kind, batch)
-    np.save(path, batch) if kind == "npy" else np.savez(path, batch=batch, **weights)
+    changes = {"float": lambda ids: ids + 0.5, "long": lambda ids: np.tile(ids, (1, 9)), "ids": lambda ids: ids + 400}
+    if kind in changes:
+        batch = batch.map(changes[kind])
+    np.save(path, batch.tokens) if kind == "npy" else np.savez(path, **arrays_of(batch), **weights)
     if kind == "torn":
         path.write_bytes(path.read_bytes()[:-100])
     words = "tiny", "--layers", "1", "--width", "32", "--inputs", path, "--output", tmp_path / "out"
