@@ -164,6 +164,11 @@ class Prefix(nnx.Module):
 class Bottleneck(nnx.Module):
     """y + up act(down y) of a sublayer's output y [..., D]. Layers that are no targets have zeros for both."""
 
+    down: nnx.Param
+    up: nnx.Param
+    down_bias: nnx.Param | None
+    up_bias: nnx.Param | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
         self.activation = config.adapter.bottleneck_activation
@@ -212,7 +217,12 @@ def _low_rank_backward(scale: float, saved: tuple[Array, ...], upstream: Array) 
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
-KINDS: dict[str, type[nnx.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 
@@ -241,7 +251,7 @@ def partition(config: RunConfig, model: Any) -> tuple[Any, Any]:
         return model, None
     paths = {row.jax_path for row in trainable_parameters(config)}
     flat = dict(nnx.to_flat_state(model))
-    trained = {path: leaf for path, leaf in flat.items() if ".".join(path) in paths}
+    trained = {path: leaf for path, leaf in flat.items() if ".".join(map(str, path)) in paths}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return nnx.from_flat_state(trained), nnx.from_flat_state(frozen)
 

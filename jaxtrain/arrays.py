@@ -111,5 +111,6 @@ def _by_path(table: Sequence[Parameter]) -> dict[str, list[Parameter]]:
     return found
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    assert index is not None  # JAX's types allow it, for devices that aren't addressable; its code asserts the same
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))

@@ -17,9 +17,10 @@ from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from coretrain.adapters.targets import all_parameters, frozen_matrices
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import check_rows, from_jax_tree, padded_vocab
+from coretrain.contract.parameters import check_names_of, check_rows, from_jax_tree, padded_vocab
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
 from jaxtrain.adapters import LowRank, attach
@@ -227,9 +228,10 @@ def build_model(
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
     table = all_parameters(config)
-    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in table}
-    known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
-    check_rows(table, known, "the parameters")
+    if isinstance(tensors, dict):
+        check_rows(table, tensors, "the parameters")
+    else:  # one at a time: not made, neither for its shape nor to see whether it is there
+        check_names_of(table, LazyTensors(tensors, tensors.__getitem__), "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     arrays = quantize_into(config, tensors, flat)

@@ -18,6 +18,7 @@ from flax import nnx
 from jax import Array
 
 from coretrain.adapters.targets import trainable_parameters
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
 from jaxtrain.arrays import dotted, exported, placed
@@ -127,14 +128,13 @@ class Optimizer:
             jax.eval_shape(self.init, params),
         )
 
-    def moments(
-        self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf
-    ) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
-        return {
-            group: exported(trainable_parameters(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
-            for group, leaves in _groups(state).items()
-        }
+
+        def group_of(leaves: Mapping[str, Any]) -> LazyTensors:
+            return exported(trainable_parameters(self.config), leaves, lambda path: read(leaves[path]))
+
+        return {group: group_of(leaves) for group, leaves in _groups(state).items()}
 
     def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
         """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""

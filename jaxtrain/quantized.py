@@ -113,7 +113,7 @@ def quantize_into(
     Quantized on the host, one at a time.
     """
     kind, rows = config.adapter.quantize, quantized_parameters(config)
-    found = {}
+    found: dict[str, Array] = {}
     for path, size in {row.jax_path: row.size for row in rows}.items():
         stacked = {n: np.empty((config.model.layers, *form), dtype) for n, (form, dtype) in forms(kind, size).items()}
         for row in (row for row in rows if row.jax_path == path):

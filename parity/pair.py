@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +16,7 @@ import jaxtrain.model
 import jaxtrain.step
 import torchtrain.model
 import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -23,10 +25,10 @@ from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, windows
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from torchtrain.trainer import Trainer as TorchTrainer
 
-SMALL = {
+SMALL: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -44,16 +46,16 @@ SMALL = {
     "optimizer.clip": 0.2,
     **GPT2_FORM,
 }
-GPT2 = {
+GPT2: Fields = {
     "model.residual_dropout": 0.1,
     "model.embedding_dropout": 0.1,
     "train.accumulation": 2,
 }
-LLAMA = {
+LLAMA: Fields = {
     **LLAMA_FORM,
     "model.kv_heads": 2,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": GPT2,
     "llama-like": LLAMA,
     "gpt2-like, full recompute": GPT2 | {"execution.checkpoint_activations": "full"},
@@ -150,7 +152,7 @@ def _jax_has(platform: str) -> bool:
         return False
 
 
-def make_config(variant: dict[str, object], **more: object) -> RunConfig:
+def make_config(variant: Fields, **more: object) -> RunConfig:
     """The small config with a variant's switches; `section__field=value` on top."""
     fields = SMALL | variant | {key.replace("__", "."): value for key, value in more.items()}
     return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
@@ -177,7 +179,7 @@ def tiny_head(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
+def trained(config: RunConfig, updates: int = 16) -> Tensors:
     """Weights after a few updates from the initial ones, in torch."""
     trainer = TorchTrainer(config)
     for update, batch in enumerate(batches(config, 2) * (updates // 2)):
@@ -186,7 +188,7 @@ def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
     return trainer.export()["parameters"]
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[[RunConfig], Tensors]] = {
     "initial": lambda config: initial_parameters(config.model, config.train.seed),
     "perturbed": perturbed,
     "trained": trained,
@@ -227,7 +229,7 @@ class Pair:
     config: RunConfig
     torch: TorchTrainer
     jax: JaxTrainer
-    start: dict[str, np.ndarray]
+    start: Tensors
 
     @property
     def stacks(self) -> tuple[TorchTrainer, JaxTrainer]:
@@ -239,12 +241,12 @@ class Pair:
         """Tensors that are compared apart."""
         return noise_only(self.config)
 
-    def reset(self, weights: dict[str, np.ndarray]) -> None:
+    def reset(self, weights: Tensors) -> None:
         """Both stacks at `weights` with zero moments, as before the first update."""
         self.start = weights
         for stack in self.stacks:
-            groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
-            stack.adopt(groups | {"parameters": weights}, 0)
+            zeros = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
+            stack.adopt({**zeros, "parameters": weights}, 0)
 
     def logits(self, tokens: np.ndarray, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] of both, with the dropout of `update`."""
@@ -261,10 +263,11 @@ class Pair:
 
     def apply(self, update: int, norms: tuple[float, float]) -> None:
         """One clipped update of each with its own norm."""
-        for stack, norm in zip(self.stacks, norms, strict=True):
+        stacks: tuple[TorchTrainer | JaxTrainer, ...] = self.stacks
+        for stack, norm in zip(stacks, norms, strict=True):
             stack.apply(learning_rate(self.config, update), clip_factor(norm, self.config.optimizer.clip), update)
 
-    def states(self) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+    def states(self) -> tuple[Mapping[str, Tensors], Mapping[str, Tensors]]:
         """Parameters and moments of both."""
         return self.torch.export(), self.jax.export()
 
@@ -292,7 +295,7 @@ def _logits(graph, params, tokens, dropout):
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad}
+    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad and p.grad is not None}
     return torchtrain.model.canonical_tensors(stack.config, named)
 
 
@@ -301,7 +304,7 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
     return jaxtrain.model.canonical_tensors(stack.config, stack.last_gradients)
 
 
-def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:
+def make_pair(config: RunConfig, weights: Tensors | None = None) -> Pair:
     """Both trainers with `weights` (default: perturbed)."""
     weights = perturbed(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)

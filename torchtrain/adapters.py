@@ -149,6 +149,11 @@ class Prefix(nn.Module):
 class Bottleneck(nn.Module):
     """y + up act(down y) of a sublayer's output y [..., D]."""
 
+    down: nn.Parameter
+    up: nn.Parameter
+    down_bias: nn.Parameter | None
+    up_bias: nn.Parameter | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int) -> None:
         super().__init__()
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
@@ -174,7 +179,12 @@ class Bottleneck(nn.Module):
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-KINDS: dict[str, type[nn.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 

@@ -7,8 +7,8 @@ where JAX has whole arrays with a sharding. `exported` stands with JAX's arrays 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,10 @@ class GPT(nn.Module):
     positions and the biases of summed layers are on all of them.
     """
 
+    blocks: nn.ModuleList
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: RunConfig, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
         m = config.model
@@ -116,7 +120,7 @@ class GPT(nn.Module):
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
         return self._for_head(self.norm(x)), cache
 
@@ -150,12 +154,12 @@ class GPT(nn.Module):
         return (x if position is None else x + position).to(self.dtype)
 
 
-def checkpointed(block: Block, policy: str) -> Any:
+def checkpointed(block: nn.Module, policy: str) -> Any:
     """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
     if policy == "none" or not torch.is_grad_enabled():
         return block
     context = functools.partial(create_selective_checkpoint_contexts, _save_matmuls) if policy == "matmuls" else None
-    options = {} if context is None else {"context_fn": context}
+    options: dict[str, Any] = {} if context is None else {"context_fn": context}
     return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False, **options)
 
 

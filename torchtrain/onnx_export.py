@@ -109,6 +109,7 @@ def _write(network: Logits, path: Path) -> None:
             output_names=["logits"],
             verbose=False,
         )
+    assert program is not None, "which it is of torch's older exporter alone"
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     program.save(path, external_data=size > LARGEST_FILE)
 

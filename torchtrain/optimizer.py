@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from coretrain.adapters.targets import trainable_parameters
+from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Fragment, size_of
 from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
@@ -86,19 +87,19 @@ class Optimizer:
     def step(self, lr: float, factor: float) -> None:
         """One update with the gradients in `.grad`, first multiplied by `factor` (clip and loss scale together)."""
         if factor != 1.0:
-            torch._foreach_mul_([p.grad for p in self.parameters.values()], factor)
+            torch._foreach_mul_([_gradient(p) for p in self.parameters.values()], factor)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
         beta = self.config.optimizer.muon_momentum
         for name in self.muon:
             parameter, buffer = self.parameters[name], self.momentum[name]
-            gradient = parameter.grad
+            gradient = _gradient(parameter)
             buffer.mul_(beta).add_(gradient, alpha=1 - beta)
             direction = orthogonalize((1 - beta) * gradient + beta * buffer)
             parameter.mul_(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
 
-    def moments(self) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(self) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
         return {group: exported(self.config, tree) for group, tree in self._moments().items()}
 
@@ -129,7 +130,7 @@ class Optimizer:
                 continue
             parameter = self.parameters[row.name]
 
-            def padded(group: str, row=row, parameter=parameter) -> Tensor:
+            def padded(group: str, row: Parameter = row, parameter: Tensor = parameter) -> Tensor:
                 value = local_shard(self.config, row, moments[group][row.name], self.tensor)
                 return torch.from_numpy(value).to(parameter)
 
@@ -141,6 +142,11 @@ class Optimizer:
                     "exp_avg": padded("first_moment"),
                     "exp_avg_sq": padded("second_moment"),
                 }
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "an update comes after a backward pass, which reaches all that trains"
+    return parameter.grad
 
 
 def moment(state: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:

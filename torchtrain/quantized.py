@@ -105,10 +105,12 @@ class _Product(torch.autograd.Function):
     """x W^T. Between forward and backward only bytes are kept: the weight is made anew from them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], *arrays: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*arrays)
+    def forward(
+        ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], values: Tensor, scales: Tensor, *nested: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(values, scales, *nested)
         ctx.kind, ctx.shape = kind, shape
-        return F.linear(x, dequantize(Packed(kind, shape, *arrays), x.dtype))
+        return F.linear(x, dequantize(Packed(kind, shape, values, scales, *nested), x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -57,11 +57,12 @@ class ParallelTrainer(Trainer):
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         """Micro-batches on the mesh: as many rows in each, some of them without a target at the end."""
+        several = self.devices.layout.pipeline > 1  # as its program takes them
+        axes: tuple[str | None, ...] = (None, "batch", "time") if several else ("batch", "time")
         for piece in batch.cut(self.config.micro_batch):
-            padded, axes = piece.padded(self.config.micro_batch), ("batch", "time")
-            if self.devices.layout.pipeline > 1:  # whose program takes several at once
-                padded, axes = padded.map(lambda array: array[None]), (None, *axes)
-            yield padded.map(lambda array, axes=axes: self.sharding.put(array, *axes))
+            padded = piece.padded(self.config.micro_batch)
+            padded = padded.map(lambda array: array[None]) if several else padded
+            yield padded.map(lambda array: self.sharding.put(array, *axes))
 
     def token_logprobs(self, batch: Batch) -> np.ndarray:
         """Log-probability of each label of the whole batch [B, T], without dropout, on all processes.

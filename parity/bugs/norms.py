@@ -115,7 +115,15 @@ def _mean(x: Any) -> Any:
 @mutant("model", LOGITS, tap="blocks.0.norm1")
 def norm_epsilon(patch: Patch, s: Side) -> None:
     """epsilon 1e-6 for 1e-5: HF's defaults differ from model to model."""
-    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: (set_fields(self, eps=1e-6), f(self, x))[1])
+
+    def with_another(f: Any) -> Any:
+        def forward(self: Any, x: Any) -> Any:
+            set_fields(self, eps=1e-6)
+            return f(self, x)
+
+        return forward
+
+    wrap(patch, s.layers.Norm, s.call, with_another)
 
 
 def set_fields(module: Any, **values: Any) -> None:

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ import torch
 
 import jaxtrain.attention
 import torchtrain.attention
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from jaxtrain.step import dropout_masks
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -41,7 +44,10 @@ from parity.pair import (
 from parity.probes import sides
 from torchtrain.trainer import Trainer as TorchTrainer
 
-STACKS = {"torch": (TorchTrainer, torch_gradients), "jax": (JaxTrainer, jax_gradients)}
+STACKS: dict[str, tuple[Callable[[RunConfig, Tensors], Any], Callable[[Any], Tensors]]] = {
+    "torch": (TorchTrainer, torch_gradients),
+    "jax": (JaxTrainer, jax_gradients),
+}
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):

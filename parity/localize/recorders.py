@@ -189,7 +189,8 @@ class JaxRecorder:
         record.cotangents = {name: _widened(value) for name, value in cotangents.items()}
         # a jitted function's dictionaries come back sorted by name
         order = [name for name in self._order if name in record.values]
-        for part in (record.values, record.cotangents, record.dtypes):
+        parts: tuple[dict[str, Any], ...] = (record.values, record.cotangents, record.dtypes)
+        for part in parts:
             part.update({name: part.pop(name) for name in order})
         return record, gradients
 

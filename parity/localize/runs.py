@@ -45,18 +45,16 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
     """What `compare_runs` gives, and the interval; what had to be translated of the runs lies in `scratch`."""
     folders = first, second
     configs = [_config(folder) for folder in folders]
-    journals = [_journal(folder) for folder in folders]
-    common = [update for update in journals[0] if update in journals[1]]
+    journals = ours, theirs = _journal(first), _journal(second)
+    common = [update for update in ours if update in theirs]
     if not common:
         raise UserError(f"{first} and {second} have no update in common: give two runs that start at the same update")
-    origin = next(
-        (u for u in common if any(_differ(journals[0][u], journals[1][u], key) for key in MEASURED)), common[0]
-    )
-    rows = _rows(common, *journals, _precision(configs), origin)
-    snapshots = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
+    origin = next((u for u in common if any(_differ(ours[u], theirs[u], key) for key in MEASURED)), common[0])
+    rows = _rows(common, ours, theirs, _precision(configs), origin)
+    one, other = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
     # the state that a loss was computed from is that of the update before it
-    interval = bisect(*snapshots, _precision(configs), common[0], max(common[0], origin - 1))
-    verdict = _verdict(common, *journals, configs, rows, interval)
+    interval = bisect(one, other, _precision(configs), common[0], max(common[0], origin - 1))
+    verdict = _verdict(common, ours, theirs, configs, rows, interval)
     arrays = {"update": np.array(common)}
     for side, journal in zip(SIDES, journals, strict=True):
         arrays |= {

@@ -117,7 +117,7 @@ def base_of(s: Side, stack: Any) -> dict[str, np.ndarray]:
     if s is TORCH:
         named = [*stack.model.named_parameters(), *stack.model.named_buffers()]  # a quantized weight's bytes
         return {name: p.detach().numpy().copy() for name, p in named if not p.requires_grad}
-    return {".".join(path): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
+    return {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
 
 
 def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> int:
@@ -180,7 +180,8 @@ def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
     rows = {row.name for row in adapter_parameters(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
     plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
-    model, compiled = plain.whole_model(), {}
+    model = plain.whole_model()
+    compiled: dict[Any, Any] = {}
     base = _logits(s, model, tokens, compiled)
     bank = LORA[s.name].Adapters(bare, model)
     bank.add(config, adapter)

@@ -76,10 +76,14 @@ def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: 
 def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
     """Within, JAX's decoding step is traced anew, unless it is `shared`."""
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
     yield
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
+
+
+def _forget() -> None:
+    jaxtrain.decode._step.clear_cache()  # type: ignore[attr-defined]  # public, but the type of jax.jit's result lacks it
 
 
 def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

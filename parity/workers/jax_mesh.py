@@ -26,14 +26,14 @@ from coretrain.data.batch import windows
 from jaxtrain.parallel.choose import make_trainer
 from jaxtrain.parallel.trainer import ParallelTrainer
 from parity.errors import largest_error
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from parity.pair import noise_only
 from parity.workers.mesh_bugs import planted
 
 UPDATES, UPDATES_WITH_A_BUG = 20, 4
 BAD, SKIPPED = 2, 1.0
 """An update in which one number on one device is none, and what stands for its loss and norm, which must both be so."""
-TINY = {
+TINY: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -53,7 +53,7 @@ TINY = {
     "data.cache": "none",
     "parallel.data": 1,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": {
         **GPT2_FORM,
         "model.residual_dropout": 0.1,

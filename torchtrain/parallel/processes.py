@@ -48,7 +48,8 @@ def join(config: RunConfig) -> World:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     timeout = _timeout(config)
-    alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    store = None if launched() else dist.HashStore()  # type: ignore[attr-defined]  # torch has no __all__ to list it in
+    alone: dict[str, Any] = {} if store is None else {"store": store, "rank": 0, "world_size": 1}
     told = os.environ
     if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() and "TORCHELASTIC_RUN_ID" not in told:
         meet(f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}", size, int(told["RANK"]), config.parallel.timeout)

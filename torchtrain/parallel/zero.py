@@ -150,6 +150,7 @@ class Zero:
     def _shard(self, group: int, pieces: list[ShardRange]) -> Iterator[tuple[ShardRange, Tensor]]:
         if self.config.parallel.offload != "none":
             flat = self._masters()[group].grad
+            assert flat is not None, "DeepSpeed offloads the gradients to where the optimizer steps"
             yield from ((piece, flat[piece.at : piece.at + piece.stop - piece.start]) for piece in pieces)
             return
         parts = iter(self.inner.averaged_gradients[group])

@@ -27,6 +27,8 @@ from torchtrain.parallel.zero import Zero
 class ZeroTrainer(ParallelTrainer):
     """A `ParallelTrainer` whose moments, gradients or weights are shards (`parallel.zero` 1, 2 or 3)."""
 
+    optimizer: Zero  # type: ignore[assignment]  # no Optimizer, but all that isn't overridden here is `step`, alike
+
     def _make(self, tensors: Tensors) -> None:
         self.zero = Zero(self.config, self.kernel.name, self.device, self.grid, tensors, self._loss_of)
         self.model, self.optimizer, self.loss = self.zero.model, self.zero, self.zero.loss
