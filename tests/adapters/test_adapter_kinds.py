@@ -45,7 +45,9 @@ def pair_of(small_config, tmp_path, float64_oracle):
         draw = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
         base = {name: v + 0.1 * rng.standard_normal(v.shape) for name, v in draw.items()}
         whole = with_adapter(config, base)
-        adapter = {row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_parameters(config)}
+        adapter = {
+            row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_parameters(config)
+        }
         batch = random_text(config)
         export_huggingface(tmp_path / "hf", m, base, None)
         kind = transformers.LlamaForCausalLM if m.position == "rope" else transformers.GPT2LMHeadModel

@@ -64,7 +64,7 @@ def equal(one, other):
 
 
 def test_an_update_waits_for_the_save(trainer):
-    trainer.gradients(BATCH, 1, 1.0)
+    trainer.gradients(COUNTING, 1, 1.0)
     before = copied(trainer)
     trainer.saving = Future()
     with ThreadPoolExecutor(1) as pool:
