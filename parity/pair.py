@@ -229,6 +229,12 @@ def noise_only(config: RunConfig) -> frozenset[str]:
     return frozenset(names if config.model.position == "learned" else ())
 
 
+def restart(stack: TorchTrainer | JaxTrainer, weights: Mapping[str, np.ndarray]) -> None:
+    """A trainer at `weights` with zero moments, as before the first update."""
+    groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
+    stack.adopt(groups | {"parameters": weights}, 0)
+
+
 @dataclass
 class Pair:
     """The two trainers."""
@@ -252,8 +258,7 @@ class Pair:
         """Both stacks at `weights` with zero moments, as before the first update."""
         self.start = weights
         for stack in self.stacks:
-            zeros = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
-            stack.adopt({**zeros, "parameters": weights}, 0)
+            restart(stack, weights)
 
     def logits(self, tokens: np.ndarray, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] of both, with the dropout of `update`."""

@@ -19,6 +19,7 @@ import coretrain.journal.page
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.base.files import write_atomically
 from coretrain.journal.chart import Line, chart
+from parity.gates import YARDSTICK
 
 RESULTS = Path("runs/parity/results.json")
 MUTATION_RESULTS = "mutation.json"
@@ -173,9 +174,11 @@ def _trajectory(facts: Mapping[str, Any]) -> str:
         lines = [Line("PyTorch", curves["loss_torch"], "faint"), Line("JAX", curves["loss_jax"])]
         figures.append(chart(f"Loss{tail}", "nats a token", updates, lines))
     return (
-        "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. The"
-        " yardstick is the same stack with its initial weights moved by one unit in the last place: a correct pair is"
-        f' up to 1.8 times as far apart, and may be 4 times.</p><div class="grid2">{"".join(figures)}</div></section>'
+        "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. So"
+        " each stack trains from the same weights and three times from weights moved by one unit in the last place."
+        " The yardstick is how far one stack's own runs part, in the stack where they part less; against it stands the"
+        f" pair of runs that parts least. A correct pair is up to {YARDSTICK.floor:g} times as far apart, and may be"
+        f' {YARDSTICK.cap:g} times.</p><div class="grid2">{"".join(figures)}</div></section>'
     )
 
 
