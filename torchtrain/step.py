@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
@@ -26,7 +27,7 @@ MicroLoss = Callable[[Batch, Tensor, Dropout | None], Tensor]
 
 def gradients(
     config: RunConfig, model: GPT, loss: MicroLoss, batch: Batch, loss_scale: float, dropout: Dropout | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean loss over a global batch's targets and the norm of its gradients, both times `loss_scale`.
 
     The gradients themselves are left in `.grad`. `dropout` are the masks of all rows.
