@@ -54,7 +54,9 @@ def gradients(
 
 def target_scale(config: RunConfig, batch: Batch, loss_scale: Array) -> Array:
     """What each target counts: every one of the global batch alike, whatever micro-batch it is in."""
-    return loss_scale / count_targets(batch.labels, batch.weights).astype(loss_scale.dtype)
+    wide = loss_scale.dtype
+    weights = None if batch.weights is None else batch.weights.astype(wide)  # added up in it, as the losses are
+    return loss_scale / count_targets(batch.labels, weights).astype(wide)
 
 
 def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:

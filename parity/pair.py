@@ -136,7 +136,7 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
         if name not in present:
             raise UserError(
                 f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
-                f"({', '.join(present)}), or see scripts/doctor.py"
+                f"({', '.join(present)}), or see twintrain doctor"
             )
     DEVICES[:] = [present[name] for name in dict.fromkeys(devices or present)]
     if config is not None:

@@ -73,7 +73,7 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
         "<footer>Made by twintrain's judge from the figures that pytest parity measured.</footer>",
     ]
     here = Path(coretrain.journal.page.__file__).parent
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     own = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     write_atomically(
         page,
@@ -168,9 +168,9 @@ def _trajectory(facts: Mapping[str, Any]) -> str:
     figures = []
     for variant, curves in facts.items():
         tail, updates = f", {variant}", list(range(len(curves["difference"])))
-        lines = [Line("between the stacks", curves["difference"]), Line("1 ULP", curves["yardstick"], "tiny head")]
+        lines = [Line("between the stacks", curves["difference"]), Line("1 ULP", curves["yardstick"], "faint")]
         figures.append(chart(f"How far apart{tail}", "loss, nats", updates, lines, log=True))
-        lines = [Line("PyTorch", curves["loss_torch"], "tiny head"), Line("JAX", curves["loss_jax"])]
+        lines = [Line("PyTorch", curves["loss_torch"], "faint"), Line("JAX", curves["loss_jax"])]
         figures.append(chart(f"Loss{tail}", "nats a token", updates, lines))
     return (
         "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. The"

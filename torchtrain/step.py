@@ -45,7 +45,9 @@ def gradients(
 
 def target_scale(config: RunConfig, batch: Batch, loss_scale: float | Tensor) -> Tensor:
     """What each target counts: every one of the global batch alike, whatever micro-batch it is in."""
-    return loss_scale / count_targets(batch.labels, batch.weights).to(master_dtype(config))
+    wide = master_dtype(config)
+    weights = None if batch.weights is None else batch.weights.to(wide)  # added up in it, as the losses are
+    return loss_scale / count_targets(batch.labels, weights).to(wide)
 
 
 def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:

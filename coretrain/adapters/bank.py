@@ -81,7 +81,7 @@ class AdapterBank(ABC):
         if (held := self.config.adapter.quantize) != "none":
             raise UserError(
                 f"weights in {held} can't take an adapter in without being rounded again: leave it beside "
-                "them, or write a run of whole weights with scripts/convert.py merge"
+                "them, or write a run of whole weights with twintrain convert merge"
             )
         if self._rounded:
             raise UserError(f"an adapter is added to whole weights, and {self._rounded}")

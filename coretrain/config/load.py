@@ -20,7 +20,9 @@ from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
 from coretrain.config.training import ScheduleConfig
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs"
+INSTALLED = Path(__file__).resolve().parent / "presets"
+PRESETS = INSTALLED if INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+"""The presets' folder: beside this file in an installed copy, where setup.py puts it, and configs/ in a checkout."""
 
 
 def presets() -> list[str]:

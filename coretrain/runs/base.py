@@ -94,7 +94,7 @@ class Base:
             self._opened[path] = load_interchange(path)
         if self._opened[path].config.adapter.kind != "none":
             raise UserError(
-                f"adapter.base = {self.place} holds an adapter: merge it first, with scripts/convert.py merge"
+                f"adapter.base = {self.place} holds an adapter: merge it first, with twintrain convert merge"
             )
         return self._opened[path]
 

@@ -27,12 +27,10 @@ def chat_prompts(
     """
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
-        raise UserError(
-            f"--chat: {folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
-        )
+        raise UserError(f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there")
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
     try:
         return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
     except TemplateError as error:
-        raise UserError(f"--chat: {error}: ask another question") from None
+        raise UserError(f"{error}: ask another question") from None

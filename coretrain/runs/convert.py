@@ -1,4 +1,4 @@
-"""What `scripts/convert.py` does: a run's checkpoint out to another form, and a pretrained model in as a run."""
+"""What `twintrain convert` does: a run's checkpoint out to another form, and a pretrained model in as a run."""
 
 from __future__ import annotations
 

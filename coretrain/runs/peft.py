@@ -41,7 +41,7 @@ def export_adapter(
     tensors = HalfPrecision(tensors) if half else tensors
     card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
-    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {how}"
+    say = "" if base.is_dir() else f", to be written with: twintrain convert {how}"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
 
 
@@ -57,7 +57,7 @@ def import_adapter(
     base = open_run(base_run(given.adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
-            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
+            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with twintrain convert "
             "merge"
         )
     words = saved_tokenizer(base_run(given.adapter.base)) is not None

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coretrain.base.arrays import Tensors
@@ -53,19 +53,26 @@ LEAVES_LAST = 2.0
 """Seconds by which the first process outlasts the others, where all end by an error: JAX's coordinator lives in it."""
 
 
-def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
-    """The whole of `python -m torchtrain.run` or its twin; the exit code.
+def run(
+    argv: Sequence[str],
+    stack_name: str,
+    make_stack: MakeStack,
+    join: Join = lambda config: World(),
+    program: str = "",
+) -> int:
+    """The whole of `python -m torchtrain.run` or its twin; the exit code. `program` is what was typed, if not that.
 
     `join` makes this process one of those that a launcher started; alone, it is its own world. The first of them
     chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
     """
     module = MODULES[stack_name]
-    command = completed(parse(argv, f"python -m {module}.run", "Train a GPT."))
+    program = program or f"python -m {module}.run"
+    command = completed(parse(argv, program, "Train a GPT."))
     if command.spawn and not launched():
-        return spawn(f"{module}.run", argv, command)
+        return spawn(f"{module}.run", argv, command, program)
     world = join(command.config)
     try:
-        code = _run(command, stack_name, make_stack, world)
+        code = _run(command, stack_name, make_stack, world, program)
         world.shutdown()
     except BaseException as error:
         if world.size == 1:
@@ -79,7 +86,7 @@ def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = la
     return code
 
 
-def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World) -> int:
+def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World, program: str) -> int:
     module = MODULES[stack_name]
     ready = resolve(command, world)
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
@@ -105,7 +112,7 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
     if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
     world.collectively(lambda: check_shared(folder, config, world))
-    line = line_that_goes_on(f"{module}.run", folder, command, world)
+    line = line_that_goes_on(f"{module}.run", folder, command, world, program)
     first, p = world.first, config.parallel
     journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
     with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:

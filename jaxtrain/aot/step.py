@@ -1,4 +1,4 @@
-"""The real training step on devices that need not be there: for `scripts/plan.py`, which compiles it for a topology.
+"""The real training step on devices that need not be there: for `twintrain plan`, which compiles it for a topology.
 
 This file has no twin: torch has no compiler that can be asked beforehand.
 """

@@ -15,8 +15,9 @@ from parity.gates import (
     ROWS,
     SPLIT,
 )
+from parity.marks import whole_but
 from parity.outcomes import hold
-from parity.pair import make_config
+from parity.pair import BASIC, make_config
 from parity.probes import PROBES, unmutated
 from parity.probes.adapters import ADAPTED, adapted_weights
 from parity.probes.chat import (
@@ -38,7 +39,11 @@ PROBED = ["chat rows", "chat gradients", "chat updates"]
 
 # a prefix stands before every sample of a row: a matter of gradients alone
 @pytest.mark.parametrize(
-    ("probe", "variant"), [(p, v) for p in PROBED for v in CHATTING if "prefix" not in v or p == "chat gradients"]
+    ("probe", "variant"),
+    whole_but(
+        lambda probe, variant: variant in BASIC,
+        [(p, v) for p in PROBED for v in CHATTING if "prefix" not in v or p == "chat gradients"],
+    ),
 )
 def test_packed_rows_agree(variant, probe):
     for side, other in (("torch", "jax"), ("jax", "torch")):
@@ -71,6 +76,7 @@ def test_evaluation_counts_targets_alone(side):
     hold(LOSS, abs(stack.evaluate(batch) - torch_sum) / targets, f"evaluation of packed rows, {side.name}")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("side", "way"),
     [

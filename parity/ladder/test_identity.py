@@ -39,6 +39,7 @@ from parity.gates import (
     TRAJECTORY,
     UPDATE,
 )
+from parity.marks import whole_but
 from parity.outcomes import hold
 from parity.pair import (
     BASIC,
@@ -53,7 +54,7 @@ from parity.pair import (
 from parity.probes.contract import clipped_by_torch
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=whole_but(BASIC.__contains__, VARIANTS))
 def pair(request):
     """Both stacks in every variant of the model, compiled once; each test resets them to its weights."""
     return shared(make_config(VARIANTS[request.param]))
@@ -83,6 +84,7 @@ BAD_NUMBERS, SWAP, BAD_DATA, UPDATES = 70, 100, 170, 200
 
 
 # recomputing and unrolling end with the gradients, which every variant compares above
+@pytest.mark.whole
 @pytest.mark.parametrize("pair", LONG, indirect=True)
 def test_two_hundred_updates(pair):
     """With the health policy on: a spike and a norm that is no number are skipped; halfway the stacks swap states.
@@ -178,7 +180,9 @@ def test_a_key_bias_has_no_gradient_but_rounding():
             hold(KEY_BIAS, float(np.linalg.norm(gradients[key]) / np.linalg.norm(query)), key)
 
 
-@pytest.mark.parametrize(("dtype", "gate"), [("float64", ALONE), ("float32", ALONE_32)])
+@pytest.mark.parametrize(
+    ("dtype", "gate"), whole_but(lambda dtype, gate: dtype == "float64", [("float64", ALONE), ("float32", ALONE_32)])
+)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_alone(name, dtype, gate):
     """The same gradients into both, 200 times: ordinary ones, ones as small as epsilon, noise of 1e-17, and norms a
@@ -190,6 +194,7 @@ def test_optimizer_alone(name, dtype, gate):
     hold(gate, error, f"{name}, {where}")
 
 
+@pytest.mark.whole
 def test_decay_in_float32():
     """What of the decay of a matrix is lost: the error along the matrix itself, where other roundings average out."""
     name = "blocks.0.attention.q.weight"

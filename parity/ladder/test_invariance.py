@@ -92,6 +92,7 @@ WAYS = {
 """Ways to go through the layers, beside SMALL's: scanned in JAX, and all activations kept."""
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("stack", "way"), [("torch", way) for way in WAYS if "unrolled" not in way] + [("jax", way) for way in WAYS]
 )
@@ -161,6 +162,7 @@ np.savez(sys.argv[3], **found)
 """
 
 
+@pytest.mark.whole
 def test_float32_is_the_same_with_x64_off(tmp_path):
     """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program."""
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
@@ -185,6 +187,7 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
             hold(X64, mismatches(found[name], value), name)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("form", [{}, LLAMA], ids=["gpt2", "llama"])
 def test_compiled_torch(form):

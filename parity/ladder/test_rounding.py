@@ -36,6 +36,7 @@ from parity.probes import PROBES, unmutated
 from parity.probes.budgets import LOSS_SCALE, unevenness
 from torchtrain.trainer import Trainer as TorchTrainer
 
+pytestmark = pytest.mark.whole
 PASSES = {"TF32": 10, "bfloat16": 7}
 """Explicit bits of the mantissa that a float32 matmul's inputs keep in passes of lower precision."""
 

@@ -20,6 +20,8 @@ from parity.pair import (
 from parity.probes.lower import moved, train
 from torchtrain.trainer import Trainer as TorchTrainer
 
+pytestmark = pytest.mark.whole
+
 
 def in_float32(variant):
     """A variant as a run would take it."""

@@ -16,7 +16,7 @@ import torch
 
 import parity.localize
 from coretrain.base.arrays import Tensors
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
@@ -24,6 +24,10 @@ from coretrain.data.batch import Batch, windows
 from parity.localize.replay import localize_runs
 from parity.localize.search import UPDATES, localize_config
 from parity.pair import batches
+
+PROGRAM = "python -m parity.localize"
+OPTIONS = ("layers", "width", "output", "inputs")
+"""Beside the config's fields."""
 
 
 def shrunk(
@@ -104,12 +108,12 @@ def _check_place(folder: Path) -> None:
         raise UserError(f"--output {folder} is a file, or lies in one: name a folder")
 
 
-@exits_cleanly
-def main() -> int:
-    """0 where nothing parts, 1 where something does, 2 for a user's error."""
-    words, places, options, overrides = sys.argv[1:], [], {}, []
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """0 where nothing parts, 1 where something does. `program` is what was typed, as the line that repeats it says."""
+    typed = sys.argv[1:] if argv is None else argv
+    words, places, options, overrides = list(typed), [], {}, []
     if any(word in ("-h", "--help") for word in words):
-        print(parity.localize.__doc__)
+        print((parity.localize.__doc__ or "").replace(PROGRAM, program))
         return 0
     while words:
         word = words.pop(0)
@@ -121,7 +125,7 @@ def main() -> int:
             if not words:
                 raise UserError(f"--{key} has no value: give one after it, as in --layers 2")
             value = words.pop(0)
-        if key in ("layers", "width", "output", "inputs"):
+        if key in OPTIONS:
             options[key] = value
         else:
             overrides.append((key, value))
@@ -135,7 +139,7 @@ def main() -> int:
             )
         _check_place(folder)
         report = localize_runs(Path(places[0]), Path(places[1]))
-        report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
+        report.reproduce = f"{program} {places[0]} {places[1]}"
     else:
         for key in ("layers", "width"):
             if key in options and not (options[key].isdecimal() and int(options[key])):
@@ -150,18 +154,18 @@ def main() -> int:
             given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
         _check_place(folder)
         report = localize_config(config, below=below, **given)
-        report.reproduce = _command(sys.argv[1:], folder)
+        report.reproduce = _command(typed, folder, program)
     report.save(folder)
     report.show()
     print(f"{folder}: localize.png, localize.txt, localize.npz")
     return int(report.verdict.kind != "same")
 
 
-def _command(words: list[str], folder: Path) -> str:
+def _command(words: Sequence[str], folder: Path, program: str) -> str:
     kept, skip = [], False
     for word in words:
         if skip or word.split("=")[0] in ("--output", "--inputs"):
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    return " ".join(["python -m parity.localize", *kept, "--inputs", str(folder / "localize.npz")])
+    return " ".join([program, *kept, "--inputs", str(folder / "localize.npz")])

@@ -21,6 +21,7 @@ from coretrain.adapters.targets import (
 from coretrain.base.errors import UserError
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from jaxtrain.trainer import Trainer as JaxTrainer
+from tests.support.batches import random_text
 from torchtrain.adapters import Adapters
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -91,7 +92,7 @@ def test_a_merge_in_the_model_is_rounded_once(small_config, make):
     rng, weights = np.random.default_rng(0), initial_parameters(config.model, 1)
     adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_parameters(config)}
     stack = make(small_config(**untied), weights)
-    model = stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    model = stack.whole_model()
     bank = (torchtrain.adapters if make is TorchTrainer else jaxtrain.adapters).Adapters(small_config(**untied), model)
     bank.add(config, adapter)
     bank.switch("default")
@@ -100,14 +101,14 @@ def test_a_merge_in_the_model_is_rounded_once(small_config, make):
         if make is TorchTrainer:
             found = dict(model.named_parameters())[row.name][: row.shape[0]].detach().numpy()
         else:
-            found = bank._weight(row)
+            found = jaxtrain.model.canonical_tensors(config, nnx.state(model))[row.name]
         assert np.array_equal(found, merged(config, weights, adapter)[row.name]), row.name
 
 
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
 def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path):
     config = small_config(**LORA, adapter__dropout=0.1)
-    stack, batch = make(config), np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    stack, batch = make(config), random_text(config)
     stack.gradients(batch, 0, 1.0)
     stack.apply(1e-2, 1.0, 0)
     (tmp_path / "native").mkdir()
@@ -126,13 +127,14 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
 def test_frozen_matrices_are_held_in_the_compute_dtype(make, small_config, monkeypatch):
     """A third of the memory of masters and their copies, and not one bit of another loss or gradient."""
     config = small_config(**LORA, precision__compute="bfloat16", model__tied="false")
-    batch = np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    batch = random_text(config)
 
     def update() -> tuple:
         stack = make(config, initial_parameters(config.model, 1))
         loss = stack.gradients(batch, 0, 1.0)
         stack.apply(1e-2, 1.0, 0)
-        weights = stack.model.named_parameters() if make is TorchTrainer else nnx.to_flat_state(stack._whole())
+        model = stack.whole_model()
+        weights = model.named_parameters() if make is TorchTrainer else nnx.to_flat_state(nnx.state(model))
         dtypes = {path if isinstance(path, str) else ".".join(path): str(leaf.dtype) for path, leaf in weights}
         return loss, stack.gradients(batch, 1, 1.0), {n: d.removeprefix("torch.") for n, d in dtypes.items()}
 

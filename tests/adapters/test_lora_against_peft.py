@@ -11,6 +11,7 @@ from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.quantization import quantize, quantized_parameters
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
+from tests.support.batches import random_text
 from tests.support.bitsandbytes_oracle import bitsandbytes_nf4
 from tests.support.peft_oracle import peft_name
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -54,14 +55,14 @@ def test_peft_computes_the_same(small_config, float64_oracle, kind):
     with torch.no_grad():
         for name, value in (base | adapter).items():
             named[peft_name(name, named)].copy_(torch.from_numpy(value))
-    batch = rng.integers(0, m.vocabulary, (4, m.context + 1), dtype=np.int32)
-    ids = torch.from_numpy(batch).long()
-    logits = model(ids[:, :-1]).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    batch = random_text(config)
+    tokens, labels = (torch.from_numpy(ids).long() for ids in (batch.tokens, batch.labels))
+    logits = model(tokens).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     for make in (TorchTrainer, JaxTrainer):
         stack = make(config, weights | adapter)
         stack.gradients(batch, 0, 1.0)
-        ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch[:, :-1], 0)
+        ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch.tokens, 0)
         assert np.linalg.norm(ours - logits.detach().numpy()) < 1e-13 * np.linalg.norm(ours), stack.name
         found = (torch_gradients if make is TorchTrainer else jax_gradients)(stack)
         assert found.keys() == adapter.keys()

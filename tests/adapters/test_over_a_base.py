@@ -29,6 +29,7 @@ from coretrain.training.generate import generate_text
 from coretrain.training.resolve import completed
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
+from tests.support.batches import random_text
 from tests.support.whole_runs import arguments, run
 from torchtrain.generate import generate_each as torch_each
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -97,10 +98,10 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     assert (
         completed(Command(shorter, None, None, asked[:1])).config.model.context == 8
     )  # of another kind than the file's
-    longer = shorter.model_copy(update={"model": shorter.model.model_copy(update={"context": 25})})
+    longer = shorter.changed(model__context=25)
     with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
         completed(Command(longer, None, None, given))
-    batch, run = np.random.default_rng(0).integers(0, 101, (4, 9), dtype=np.int32), tmp_path / "lora"
+    batch, run = random_text(config), tmp_path / "lora"
     # the default targets, beside a tied head and an untied one
     stacks = [make(config, base) for make in ((TorchTrainer, JaxTrainer) if tied == "true" else (TorchTrainer,))]
     for stack in stacks:

@@ -42,18 +42,14 @@ from coretrain.runs.adapted import (
 )
 from coretrain.training.command_line import Command
 from coretrain.training.resolve import completed
+from jaxtrain.objective import cross_entropy_loss
 from jaxtrain.trainer import Trainer as JaxTrainer
-from jaxtrain.trainer import _loss as jax_loss
+from tests.support.batches import random_text
 from torchtrain.trainer import Trainer as TorchTrainer
 
 QLORA = {"adapter__kind": "lora", "adapter__rank": 4, "adapter__quantize": "nf4"}
 GREEDY = Sampling(0.0, 0, 1.0, 0)
 MAKERS = pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
-
-
-def rows_of(config, count=4):
-    rng = np.random.default_rng(0)
-    return rng.integers(0, config.model.vocabulary, (count, config.model.context + 1), dtype=np.int32)
 
 
 def test_what_is_refused_is_named(small_config):
@@ -192,7 +188,7 @@ WIDE = {"model__layers": 3, "model__width": 128, "model__context": 8, "model__vo
 def test_torch_keeps_no_dequantized_weight(small_config, policy):
     """What autograd keeps of a forward pass; of a recomputed block it keeps the input alone."""
     config = small_config(**QLORA | WIDE, execution__checkpoint_activations=policy)
-    stack, batch = TorchTrainer(config), rows_of(config, 2)
+    stack, batch = TorchTrainer(config), random_text(config, 2)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append((x.numel(), x.dtype)) or x, lambda x: x):
         stack.gradients(batch, 0, 1.0)
@@ -205,15 +201,30 @@ def test_torch_keeps_no_dequantized_weight(small_config, policy):
     assert [size for size, dtype in kept if dtype.is_floating_point and size in matrices], "or this test shows nothing"
 
 
-def test_compiled_torch_keeps_no_dequantized_weight(monkeypatch):
+class KnownInTorch(torch.autograd.Function):
+    """x W^T of a weight in bytes, made anew for the backward pass, and known before x."""
+
+    @staticmethod
+    def forward(ctx, x, kind, shape, *arrays):
+        ctx.save_for_backward(*arrays)
+        ctx.kind, ctx.shape = kind, shape
+        return x @ torchtrain.quantized.dequantize(torchtrain.quantized.Packed(kind, shape, *arrays), x.dtype).T
+
+    @staticmethod
+    def backward(ctx, upstream):
+        weight = torchtrain.quantized.Packed(ctx.kind, ctx.shape, *ctx.saved_tensors)
+        return (upstream @ torchtrain.quantized.dequantize(weight, upstream.dtype), *(None,) * 6)
+
+
+def test_compiled_torch_keeps_no_dequantized_weight():
     """The compiler's own partition of forward and backward; it keeps the weight where it can know it beforehand."""
 
-    def kept() -> list[torch.dtype]:
+    def kept(product) -> list[torch.dtype]:
         torch._dynamo.reset()
         found = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: found.append((x.numel(), x.dtype)) or x, lambda x: x)
         with hooks:
-            y = torch.compile(lambda x: held(x).relu(), backend="aot_eager_decomp_partition", fullgraph=True)(x)
+            y = torch.compile(lambda x: product(x).relu(), backend="aot_eager_decomp_partition", fullgraph=True)(x)
         y.sum().backward()
         return [dtype for size, dtype in found if size == 128 * 64 and dtype != torch.bool]
 
@@ -223,21 +234,20 @@ def test_compiled_torch_keeps_no_dequantized_weight(monkeypatch):
         setattr(held, name, torch.from_numpy(array))
     held(x).relu().sum().backward()
     eager, x.grad = x.grad, None
-    assert not kept()
+    assert not kept(held)
     torch.testing.assert_close(x.grad, eager, rtol=0, atol=0)
-    monkeypatch.setattr(torchtrain.quantized, "_only_with", lambda values, x: values)
-    assert torch.float32 in kept(), "or this test shows nothing"
+    assert torch.float32 in kept(lambda x: KnownInTorch.apply(x, *vars(held.packed).values())), "or it shows nothing"
 
 
 @pytest.mark.parametrize("way", ["none", "full", "matmuls"])
 def test_jax_keeps_no_dequantized_weight(small_config, way):
     """Residuals of a scan over layers: all that the backward pass is handed."""
     config = small_config(**QLORA | WIDE, execution__scan_layers="true", execution__checkpoint_activations=way)
-    stack, batch = JaxTrainer(config), rows_of(config, 2)
+    stack, batch = JaxTrainer(config), random_text(config, 2)
 
     def loss(params):
-        whole = nnx.merge_state(params, stack.frozen)
-        return jax_loss(stack.graph, stack.config, whole, batch[:, :-1], batch[:, 1:], np.float32(1), None)
+        model = nnx.merge(stack.programs.graph, jaxtrain.adapters.combine(params, stack.frozen))
+        return cross_entropy_loss(model, config, batch, np.float32(1))
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], stack.params))
     matrices = {row.size for row in quantized_parameters(config)}
@@ -246,29 +256,47 @@ def test_jax_keeps_no_dequantized_weight(small_config, way):
     assert [x.shape for x in residuals if x.dtype == np.uint8]
 
 
-def test_compiled_jax_keeps_no_dequantized_weight(monkeypatch):
+@jax.custom_vjp
+def known_in_jax(x, weight):
+    """x W^T of a weight in bytes, made anew for the backward pass, and known before x."""
+    return x @ jaxtrain.quantized.dequantize(weight, x.dtype).T
+
+
+known_in_jax.defvjp(
+    lambda x, weight: (known_in_jax(x, weight), weight),
+    lambda weight, upstream: (upstream @ jaxtrain.quantized.dequantize(weight, upstream.dtype), None),
+)
+
+
+def test_compiled_jax_keeps_no_dequantized_weight():
     """Unrolled, in micro-batches: a compiler that knows the weights makes them once and keeps them.
 
     Scratch measured: 0.28 of the matrices' bytes in float32, and 1.01 where it knows them.
     """
     rng, count = np.random.default_rng(0), 4
     weights = [jaxtrain.quantized.packed(quantize(rng.standard_normal((256, 256)), "nf4")) for _ in range(count)]
+    held = jaxtrain.quantized.QuantizedWeight("nf4", (256, 256), ())
 
-    def loss(x, weights):
-        for weight in weights:
-            x = jax.numpy.tanh(jaxtrain.quantized._product(x, weight))
-        return x.sum()
+    def product(x, weight):
+        module = nnx.clone(held)
+        for name in held.names:
+            setattr(module, name, nnx.Variable(getattr(weight, name)))
+        return module(x)
 
-    def both(xs, weights):
-        return jax.lax.map(lambda x: jax.grad(loss)(x, weights), xs)
+    def scratch(product) -> float:
+        def loss(x, weights):
+            for weight in weights:
+                x = jax.numpy.tanh(product(x, weight))
+            return x.sum()
 
-    def scratch() -> float:
-        compiled = jax.jit(lambda *given: both(*given)).lower(np.ones((3, 2, 256), np.float32), weights).compile()
+        def both(xs, weights):
+            return jax.lax.map(lambda x: jax.grad(loss)(x, weights), xs)
+
+        compiled = jax.jit(both).lower(np.ones((3, 2, 256), np.float32), weights).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (count * 256 * 256 * 4)
 
-    assert scratch() < 0.6
-    monkeypatch.setattr(jaxtrain.quantized, "_only_with", lambda weight, x: weight)
-    assert scratch() > 0.95, "or this test shows nothing"
+    assert scratch(product) < 0.6
+    assert scratch(known_in_jax) > 0.95, "or this test shows nothing"
 
 
 def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
@@ -278,7 +306,7 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     write_run(base, plain, weights)
     config = small_config(**QLORA, adapter__base=base, execution__scan_layers="true")
     config, tensors = with_base(completed(Command(config, None, None, (("adapter.base", str(base)),))).config)
-    batch = rows_of(config)
+    batch = random_text(config)
     stacks = [make(config, tensors) for make in (TorchTrainer, JaxTrainer)]
     for update in range(4):
         for stack in stacks:
@@ -314,17 +342,14 @@ def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_co
     module = torchtrain.adapters if make is TorchTrainer else jaxtrain.adapters
     weights, rng = initial_parameters(config.model, 1), np.random.default_rng(0)
     adapter = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in initial_adapter(config).items()}
-    tokens = rows_of(config)[:, :-1]
-
-    def model_of(stack):
-        return stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    tokens = random_text(config).tokens
 
     def logits(model):
         with torch.no_grad():
             found = model.logits(model(torch.from_numpy(tokens).long() if make is TorchTrainer else tokens))
         return np.asarray(found)
 
-    beside, model = logits(model_of(make(config, weights | adapter))), model_of(make(config, weights))
+    beside, model = logits(make(config, weights | adapter).whole_model()), make(config, weights).whole_model()
     bare = logits(model)
     bank = module.Adapters(config, model)
     bank.add(config, adapter)
@@ -333,7 +358,7 @@ def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_co
         # the same products of the same numbers; the adapter changes them by 1.0 of their norm
         assert np.linalg.norm(logits(model) - wanted) < 1e-6 * np.linalg.norm(wanted)
     assert np.linalg.norm(beside - bare) > 0.5 * np.linalg.norm(bare)
-    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*scripts/convert\.py merge"):
+    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*twintrain convert merge"):
         bank.merge()
     assert bank.active == "default"
     assert not bank.merged

@@ -275,7 +275,7 @@ def test_a_flipped_bit_is_never_read_as_something_else(made, tmp_path):
     base, adapter = made(**KINDS["llama, tied"] | {"adapter__targets": "blocks.*.mlp.down.weight"})
     export_run(adapter, tmp_path / "peft", "peft")
     path, given = tmp_path / "peft" / WEIGHTS, load_interchange(newest_interchange(base))
-    config = given.config.model_copy(update={"adapter": AdapterConfig(base=str(base))})
+    config = given.config.changed(adapter=AdapterConfig(base=str(base)))
     whole, weights = path.read_bytes(), dict(given.groups["parameters"])
     wanted, refused = parameters(adapter), 0
     for position in np.linspace(0, len(whole) - 1, 300).astype(int):

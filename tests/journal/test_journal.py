@@ -227,7 +227,7 @@ def test_the_report_stands_alone(tmp_path):
     assert page.count("<figure") == 4
     assert page.count('class="mark" cx') == 3
     assert page.count('<path class="trouble"') == 1
-    assert len(re.findall(r'<path class="(?:main|tiny head)" d="M[\d. ML]+"', page)) == 7
+    assert len(re.findall(r'<path class="(?:main|faint)" d="M[\d. ML]+"', page)) == 7
     for wanted in (f"{5.5 - 0.1 * 11:.4f}", "24,576", "PyTorch", "batch_size", "gradient norm is nan"):
         assert wanted in page
     assert "prefers-color-scheme: dark" in page

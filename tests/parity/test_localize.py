@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+import jaxtrain.step
 import torchtrain.attention
 import torchtrain.layers
 import torchtrain.model
@@ -43,6 +44,7 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 # --- taps -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_taps_change_nothing():
     """Bit for bit, logits, loss and gradients: without a function, and with one that gives the value back."""
     config = make_config(VARIANTS[GPT], execution__scan_layers="false")
@@ -68,13 +70,11 @@ def once(config):
     batch = batches(config, 1)[0]
 
     def forward(params, tokens, dropout):
-        model = nnx.merge(pair.jax.graph, params)
+        model = nnx.merge(pair.jax.programs.graph, params)
         return model.logits(model(tokens, dropout))
 
-    logits = (
-        torch_logits(pair.torch, batch[:, :-1], 0),
-        jax.jit(forward)(pair.jax.params, batch[:, :-1], pair.jax._dropout(0, len(batch))),
-    )
+    masks = jaxtrain.step.dropout_masks(config, 0, len(batch))
+    logits = torch_logits(pair.torch, batch.tokens, 0), jax.jit(forward)(pair.jax.params, batch.tokens, masks)
     losses = [np.array(seen) for seen in pair.gradients(batch, 0)]
     tensors = pair.gradient_tensors()
     return {
@@ -144,18 +144,20 @@ def lower(config_below):
     ).verdict
 
 
+@pytest.mark.whole
 def test_rounding_of_a_correct_pair_is_no_fault():
     verdict = lower(below(precision__compute="float32"))
     assert verdict.kind == "same", verdict.sentence
     assert "float32" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     """An attention that rounds to TF32's ten bits, as a reduced-precision matmul does; float64 is left alone."""
     original = torchtrain.layers.attention
 
-    def attend(kernel, q, k, v):
-        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)))
+    def attend(kernel, q, k, v, positions=None):
+        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)), positions)
 
     monkeypatch.setattr(torchtrain.layers, "attention", attend)
     verdict = lower(below(precision__compute="float32"))
@@ -163,11 +165,12 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     assert "of torch" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_another_dtype_is_found(monkeypatch):
     original = torchtrain.layers.Attention.forward
 
-    def forward(self, x, rotary):
-        return original(self, x.float() if x.dtype == torch.bfloat16 else x, rotary)
+    def forward(self, x, *more):
+        return original(self, x.float() if x.dtype == torch.bfloat16 else x, *more)
 
     monkeypatch.setattr(torchtrain.layers.Attention, "forward", forward)
     verdict = lower(below(precision__compute="bfloat16"))

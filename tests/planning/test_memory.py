@@ -34,8 +34,7 @@ def test_zero_shards_by_stage_and_offload_empties_the_device():
     whole = footprint(c).kinds
 
     def stage(zero: int, offload: str = "none"):
-        p = c.parallel.model_copy(update={"zero": zero, "offload": offload})
-        return footprint(c.model_copy(update={"parallel": p}), Layout(data=8))
+        return footprint(c.changed(parallel__zero=zero, parallel__offload=offload), Layout(data=8))
 
     n = whole["weights"]
     assert stage(0).kinds["weights"] == n

@@ -193,7 +193,7 @@ def test_a_templates_clock_stands_still(chat_config):
     assert chat_prompts(folder, bytes_tokenizer(), ["x"])[0] == [other.template.question("x")]
     strict = "{% for m in messages if not m.content %}{{ raise_exception('nothing said') }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(strict + clock)
-    with pytest.raises(UserError, match=r"--chat: .*refuses it \(nothing said\): ask another question"):
+    with pytest.raises(UserError, match=r"refuses it \(nothing said\): ask another question"):
         chat_prompts(folder, bytes_tokenizer(), ["x", ""])
     assert other.fingerprint != coder().fingerprint == coder(data__chat_date="2024-07-26").fingerprint
     Path(path).write_text(PLAIN)

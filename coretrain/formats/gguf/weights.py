@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,13 @@ from coretrain.contract.rotary import rotary_divisors
 from coretrain.formats.gguf.file import GGUFFile, GgufTensor, write_gguf
 from coretrain.formats.gguf.tokenizer import tokenizer_facts
 from coretrain.formats.huggingface.config import architecture
+from coretrain.formats.mapping import TensorMap
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 OWN_SCALING = "twintrain.rope_scaling"
 FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 """llama.cpp's numbers for what most tensors are held as."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One tensor of a GGUF file, made of one or more canonical tensors one below the other."""
-
-    name: str
-    parts: tuple[str, ...]
-    heads: int = 0
-    """Heads whose rows are interleaved; 0 where rows stay."""
 
 
 def interleave(value: Array, heads: int) -> Array:
@@ -53,34 +43,34 @@ def restore_halves(value: Array, heads: int) -> Array:
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 
-def gguf_places(m: ModelConfig) -> Iterator[Place]:
+def tensor_maps(m: ModelConfig) -> Iterator[TensorMap]:
     """Every tensor of the GGUF file of `m`. A tied head has none."""
     gpt2 = m.position == "learned"
     kinds = ("weight", "bias") if m.bias else ("weight",)
     norms = ("weight", "bias") if m.norm == "layernorm" else ("weight",)
-    yield Place("token_embd.weight", ("embed.token",))
+    yield TensorMap("token_embd.weight", ("embed.token",))
     if gpt2:
-        yield Place("position_embd.weight", ("embed.position",))
+        yield TensorMap("position_embd.weight", ("embed.position",))
     for i in range(m.layers):
         theirs, ours = f"blk.{i}", f"blocks.{i}"
         for kind in norms:
-            yield Place(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
-            yield Place(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
+            yield TensorMap(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
+            yield TensorMap(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
         for kind in kinds:
             q, k, v = (f"{ours}.attention.{part}.{kind}" for part in "qkv")
             if gpt2:
-                yield Place(f"{theirs}.attn_qkv.{kind}", (q, k, v))
+                yield TensorMap(f"{theirs}.attn_qkv.{kind}", (q, k, v))
             else:
-                yield Place(f"{theirs}.attn_q.{kind}", (q,), m.heads)
-                yield Place(f"{theirs}.attn_k.{kind}", (k,), m.kv)
-                yield Place(f"{theirs}.attn_v.{kind}", (v,))
-            yield Place(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
+                yield TensorMap(f"{theirs}.attn_q.{kind}", (q,), heads=m.heads)
+                yield TensorMap(f"{theirs}.attn_k.{kind}", (k,), heads=m.kv)
+                yield TensorMap(f"{theirs}.attn_v.{kind}", (v,))
+            yield TensorMap(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
             for part in ("gate", "up", "down") if m.mlp == "swiglu" else ("up", "down"):
-                yield Place(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
+                yield TensorMap(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
     for kind in norms:
-        yield Place(f"output_norm.{kind}", (f"norm.{kind}",))
+        yield TensorMap(f"output_norm.{kind}", (f"norm.{kind}",))
     if not m.tied:
-        yield Place("output.weight", ("head.weight",))
+        yield TensorMap("output.weight", ("head.weight",))
 
 
 class GGUFTensors(Mapping[str, Array]):
@@ -89,7 +79,7 @@ class GGUFTensors(Mapping[str, Array]):
     def __init__(self, file: GGUFFile, m: ModelConfig) -> None:
         """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
         self._file, self._rows = file, {row.name: row for row in parameter_table(m)}
-        places = list(gguf_places(m))
+        places = list(tensor_maps(m))
         self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
         for place in places:
             if place.name not in file.names:
@@ -268,14 +258,14 @@ def export_gguf(
     facts = model_facts(m, name, quantization)
     words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
     shapes = {row.name: row.shape for row in parameter_table(m)}
-    pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    pieces = [_piece(place, shapes, tensors) for place in tensor_maps(m)]
     if m.rope_scaling and m.rope_scaling.type == "llama3":
         pieces.append(GgufTensor(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
     write_gguf(path, architecture(m), facts | words, pieces, quantization)
     return remark
 
 
-def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> GgufTensor:
+def _piece(place: TensorMap, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> GgufTensor:
     def value() -> Array:
         joined = np.concatenate([np.asarray(tensors[part], np.float32) for part in place.parts])
         return interleave(joined, place.heads) if place.heads else joined

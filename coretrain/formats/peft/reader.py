@@ -21,7 +21,7 @@ from coretrain.config.load import build_config
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
-from coretrain.formats.huggingface.weights import places
+from coretrain.formats.huggingface.weights import tensor_maps
 from coretrain.formats.peft.config import check_peft_config, rank_and_scale, targeted
 from coretrain.formats.peft.names import (
     CONFIG,
@@ -188,7 +188,7 @@ class _Reader:
     def _biases(self, config: RunConfig, adapted: set[str]) -> dict[str, Array]:
         wanted = {row.name: row for row in trainable_parameters(config) if row.name.endswith(".bias")}
         result: dict[str, Array] = {}
-        for place in places(self.model):
+        for place in tensor_maps(self.model):
             if not any(part in wanted for part in place.parts):
                 continue
             name = bias_name(place.name, adapted)
@@ -203,7 +203,7 @@ class _Reader:
 
     def _check_left(self) -> None:
         """What else the file may hold: weights of the base, as PEFT saves an embedding or a head that it adapts."""
-        held = {f"{PREFIX}{place.name}": place for place in places(self.model)}
+        held = {f"{PREFIX}{place.name}": place for place in tensor_maps(self.model)}
         for name in sorted(self.left):
             place = held.get(name.replace(".base_layer.", "."))
             if place is None or len(place.parts) != 1:

@@ -25,7 +25,7 @@ from coretrain.checkpoint.folder import TEMPORARY
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
 from coretrain.formats.huggingface.config import architecture
-from coretrain.formats.huggingface.weights import CARD, places
+from coretrain.formats.huggingface.weights import CARD, tensor_maps
 from coretrain.formats.peft.config import peft_config, short_names
 from coretrain.formats.peft.names import (
     CONFIG,
@@ -97,7 +97,7 @@ def _biases(
     config: RunConfig, adapted: set[str], tensors: Mapping[str, Array], weights: Callable[[], Mapping[str, Array]]
 ) -> dict[str, Array]:
     result: dict[str, Array] = {}
-    for place in places(config.model):
+    for place in tensor_maps(config.model):
         if place.name.endswith(".bias") and any(part in tensors for part in place.parts):
             whole = tensors if all(part in tensors for part in place.parts) else {**weights(), **tensors}
             result[bias_name(place.name, adapted)] = np.concatenate([np.asarray(whole[part]) for part in place.parts])

@@ -1,4 +1,8 @@
-"""The judge's session set-up, its ladder in the terminal and its results as a file; ../conftest.py has its options."""
+"""The judge's session set-up, its ladder in the terminal and its results as a file; plugin.py has its options.
+
+It lies above ladder/ because pytest-xdist's first process, which speaks and writes, collects no tests: it knows the
+conftest.py of the folder that is named, and of none below it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ _outcome: dict[str, Any] = {"failures": [], "skipped": [], "started": time.time(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Every device present, unless the options have chosen already (conftest.py above this folder has them)."""
+    """Every device present, unless the options have chosen already (plugin.py has them)."""
     if not pair.DEVICES:
         pair.settle(None, None, None, None)
 
