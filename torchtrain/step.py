@@ -2,6 +2,8 @@
 
 Four parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm. Where several processes
 share an update, `parallel/trainer.py` puts the same parts together.
+
+`gradients_of` has no twin: JAX's gradients are a value that the step gives back.
 """
 
 from __future__ import annotations
