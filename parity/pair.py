@@ -78,7 +78,10 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
     they change no algorithm, the clip must be at work, and a real vocabulary would take minutes an update in float64.
     """
     if width is not None and (width < 2 or width % 2):
-        raise UserError(f"--width {width}: choose an even width, heads are halved by rotary positions")
+        raise UserError(
+            "parity/width-choose-even-width",
+            f"--width {width}: choose an even width, heads are halved by rotary positions",
+        )
     model = config.model.model_dump()
     model |= {"vocab": SMALL["model.vocab"], "context": min(SMALL["model.context"], model["context"])}
     model["layers"] = layers or model["layers"]
@@ -135,14 +138,18 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
     for name in devices or ():
         if name not in present:
             raise UserError(
+                "parity/device-neither-torch-nor",
                 f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
-                f"({', '.join(present)}), or see twintrain doctor"
+                f"({', '.join(present)}), or see twintrain doctor",
             )
     DEVICES[:] = [present[name] for name in dict.fromkeys(devices or present)]
     if config is not None:
         make_config(VARIANTS[add_variant(load_config(config), layers, width)])
     elif layers is not None or width is not None:
-        raise UserError("--layers and --width shrink the model of --config: name one with --config")
+        raise UserError(
+            "parity/layers-width-shrink-model",
+            "--layers and --width shrink the model of --config: name one with --config",
+        )
 
 
 def _jax_has(platform: str) -> bool:

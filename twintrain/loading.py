@@ -18,4 +18,6 @@ def loaded(module: str) -> Any:
         package = (error.name or "").partition(".")[0]
         if package in ("", *OWN):
             raise
-        raise UserError(f"{package} is not installed: pip install twintrain brings it") from None
+        raise UserError(
+            "command/not-installed-pip-install", f"{package} is not installed: pip install twintrain brings it"
+        ) from None

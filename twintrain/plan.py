@@ -52,12 +52,16 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         name = config.data.tokenizer
         size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
         if size is None:
-            raise UserError(f"data.tokenizer = {name} is not read here: give --model.vocab")
+            raise UserError(
+                "command/data-tokenizer-not-read-here", f"data.tokenizer = {name} is not read here: give --model.vocab"
+            )
         config = config.with_vocab(size)
     if tokens is None:
         return config
     if tokens < config.tokens_per_update:
-        raise UserError(f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}")
+        raise UserError(
+            "command/tokens-less-updates", f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}"
+        )
     updates = round(tokens / config.tokens_per_update)
     return config.changed(train__updates=updates)
 
@@ -103,16 +107,19 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
             code, input=asked, capture_output=True, text=True, env=environment, timeout=COMPILED_WITHIN
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}") from None
+        raise UserError(
+            "command/tpus-compiler-took-more",
+            f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}",
+        ) from None
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
     if done.returncode == 2 and said:
-        raise UserError(said[-1].removeprefix("error: "))
+        raise UserError("command/compile-for", said[-1].removeprefix("error: "))
     if done.returncode:
         words = done.stderr.strip().splitlines()
         reason = words[-1] if words else f"it ended with code {done.returncode} and without a word"
         if done.returncode < 0:
             reason = f"signal {-done.returncode} ended it, as where memory is short"
-        raise UserError(f"the TPU's compiler failed: {reason} {leave}")
+        raise UserError("command/tpus-compiler-failed", f"the TPU's compiler failed: {reason} {leave}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

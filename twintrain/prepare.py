@@ -25,11 +25,14 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     while rest:
         key = rest.pop(0)
         if not key.startswith("--"):
-            raise UserError(f"unexpected argument {key}: write [CONFIG] --section.field value")
+            raise UserError(
+                "command/unexpected-argument-write-config",
+                f"unexpected argument {key}: write [CONFIG] --section.field value",
+            )
         key, equals, value = key[2:].partition("=")
         if not equals:
             if not rest:
-                raise UserError(f"--{key} needs a value: write --{key} VALUE")
+                raise UserError("command/needs-value-write-value", f"--{key} needs a value: write --{key} VALUE")
             value = rest.pop(0)
         overrides.append((key, value))
     return load_config(config, overrides)

@@ -22,14 +22,19 @@ def sentences(folders: list[Path]) -> str:
     runs = []
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
-            raise UserError(f"{folder}: no metrics.jsonl there; name the folder of a run")
+            raise UserError(
+                "command/no-metrics-jsonl-name-folder", f"{folder}: no metrics.jsonl there; name the folder of a run"
+            )
         updates, evaluations, _ = read_metrics(folder)
         finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
         runs.append((finite, {row["update"]: row["val_loss"] for row in evaluations}))
     (a, a_validation), (b, b_validation) = runs
     both = sorted(a.keys() & b.keys())
     if not both:
-        raise UserError(f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config")
+        raise UserError(
+            "command/no-update-common-two",
+            f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config",
+        )
     gaps = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]
     apart = sum(a[u]["batch_hash"] != b[u]["batch_hash"] for u in both)
     one, other = (next((i for i, gap in enumerate(gaps) if gap > step), len(gaps)) for step in STEPS)

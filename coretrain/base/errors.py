@@ -24,7 +24,18 @@ RESUME = (
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (config, file, data): its text names the thing and the way out."""
+    """A mistake in what the user gave (config, file, data).
+
+    `code` names the rule that was broken, as "room/rule", and stays when the words improve: what a test or a program
+    compares. `text` is one sentence that names the thing and the way out: what a person reads.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)  # both, so that it can be sent to another process
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class Options(argparse.ArgumentParser):
@@ -32,7 +43,7 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
-        raise UserError(f"{message[0].lower()}{message[1:]} (--help says more)")
+        raise UserError("command/arguments", f"{message[0].lower()}{message[1:]} (--help says more)")
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:

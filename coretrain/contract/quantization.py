@@ -114,7 +114,9 @@ def _check_blocks(size: int, kind: str, name: str) -> None:
     if size % BLOCK[kind]:
         way = "nf4, whose blocks are of 64" if kind != "nf4" and size % BLOCK["nf4"] == 0 else "none"
         raise UserError(
-            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: set adapter.quantize = {way}"
+            "contract/numbers-takes-whole-blocks",
+            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: "
+            f"set adapter.quantize = {way}",
         )
 
 
@@ -123,7 +125,9 @@ def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> 
     _check_blocks(weight.size, kind, name)
     blocks = weight.astype(np.float32).reshape(-1, BLOCK[kind])
     if not np.isfinite(blocks).all():
-        raise UserError(f"{name} holds numbers that are not finite: it can't be quantized")
+        raise UserError(
+            "contract/holds-numbers-not-finite", f"{name} holds numbers that are not finite: it can't be quantized"
+        )
     largest = np.abs(blocks).max(1)
     if kind == "nf4":
         return Quantized(kind, weight.shape, {"values": _packed(_levels(blocks, largest)), **_scales(largest)})

@@ -87,8 +87,9 @@ def encode_in_order(
             yield from _first(waiting)
     except BrokenProcessPool:
         raise UserError(
+            "data/process-tokenizes-died-out",
             "a process that tokenizes died (out of memory?): lower data.prepare_processes, then run again; "
-            "finished shards are kept"
+            "finished shards are kept",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

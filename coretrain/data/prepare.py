@@ -162,11 +162,14 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
         lowest = min(lowest or document.digest, document.digest, key=_by_share)
         highest = max(highest or document.digest, document.digest, key=_by_share)
     if not splits:
-        raise UserError(f"data.source = {source.name} has no text: give another source")
+        raise UserError(
+            "data/data-source-no-text-source", f"data.source = {source.name} has no text: give another source"
+        )
     if lowest == highest:
         raise UserError(
+            "data/data-source-single-document-but",
             f"data.source = {source.name} has a single document, but training and validation need one "
-            "each: give more text, or cut it into several documents"
+            "each: give more text, or cut it into several documents",
         )
     return {lowest: "validation"} if splits == {"train"} else {highest: "train"}
 
@@ -242,7 +245,8 @@ def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: C
                     _prepare(source, tokenizer, data, folder)
                 except SourceChanged:
                     raise UserError(
-                        f"data.source = {source.name} changes while it is read: wait until it stays the same"
+                        "data/data-source-changes-while-read",
+                        f"data.source = {source.name} changes while it is read: wait until it stays the same",
                     ) from None
     return folder
 
@@ -252,7 +256,9 @@ def _cache_folder(data: DataConfig) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"data.cache = {data.cache} is no folder: give one that can be written") from None
+        raise UserError(
+            "data/data-cache-no-folder-can", f"data.cache = {data.cache} is no folder: give one that can be written"
+        ) from None
     return folder
 
 
@@ -340,13 +346,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, "the manifest of prepared data", AGAIN)
     if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
         raise UserError(
+            "data/version-newer-twintrains-upgrade",
             f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
-            "upgrade twintrain, or give another data.cache"
+            "upgrade twintrain, or give another data.cache",
         )
     try:
         right = manifest["fingerprint"] == manifest_fingerprint(manifest["tokenizer_fingerprint"], manifest["shards"])
     except (KeyError, TypeError):
         right = False
     if not right:
-        raise UserError(f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}")
+        raise UserError(
+            "data/damaged-fingerprint-does-not", f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}"
+        )
     return manifest

@@ -18,7 +18,8 @@ def require_wandb() -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false"
+            "journal/journal-wandb-needs-wandb-package",
+            "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false",
         ) from None
     return wandb
 

@@ -93,7 +93,7 @@ class World:
             raise
         told = self.gather(f".{words(result)}")
         if faults := [f"rank {rank}: {text[1:]}" for rank, text in enumerate(told) if text.startswith("!")]:
-            raise PeerError(faults[0])
+            raise PeerError("processes/other-process-failed", faults[0])
         return result, [text[1:] for text in told]
 
     def on_rank0(self, do: Callable[[], None]) -> None:
@@ -110,7 +110,10 @@ class World:
         """Raise `UserError` on every process unless all hold the same `text`."""
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
-            raise UserError(f"rank {odd[0]} has another {what} than rank 0: start every process with the same one")
+            raise UserError(
+                "processes/rank-rank-start-every",
+                f"rank {odd[0]} has another {what} than rank 0: start every process with the same one",
+            )
 
 
 def _ended(work: Future[None], seconds: float) -> bool:

@@ -27,10 +27,13 @@ def chat_prompts(
     """
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
-        raise UserError(f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there")
+        raise UserError(
+            "runs/no-train-data-format-chat",
+            f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there",
+        )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
     try:
         return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
     except TemplateError as error:
-        raise UserError(f"{error}: ask another question") from None
+        raise UserError("runs/ask-question", f"{error}: ask another question") from None

@@ -65,28 +65,34 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         word = words.pop(0)
         if not word.startswith("--"):
             if not word:
-                raise UserError("the name of the config is empty: give a preset or a .toml file, or leave it out")
+                raise UserError(
+                    "training/name-config-empty-preset",
+                    "the name of the config is empty: give a preset or a .toml file, or leave it out",
+                )
             if name is not None:
-                raise UserError(f"two configs are given, {name} and {word}: give one")
+                raise UserError("training/two-configs-given", f"two configs are given, {name} and {word}: give one")
             name = word
             continue
         key, equals, value = word[2:].partition("=")
         if key in FLAGS:
             if equals:
-                raise UserError(f"--{key} takes no value")
+                raise UserError("training/takes-no-value", f"--{key} takes no value")
             spawn = True
             continue
         if not equals:
             _known_option(key)
             if not words or words[0].startswith("--"):
                 raise UserError(
+                    "training/no-value-after-train-updates",
                     f"--{key} has no value: give one after it, as in --train.updates 200 "
-                    f"(or --{key}=VALUE where the value starts with --)"
+                    f"(or --{key}=VALUE where the value starts with --)",
                 )
             value = words.pop(0)
         _known_option(key)
         if key in PLACES and (not value or any(key == other for other, _ in given)):
-            raise UserError(f"--{key} is {'given twice' if value else 'empty'}: give one folder")
+            raise UserError(
+                "training/parse-folder", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
+            )
         given.append((key, value))
     places = {key: Path(value) for key, value in given if key in PLACES}
     overrides = tuple((key, value) for key, value in given if key not in PLACES)
@@ -95,10 +101,14 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         return Command(load_config(name, overrides), output, None, overrides, spawn)
     if name is not None:
         raise UserError(
-            f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out"
+            "training/config-resume-given-resumed",
+            f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out",
         )
     if output is not None:
-        raise UserError("--output and --resume are given: a resumed run goes on in its own folder; leave one out")
+        raise UserError(
+            "training/output-resume-given-resumed",
+            "--output and --resume are given: a resumed run goes on in its own folder; leave one out",
+        )
     folder = run_of(resume)
     _check_newest(resume, folder)
     return Command(resumed_config(folder, overrides), None, folder, overrides, spawn)
@@ -108,7 +118,7 @@ def _known_option(key: str) -> None:
     if key in PLACES:
         return
     if near := difflib.get_close_matches(key, (*PLACES, *FLAGS, "help"), 1, 0.7):
-        raise UserError(f"unknown option --{key}: did you mean --{near[0]}?")
+        raise UserError("training/unknown-option-did-you", f"unknown option --{key}: did you mean --{near[0]}?")
     known_key(key)
 
 

@@ -92,7 +92,10 @@ def generate_text(
     conversing = chat and not given.prompts
     if conversing:
         if len(answering) > 1:
-            raise UserError("several adapters answer questions that stand on the line: add one, or give one --adapter")
+            raise UserError(
+                "training/several-adapters-answer-questions",
+                "several adapters answer questions that stand on the line: add one, or give one --adapter",
+            )
         encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened
     if len(answering) > 1:
         adapters, base = open_adapters(answering, given.run, _warn)

@@ -47,24 +47,27 @@ def completed(command: Command) -> Command:
     adapter = command.config.adapter
     if adapter.kind == "none" and adapter.base is not None:
         raise UserError(
+            "training/adapter-base-set-adapter-kind-none",
             f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
-            "adapter.kind = lora, or adapter.base = none"
+            "adapter.kind = lora, or adapter.base = none",
         )
     if adapter.kind == "none" or command.resume is not None:
         return command
     if adapter.base is None:
         raise UserError(
-            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
+            "training/adapter-kind-no-base-folder",
+            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X",
         )
     folder = base_run(adapter.base)
     base = open_run(folder)
     if base.adapter.kind != "none":
         raise UserError(
-            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
+            "training/adapter-base-itself-adapters-run",
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge",
         )
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
-        raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
+        raise UserError("training/bases-leave-out", f"{fixed[0]} is the base's, {adapter.base}: leave it out")
 
     config = command.config.changed(model=base.model, **_free_fields(command, given))
     check_context(config, base)
@@ -111,10 +114,14 @@ def run_folder(command: Command) -> Path:
         return command.resume
     if command.output:
         if command.output.exists() and not command.output.is_dir():
-            raise UserError(f"{command.output} is a file: --output takes a folder, which need not exist")
+            raise UserError(
+                "training/file-output-takes-folder",
+                f"{command.output} is a file: --output takes a folder, which need not exist",
+            )
         if (command.output / "config.json").exists():
             raise UserError(
-                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another"
+                "training/already-holds-run-go",
+                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another",
             )
         return command.output
     stem = Path("runs") / f"{command.config.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -20,15 +20,19 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
     """Raise `UserError` where going on would be another training than the one that was saved."""
     if progress.data_fingerprint != data.fingerprint:
         raise UserError(
+            "training/datas-fingerprint-checkpoint-trained",
             f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
-            "restore the same files and tokenizer, or start a new run"
+            "restore the same files and tokenizer, or start a new run",
         )
     for field, saved, now in (
         ("train.batch_size", progress.batch_size, config.train.batch_size),
         ("train.seed", progress.seed, config.train.seed),
     ):
         if saved != now:
-            raise UserError(f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run")
+            raise UserError(
+                "training/checkpoint-trained-keep-start",
+                f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run",
+            )
 
 
 def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, world: World | None = None) -> Path:

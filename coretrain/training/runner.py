@@ -147,7 +147,10 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
         except OSError:
             pass
         time.sleep(1)
-    raise UserError(f"{folder} is not there for every process: put --output on a file system that all hosts share")
+    raise UserError(
+        "training/not-every-process-put",
+        f"{folder} is not there for every process: put --output on a file system that all hosts share",
+    )
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:

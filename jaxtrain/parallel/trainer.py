@@ -71,8 +71,9 @@ class ParallelTrainer(Trainer):
         """
         if self.devices.layout.pipeline > 1:
             raise UserError(
+                "jax/parallel-pipeline-log-probabilities-tokens-not",
                 f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
-                "stages; set parallel.pipeline = 1"
+                "stages; set parallel.pipeline = 1",
             )
         return super().token_logprobs(batch)
 

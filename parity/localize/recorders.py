@@ -47,7 +47,10 @@ class Names:
         count = self.seen[name]
         self.seen[name] += 1
         if count and "#" not in name:
-            raise UserError(f"the tap {name} is met twice: put # into its name, which is replaced by 0, 1, 2, ...")
+            raise UserError(
+                "parity/tap-met-twice-put",
+                f"the tap {name} is met twice: put # into its name, which is replaced by 0, 1, 2, ...",
+            )
         return name.replace("#", str(count))
 
 
@@ -163,7 +166,7 @@ class JaxRecorder:
         try:
             return self._record(params, rest, seats or Record())
         except jax.errors.UnexpectedTracerError:
-            raise UserError(INNER) from None
+            raise UserError("parity/model-call-failed", INNER) from None
 
     def _record(self, params: Any, rest: tuple[Any, ...], seats: Record) -> tuple[Record, Any]:
         shapes = jax.eval_shape(self._shapes, params, *rest)
@@ -183,7 +186,7 @@ class JaxRecorder:
             params, probes, rest, seat(seats.values), seat(seats.cotangents), flags
         )
         if lost := shapes.keys() ^ values.keys() or shapes.keys() - cotangents.keys():
-            raise UserError(f"{INNER} ({', '.join(sorted(lost))})")
+            raise UserError("parity/run-not-recorded", f"{INNER} ({', '.join(sorted(lost))})")
         record = Record(dtypes={name: str(shapes[name].dtype) for name in values})
         record.values = {name: _widened(value) for name, value in values.items()}
         record.cotangents = {name: _widened(value) for name, value in cotangents.items()}

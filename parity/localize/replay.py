@@ -136,7 +136,7 @@ def _batches(config: RunConfig, progress: Progress) -> tuple[list[Batch], bool]:
     try:
         data = open_data(config, lambda _: None)
         if progress.data_fingerprint and progress.data_fingerprint != data.fingerprint:
-            raise UserError("the data has changed")
+            raise UserError("parity/data-changed", "the data has changed")
         updates = updates_of(data, config)
         return [updates.batch(progress.data_index + n).rows(slice(rows)) for n in range(left)], True
     except (UserError, OSError):

@@ -112,7 +112,7 @@ def test_both_stacks_have_the_same_taps_in_the_same_order(variant):
 
 @pytest.mark.parametrize("variant", [GPT, LLAMA])
 def test_a_correct_pair_is_the_same(variant):
-    """Floors over both variants: values 7e-16 (teacher-forced 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
+    """Floors over both variants: values 7e-16 (forced 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
     config, weights, stack, recorder = sides(variant)
     rows = [row for stage in search(config, weights, TorchTrainer(config, weights), stack, recorder) for row in stage]
     verdict = judge(rows)

@@ -186,7 +186,7 @@ def test_the_first_error_is_the_one_that_is_said():
     """Where the others are gone too, so that it can't be told to them."""
 
     def alone(text):
-        raise PeerError("another process of the run is gone")
+        raise PeerError("processes/gone", "another process of the run is gone")
 
     world = Threads(0, threading.Barrier(2), ["", ""])
     world.gather = alone

@@ -57,8 +57,9 @@ def join(config: RunConfig) -> World:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken
         raise UserError(
+            "torch/process-could-not-join",
             f"this process could not join the others ({str(error).splitlines()[0]}): start all of them alike, by "
-            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         ) from None
     # the group's threads left running at exit now and then abort the process, whatever code it was to end with
     atexit.register(_part)
@@ -80,8 +81,9 @@ def _refuse(config: RunConfig) -> None:
     check_combination(config, "torch")
     if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
+            "torch/parallel-zero-needs-deepspeed-pip",
             f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
-            "or set parallel.zero = 0"
+            "or set parallel.zero = 0",
         )
 
 
@@ -99,7 +101,8 @@ class Processes(World):
             dist.all_gather_object(words, text, group=self._words)
         except RuntimeError as error:
             raise PeerError(
-                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume"
+                "torch/process-gone",
+                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume",
             ) from error
         return words
 

@@ -72,8 +72,9 @@ def sentencepiece_facts(tokenizer: JsonTokenizer, vocab: int) -> tuple[dict[str,
     model, prefix = raw["model"], _prefix(raw)
     if model.get("type") != "BPE" or not model.get("byte_fallback") or prefix is None:
         raise UserError(
+            "formats/tokenizer-exported-gguf-whose",
             f"tokenizer {tokenizer.name} can't be exported to GGUF, whose files hold byte-level BPEs of ranks, and "
-            "SentencePiece's with bytes to fall back to: export to Hugging Face's form (--to hf)"
+            "SentencePiece's with bytes to fall back to: export to Hugging Face's form (--to hf)",
         )
     tokens, scores, kinds = [f"[PAD{i}]" for i in range(vocab)], [0.0] * vocab, [UNUSED] * vocab
     ranks: dict[str, int] = {}

@@ -83,14 +83,23 @@ class GGUFTensors(Mapping[str, Array]):
         self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
         for place in places:
             if place.name not in file.names:
-                raise UserError(f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again")
+                raise UserError(
+                    "formats/lacks-tensor-no-whole",
+                    f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again",
+                )
             wanted = [self._rows[part].shape for part in place.parts]
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
-                raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
+                raise UserError(
+                    "formats/shape-fields-say",
+                    f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}",
+                )
         known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
         if extra := [name for name in file.names if name not in known]:
-            raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
+            raise UserError(
+                "formats/tensor-contracts-model-no",
+                f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place",
+            )
 
     def __getitem__(self, name: str) -> Array:
         place, index = self._places[name]
@@ -115,10 +124,16 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
     """The contract's model for a GGUF file. Raises `UserError` naming the field that it doesn't have."""
     kind = file.fact("general.architecture")
     if kind not in ("llama", "gpt2"):
-        raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
+        raise UserError(
+            "formats/general-architecture-imported-llama-gpt2",
+            f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can",
+        )
     width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
     if "token_embd.weight" not in file.names:
-        raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
+        raise UserError(
+            "formats/lacks-tensor-token-embd-weight-no",
+            f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again",
+        )
     fields = {
         "layers": number(file, f"{kind}.block_count"),
         "width": width,
@@ -138,9 +153,13 @@ def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
     value = file.fact(key) if absent is None else file.facts.get(key, absent)
     values = set(value) if isinstance(value, list) else {value}
     if len(values) != 1:
-        raise UserError(f"{file.path}: {key} varies by layer, which the contract doesn't have")
+        raise UserError(
+            "formats/varies-layer-contract", f"{file.path}: {key} varies by layer, which the contract doesn't have"
+        )
     if not isinstance(one := values.pop(), int):
-        raise UserError(f"{file.path}: {key} = {one!r} is no whole number: download it again")
+        raise UserError(
+            "formats/no-whole-number-download", f"{file.path}: {key} = {one!r} is no whole number: download it again"
+        )
     return one
 
 
@@ -155,7 +174,9 @@ def _tied(file: GGUFFile) -> bool:
 def _short(value: Any) -> float:
     """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
     if not isinstance(value, int | float):
-        raise UserError(f"{value!r} stands where a GGUF file has a number: download it again")
+        raise UserError(
+            "formats/stands-gguf-file-number", f"{value!r} stands where a GGUF file has a number: download it again"
+        )
     return float(str(np.float32(value)))
 
 
@@ -174,7 +195,10 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     }
     for key, allowed in refused.items():
         if facts.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
+            raise UserError(
+                "formats/imported-contract",
+                f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}",
+            )
     return {
         "kv_heads": number(file, "llama.attention.head_count_kv", heads),
         "head_width": None if head * heads == width else head,
@@ -205,7 +229,8 @@ def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
     scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
     if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
         raise UserError(
-            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by"
+            "formats/imported-llama-3-1-divides",
+            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by",
         )
     return scaled if (held != 1).any() else m
 

@@ -21,7 +21,10 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
         from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Fast
     except ImportError:
-        raise UserError("exporting a tokenizer needs the package tokenizers: pip install tokenizers") from None
+        raise UserError(
+            "formats/exporting-tokenizer-needs-package",
+            "exporting a tokenizer needs the package tokenizers: pip install tokenizers",
+        ) from None
     characters = byte_characters()
 
     def word(token: bytes) -> str:

@@ -87,8 +87,9 @@ def _magnitudes(site: Site, mine: list[Target], tensors: Mapping[str, Array]) ->
     """The magnitudes of one module's outputs. Raises `UserError` where only some of its matrices have any."""
     if len(mine) < len(site.parts):
         raise UserError(
+            "formats/adapter-kind-dora-beside-alone",
             f"adapter.kind = dora beside {mine[0].row.name} alone can't be written: PEFT has magnitudes for all of "
-            f"{site.module}, which is q, k and v"
+            f"{site.module}, which is q, k and v",
         )
     return np.concatenate([np.asarray(tensors[f"{target.module}.adapter.m"]) for target in mine])
 
@@ -118,7 +119,9 @@ def export_peft(
     architectures lack, or a folder that isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError(
+            "formats/exists-not-empty-choose-folder", f"{folder} exists and is not empty: choose another folder"
+        )
     raw, content = to_peft(config, tensors, base, weights)
     c = config.adapter
     targets = [target.row.name for target in adapter_targets(config)]
@@ -147,6 +150,12 @@ def _check_written(
     found, again = import_peft(folder, config, weights)
     for name in tensors:
         if not np.array_equal(again[name], np.asarray(tensors[name]), equal_nan=True):
-            raise UserError(f"{folder / WEIGHTS} doesn't hold {name} as it was written: is the disk sound?")
+            raise UserError(
+                "formats/hold-written-disk-sound",
+                f"{folder / WEIGHTS} doesn't hold {name} as it was written: is the disk sound?",
+            )
     if not math.isclose(found.adapter.scale, config.adapter.scale, rel_tol=1e-12):
-        raise UserError(f"{folder / CONFIG} doesn't hold the adapter's scale as it was written: is the disk sound?")
+        raise UserError(
+            "formats/hold-adapters-scale-written",
+            f"{folder / CONFIG} doesn't hold the adapter's scale as it was written: is the disk sound?",
+        )
