@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int
 
 from coretrain.config.run import RunConfig
 from coretrain.contract import choices
@@ -28,15 +29,20 @@ def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
 
 
 def attention(
-    kernel: str, q: Array, k: Array, v: Array, positions: Array | None = None, sharding: Sharding | None = None
-) -> Array:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+    kernel: str,
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B S K C"],
+    v: Float[Array, "B S K C"],
+    positions: Int[Array, "B T"] | None = None,
+    sharding: Sharding | None = None,
+) -> Float[Array, "B T H C"]:
+    """Causal attention of q over k and v, whose K heads serve H / K of q's each; query t sees keys up to S - T + t.
 
     With a `sharding`, each device runs the kernel on its own rows and heads. Where rows are split over context too,
     T = S: the keys of the whole row are gathered, and each device's queries look at those up to their own place, as in
     Llama 3's context parallelism (Grattafiori et al. 2024, 3.3.2), without its balancing.
 
-    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
+    With `positions` of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     # In torch the shards are in q, k and v already; here they are cut inside.
     if positions is not None:
@@ -86,8 +92,10 @@ def seen_in_sample(positions: Array, prefix: int = 0) -> Array:
     return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
-def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+def masked_attention(
+    q: Float[Array, "B T H C"], k: Float[Array, "B S K C"], v: Float[Array, "B S K C"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T H C"]:
+    """Attention under an explicit mask, True where a query may look; a query that sees nothing gets zeros."""
     B, T, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, H // K, C)

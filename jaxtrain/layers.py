@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Int
 
 from coretrain.adapters.targets import PARTS
 from coretrain.config.model import ModelConfig
@@ -49,8 +50,10 @@ class Cache(NamedTuple):
     values: Array
 
 
-def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> Array:
-    """Dropout of x [B, T, D] by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
+def drop(
+    x: Float[Array, "*A B T D"], rate: float, dropout: Dropout | None, site: int | Array
+) -> Float[Array, "*A B T D"]:
+    """Dropout of x by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     T, D = x.shape[-2:]
@@ -88,7 +91,7 @@ class Linear(nnx.Module):
         self.adapter: LowRank | None = nnx.data(None)
         self.held: QuantizedWeight | None = nnx.data(None)
 
-    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
+    def __call__(self, x: Float[Array, "... into"], masks: Dropout | None = None) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         if self.adapter is None:
@@ -105,7 +108,7 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.empty((*stack, m.width), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, m.width), dtype)) if m.norm == "layernorm" and m.bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layernorm":
             wide = wide - wide.mean(-1, keepdims=True)
@@ -129,11 +132,11 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B T D"],
         rotary: tuple[Array, Array] | None,
         masks: Dropout | None = None,
-        positions: Array | None = None,
-    ) -> Array:
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         q, k, v = self.heads(x, rotary, masks)
         mixed = attention(self.kernel, q, *self.prefixed(k, v), positions, self.sharding)
         return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), masks)
@@ -158,8 +161,10 @@ class Attention(nnx.Module):
         return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+def rotate(
+    x: Float[Array, "B T H C"], cos: Float[Array, "... T C//2"], sin: Float[Array, "... T C//2"]
+) -> Float[Array, "B T H C"]:
+    """Rotary positions on x by tables for all rows or for each, half-split, in the tables' dtype."""
     first, second = jnp.split(x.astype(cos.dtype), 2, -1)
     cos, sin = jnp.expand_dims(cos, -2), jnp.expand_dims(sin, -2)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
@@ -174,7 +179,7 @@ class MLP(nnx.Module):
         self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
         self.adapter: Bottleneck | None = nnx.data(None)
 
-    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
+    def __call__(self, x: Float[Array, "B T D"], masks: Dropout | None = None) -> Float[Array, "B T D"]:
         if self.gate is None:
             hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, masks)), approximate=True)
         else:
@@ -196,12 +201,12 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B T D"],
         rotary: tuple[Array, Array] | None,
         dropout: Dropout | None,
         layer: Array,
-        positions: Array | None = None,
-    ) -> Array:
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
         mixed = self.attention(normed, rotary, masks, positions)

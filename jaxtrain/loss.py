@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 
 from coretrain.data.batch import IGNORED
 from jaxtrain.parallel.sharding import Sharding
@@ -15,23 +16,24 @@ from jaxtrain.parallel.sharding import Sharding
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 7))
 def cross_entropy(
-    hidden: Array,
-    head: Array,
-    labels: Array,
+    hidden: Float[Array, "*A B T D"],
+    head: Float[Array, "*n V D"],
+    labels: Int[Array, "*A B T"],
     vocab: int,
     chunk: int,
-    scale: Array,
-    weights: Array | None = None,
+    scale: Float[Array, ""],
+    weights: Float[Array, "*A B T"] | None = None,
     sharding: Sharding | None = None,
-) -> Array:
+) -> Float[Array, ""]:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
-    hidden [B, T, D]; head [V padded, D] (or `Sharding.own_copies` of it), of which the first `vocab` rows count; labels
-    [B, T], -100 ignored; `scale` a scalar, usually 1 / (targets in the global batch); `weights` [B, T] multiply each
-    target's term. The gradients are made in the forward pass, where the chunk's softmax is at hand, with `scale`
-    already in them: at no time are more than `chunk` rows of logits in memory.
+    Of the head's rows, which are padded, the first `vocab` count; labels of -100 are ignored; `scale` is usually
+    1 / (targets in the global batch); `weights` multiply each target's term. The gradients are made in the forward
+    pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of
+    logits in memory.
 
-    With a `sharding`, each device takes chunks of its own tokens against its own rows of the head.
+    With a `sharding`, each device takes chunks of its own tokens against its own rows of the head, which may be n
+    copies (`Sharding.own_copies`). Where layers lie in stages, micro-batches [A] lead.
     """
     # In torch the shards are in `hidden`, `head` and `labels` already; here they are cut inside.
     return _computed(hidden, head, labels, vocab, chunk, scale, weights, sharding, trained=False)[0]
@@ -45,8 +47,10 @@ def count_targets(labels: Array, weights: Array | None = None) -> Array:
     return jnp.where(total > 0, total, 1)
 
 
-def token_logprobs(hidden: Array, head: Array, labels: Array, vocab: int, chunk: int) -> Array:
-    """log softmax(hidden @ head^T)[label] of each position [B, T], in at least float32; 0 where there is no target.
+def token_logprobs(
+    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], labels: Int[Array, "B T"], vocab: int, chunk: int
+) -> Float[Array, "B T"]:
+    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
 
     The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
     in the backward pass. Chunks are cut along T, so that on a mesh every device works on its own rows of each.

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Float, Int
 
 from coretrain.adapters.targets import all_parameters, frozen_matrices
 from coretrain.base.lazy import LazyTensors
@@ -86,11 +87,16 @@ class GPT(nnx.Module):
         weight, adapter = self.head.weight[...], self.head.adapter
         return weight if adapter is None else adapter.head_weight(weight)
 
-    def __call__(self, tokens: Array, dropout: Dropout | None = None, positions: Array | None = None) -> Array:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+    def __call__(
+        self,
+        tokens: Int[Array, "*A B T"],
+        dropout: Dropout | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "*A B T D"]:
+        """Hidden states after the final norm, for token ids.
 
-        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
-        Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis of micro-batches.
+        With `positions`, rows are packed: each token's position in its sample, whose tokens alone it sees.
+        Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis A of micro-batches.
         """
         at = slice(tokens.shape[-1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))

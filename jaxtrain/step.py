@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
@@ -27,7 +28,7 @@ MicroLoss = Callable[[Any, Batch, Array, Dropout | None], Array]
 
 def gradients(
     config: RunConfig, params: Any, loss: MicroLoss, batch: Batch, loss_scale: Array, dropout: Dropout | None
-) -> tuple[Array, Array, Any]:
+) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
     """Mean loss over a global batch's targets, the norm of its gradients, and these, all times `loss_scale`.
 
     `dropout` are the masks of all rows. A pure function, to be compiled.

@@ -50,7 +50,8 @@ def float64_is_really_on(tmp_path_factory):
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
     """The models are so small that threads cost more than they give; and what is on no device is on the CPU."""
-    threads, default = torch.get_num_threads(), jax.config.read("jax_default_device")
+    threads = torch.get_num_threads()
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX makes its settings at run time
     torch.set_num_threads(1)
     jax.config.update("jax_default_device", jax.devices("cpu")[0])
     yield

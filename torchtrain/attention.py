@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from coretrain.config.run import RunConfig
@@ -20,10 +21,16 @@ def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
     return choices.choose_kernel(KERNELS, "torch", config, device)
 
 
-def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+def attention(
+    kernel: str,
+    q: Float[Tensor, "B T H C"],
+    k: Float[Tensor, "B S K C"],
+    v: Float[Tensor, "B S K C"],
+    positions: Int[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T H C"]:
+    """Causal attention of q over k and v, whose K heads serve H / K of q's each; query t sees keys up to S - T + t.
 
-    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
+    With `positions` of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     if positions is None:
         return KERNELS[kernel].compute(q, k, v)
@@ -42,8 +49,10 @@ def seen_in_sample(positions: Tensor, prefix: int = 0) -> Tensor:
     return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+def masked_attention(
+    q: Float[Tensor, "B T H C"], k: Float[Tensor, "B S K C"], v: Float[Tensor, "B S K C"], mask: Bool[Tensor, "B T S"]
+) -> Float[Tensor, "B T H C"]:
+    """Attention under an explicit mask, True where a query may look; a query that sees nothing gets zeros."""
     B, T, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, H // K, C)

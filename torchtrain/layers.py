@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from coretrain.adapters.targets import PARTS
@@ -64,8 +65,8 @@ class Cache:
     values: Tensor
 
 
-def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
-    """Dropout of x [B, T, D] by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
+def drop(x: Float[Tensor, "B T D"], rate: float, dropout: Dropout | None, site: int) -> Float[Tensor, "B T D"]:
+    """Dropout of x by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     _, T, D = x.shape
@@ -114,7 +115,7 @@ class Linear(nn.Module):
         self.adapter: LowRank | None = None
         self.held: QuantizedWeight | None = None
 
-    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "... into"], masks: Dropout | None = None) -> Float[Tensor, "... out"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.summed.size == 1:
             y = linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
@@ -140,7 +141,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(m.width))
         self.bias = nn.Parameter(torch.empty(m.width)) if m.norm == "layernorm" and m.bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.kind == "layernorm":
             return F.layer_norm(wide, wide.shape[-1:], self.weight, self.bias, self.eps).to(x.dtype)
@@ -163,11 +164,11 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor] | None,
         masks: Dropout | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         q, k, v = self.heads(x, rotary, masks)
         mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), positions).flatten(2))
         return self.project(mixed, masks)
@@ -193,8 +194,10 @@ class Attention(nn.Module):
         return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+def rotate(
+    x: Float[Tensor, "B T H C"], cos: Float[Tensor, "... T C//2"], sin: Float[Tensor, "... T C//2"]
+) -> Float[Tensor, "B T H C"]:
+    """Rotary positions on x by tables for all rows or for each, half-split, in the tables' dtype."""
     first, second = x.to(cos.dtype).chunk(2, -1)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -212,7 +215,7 @@ class MLP(nn.Module):
         self.down = Linear(hidden, m.width, m.bias, tensor)
         self.adapter: Bottleneck | None = None
 
-    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "B T D"], masks: Dropout | None = None) -> Float[Tensor, "B T D"]:
         x = copy_to_tensor_region(x, self.tensor)
         if self.gate is None:
             hidden = F.gelu(tap("blocks.#.up", self.up(x, masks)), approximate="tanh")
@@ -235,11 +238,11 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor] | None,
         dropout: Dropout | None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
         mixed = self.attention(normed, rotary, masks, positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -13,21 +14,21 @@ from torchtrain.parallel.axes import ALONE, Axis, copy_to_tensor_region, reduce_
 
 
 def cross_entropy(
-    hidden: Tensor,
-    head: Tensor,
-    labels: Tensor,
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
     vocab: int,
     chunk: int,
-    scale: Tensor,
-    weights: Tensor | None = None,
+    scale: Float[Tensor, ""],
+    weights: Float[Tensor, "B T"] | None = None,
     tensor: Axis = ALONE,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
-    hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
-    scalar, usually 1 / (targets in the global batch); `weights` [B, T] multiply each target's term. The gradients are
-    made in the forward pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more
-    than `chunk` rows of logits in memory.
+    Of the head's rows, which are padded, the first `vocab` count; labels of -100 are ignored; `scale` is usually
+    1 / (targets in the global batch); `weights` multiply each target's term. The gradients are made in the forward
+    pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of
+    logits in memory.
 
     Each process of the `tensor` axis has its own rows of the head, and all of them get the whole loss.
     """
@@ -47,9 +48,14 @@ def count_targets(labels: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, tensor: Axis = ALONE
-) -> Tensor:
-    """log softmax(hidden @ head^T)[label] of each position [B, T], in at least float32; 0 where there is no target.
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
+    vocab: int,
+    chunk: int,
+    tensor: Axis = ALONE,
+) -> Float[Tensor, "B T"]:
+    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
 
     The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
     in the backward pass.

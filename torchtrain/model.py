@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -103,10 +104,15 @@ class GPT(nn.Module):
         adapter = self.head.adapter
         return self.head.weight if adapter is None else adapter.head_weight(self.head.weight)
 
-    def forward(self, tokens: Tensor, dropout: Dropout | None = None, positions: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        dropout: Dropout | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states after the final norm, for token ids.
 
-        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
+        With `positions`, rows are packed: each token's position in its sample, whose tokens alone it sees.
         """
         at = slice(tokens.shape[1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))

@@ -2,6 +2,8 @@
 
 Four parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm. Where several processes
 share an update, `parallel/trainer.py` puts the same parts together.
+
+`gradients_of` has no twin: JAX's gradients are a value that the step gives back.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
@@ -26,7 +29,7 @@ MicroLoss = Callable[[Batch, Tensor, Dropout | None], Tensor]
 
 def gradients(
     config: RunConfig, model: GPT, loss: MicroLoss, batch: Batch, loss_scale: float, dropout: Dropout | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean loss over a global batch's targets and the norm of its gradients, both times `loss_scale`.
 
     The gradients themselves are left in `.grad`. `dropout` are the masks of all rows.

@@ -55,6 +55,8 @@ ONE_SIDED = {
         "replicated_names",
         "Optimizer.fragments",
     },
+    # torch: gradients lie beside their parameters; JAX's are a value that the step gives back
+    "step.py": {"gradients_of"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
     # JAX: a length is compiled for
