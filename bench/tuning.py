@@ -230,7 +230,7 @@ def measured(
     chosen = [c for c in of_part if all(word in c.label for word in only)]
     if not chosen:
         raise UserError(
-            "bench/only-fits-no-row",
+            "bench/only-matches-nothing",
             f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}",
         )
     config = config_of(task, chosen[0])

@@ -68,7 +68,7 @@ def load_native(folder: Path, state: Mapping[str, Any], vocabulary: int) -> dict
 
 def _check_shape(where: str, held: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int) -> None:
     if held != wanted and (held[1:] != wanted[1:] or min(held[0], wanted[0]) < vocabulary):
-        raise UserError("jax/shape-config-says", f"{where} has shape {held}, the config says {wanted}")
+        raise UserError("jax/checkpoint-shape-wrong", f"{where} has shape {held}, the config says {wanted}")
 
 
 def export_interchange(run: Path, name: str) -> Path:

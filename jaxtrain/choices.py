@@ -27,7 +27,7 @@ def choose_device(config: RunConfig) -> Choice:
     wanted = {"cuda": "gpu"}.get(config.execution.device, config.execution.device)
     if wanted == "mps":
         raise UserError(
-            "jax/execution-device-mps-not-jax",
+            "jax/mps-not-a-device",
             "execution.device = mps is not a JAX device: use cpu, or train with torchtrain on MPS",
         )
     if wanted == "auto":
@@ -36,7 +36,7 @@ def choose_device(config: RunConfig) -> Choice:
         jax.devices(wanted)
     except RuntimeError:
         raise UserError(
-            "jax/execution-device-not-available-jax",
+            "jax/device-not-available",
             f"execution.device = {wanted} is not available to JAX here: use auto, or see scripts/doctor.py",
         ) from None
     return Choice(wanted, "asked for by execution.device")

@@ -79,7 +79,7 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
     """
     if width is not None and (width < 2 or width % 2):
         raise UserError(
-            "parity/width-choose-even-width",
+            "parity/width-is-odd",
             f"--width {width}: choose an even width, heads are halved by rotary positions",
         )
     model = config.model.model_dump()
@@ -138,7 +138,7 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
     for name in devices or ():
         if name not in present:
             raise UserError(
-                "parity/device-neither-torch-nor",
+                "parity/device-not-found",
                 f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
                 f"({', '.join(present)}), or see twintrain doctor",
             )
@@ -147,7 +147,7 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
         make_config(VARIANTS[add_variant(load_config(config), layers, width)])
     elif layers is not None or width is not None:
         raise UserError(
-            "parity/layers-width-shrink-model",
+            "parity/shrink-without-config",
             "--layers and --width shrink the model of --config: name one with --config",
         )
 

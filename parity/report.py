@@ -314,10 +314,10 @@ def read(path: Path) -> Results:
             if missing := {"name", "rung", "cap", "floor", "catches", "error", "where", "status"} - gate.keys():
                 raise ValueError(f"a gate has no {min(missing)}")
     except FileNotFoundError:
-        raise UserError("parity/no-results-run-pytest", f"{path}: no results there; run pytest parity first") from None
+        raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            "parity/not-results-pytest-parity", f"{path}: not the results of pytest parity ({error}); run it again"
+            "parity/results-unreadable", f"{path}: not the results of pytest parity ({error}); run it again"
         ) from None
     return results
 
@@ -342,7 +342,7 @@ def main() -> int:
     page = given.output or given.results.with_name("report.html")
     if page.is_dir() or not all(parent.is_dir() for parent in page.parents if parent.exists()):
         raise UserError(
-            "parity/output-folder-lies-file",
+            "parity/output-not-a-file",
             f"--output {page} is a folder, or lies in a file: give a path like report.html",
         )
     page.parent.mkdir(parents=True, exist_ok=True)

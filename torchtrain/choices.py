@@ -29,17 +29,17 @@ def choose_device(config: RunConfig) -> Choice:
         return Choice(usable[0], missing or "the fastest present")
     if wanted not in present:
         raise UserError(
-            "torch/execution-device-not-torch-device",
+            "torch/unknown-device",
             f"execution.device = {wanted} is not a torch device: choose auto, cpu, mps or cuda",
         )
     if not present[wanted]:
         raise UserError(
-            "torch/execution-device-not-available-torch",
+            "torch/device-not-available",
             f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py",
         )
     if wanted == "mps" and double:
         raise UserError(
-            "torch/execution-device-mps-no-float64",
+            "torch/mps-without-float64",
             "execution.device = mps has no float64: use cpu for precision.compute = float64",
         )
     return Choice(wanted, "asked for by execution.device")
@@ -59,7 +59,7 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
         obstacle = "compiled LayerNorm gradients are wrong on MPS in torch 2.13"
     if wanted == "on" and obstacle:
         raise UserError(
-            "torch/execution-compile-done-here-auto", f"execution.compile = on can't be done here: {obstacle}; use auto"
+            "torch/compile-not-available", f"execution.compile = on can't be done here: {obstacle}; use auto"
         )
     if wanted != "auto":
         return Choice(wanted, "asked for by execution.compile")

@@ -57,16 +57,16 @@ def export_onnx(
     """
     if quantization not in CAPS:
         raise UserError(
-            "torch/quantize-form-gguf-files",
+            "torch/onnx-quantize-unsupported",
             f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for onnx",
         )
     for file in (target, target.with_name(f"{target.name}.data")):  # the second where the weights are large
         if file.exists():
-            raise UserError("torch/exists-choose-name", f"{file} exists: choose another name")
+            raise UserError("torch/onnx-target-exists", f"{file} exists: choose another name")
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                "torch/onnx-files-need-package", f"ONNX files need the package {package}: pip install -e '.[export]'"
+                "torch/onnx-package-missing", f"ONNX files need the package {package}: pip install -e '.[export]'"
             )
     path = newest_interchange(source)
     loaded = load_on(path, base)
@@ -96,7 +96,7 @@ def _model(config: RunConfig, tensors: Mapping[str, np.ndarray], quantization: s
                 parameter.data = parameter.data.half()
                 if not parameter.isfinite().all():
                     raise UserError(
-                        "torch/values-float16-hold-quantize",
+                        "torch/onnx-float16-overflow",
                         f"{name} has values that float16 can't hold: give --quantize none",
                     )
     return model.requires_grad_(False)
@@ -138,7 +138,7 @@ def _checked(network: Logits, path: Path, cap: float) -> str:
         worst = max(worst, float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
     if not worst <= cap:
         raise UserError(
-            "torch/onnxruntimes-logits-torchs-relative",
+            "torch/onnx-logits-differ",
             f"onnxruntime's logits are {worst:.1e} from torch's, relative: nothing was written",
         )
     return f"onnxruntime's logits are within {worst:.1e} of torch's, relative"

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = words
     if name not in VERBS:
-        raise UserError("command/twintrain-help-says-does", f"{_unknown(name)} (twintrain --help says what each does)")
+        raise UserError("command/unknown-command", f"{_unknown(name)} (twintrain --help says what each does)")
     return int(loaded(VERBS[name].module).main(rest, f"twintrain {name}"))
 
 

@@ -38,7 +38,7 @@ def understood(words: list[str], program: str) -> Command:
     options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
     if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
         raise UserError(
-            "command/trainers-name-target-after", f"--{option} is for the trainers: name the target after the source"
+            "command/option-only-for-training", f"--{option} is for the trainers: name the target after the source"
         )
     return parse(words, program, "")
 
@@ -47,7 +47,7 @@ def moved_base(words: list[str], program: str) -> Path | None:
     """The folder after --adapter.base, all that is understood on the way out."""
     command = understood(words, program)
     if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
-        raise UserError("command/read-leave-out", f"--{other} is for what is read in: leave it out")
+        raise UserError("command/option-only-for-import", f"--{other} is for what is read in: leave it out")
     return None if command.config.adapter.base is None else Path(command.config.adapter.base)
 
 

@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Write the file, then say what is in it."""
     given = options(program).parse_args(argv)
     if given.limit is not None and given.limit < 1:
-        raise UserError("command/limit-leaves-no-row", f"--limit {given.limit} leaves no row: give at least 1")
+        raise UserError("command/limit-below-one", f"--limit {given.limit} leaves no row: give at least 1")
     if given.out.exists():
-        raise UserError("command/exists-choose-name", f"{given.out} exists: choose another name")
+        raise UserError("command/output-exists", f"{given.out} exists: choose another name")
     found = list(rows(Path(sysconfig.get_path("stdlib"))))
     if given.limit is not None and given.limit < len(found):
         found = [found[index * len(found) // given.limit] for index in range(given.limit)]

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, program: str = "twintrain parity") -
         return 0
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
         raise UserError(
-            "command/not-installed-judge-made",
+            "command/judge-package-missing",
             f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not installed, and the judge is made of tests: "
             "pip install 'twintrain[parity]'",
         )

@@ -19,5 +19,5 @@ def loaded(module: str) -> Any:
         if package in ("", *OWN):
             raise
         raise UserError(
-            "command/not-installed-pip-install", f"{package} is not installed: pip install twintrain brings it"
+            "command/package-missing", f"{package} is not installed: pip install twintrain brings it"
         ) from None

@@ -52,15 +52,14 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         name = config.data.tokenizer
         size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
         if size is None:
-            raise UserError(
-                "command/data-tokenizer-not-read-here", f"data.tokenizer = {name} is not read here: give --model.vocab"
-            )
+            raise UserError("command/plan-needs-vocab", f"data.tokenizer = {name} is not read here: give --model.vocab")
         config = config.with_vocab(size)
     if tokens is None:
         return config
     if tokens < config.tokens_per_update:
         raise UserError(
-            "command/tokens-less-updates", f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}"
+            "command/tokens-below-one-update",
+            f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}",
         )
     updates = round(tokens / config.tokens_per_update)
     return config.changed(train__updates=updates)
@@ -108,18 +107,18 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            "command/tpus-compiler-took-more",
+            "command/tpu-compiler-timeout",
             f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}",
         ) from None
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
     if done.returncode == 2 and said:
-        raise UserError("command/compile-for", said[-1].removeprefix("error: "))
+        raise UserError("command/tpu-program-refused", said[-1].removeprefix("error: "))
     if done.returncode:
         words = done.stderr.strip().splitlines()
         reason = words[-1] if words else f"it ended with code {done.returncode} and without a word"
         if done.returncode < 0:
             reason = f"signal {-done.returncode} ended it, as where memory is short"
-        raise UserError("command/tpus-compiler-failed", f"the TPU's compiler failed: {reason} {leave}")
+        raise UserError("command/tpu-compiler-failed", f"the TPU's compiler failed: {reason} {leave}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

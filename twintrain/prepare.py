@@ -26,13 +26,13 @@ def parse(arguments: Sequence[str]) -> RunConfig:
         key = rest.pop(0)
         if not key.startswith("--"):
             raise UserError(
-                "command/unexpected-argument-write-config",
+                "command/unexpected-argument",
                 f"unexpected argument {key}: write [CONFIG] --section.field value",
             )
         key, equals, value = key[2:].partition("=")
         if not equals:
             if not rest:
-                raise UserError("command/needs-value-write-value", f"--{key} needs a value: write --{key} VALUE")
+                raise UserError("command/option-without-value", f"--{key} needs a value: write --{key} VALUE")
             value = rest.pop(0)
         overrides.append((key, value))
     return load_config(config, overrides)

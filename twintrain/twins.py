@@ -23,7 +23,7 @@ def sentences(folders: list[Path]) -> str:
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
             raise UserError(
-                "command/no-metrics-jsonl-name-folder", f"{folder}: no metrics.jsonl there; name the folder of a run"
+                "command/metrics-file-missing", f"{folder}: no metrics.jsonl there; name the folder of a run"
             )
         updates, evaluations, _ = read_metrics(folder)
         finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
@@ -32,7 +32,7 @@ def sentences(folders: list[Path]) -> str:
     both = sorted(a.keys() & b.keys())
     if not both:
         raise UserError(
-            "command/no-update-common-two",
+            "command/no-common-update",
             f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config",
         )
     gaps = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]

@@ -91,7 +91,7 @@ def adapter_targets(config: RunConfig) -> tuple[Target, ...]:
         if not any(fnmatch.fnmatchcase(row.name, pattern) for row in possible):
             takes = f" that a {c.kind} takes" if c.kind not in MERGEABLE else ""
             raise UserError(
-                "adapters/adapter-targets-matches-no-matrix",
+                "adapters/target-matches-nothing",
                 f"adapter.targets: {pattern} matches no matrix of this model{takes}: "
                 f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}",
             )
@@ -118,13 +118,13 @@ def _check_target(config: RunConfig, row: Parameter) -> None:
     c = config.adapter
     if c.rank > min(row.shape):
         raise UserError(
-            "adapters/adapter-rank-above-smaller-side",
+            "adapters/adapter-rank-too-large",
             f"adapter.rank = {c.rank} is above the smaller side of {row.name} {row.shape}: "
             f"choose at most {min(row.shape)}, or leave it out of adapter.targets",
         )
     if row.name == "embed.token" and config.model.tied:
         raise UserError(
-            "adapters/adapter-targets-names-embed-token-tied",
+            "adapters/target-is-tied-embedding",
             "adapter.targets names embed.token, which is this tied model's head too: an adapter on one of the two "
             "could not be merged; leave it out of adapter.targets",
         )
@@ -135,7 +135,7 @@ def _check_biases(config: RunConfig, chosen: Sequence[Parameter]) -> None:
     some = any(of_blocks.count(part) != config.model.layers for part in of_blocks)
     if config.adapter.bias == "lora_only" and config.model.bias and some:
         raise UserError(
-            "adapters/adapter-bias-lora-only-adapters-layers",
+            "adapters/lora-bias-layers-differ",
             "adapter.bias = lora_only with adapters in some layers only can't be held by stacked layers: "
             "choose adapter.targets that are the same in all layers, or adapter.bias = none or all",
         )

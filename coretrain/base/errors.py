@@ -43,7 +43,7 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
-        raise UserError("command/arguments", f"{message[0].lower()}{message[1:]} (--help says more)")
+        raise UserError("command/bad-arguments", f"{message[0].lower()}{message[1:]} (--help says more)")
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:

@@ -133,14 +133,14 @@ class CheckpointFolder:
                 return path, result  # type: ignore[return-value]  # the loader's own result
             say(f"skipping checkpoint {path.name}: {damage}")
         raise UserError(
-            "checkpoint/no-usable-checkpoint-start",
+            "checkpoint/no-usable-checkpoint",
             f"no usable checkpoint in {self.path}: start the run anew, or restore one there",
         )
 
     def _seen(self, path: Path, world: World) -> Manifest:
         if not path.is_dir():
             raise UserError(
-                "checkpoint/not-every-process-put",
+                "checkpoint/folder-not-shared",
                 f"{path} is not there for every process: put the run on a file system that all hosts share",
             )
         return verify(path, world.rank, world.size)

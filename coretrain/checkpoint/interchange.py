@@ -87,7 +87,7 @@ def save_interchange(
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise UserError(
-            "checkpoint/exists-no-checkpoint-choose", f"{folder} exists and is no checkpoint: choose another folder"
+            "checkpoint/target-not-a-checkpoint", f"{folder} exists and is no checkpoint: choose another folder"
         )
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -111,7 +111,7 @@ def _write_group(folder: Path, group: str, tensors: Mapping[str, Array], limit: 
             value = np.ascontiguousarray(tensors[name])
             if str(value.dtype) not in DTYPES:
                 raise UserError(
-                    "checkpoint/interchange-checkpoint-holds",
+                    "checkpoint/interchange-dtype-wrong",
                     f"{name} is {value.dtype}: an interchange checkpoint holds {' or '.join(DTYPES)}",
                 )
             if writer is None or writer.filled + value.nbytes > limit:
@@ -146,7 +146,7 @@ def load_interchange(folder: Path) -> Interchange:
     manifest = verify(folder)
     if "parameters" not in manifest.tensors:
         raise UserError(
-            "checkpoint/native-checkpoint-not-interchange",
+            "checkpoint/not-interchange",
             f"{folder} is a native {manifest.stack} checkpoint, not an interchange one",
         )
     _check_index(manifest.config, manifest.tensors, str(folder))
@@ -167,11 +167,11 @@ def newest_interchange(run: Path) -> Path:
         return found[0]
     if not run.exists():
         raise UserError(
-            "checkpoint/does-not-exist-folder",
+            "checkpoint/run-not-found",
             f"{run} does not exist: give the folder of a run, or of an interchange checkpoint",
         )
     raise UserError(
-        "checkpoint/no-interchange-checkpoint-run",
+        "checkpoint/no-interchange-in-run",
         f"{run} has no interchange checkpoint (a run writes one into {run / 'interchange'} when it ends): "
         "finish the run, or give the folder of a checkpoint",
     )

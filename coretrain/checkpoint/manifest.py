@@ -59,7 +59,7 @@ class Progress:
         names = {f.name for f in fields(Progress)}
         if odd := sorted(names ^ set(raw)):
             raise DamagedCheckpoint(
-                "checkpoint/progress-fields",
+                "checkpoint/progress-fields-wrong",
                 f"progress has fields other than this version's: {', '.join(odd)}",
             )
         return Progress(**raw)
@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
         checksum, version = raw.pop("checksum"), raw["version"]
     except FileNotFoundError:
         raise DamagedCheckpoint(
-            "checkpoint/incomplete", f"{path.parent} is no complete checkpoint: it has no {path.name}"
+            "checkpoint/manifest-missing", f"{path.parent} is no complete checkpoint: it has no {path.name}"
         ) from None
     except OSError as error:
         raise DamagedCheckpoint("checkpoint/manifest-unreadable", f"{path} can't be read: {error.strerror}") from None
@@ -172,11 +172,11 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            "checkpoint/format-version-newer-twintrains",
+            "checkpoint/format-too-new",
             f"{path} has format version {version}, newer than this twintrain's {FORMAT_VERSION}: upgrade twintrain",
         )
     if _checksum(raw) != checksum:
-        raise DamagedCheckpoint("checkpoint/manifest-checksum", f"{path} is damaged: its checksum is wrong")
+        raise DamagedCheckpoint("checkpoint/manifest-checksum-wrong", f"{path} is damaged: its checksum is wrong")
     return raw
 
 
@@ -185,11 +185,11 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
         found = path.stat().st_size
         if found != size:
             raise DamagedCheckpoint(
-                "checkpoint/file-length", f"{path} is damaged: it has {found} bytes, {size} were written"
+                "checkpoint/file-length-wrong", f"{path} is damaged: it has {found} bytes, {size} were written"
             )
         if sha256_of(path) != sha256:
             raise DamagedCheckpoint(
-                "checkpoint/file-checksum",
+                "checkpoint/file-checksum-wrong",
                 f"{path} is damaged: its SHA-256 is not that of what was written",
             )
     except FileNotFoundError:

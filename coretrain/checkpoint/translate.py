@@ -19,6 +19,6 @@ def translate(stack_name: str, folder: Path, name: str) -> None:
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            "checkpoint/written-could-not-translated",
+            "checkpoint/translation-failed",
             f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}",
         )

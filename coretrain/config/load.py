@@ -40,11 +40,11 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
     if not path.is_file():
         near = difflib.get_close_matches(source, presets(), 1)
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets())}"
-        raise UserError("config/no-config-named", f"no config named {source}: {hint}")
+        raise UserError("config/unknown-config-name", f"no config named {source}: {hint}")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("config/not-valid-toml", f"{path} is not valid TOML: {error}") from None
+        raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)
@@ -61,7 +61,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(
-                    "config/not-section-write-fields",
+                    "config/not-a-section",
                     f"{parent} = {place!r} is not a section: write [{parent}] with its fields below it",
                 )
         if text.lower() in ("none", "null"):
@@ -121,7 +121,7 @@ def known_key(key: str) -> None:
         or difflib.get_close_matches(key, known, 1, 0.5)
     )
     raise UserError(
-        "config/unknown-field-did-you",
+        "config/unknown-field",
         f"unknown field {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all fields"),
     )
 
@@ -143,7 +143,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
             try:
                 known_key(key)
             except UserError as unknown:
-                raise UserError("config/field-unknown", f"{where}: {unknown}") from None
+                raise UserError("config/unknown-field-in-file", f"{where}: {unknown}") from None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
             raise UserError("config/fields-conflict", f"{where}: {message}") from None

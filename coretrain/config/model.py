@@ -109,7 +109,7 @@ class ModelConfig(Section):
         """Vocabulary V, once the tokenizer has set it."""
         if self.vocab is None:
             raise UserError(
-                "config/model-vocab-not-set-load",
+                "config/model-vocab-not-set",
                 "model.vocab is not set: give it, or load the run's data so that the tokenizer sets it",
             )
         return self.vocab

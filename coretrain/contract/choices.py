@@ -38,12 +38,12 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
     if forced != "auto":
         if forced not in kernels:
             raise UserError(
-                "contract/execution-attention-not-kernel-choose",
+                "contract/unknown-attention-kernel",
                 f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}",
             )
         if obstacle := obstacle_of(kernels[forced], config, device):
             raise UserError(
-                "contract/execution-attention-run-here-auto",
+                "contract/attention-kernel-unavailable",
                 f"execution.attention = {forced} can't run here: {obstacle}; use auto",
             )
         return Choice(forced, "asked for by execution.attention")

@@ -177,14 +177,14 @@ def check_names_of(table: Sequence[Parameter], tensors: Mapping[str, Array], whe
     names = {row.name for row in table}
     if missing := [row.name for row in table if row.name not in tensors]:
         raise UserError(
-            "contract/lacks-more-belongs-model",
+            "contract/tensor-missing",
             f"{where} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + ": it belongs to another model config",
         )
     if extra := [name for name in tensors if name not in names]:
         raise UserError(
-            "contract/model-belongs-model-config",
+            "contract/tensor-unexpected",
             f"{where} has {extra[0]}, which this model doesn't: it belongs to another model config",
         )
 
@@ -193,7 +193,7 @@ def check_shape(row: Parameter, value: Array, where: str) -> None:
     """Raise `UserError` unless `value` has the parameter's shape."""
     if value.shape != row.shape:
         raise UserError(
-            "contract/shape-config-says", f"{where}: {row.name} has shape {value.shape}, the config says {row.shape}"
+            "contract/tensor-shape-wrong", f"{where}: {row.name} has shape {value.shape}, the config says {row.shape}"
         )
 
 

@@ -114,7 +114,7 @@ def _check_blocks(size: int, kind: str, name: str) -> None:
     if size % BLOCK[kind]:
         way = "nf4, whose blocks are of 64" if kind != "nf4" and size % BLOCK["nf4"] == 0 else "none"
         raise UserError(
-            "contract/numbers-takes-whole-blocks",
+            "contract/quantize-partial-block",
             f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: "
             f"set adapter.quantize = {way}",
         )
@@ -126,7 +126,7 @@ def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> 
     blocks = weight.astype(np.float32).reshape(-1, BLOCK[kind])
     if not np.isfinite(blocks).all():
         raise UserError(
-            "contract/holds-numbers-not-finite", f"{name} holds numbers that are not finite: it can't be quantized"
+            "contract/quantize-not-finite", f"{name} holds numbers that are not finite: it can't be quantized"
         )
     largest = np.abs(blocks).max(1)
     if kind == "nf4":

@@ -24,14 +24,14 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise UserError(
-                "contract/temperature-below-greedy-about",
+                "contract/temperature-negative",
                 f"temperature {self.temperature:g} is below 0: give 0 for greedy, about 0.8 for variety",
             )
         if self.top_k < 0:
-            raise UserError("contract/top-k-below-tokens", f"top-k {self.top_k} is below 0: give 0 for all tokens")
+            raise UserError("contract/top-k-negative", f"top-k {self.top_k} is below 0: give 0 for all tokens")
         if not 0 < self.top_p <= 1:
             raise UserError(
-                "contract/top-p-not-tokens", f"top-p {self.top_p:g} is not in (0, 1]: give 1 for all tokens"
+                "contract/top-p-outside-range", f"top-p {self.top_p:g} is not in (0, 1]: give 1 for all tokens"
             )
 
 
@@ -85,19 +85,19 @@ def pad_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, toke
     longest = max(map(len, prompts), default=0)
     if min(map(len, prompts), default=0) == 0:
         raise UserError(
-            "contract/prompt-empty-least-token",
+            "contract/prompt-empty",
             "a prompt is empty: give at least one token, <|endoftext|> for a fresh document",
         )
     if longest + tokens > context:
         raise UserError(
-            "contract/prompt-tokens-new-ones",
+            "contract/prompt-exceeds-context",
             f"a prompt of {longest} tokens and {tokens} new ones don't fit in model.context = {context}: "
             f"ask for at most {max(0, context - longest)} tokens, or shorten the prompt",
         )
     for prompt in prompts:
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise UserError(
-                "contract/prompt-token-id-outside",
+                "contract/prompt-outside-vocabulary",
                 f"a prompt has a token id outside the vocabulary of {vocab}: encode it with the run's own",
             )
     first = np.array([longest - len(prompt) for prompt in prompts])

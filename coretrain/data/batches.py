@@ -60,7 +60,7 @@ def updates_of(
     batch_size = config.train.batch_size
     if batch_size % process_count:
         raise UserError(
-            "data/train-batch-size-shared-processes-make",
+            "data/batch-size-not-divisible",
             f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
             f"make it a multiple of {process_count}",
         )
@@ -100,7 +100,7 @@ def validation_batches(data: Data, config: RunConfig) -> list[Batch]:
     ]
     if not rows:
         raise UserError(
-            "data/model-context-longer-validation-split",
+            "data/context-exceeds-validation",
             f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
             "tokens: lower it, or raise data.validation_fraction",
         )

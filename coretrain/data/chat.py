@@ -34,15 +34,13 @@ ROLES = ("system", "user", "assistant")
 def messages_of(row: Any, where: str) -> list[Message]:
     """The conversation of one row. Raises `UserError` that says `where` and what the row lacks."""
     if not isinstance(row, dict):
-        raise UserError(
-            "data/no-object-write-messages", f"{where} is no object: write messages, or prompt and completion"
-        )
+        raise UserError("data/row-not-an-object", f"{where} is no object: write messages, or prompt and completion")
     row = {name: value for name, value in row.items() if value is not None}  # a column of a table that has both forms
     if "messages" in row:
         given = row["messages"]
         if not isinstance(given, list) or not given:
             raise UserError(
-                "data/messages-no-list-messages",
+                "data/messages-not-a-list",
                 f"{where}: messages is no list of messages: write [{{role, content}}, ...]",
             )
         messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(given, 1)]
@@ -50,24 +48,24 @@ def messages_of(row: Any, where: str) -> list[Message]:
         for name in ("prompt", "completion"):
             if not isinstance(row[name], str):
                 raise UserError(
-                    "data/no-text-write-string-row", f"{where}: {name} is no text: write a string, or a row of messages"
+                    "data/prompt-not-text", f"{where}: {name} is no text: write a string, or a row of messages"
                 )
         messages = [_said("user", row["prompt"]), _said("assistant", row["completion"])]
     else:
         found = ", ".join(map(str, row)) or "nothing"
         raise UserError(
-            "data/neither-messages-nor-prompt",
+            "data/row-without-messages",
             f"{where} has neither messages nor prompt and completion, only {found}: give one of the two",
         )
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         raise UserError(
-            "data/no-message-assistant-nothing",
+            "data/no-assistant-message",
             f"{where} has no message of the assistant: there is nothing to learn; leave the row out",
         )
     if any(not answer["content"].strip() for answer in answers):
         raise UserError(
-            "data/empty-answer-fill-completion",
+            "data/answer-empty",
             f"{where} has an empty answer: fill the completion, or leave the row out",
         )
     return messages
@@ -80,11 +78,11 @@ def _said(role: str, content: str) -> Message:
 def _message(one: Any, where: str) -> Message:
     for name in ("role", "content"):
         if not isinstance(one, dict) or name not in one:
-            raise UserError("data/no-message", f"{where} has no {name}: a message is {{role, content}}")
+            raise UserError("data/message-field-missing", f"{where} has no {name}: a message is {{role, content}}")
         if not isinstance(one[name], str):
-            raise UserError("data/no-text-write-string", f"{where}: {name} is no text: write a string")
+            raise UserError("data/message-field-not-text", f"{where}: {name} is no text: write a string")
     if one["role"] not in ROLES:
-        raise UserError("data/message-role", f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
+        raise UserError("data/message-role-unknown", f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
     return _said(one["role"], one["content"])
 
 
@@ -115,7 +113,7 @@ def located(source: Source) -> Iterator[None]:
             if json.dumps(messages_of(row, where)) == document:
                 raise UserError("data/sample-refused", f"{where}: {reason}") from None
         raise UserError(
-            "data/data-source-changed-while-read",
+            "data/source-changed-since-read",
             f"data.source = {source.name} has changed while it was read: {reason}",
         ) from None
 
@@ -179,7 +177,7 @@ def open_encoder(config: RunConfig, tokenizer: Tokenizer) -> ConversationEncoder
     template = open_template(config.data.chat_template, tokenizer, config.data.chat_date)
     if config.row_tokens > config.model.context:
         raise UserError(
-            "data/data-row-tokens-more-model-context-lower",
+            "data/row-tokens-exceed-context",
             f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it",
         )
     return ConversationEncoder(template, config.row_tokens, config.data.misfits)

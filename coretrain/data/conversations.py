@@ -37,7 +37,7 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
         for split in (part.train, part.validation):
             if not split.windows(config.row_tokens):
                 raise UserError(
-                    "data/rows-tokens-too-few",
+                    "data/row-tokens-too-few",
                     f"a row's {config.row_tokens} tokens are too few for every {split.name} sample of "
                     f"{part.source}: raise data.row_tokens, or give shorter samples",
                 )

@@ -87,7 +87,7 @@ def encode_in_order(
             yield from _first(waiting)
     except BrokenProcessPool:
         raise UserError(
-            "data/process-tokenizes-died-out",
+            "data/tokenizing-process-died",
             "a process that tokenizes died (out of memory?): lower data.prepare_processes, then run again; "
             "finished shards are kept",
         ) from None

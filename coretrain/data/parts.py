@@ -24,7 +24,7 @@ def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Seq
         shard = read_shard(folder / entry["file"], manifest["tokenizer_fingerprint"], manifest["vocab"])
         if (shard.tokens, shard.documents, shard.text_bytes) != (entry["tokens"], entry["documents"], entry["bytes"]):
             raise UserError(
-                "data/not-shard-manifest-lists", f"{shard.path} is not the shard that its manifest lists: {AGAIN}"
+                "data/shard-not-in-manifest", f"{shard.path} is not the shard that its manifest lists: {AGAIN}"
             )
         splits[entry["split"]].append(shard)
     _verify(

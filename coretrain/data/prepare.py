@@ -162,12 +162,10 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
         lowest = min(lowest or document.digest, document.digest, key=_by_share)
         highest = max(highest or document.digest, document.digest, key=_by_share)
     if not splits:
-        raise UserError(
-            "data/data-source-no-text-source", f"data.source = {source.name} has no text: give another source"
-        )
+        raise UserError("data/source-without-text", f"data.source = {source.name} has no text: give another source")
     if lowest == highest:
         raise UserError(
-            "data/data-source-single-document-but",
+            "data/single-document",
             f"data.source = {source.name} has a single document, but training and validation need one "
             "each: give more text, or cut it into several documents",
         )
@@ -245,7 +243,7 @@ def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: C
                     _prepare(source, tokenizer, data, folder)
                 except SourceChanged:
                     raise UserError(
-                        "data/data-source-changes-while-read",
+                        "data/source-still-changing",
                         f"data.source = {source.name} changes while it is read: wait until it stays the same",
                     ) from None
     return folder
@@ -257,7 +255,7 @@ def _cache_folder(data: DataConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(
-            "data/data-cache-no-folder-can", f"data.cache = {data.cache} is no folder: give one that can be written"
+            "data/cache-not-a-folder", f"data.cache = {data.cache} is no folder: give one that can be written"
         ) from None
     return folder
 
@@ -346,7 +344,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, "the manifest of prepared data", AGAIN)
     if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
         raise UserError(
-            "data/version-newer-twintrains-upgrade",
+            "data/manifest-too-new",
             f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
             "upgrade twintrain, or give another data.cache",
         )
@@ -356,6 +354,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         right = False
     if not right:
         raise UserError(
-            "data/damaged-fingerprint-does-not", f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}"
+            "data/manifest-fingerprint-wrong", f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}"
         )
     return manifest

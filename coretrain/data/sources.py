@@ -57,7 +57,7 @@ def _stdlib() -> Source:
     ]
     if not files:
         raise UserError(
-            "data/data-source-stdlib-python-comes",
+            "data/stdlib-without-sources",
             "data.source = stdlib: this Python comes without its .py files: give a file or a folder of text",
         )
 
@@ -74,7 +74,7 @@ def _local(name: str, path: Path, text_field: str) -> Source:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(
-                "data/data-source-unknown-kind-file",
+                "data/file-kind-unknown",
                 f"data.source = {name}: unknown kind of file: use one of {' '.join(SUFFIXES)}",
             )
         files, root = [path], path.parent
@@ -82,12 +82,12 @@ def _local(name: str, path: Path, text_field: str) -> Source:
         files, root = _walk(path, SUFFIXES, set()), path
         if not files:
             raise UserError(
-                "data/data-source-no-file-folder-local",
+                "data/folder-without-files",
                 f"data.source = {name}: no {' '.join(SUFFIXES)} file in that folder",
             )
     else:
         raise UserError(
-            "data/data-source-no-such-file",
+            "data/source-not-found",
             f"data.source = {name}: no such file or folder: give a path that exists, stdlib, or hf:NAME",
         )
 
@@ -123,16 +123,16 @@ def open_rows(name: str) -> Rows:
         files, root = _walk(path, RECORDS, set()), path
     elif path.exists():
         raise UserError(
-            "data/data-source-data-format-chat-reads",
+            "data/chat-file-kind-unknown",
             f"data.source = {name}: data.format = chat reads {kinds}: give a file or a folder of these",
         )
     else:
         raise UserError(
-            "data/data-source-no-such-file-folder",
+            "data/chat-source-not-found",
             f"data.source = {name}: no such file or folder: data.format = chat needs one of {kinds}",
         )
     if not files:
-        raise UserError("data/data-source-no-file-folder", f"data.source = {name}: no {kinds} file in that folder")
+        raise UserError("data/chat-folder-without-files", f"data.source = {name}: no {kinds} file in that folder")
 
     def rows() -> Iterator[tuple[str, Any]]:
         for file in files:
@@ -158,7 +158,7 @@ def _hub(name: str, text_field: str) -> Source:
     parts = name.split(":")[1:]
     if len(parts) > 3 or not parts[0]:
         raise UserError(
-            "data/data-source-write-hf-name",
+            "data/hf-name-malformed",
             f"data.source = {name}: write hf:NAME, hf:NAME:SUBSET or hf:NAME:SUBSET:SPLIT",
         )
     dataset, subset, split = (*parts, *[""] * (3 - len(parts)))
@@ -170,7 +170,7 @@ def _hub(name: str, text_field: str) -> Source:
             import datasets
         except ImportError:
             raise UserError(
-                "data/data-source-needs-package-datasets",
+                "data/datasets-package-missing",
                 f"data.source = {name} needs the package datasets: pip install 'twintrain[datasets]'",
             ) from None
         try:
@@ -178,17 +178,17 @@ def _hub(name: str, text_field: str) -> Source:
             columns = rows.column_names
             for row in rows:
                 if text_field not in row:
-                    raise UserError("data/document-unusable", _no_field(name, text_field, columns or row))
+                    raise UserError("data/hf-field-missing", _no_field(name, text_field, columns or row))
                 if isinstance(row[text_field], str):
                     yield row[text_field]
                 elif row[text_field] is not None:
                     raise UserError(
-                        "data/field-no-text-set-data-text-field-documents",
+                        "data/hf-field-not-text",
                         f"{name}: field {text_field} is no text: set data.text_field",
                     )
         except (ValueError, OSError) as error:  # unknown subset or split; no connection, no such dataset
             raise UserError(
-                "data/data-source-read-look-name",
+                "data/hf-source-unreadable",
                 f"data.source = {name} can't be read: {str(error).splitlines()[0]}; look at the name and the network, "
                 "or try --data.source stdlib",
             ) from None
@@ -232,7 +232,7 @@ def _text(path: Path) -> str:
         return path.read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
-            "data/not-utf-8-text-byte", f"{path} is not UTF-8 text (byte {error.start}): convert it or leave it out"
+            "data/file-not-utf-8", f"{path} is not UTF-8 text (byte {error.start}): convert it or leave it out"
         ) from None
 
 
@@ -253,7 +253,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            "data/read-damaged-kind-name",
+            "data/file-unreadable",
             f"{path} can't be read ({str(error).splitlines()[0]}): it is damaged or of another kind than its name says",
         ) from None
 
@@ -265,11 +265,11 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
     with pq.ParquetFile(path) as file:
         columns = file.schema_arrow.names
         if text_field not in columns:
-            raise UserError("data/parquet-unreadable", _no_field(str(path), text_field, columns))
+            raise UserError("data/parquet-field-missing", _no_field(str(path), text_field, columns))
         kind = file.schema_arrow.field(text_field).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(
-                "data/field-no-text-set", f"{path}: field {text_field} is {kind}, no text: set data.text_field"
+                "data/parquet-field-not-text", f"{path}: field {text_field} is {kind}, no text: set data.text_field"
             )
         for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)
@@ -278,13 +278,13 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 def _jsonl(path: Path, text_field: str) -> Iterator[str]:
     for where, row in json_rows(path):
         if not isinstance(row, dict) or text_field not in row:
-            raise UserError("data/jsonl-unreadable", _no_field(where, text_field, row if isinstance(row, dict) else ()))
+            raise UserError(
+                "data/jsonl-field-missing", _no_field(where, text_field, row if isinstance(row, dict) else ())
+            )
         if isinstance(row[text_field], str):
             yield row[text_field]
         elif row[text_field] is not None:
-            raise UserError(
-                "data/field-no-text-set-data-text-field", f"{where}: field {text_field} is no text: set data.text_field"
-            )
+            raise UserError("data/jsonl-field-not-text", f"{where}: field {text_field} is no text: set data.text_field")
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -302,6 +302,6 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 raise UserError(
-                    "data/line-no-json-utf-8", f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out"
+                    "data/line-not-json", f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out"
                 ) from None
             yield f"{path}, line {number}", row

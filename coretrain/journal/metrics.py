@@ -39,7 +39,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, row
         elif index + 1 < len(lines):
             raise UserError(
-                "journal/line-damaged-delete-line",
+                "journal/line-damaged",
                 f"{path}, line {index + 1}, is damaged: delete that line to go on without it",
             )
 

@@ -18,7 +18,7 @@ def require_wandb() -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            "journal/journal-wandb-needs-wandb-package",
+            "journal/wandb-package-missing",
             "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false",
         ) from None
     return wandb

@@ -84,25 +84,25 @@ def accelerators(path: Path = TABLE) -> dict[str, Accelerator]:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            "planning/accelerators-read", f"--accelerators {path} can't be read: {error.strerror}"
+            "planning/accelerators-unreadable", f"--accelerators {path} can't be read: {error.strerror}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("planning/not-valid-toml", f"{path} is not valid TOML: {error}") from None
+        raise UserError("planning/toml-invalid", f"{path} is not valid TOML: {error}") from None
     try:
         found = {name.lower(): Accelerator(**{**row, "name": name.lower()}) for name, row in raw.items()}
     except TypeError:
         raise UserError(
-            "planning/every-entry-section-my-gpu", f"{path}: every entry is a section, as in [my-gpu]; see {TABLE.name}"
+            "planning/accelerator-not-a-section", f"{path}: every entry is a section, as in [my-gpu]; see {TABLE.name}"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            "planning/accelerators-wrong", f"{path}: {field} of {error.title} is wrong: {first['msg'].lower()}"
+            "planning/accelerator-field-wrong", f"{path}: {field} of {error.title} is wrong: {first['msg'].lower()}"
         ) from None
     if not found:
         raise UserError(
-            "planning/no-accelerator-write-section",
+            "planning/accelerators-empty",
             f"{path} has no accelerator: write a section for each, as in {TABLE.name}",
         )
     return found
@@ -121,28 +121,28 @@ def machine(text: str, path: Path = TABLE) -> Machine:
         near = difflib.get_close_matches(name, table, 1) or difflib.get_close_matches(asked, table, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}"
         raise UserError(
-            "planning/no-such-accelerator-known",
+            "planning/unknown-accelerator",
             f"--on {text}: no such accelerator is known: {hint} (--accelerators FILE takes others)",
         )
     found, topology = table[name], fits["topology"]
     if topology and not found.tpu:
         raise UserError(
-            "planning/topology-tpu-slices-write",
+            "planning/topology-without-tpu",
             f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices",
         )
     devices = math.prod(int(part) for part in topology.split("x")) if topology else int(fits["count"] or 1)
     if devices < 1:
-        raise UserError("planning/must-least-device", f"--on {text}: there must be at least one device")
+        raise UserError("planning/no-devices", f"--on {text}: there must be at least one device")
     if not found.tpu and devices > found.node and devices % found.node:
         whole = devices // found.node * found.node
         raise UserError(
-            "planning/hosts-devices-dont-fill",
+            "planning/hosts-not-filled",
             f"--on {text}: hosts of {name} have {found.node} devices, and {devices} don't fill whole ones: take "
             f"{whole} or {whole + found.node} (--accelerators FILE takes hosts of another size)",
         )
     if found.most and devices > found.most:
         raise UserError(
-            "planning/largest-slice-devices", f"--on {text}: the largest slice of {name} has {found.most} devices"
+            "planning/slice-too-large", f"--on {text}: the largest slice of {name} has {found.most} devices"
         )
     return Machine(found, devices, topology)
 

@@ -29,13 +29,13 @@ def meet(address: str, count: int, rank: int, timeout: float, bound: str | None 
     host, _, port = ((bound if rank == 0 else None) or address).rpartition(":")
     if not port.isdecimal() or int(port) >= 2**16:
         raise UserError(
-            "processes/parallel-coordinator-no-address-address",
+            "processes/coordinator-not-an-address",
             f"parallel.coordinator = {address} is no address: give it as ADDRESS:PORT",
         )
     ours = (int(port), count, timeout)
     if fault := _expect(*ours) if rank == 0 else _visit(host, rank, *ours):
         raise UserError(
-            "processes/start-processes-alike-address",
+            "processes/rendezvous-failed",
             f"{fault}: start all processes alike, with one address to meet at (here {address}, for parallel.timeout = "
             f"{timeout:.0f} s)",
         )
@@ -50,7 +50,7 @@ def _expect(port: int, count: int, timeout: float) -> str:
             listener = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
         except OSError as error:
             raise UserError(
-                "processes/rank-listen-port-processes",
+                "processes/port-not-available",
                 f"rank 0 can't listen on port {port}, where the processes meet ({error.strerror}): give another one "
                 "(in parallel.coordinator, in MASTER_PORT, or as torchrun's --master-port)",
             ) from None

@@ -17,12 +17,12 @@ def check_combination(config: RunConfig, stack: StackName, layout: Layout | None
     of_stack = _in_torch(config, layout) if stack == "torch" else _in_jax(config)
     for wrong, sentence in [*_packed(config), *_with_adapter(config, stack), *of_stack]:
         if wrong:
-            raise UserError("processes/check-combination", sentence)
+            raise UserError("processes/combination-unsupported", sentence)
     if stack == "torch":
         for name in ("coordinator", "hosts", "host"):
             if getattr(p, name) is not None:
                 raise UserError(
-                    "processes/parallel-jax-torchs-processes",
+                    "processes/field-only-for-jax",
                     f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
                     "--spawn); leave it out",
                 )

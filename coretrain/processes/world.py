@@ -111,7 +111,7 @@ class World:
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
             raise UserError(
-                "processes/rank-rank-start-every",
+                "processes/ranks-differ",
                 f"rank {odd[0]} has another {what} than rank 0: start every process with the same one",
             )
 

@@ -48,7 +48,7 @@ def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
     """As `with_base`, of an adapter's config: the base as it is, at its own context."""
     if config.adapter.base is None:
         raise UserError(
-            "runs/adapter-base-not-set-folder",
+            "runs/adapter-base-not-set",
             "adapter.base is not set: give the folder of the base, as --adapter.base runs/X",
         )
     return Base(Path(config.adapter.base)).under(config)
@@ -59,7 +59,7 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     config = open_run(folder)
     if config.adapter.kind == "none":
         raise UserError(
-            "runs/trained-whole-model-no", f"{folder} trained a whole model and no adapter: give an adapter's run"
+            "runs/not-an-adapter-run", f"{folder} trained a whole model and no adapter: give an adapter's run"
         )
     if base is None:
         return config
@@ -79,9 +79,7 @@ def open_adapters(
         config, loaded = base.under(adapter_config(folder, place))
         name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
         if any(name == other.adapter.name for other, _ in result):
-            raise UserError(
-                "runs/adapter-two-folders-named", f"--adapter: two folders are named {name}: rename one of them"
-            )
+            raise UserError("runs/adapter-names-repeat", f"--adapter: two folders are named {name}: rename one of them")
         config = config.changed(adapter__name=name)
         tensors = best_interchange(folder, say).groups["parameters"]
         result.append((config, tensors))
@@ -89,7 +87,7 @@ def open_adapters(
             ours, first = getattr(config.adapter, field), getattr(result[0][0].adapter, field)
             if ours != first:
                 raise UserError(
-                    "runs/adapter-adapter-base-both",
+                    "runs/adapter-bases-differ",
                     f"--adapter: adapter.{field} of {folder} is {ours}, that of {folders[0]} {first}, and one base "
                     "can't be both: ask them one at a time",
                 )
@@ -103,7 +101,7 @@ def check_tokenizer(config: RunConfig, found: str) -> None:
         return
     if load_tokenizer(base_run(base)).fingerprint != found:
         raise UserError(
-            "runs/data-tokenizer-bases-leave-out",
+            "runs/tokenizer-not-base",
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
             f"{saved_tokenizer(base_run(base))}",
         )
@@ -157,7 +155,7 @@ def load_on(checkpoint: Path, base: Path | None) -> Interchange:
         return loaded
     if loaded.config.adapter.kind == "none":
         raise UserError(
-            "runs/holds-whole-model-no", f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out"
+            "runs/base-for-whole-model", f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out"
         )
     return replace(loaded, config=loaded.config.changed(adapter__base=str(base)))
 
@@ -178,7 +176,7 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
     `base` is the base's new place, if it has one.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("runs/exists-not-empty-choose", f"{folder} exists and is not empty: choose another folder")
+        raise UserError("runs/merge-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     check_mergeable(adapter_config(source))
     path = newest_interchange(source)
     loaded = load_on(path, base)

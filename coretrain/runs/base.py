@@ -43,7 +43,7 @@ def check_there(place: Path) -> None:
             else ("name its place with --adapter.base")
         )
         raise UserError(
-            "runs/adapter-base-not-text-generate",
+            "runs/base-not-found",
             f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN",
         )
 
@@ -85,7 +85,7 @@ class Base:
             if wanted in ("", self._fingerprint(path)):
                 return config.changed(adapter__fingerprint=self._fingerprint(path)), loaded
         raise UserError(
-            "runs/adapter-base-weights-fingerprint-adapter",
+            "runs/base-fingerprint-differs",
             f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "
             "give that base as it was then (its folder or one of its checkpoints, as --adapter.base "
             "runs/X/interchange/update-N), or train a new adapter on this one",
@@ -96,7 +96,7 @@ class Base:
             self._opened[path] = load_interchange(path)
         if self._opened[path].config.adapter.kind != "none":
             raise UserError(
-                "runs/adapter-base-holds-adapter-merge",
+                "runs/base-holds-adapter",
                 f"adapter.base = {self.place} holds an adapter: merge it first, with twintrain convert merge",
             )
         return self._opened[path]
@@ -110,7 +110,7 @@ class Base:
     def _check_model(self, config: RunConfig, base: RunConfig) -> None:
         if other := other_field(config.model, base.model):
             raise UserError(
-                "runs/model-base-model-base",
+                "runs/base-model-differs",
                 f"model.{other} = {getattr(config.model, other)}, the base {self.place} has "
                 f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to",
             )
@@ -137,7 +137,7 @@ def check_context(config: RunConfig, base: RunConfig) -> None:
     ours, theirs = config.model.context, base.model.context
     if ours > theirs:
         raise UserError(
-            "runs/model-context-longer-base-lower",
+            "runs/context-exceeds-base",
             f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
             "or leave it out",
         )

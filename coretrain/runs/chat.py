@@ -28,7 +28,7 @@ def chat_prompts(
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
         raise UserError(
-            "runs/no-train-data-format-chat",
+            "runs/chat-template-missing",
             f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there",
         )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
@@ -36,4 +36,4 @@ def chat_prompts(
     try:
         return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
     except TemplateError as error:
-        raise UserError("runs/ask-question", f"{error}: ask another question") from None
+        raise UserError("runs/question-refused", f"{error}: ask another question") from None

@@ -52,7 +52,7 @@ def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
     """Where an export of a run goes if no place is given: into its own folder."""
     if (source / MANIFEST).is_file():
         raise UserError(
-            "runs/checkpoint-sealed-name-target",
+            "runs/export-into-checkpoint",
             f"{source} is a checkpoint, which is sealed: name a target for the export after it",
         )
     return _in_export(source, source.absolute().name + ("" if quantization == "none" else f"-{quantization}"), form)
@@ -90,16 +90,14 @@ def export_run(
     """
     if form != "gguf" and quantization not in ("none", "f16"):
         raise UserError(
-            "runs/quantize-form-gguf-files",
+            "runs/quantize-without-gguf",
             f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}",
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(
-            "runs/exists-not-empty-choose-folder", f"{target} exists and is not empty: choose another folder"
-        )
+        raise UserError("runs/export-target-not-empty", f"{target} exists and is not empty: choose another folder")
     if target.resolve() == Path.cwd():
         raise UserError(
-            "runs/folder-you-finished-would",
+            "runs/export-target-is-cwd",
             f"{target} is the folder you are in, which a finished one would replace: choose another folder",
         )
     path = newest_interchange(source)
@@ -108,7 +106,7 @@ def export_run(
     if form == "interchange":
         if quantization != "none" or merge:
             raise UserError(
-                "runs/interchange-checkpoint-holds-run",
+                "runs/interchange-takes-no-options",
                 "an interchange checkpoint holds what its run does, in float32: leave --quantize and --merge out",
             )
         save_interchange(target, loaded.config, loaded.groups, loaded.progress, loaded.stack)
@@ -117,7 +115,7 @@ def export_run(
     if form == "peft":
         if merge:
             raise UserError(
-                "runs/pefts-files-hold-adapter",
+                "runs/peft-takes-no-merge",
                 "PEFT's files hold an adapter alone: leave --merge out, or give --to hf",
             )
         beside, how = base_export(loaded.config)
@@ -142,7 +140,7 @@ def whole_model(source: Path, loaded: Interchange, merge: bool = False) -> tuple
     """
     if (loaded.config.adapter.kind != "none") != merge:
         raise UserError(
-            "runs/whole-model-leave-merge",
+            "runs/merge-option-wrong",
             f"{source} is a whole model: leave --merge out"
             if merge
             else f"{source} holds an adapter alone: add --merge to write it and its base as one, or give --to peft",
@@ -161,11 +159,13 @@ def _export_gguf(
 ) -> list[str]:
     if tokenizer is None:
         raise UserError(
-            "runs/no-tokenizer-gguf-file",
+            "runs/gguf-without-tokenizer",
             f"{source} has no tokenizer ({SAVED_FACTS}), which a GGUF file holds: give the run's folder",
         )
     if target.is_dir():
-        raise UserError("runs/folder-name-file", f"{target} is a folder: name a file, as in {target / 'model.gguf'}")
+        raise UserError(
+            "runs/export-target-is-folder", f"{target} is a folder: name a file, as in {target / 'model.gguf'}"
+        )
     words, template = load_tokenizer(tokenizer), read_chat_template(tokenizer)
     remark = export_gguf(target, config.name, config.model, tensors, words, template, quantization)
     lines = [f"wrote {target}: {done}, {target.stat().st_size:,} bytes, {quantization}", remark or ""]
@@ -185,14 +185,12 @@ def import_run(
     there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            "runs/exists-not-empty-choose-folder-import-run", f"{folder} exists and is not empty: choose another folder"
-        )
+        raise UserError("runs/import-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)
     if base and base.adapter.base is not None:
         raise UserError(
-            "runs/adapter-base-folder-peft-whole",
+            "runs/import-base-without-peft",
             f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out",
         )
     found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
@@ -249,17 +247,19 @@ def _tokenizer(source: Path, found: Pretrained, asked: str | None) -> Tokenizer:
     way_out = "give the tokenizer that the model was trained with, as --data.tokenizer gpt2, or the path of its file"
     if asked == "trained":
         raise UserError(
-            "runs/data-tokenizer-trained-tokenizer-trained",
+            "runs/import-tokenizer-trained",
             f"data.tokenizer = trained can't be the tokenizer of trained weights, {source}: {way_out}",
         )
     try:
         tokenizer = named_tokenizer(asked) if asked else found.tokenizer()
     except UserError as obstacle:
-        raise (obstacle if asked else UserError("runs/tokenizer", f"{obstacle}; or {way_out}")) from None
+        raise (
+            obstacle if asked else UserError("runs/import-tokenizer-unusable", f"{obstacle}; or {way_out}")
+        ) from None
     if not 0 <= found.model.vocabulary - tokenizer.vocab < PADDING:
         held = found.model.vocabulary
         raise UserError(
-            "runs/tokenizer-ids-model",
+            "runs/import-vocabulary-differs",
             f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {source} {held}: {way_out}",
         )
     return tokenizer

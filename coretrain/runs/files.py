@@ -32,6 +32,6 @@ def first_template(config: RunConfig, found: str | None) -> str | None:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            "runs/data-chat-template-read-file-jinja",
+            "runs/chat-template-unreadable",
             f"data.chat_template = {path} can't be read: give a file of a Jinja template",
         ) from None

@@ -20,12 +20,12 @@ def run_of(path: Path) -> Path:
     """The run's folder, for a run or for one of its checkpoints. Raises `UserError` where there is no run."""
     hint = "give the folder of a run, as runs/NAME"
     if not path.exists():
-        raise UserError("runs/does-not-exist", f"{path} does not exist: {hint}")
+        raise UserError("runs/folder-not-found", f"{path} does not exist: {hint}")
     if (path / "config.json").is_file():
         return path
     folder = path.resolve().parent.parent
     if path.resolve().parent.name not in ("checkpoints", "interchange") or not (folder / "config.json").is_file():
-        raise UserError("runs/holds-no-run-no", f"{path} holds no run (no config.json): {hint}")
+        raise UserError("runs/not-a-run", f"{path} holds no run (no config.json): {hint}")
     return folder
 
 
@@ -34,7 +34,7 @@ def _check_newest(path: Path, folder: Path) -> None:
     newest = next((whole[0] for whole in kept if whole), None)
     if newest and path.resolve() != folder.resolve() and path.resolve().name != newest.name:
         raise UserError(
-            "runs/not-runs-newest-checkpoint",
+            "runs/resume-not-newest-checkpoint",
             f"{path} is not its run's newest checkpoint, {newest.name}, from which --resume goes on: "
             "to start from an older one, copy the run's folder without the newer ones and resume the copy",
         )
@@ -46,9 +46,7 @@ def open_run(folder: Path) -> RunConfig:
     try:
         return config_from_json(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            "runs/damaged-restore-start-new", f"{path} is damaged ({error}): restore it, or start a new run"
-        ) from None
+        raise UserError("runs/config-damaged", f"{path} is damaged ({error}): restore it, or start a new run") from None
 
 
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
@@ -56,7 +54,7 @@ def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunCon
     for key, _ in overrides:
         if key.split(".")[0] in ("model", "data", "adapter") and key not in FREE_AT_RESUME:
             raise UserError(
-                "runs/change-resume-since-would",
+                "runs/resume-changes-field",
                 f"{key} can't change at --resume, since it would be another training: start a new run",
             )
     run = open_run(folder)
@@ -65,7 +63,7 @@ def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunCon
     old, new = run.optimizer.name, config.optimizer.name
     if old != new and "muon" in (old, new) and _has_moments(folder):
         raise UserError(
-            "runs/optimizer-name-keeps-moments-whose",
+            "runs/optimizer-moments-differ",
             f"optimizer.name = {new} keeps other moments than {old}, whose are in {folder}: leave it out, or start a "
             "new run",
         )

@@ -36,7 +36,7 @@ def export_adapter(
     if config.adapter.kind not in ("lora", "dora"):
         what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
         raise UserError(
-            "runs/holds-not-low-rank-adapters", f"{source} holds {what}, not low-rank adapters: give --to hf or gguf"
+            "runs/peft-needs-low-rank", f"{source} holds {what}, not low-rank adapters: give --to hf or gguf"
         )
     tensors: Mapping[str, Array] = loaded.groups["parameters"]
     weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
@@ -56,19 +56,19 @@ def import_adapter(
     """
     if given.adapter.base is None:
         raise UserError(
-            "runs/adapter-name-run-base", f"{source} is an adapter: name the run of its base, as --adapter.base runs/X"
+            "runs/import-base-not-set", f"{source} is an adapter: name the run of its base, as --adapter.base runs/X"
         )
     base = open_run(base_run(given.adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
-            "runs/adapter-base-itself-adapters-run",
+            "runs/import-base-is-adapter",
             f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with twintrain convert "
             "merge",
         )
     words = saved_tokenizer(base_run(given.adapter.base)) is not None
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
-        raise UserError("runs/bases-leave-out", f"{field} is the base's, {given.adapter.base}: leave it out")
+        raise UserError("runs/import-sets-base-field", f"{field} is the base's, {given.adapter.base}: leave it out")
     config, whole = on_its_base(given.changed(model=base.model, adapter__fingerprint=trained_beside(source)))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
     config = _named(config, folder, overrides)
@@ -99,7 +99,7 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
         if getattr(named.adapter, field) != getattr(config.adapter, field):
             raise UserError(
-                "runs/adapter-peft-adapters-leave",
+                "runs/import-sets-peft-field",
                 f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out",
             )
     return named

@@ -96,24 +96,24 @@ class Template:
             self._compiled  # noqa: B018  # compiled now, for the error
         except TemplateSyntaxError as error:
             raise UserError(
-                "tokenizers/no-jinja-template-line",
+                "tokenizers/template-not-jinja",
                 f"{self.name} is no Jinja template (line {error.lineno}: {error.message})",
             ) from None
         except Exception as error:  # nested too deeply, or a filter that isn't there
             raise UserError(
-                "tokenizers/check-compiled", f"{self.name} can't be compiled ({error or type(error).__name__})"
+                "tokenizers/template-not-compiled", f"{self.name} can't be compiled ({error or type(error).__name__})"
             ) from None
         try:
             text = self.render(TRIAL, prompt=True)
         except TemplateError as error:
             raise UserError(
-                "tokenizers/question-answer-data-chat-template",
+                "tokenizers/template-trial-failed",
                 f"a question and its answer: {error}: give another data.chat_template",
             ) from None
         missing = [word for word in SPECIAL_FORM.findall(text) if word not in self.tokenizer.specials]
         if missing:
             raise UserError(
-                "tokenizers/writes-tokenizer-no-special",
+                "tokenizers/template-token-missing",
                 f"{self.name} writes {missing[0]}, for which tokenizer {self.tokenizer.name} has no special token: "
                 "give a data.chat_template of its own, or its model's data.tokenizer",
             )
@@ -220,7 +220,7 @@ def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = 
         source = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            "tokenizers/data-chat-template-read-file-jinja",
+            "tokenizers/template-unreadable",
             f"data.chat_template = {path} can't be read: give a file of a Jinja template",
         ) from None
     return checked(Template(source, f"chat template {path}", tokenizer, date))
@@ -231,7 +231,7 @@ def checked(template: Template) -> Template:
     try:
         template.check()
     except TemplateError as error:
-        raise UserError("tokenizers/checked-data-chat-template", f"{error}: give another data.chat_template") from None
+        raise UserError("tokenizers/template-refused", f"{error}: give another data.chat_template") from None
     return template
 
 

@@ -19,7 +19,7 @@ def read_chat_template(folder: Path) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise UserError(
-                "tokenizers/no-text-utf-8-restore",
+                "tokenizers/template-not-utf-8",
                 f"{path} is no text in UTF-8: restore it, or delete it to go without one",
             ) from None
     facts = folder / "tokenizer_config.json"

@@ -36,7 +36,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         name, roles = folder.absolute().name, _roles(folder, specials)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise UserError(
-            "tokenizers/damaged-tokenizer-download-again", f"{folder} has a damaged tokenizer: download it again"
+            "tokenizers/hf-tokenizer-damaged", f"{folder} has a damaged tokenizer: download it again"
         ) from None
     raw |= {"truncation": None, "padding": None}  # of texts for other models: a document is encoded whole
     try:
@@ -56,7 +56,7 @@ def _raw(folder: Path) -> tuple[Path, dict[str, Any]]:
     if vocab.is_file() and merges.is_file():
         return vocab, _gpt2_files(folder, read_json(vocab, "the tokens of a tokenizer"), merges)
     raise UserError(
-        "tokenizers/missing-vocab-json-merges-txt-write",
+        "tokenizers/hf-files-missing",
         f"{path} is missing, and so are vocab.json and merges.txt: write it with transformers' "
         "AutoTokenizer.from_pretrained and save_pretrained",
     )
@@ -81,7 +81,7 @@ def _gpt2_files(folder: Path, vocab: dict[str, int], merges: Path) -> dict[str, 
     kind = facts.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         raise UserError(
-            "tokenizers/no-vocab-json-merges-txt-write",
+            "tokenizers/hf-kind-without-json",
             f"{folder} has no {FILE}, and vocab.json and merges.txt are of a {kind}: write it with transformers' "
             "AutoTokenizer.from_pretrained and save_pretrained",
         )
@@ -129,19 +129,19 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
     try:
         model = raw["model"]
         if model.get("type", "BPE") != "BPE" or raw.get("normalizer"):
-            raise UserError("tokenizers/no-byte-level-bpe-without", f"{path} is no byte-level BPE without a normalizer")
+            raise UserError("tokenizers/bpe-with-normalizer", f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
         if specials != added_specials(raw):
             raise UserError(
-                "tokenizers/added-tokens-text-ranks",
+                "tokenizers/added-tokens-are-text",
                 f"{path} has added tokens that are text, which ranks can't describe",
             )
         words = {word: operator.index(rank) for word, rank in model["vocab"].items() if word not in specials}
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     except (KeyError, TypeError, AttributeError):
         raise UserError(
-            "tokenizers/no-byte-level-bpe-ranks", f"{path} is no byte-level BPE that ranks can describe"
+            "tokenizers/bpe-fields-unusable", f"{path} is no byte-level BPE that ranks can describe"
         ) from None
     tokenizer = ranked_tokenizer(path, name, words, pairs, pattern, specials, roles)
     check_same_ids(tokenizer, load_fast(path, raw), "imported")
@@ -156,7 +156,7 @@ def load_fast(path: Path, raw: Mapping[str, Any]) -> Any:
         return Fast.from_str(json.dumps(raw))
     except Exception as error:  # the package raises nothing more particular
         raise UserError(
-            "tokenizers/read-package-tokenizers", f"{path} can't be read by the package tokenizers: {error}"
+            "tokenizers/hf-file-unreadable", f"{path} can't be read by the package tokenizers: {error}"
         ) from None
 
 
@@ -184,13 +184,13 @@ def ranked_tokenizer(
         merged = [(as_bytes(a), as_bytes(b)) for a, b in pairs]
     except (KeyError, ValueError):
         raise UserError(
-            "tokenizers/no-byte-level-bpe-ranks-can", f"{path} is no byte-level BPE that ranks can describe"
+            "tokenizers/bpe-not-byte-level", f"{path} is no byte-level BPE that ranks can describe"
         ) from None
     # A list made of ranks may name every way to make a token; each merge comes when its token's rank does all the same.
     order = [ranks.get(a + b, -1) for a, b in merged]
     if any(b < max(a, 0) for a, b in pairwise([0, *order])) or not set(merge_list(ranks)) <= set(merged):
         raise UserError(
-            "tokenizers/ids-dont-order-merges",
+            "tokenizers/ids-not-merge-order",
             f"{path}: the ids don't have the order of the merges, so that ranks can't describe it",
         )
     eot = end_of_text(str(path), specials, roles)
@@ -204,7 +204,7 @@ def _pattern(pre_tokenizer: Any) -> str | None:
     *before, last = steps
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         raise UserError(
-            "tokenizers/pre-tokenizer-these-settings-described",
+            "tokenizers/pre-tokenizer-unsupported",
             f"the pre-tokenizer {last['type']} with these settings can't be described by one pattern",
         )
     regex = last.get("use_regex", True)  # older files have no other way
@@ -212,7 +212,7 @@ def _pattern(pre_tokenizer: Any) -> str | None:
         return DIGITS_PATTERN
     if before and regex:
         raise UserError(
-            "tokenizers/pre-tokenizers-steps-described-pattern",
+            "tokenizers/steps-before-regex",
             "the pre-tokenizer's steps can't be described by one pattern",
         )
     if regex:
@@ -221,7 +221,7 @@ def _pattern(pre_tokenizer: Any) -> str | None:
         return None
     if len(before) > 1 or before[0]["type"] != "Split" or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
         raise UserError(
-            "tokenizers/pre-tokenizers-steps-described-pattern-pattern",
+            "tokenizers/pattern-not-expressible",
             "the pre-tokenizer's steps can't be described by one pattern",
         )
     pattern: str = before[0]["pattern"]["Regex"]

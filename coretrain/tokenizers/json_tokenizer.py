@@ -100,7 +100,7 @@ class JsonTokenizer(Tokenizer):
             fast = Fast.from_str(json.dumps(raw))
         except Exception as error:  # the package raises nothing more particular
             raise UserError(
-                "tokenizers/tokenizer-read-package-tokenizers",
+                "tokenizers/json-refused-by-package",
                 f"tokenizer {self.name} can't be read by the package tokenizers: {error}",
             ) from None
         fast.encode_special_tokens = True  # as text, that is
@@ -143,7 +143,7 @@ class JsonTokenizer(Tokenizer):
             theirs: str = self._fast.decode(ids.tolist(), skip_special_tokens=False)
             if self.decode(ids) not in (theirs, f" {theirs}"):
                 raise UserError(
-                    "tokenizers/tokenizer-used-ids-become",
+                    "tokenizers/decoded-text-differs",
                     f"tokenizer {self.name} can't be used: its ids of {text[:40]!r} become other text here",
                 )
 
@@ -160,15 +160,15 @@ def load_json_tokenizer(path: Path, facts: Mapping[str, Any]) -> JsonTokenizer:
         text = path.read_bytes().decode()
         return JsonTokenizer(facts["name"], text, facts["eot"], facts.get("roles") or {})
     except OSError as error:
-        raise UserError("tokenizers/load-json-tokenizer-read", f"can't read {path}: {error.strerror}") from None
+        raise UserError("tokenizers/saved-json-unreadable", f"can't read {path}: {error.strerror}") from None
     except UserError as error:
         raise UserError(
-            "tokenizers/damaged-restore-make-tokenizer",
+            "tokenizers/saved-json-refused",
             f"{path} is damaged ({error}): restore it, or make the tokenizer again",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            "tokenizers/damaged-restore-make-tokenizer-again",
+            "tokenizers/saved-json-damaged",
             f"{path} is damaged: restore it, or make the tokenizer again",
         ) from None
 
@@ -203,7 +203,7 @@ def _speller(name: str, raw: Mapping[str, Any]) -> Any:
     blanks += [step["pattern"]["String"] for step in replaced if "String" in step["pattern"]]
     if len(blanks) != 1 or not kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
         raise UserError(
-            "tokenizers/tokenizer-turns-ids-text",
+            "tokenizers/decoder-unknown",
             f"tokenizer {name} turns ids into text by {', '.join(sorted(kinds)) or 'no rule'}, which isn't known here: "
             "byte-level tokenizers and SentencePiece's are",
         )

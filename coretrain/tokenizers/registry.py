@@ -37,7 +37,7 @@ def openai_tokenizer(name: str) -> Tokenizer:
         encoding = tiktoken.get_encoding(name)
     except OSError as error:  # requests' errors are OSErrors
         raise UserError(
-            "tokenizers/data-tokenizer-could-not-downloaded",
+            "tokenizers/download-failed",
             f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
             "use gpt2, trained or bytes, which need no download",
         ) from None
@@ -49,7 +49,7 @@ def file_tokenizer(path: Path) -> Tokenizer:
     the tokenizer.json of a run, or of a Hugging Face folder."""
     if not path.is_file():
         raise UserError(
-            "tokenizers/data-tokenizer-no-file-path",
+            "tokenizers/file-not-found",
             f"data.tokenizer: no file {path}: give the path of a .tiktoken file or a {SAVED_JSON}, or trained, gpt2, "
             "cl100k_base, o200k_base or bytes",
         )
@@ -74,12 +74,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
         raise UserError(
-            "tokenizers/damaged-restore-make-tokenizer-again-load-tokenizer",
+            "tokenizers/saved-facts-damaged",
             f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again",
         )
     if facts["version"] > 3:
         raise UserError(
-            "tokenizers/version-newer-twintrains-upgrade",
+            "tokenizers/saved-version-too-new",
             f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain",
         )
     if facts["version"] == 3:
@@ -100,7 +100,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
-            "tokenizers/does-not-match-fingerprint",
+            "tokenizers/fingerprint-differs",
             f"{path} does not match the fingerprint in {SAVED_FACTS}: "
             "one of the two was changed; restore them, or make the tokenizer again",
         )
@@ -118,7 +118,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     if name.endswith((".tiktoken", SAVED_JSON)):
         return file_tokenizer(Path(name).expanduser())
     raise UserError(
-        "tokenizers/data-tokenizer-unknown-trained-gpt2",
+        "tokenizers/unknown-tokenizer-name",
         f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
         f"or the path of a .tiktoken file or a {SAVED_JSON}",
     )

@@ -66,7 +66,7 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         if not word.startswith("--"):
             if not word:
                 raise UserError(
-                    "training/name-config-empty-preset",
+                    "training/config-name-empty",
                     "the name of the config is empty: give a preset or a .toml file, or leave it out",
                 )
             if name is not None:
@@ -76,14 +76,14 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         key, equals, value = word[2:].partition("=")
         if key in FLAGS:
             if equals:
-                raise UserError("training/takes-no-value", f"--{key} takes no value")
+                raise UserError("training/flag-takes-no-value", f"--{key} takes no value")
             spawn = True
             continue
         if not equals:
             _known_option(key)
             if not words or words[0].startswith("--"):
                 raise UserError(
-                    "training/no-value-after-train-updates",
+                    "training/option-without-value",
                     f"--{key} has no value: give one after it, as in --train.updates 200 "
                     f"(or --{key}=VALUE where the value starts with --)",
                 )
@@ -91,7 +91,7 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         _known_option(key)
         if key in PLACES and (not value or any(key == other for other, _ in given)):
             raise UserError(
-                "training/parse-folder", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
+                "training/folder-empty-or-twice", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
             )
         given.append((key, value))
     places = {key: Path(value) for key, value in given if key in PLACES}
@@ -101,12 +101,12 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         return Command(load_config(name, overrides), output, None, overrides, spawn)
     if name is not None:
         raise UserError(
-            "training/config-resume-given-resumed",
+            "training/config-with-resume",
             f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out",
         )
     if output is not None:
         raise UserError(
-            "training/output-resume-given-resumed",
+            "training/output-with-resume",
             "--output and --resume are given: a resumed run goes on in its own folder; leave one out",
         )
     folder = run_of(resume)
@@ -118,7 +118,7 @@ def _known_option(key: str) -> None:
     if key in PLACES:
         return
     if near := difflib.get_close_matches(key, (*PLACES, *FLAGS, "help"), 1, 0.7):
-        raise UserError("training/unknown-option-did-you", f"unknown option --{key}: did you mean --{near[0]}?")
+        raise UserError("training/unknown-option", f"unknown option --{key}: did you mean --{near[0]}?")
     known_key(key)
 
 

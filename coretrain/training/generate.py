@@ -93,7 +93,7 @@ def generate_text(
     if conversing:
         if len(answering) > 1:
             raise UserError(
-                "training/several-adapters-answer-questions",
+                "training/several-adapters-without-line",
                 "several adapters answer questions that stand on the line: add one, or give one --adapter",
             )
         encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened

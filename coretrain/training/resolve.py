@@ -47,7 +47,7 @@ def completed(command: Command) -> Command:
     adapter = command.config.adapter
     if adapter.kind == "none" and adapter.base is not None:
         raise UserError(
-            "training/adapter-base-set-adapter-kind-none",
+            "training/base-without-adapter",
             f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
             "adapter.kind = lora, or adapter.base = none",
         )
@@ -55,19 +55,19 @@ def completed(command: Command) -> Command:
         return command
     if adapter.base is None:
         raise UserError(
-            "training/adapter-kind-no-base-folder",
+            "training/adapter-without-base",
             f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X",
         )
     folder = base_run(adapter.base)
     base = open_run(folder)
     if base.adapter.kind != "none":
         raise UserError(
-            "training/adapter-base-itself-adapters-run",
+            "training/base-is-adapter",
             f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge",
         )
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
-        raise UserError("training/bases-leave-out", f"{fixed[0]} is the base's, {adapter.base}: leave it out")
+        raise UserError("training/field-set-by-base", f"{fixed[0]} is the base's, {adapter.base}: leave it out")
 
     config = command.config.changed(model=base.model, **_free_fields(command, given))
     check_context(config, base)
@@ -115,12 +115,12 @@ def run_folder(command: Command) -> Path:
     if command.output:
         if command.output.exists() and not command.output.is_dir():
             raise UserError(
-                "training/file-output-takes-folder",
+                "training/output-is-file",
                 f"{command.output} is a file: --output takes a folder, which need not exist",
             )
         if (command.output / "config.json").exists():
             raise UserError(
-                "training/already-holds-run-go",
+                "training/output-holds-run",
                 f"{command.output} already holds a run: go on with --resume {command.output}, or choose another",
             )
         return command.output

@@ -20,7 +20,7 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
     """Raise `UserError` where going on would be another training than the one that was saved."""
     if progress.data_fingerprint != data.fingerprint:
         raise UserError(
-            "training/datas-fingerprint-checkpoint-trained",
+            "training/data-fingerprint-differs",
             f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
             "restore the same files and tokenizer, or start a new run",
         )
@@ -30,7 +30,7 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
     ):
         if saved != now:
             raise UserError(
-                "training/checkpoint-trained-keep-start",
+                "training/field-differs-from-checkpoint",
                 f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run",
             )
 

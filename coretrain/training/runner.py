@@ -148,7 +148,7 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
             pass
         time.sleep(1)
     raise UserError(
-        "training/not-every-process-put",
+        "training/output-not-shared",
         f"{folder} is not there for every process: put --output on a file system that all hosts share",
     )
 

@@ -31,7 +31,7 @@ def topology(name: str) -> Any:
     except Exception as error:  # a JaxRuntimeError or a NotImplementedError, by the library's version
         reason = re.sub(r"\s+", " ", str(error)).strip()[:160]
         raise UserError(
-            "jax/tpu-compiler-knows-no",
+            "jax/unknown-tpu-topology",
             f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices",
         ) from None
 

@@ -43,7 +43,7 @@ def join(config: RunConfig) -> World:
         address, count, rank = _told_by_cluster(count, rank, p.timeout)
     if address is None or count is None or rank is None:
         raise UserError(
-            "jax/parallel-coordinator-parallel-hosts-parallel-host-given",
+            "jax/cluster-fields-incomplete",
             "of parallel.coordinator, parallel.hosts and parallel.host some are given and some are not: give all three",
         )
     local = {"local_device_ids": [int(os.environ["LOCAL_RANK"])]} if "LOCAL_RANK" in os.environ else {}
@@ -60,7 +60,7 @@ def join(config: RunConfig) -> World:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            "jax/rank-could-not-join",
+            "jax/rank-not-joined",
             f"rank {rank} of {count} could not join the others at {address} ({str(error).splitlines()[0]}): "
             "start all of them, with one coordinator",
         ) from None
@@ -85,7 +85,7 @@ def _told_by_cluster(count: int | None, rank: int | None, timeout: int) -> tuple
         found = ClusterEnv.auto_detect_unset_distributed_params(None, count, rank, None, None, timeout)
     except RuntimeError as error:  # a TPU slice's first host has no address yet
         raise UserError(
-            "jax/parallel-timeout-start-hosts-cluster",
+            "jax/cluster-start-timeout",
             f"{error} (parallel.timeout = {timeout} s): start all hosts of the cluster",
         ) from None
     return found[:3]
@@ -151,7 +151,7 @@ def choose_devices(config: RunConfig, devices: Sequence[jax.Device]) -> Devices:
     """
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(
-            "jax/jax-sees-processes-not",
+            "jax/processes-not-met",
             f"JAX sees {jax.process_count()} processes that have not met: "
             "give parallel.coordinator, parallel.hosts and parallel.host, or start one process alone",
         )

@@ -50,7 +50,7 @@ class ShardingRules:
         used = [name for names in split for name in names]
         if twice := sorted({name for name in used if used.count(name) > 1}):
             raise UserError(
-                "jax/sharding-rules-split-two",
+                "jax/mesh-axis-used-twice",
                 f"the sharding rules split two axes of ({', '.join(map(str, axes))}) over the mesh axis {twice[0]}: "
                 "give one of them another mesh axis, or none",
             )

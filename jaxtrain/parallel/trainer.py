@@ -71,7 +71,7 @@ class ParallelTrainer(Trainer):
         """
         if self.devices.layout.pipeline > 1:
             raise UserError(
-                "jax/parallel-pipeline-log-probabilities-tokens-not",
+                "jax/pipeline-without-log-probs",
                 f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
                 "stages; set parallel.pipeline = 1",
             )

@@ -46,7 +46,8 @@ def shrunk(
     width = width or (m.width if "model.width" in given else min(m.width, 16 * heads))
     if width % heads:
         raise UserError(
-            "parity/width-no-multiple-heads", f"--width {width} is no multiple of the {heads} heads: choose one that is"
+            "parity/width-not-heads-multiple",
+            f"--width {width} is no multiple of the {heads} heads: choose one that is",
         )
     accumulation = min(config.train.accumulation, 2)
     small = {
@@ -87,11 +88,11 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
             whole = "batch" in file  # as saved before there were labels of their own
             batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError("parity/inputs-read", f"--inputs {path} can't be read ({error}): {give}") from None
+        raise UserError("parity/inputs-unreadable", f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:
             raise UserError(
-                "parity/inputs-model-repeat-command",
+                "parity/inputs-model-differs",
                 f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from",
             )
     m = config.model
@@ -99,17 +100,17 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
     rows = tokens.ndim == 2 and tokens.shape == labels.shape and 1 <= tokens.shape[1] <= m.context
     if not rows or not all(np.issubdtype(array.dtype, np.integer) for array in (tokens, labels)):
         raise UserError(
-            "parity/inputs-batch-rows-token",
+            "parity/inputs-rows-wrong",
             f"--inputs {path}: its batch isn't rows of 1 to {m.context} token ids and labels; {give}",
         )
     if len(batch) % config.train.accumulation or not len(batch):
         raise UserError(
-            "parity/inputs-rows-dont-split",
+            "parity/inputs-rows-not-divisible",
             f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}",
         )
     if tokens.min() < 0 or labels.min() < -100 or max(tokens.max(), labels.max()) >= m.vocabulary:
         raise UserError(
-            "parity/inputs-batch-ids-outside",
+            "parity/inputs-outside-vocabulary",
             f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}",
         )
     made = [batch, *batches(config, UPDATES)[1:]]
@@ -119,7 +120,7 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
 def _check_place(folder: Path) -> None:
     """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
     if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
-        raise UserError("parity/output-file-lies-name", f"--output {folder} is a file, or lies in one: name a folder")
+        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         if not equals:
             if not words:
                 raise UserError(
-                    "parity/no-value-after-layers", f"--{key} has no value: give one after it, as in --layers 2"
+                    "parity/option-without-value", f"--{key} has no value: give one after it, as in --layers 2"
                 )
             value = words.pop(0)
         if key in OPTIONS:
@@ -148,13 +149,13 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     folder = Path(options.get("output") or Path("runs") / time.strftime("localize-%Y%m%d-%H%M%S"))
     if len(places) > 2:
         raise UserError(
-            "parity/names-given-config-folders",
+            "parity/too-many-names",
             f"{len(places)} names are given: give a config, or the folders of two runs",
         )
     if len(places) == 2:
         if overrides or options.keys() - {"output"}:
             raise UserError(
-                "parity/two-runs-given-fields",
+                "parity/fields-with-two-runs",
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out",
             )
         _check_place(folder)
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         for key in ("layers", "width"):
             if key in options and not (options[key].isdecimal() and int(options[key])):
                 raise UserError(
-                    "parity/not-whole-number-above",
+                    "parity/option-not-positive",
                     f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2",
                 )
         jax.config.update("jax_enable_x64", True)

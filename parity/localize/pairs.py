@@ -39,7 +39,7 @@ ALWAYS = {"output", LOSS}
 def compare(torch_tensors: Tensors, jax_tensors: Tensors, cap: float = FORWARD, title: str = "compare") -> Report:
     """The verdict on tensors recorded by any means, by name in the order of the computation."""
     if not torch_tensors and not jax_tensors:
-        raise UserError("parity/compare-no-tensors-either", "compare has no tensors on either side: record some first")
+        raise UserError("parity/nothing-to-compare", "compare has no tensors on either side: record some first")
     rows = [replace(row, cap=cap) for row in tap_rows(Record(dict(torch_tensors)), Record(dict(jax_tensors)), None)]
     verdict = judge(rows)
     return Report(title, rows, verdict, evidence_of(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
@@ -84,7 +84,7 @@ def localize(
         theirs, gradients = recorder(*arguments)
         if ours.values.keys() - ALWAYS and not theirs.values.keys() - ALWAYS:
             raise UserError(
-                "parity/torch-taps-jax-none",
+                "parity/jax-without-taps",
                 "torch has taps and JAX has none: call coretrain.contract.taps.tap at the same places of the JAX "
                 "function",
             )

@@ -48,7 +48,7 @@ class Names:
         self.seen[name] += 1
         if count and "#" not in name:
             raise UserError(
-                "parity/tap-met-twice-put",
+                "parity/tap-met-twice",
                 f"the tap {name} is met twice: put # into its name, which is replaced by 0, 1, 2, ...",
             )
         return name.replace("#", str(count))

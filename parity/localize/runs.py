@@ -49,7 +49,7 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
     common = [update for update in ours if update in theirs]
     if not common:
         raise UserError(
-            "parity/no-update-common-two",
+            "parity/no-common-update",
             f"{first} and {second} have no update in common: give two runs that start at the same update",
         )
     origin = next((u for u in common if any(_differ(ours[u], theirs[u], key) for key in MEASURED)), common[0])
@@ -70,7 +70,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
-            "parity/holds-no-run-no",
+            "parity/not-a-run",
             f"{folder} holds no run (no config.json): give the folders of two runs, or one config",
         )
     try:
@@ -78,7 +78,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            "parity/no-runs-config-whole",
+            "parity/run-config-invalid",
             f"{path} is no run's config ({reason}): give a whole run, or resume it from a copy",
         ) from None
     return {f"{s}.{k}": v for s, fields in nested.items() if isinstance(fields, dict) for k, v in fields.items()}
@@ -91,7 +91,7 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't text in UTF-8"
         raise UserError(
-            "parity/read-folders-two-runs", f"can't read {path}: {reason}; give the folders of two runs that have begun"
+            "parity/run-unreadable", f"can't read {path}: {reason}; give the folders of two runs that have begun"
         ) from None
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
@@ -101,13 +101,13 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
             continue  # a line that a kill cut off
         if not isinstance(row, dict):
             raise UserError(
-                "parity/holds-line-no-object",
+                "parity/journal-line-not-object",
                 f"{path} holds a line that is no object ({line[:40]}): it isn't the journal of a run",
             )
         if "loss" in row:
             if missing := [key for key in ("update", *JOURNALED) if key not in row]:
                 raise UserError(
-                    "parity/update-without-journal-run",
+                    "parity/journal-update-incomplete",
                     f"{path} has an update without {missing[0]}: it isn't the journal of a run",
                 )
             rows[row["update"]] = row  # after a rollback the later one counts

@@ -20,6 +20,6 @@ def test_sentences_are_those_of_the_golden_file():
 
 
 def test_an_error_shows_its_sentence_and_keeps_its_code():
-    error = UserError("config/no-config-named", "no config named tiny")
+    error = UserError("config/unknown-config-name", "no config named tiny")
     assert str(error) == "no config named tiny"
-    assert error.code == "config/no-config-named"
+    assert error.code == "config/unknown-config-name"

@@ -57,7 +57,7 @@ class PipelineTrainer(ParallelTrainer):
     def token_logprobs(self, batch: Batch) -> np.ndarray:
         """Not to be had from stages. Raises `UserError`."""
         raise UserError(
-            "torch/parallel-pipeline-log-probabilities-tokens-not",
+            "torch/pipeline-without-log-probs",
             f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
             "stages; set parallel.pipeline = 1",
         )

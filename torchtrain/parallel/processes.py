@@ -57,7 +57,7 @@ def join(config: RunConfig) -> World:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken
         raise UserError(
-            "torch/process-could-not-join",
+            "torch/process-not-joined",
             f"this process could not join the others ({str(error).splitlines()[0]}): start all of them alike, by "
             "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         ) from None
@@ -81,7 +81,7 @@ def _refuse(config: RunConfig) -> None:
     check_combination(config, "torch")
     if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            "torch/parallel-zero-needs-deepspeed-pip",
+            "torch/deepspeed-package-missing",
             f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
             "or set parallel.zero = 0",
         )

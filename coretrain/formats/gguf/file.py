@@ -29,7 +29,7 @@ def gguf_package() -> Any:
         import gguf
     except ImportError:
         raise UserError(
-            "formats/gguf-files-need-package", "GGUF files need the package gguf: pip install -e '.[export]'"
+            "formats/gguf-package-missing", "GGUF files need the package gguf: pip install -e '.[export]'"
         ) from None
     return gguf
 
@@ -43,7 +43,7 @@ class GGUFFile:
         self.path = path
         if not path.is_file():
             raise UserError(
-                "formats/does-not-exist-gguf",
+                "formats/gguf-file-not-found",
                 f"{path} does not exist: give a .gguf file, or the folder of a Hugging Face model",
             )
         try:
@@ -52,25 +52,25 @@ class GGUFFile:
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                "formats/read-gguf-file-cut",
+                "formats/gguf-file-unreadable",
                 f"{path} can't be read as a GGUF file ({reason}): it is cut short, damaged, or newer than the "
                 "package gguf; download it again",
             ) from None
         if reader.byte_order != "I":
             raise UserError(
-                "formats/byte-order-convert-gguf-convert-endian",
+                "formats/gguf-byte-order-wrong",
                 f"{path} is of the other byte order: convert it with gguf-convert-endian",
             )
         if (parts := self.facts.get("split.count", 1)) not in (0, 1):
             raise UserError(
-                "formats/parts-join-llama-gguf-split-merge",
+                "formats/gguf-is-split",
                 f"{path} is one of {parts} parts: join them with llama-gguf-split --merge FIRST_PART WHOLE",
             )
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         for name, tensor in self._tensors.items():
             if tensor.tensor_type.name not in READABLE:
                 raise UserError(
-                    "formats/imported-can-take-file",
+                    "formats/gguf-tensor-type-unsupported",
                     f"{path}: {name} is {tensor.tensor_type.name}, which can't be imported: {', '.join(READABLE)} can; "
                     "take another file of the same model",
                 )
@@ -102,7 +102,7 @@ class GGUFFile:
         """A fact that must be there. Raises `UserError` naming it."""
         if key not in self.facts:
             raise UserError(
-                "formats/lacks-field-no-whole",
+                "formats/gguf-field-missing",
                 f"{self.path} lacks the field {key}: it is no whole model; download it again",
             )
         return self.facts[key]
@@ -137,7 +137,7 @@ def quantized(piece: GgufTensor, kind: str) -> Array:
     largest = float(np.abs(value).max(initial=0))
     if not np.isfinite(largest) or (kind == "F16" and largest >= 65520):
         raise UserError(
-            "formats/holds-quantize-none", f"{piece.name} holds {largest:g}, which {kind} can't: give --quantize none"
+            "formats/gguf-value-overflow", f"{piece.name} holds {largest:g}, which {kind} can't: give --quantize none"
         )
     held: Array = gguf.quantize(value, gguf.GGMLQuantizationType[kind])
     return held
@@ -149,7 +149,7 @@ def write_gguf(
     """Write a GGUF file, whole or not at all. Raises `UserError` where one is there already or a value doesn't fit."""
     gguf = gguf_package()
     if path.exists():
-        raise UserError("formats/exists-choose-name", f"{path} exists: choose another name")
+        raise UserError("formats/gguf-target-exists", f"{path} exists: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     writer, pieces = gguf.GGUFWriter(temporary, architecture), list(pieces)

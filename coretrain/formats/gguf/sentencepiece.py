@@ -72,7 +72,7 @@ def sentencepiece_facts(tokenizer: JsonTokenizer, vocab: int) -> tuple[dict[str,
     model, prefix = raw["model"], _prefix(raw)
     if model.get("type") != "BPE" or not model.get("byte_fallback") or prefix is None:
         raise UserError(
-            "formats/tokenizer-exported-gguf-whose",
+            "formats/gguf-export-tokenizer-kind",
             f"tokenizer {tokenizer.name} can't be exported to GGUF, whose files hold byte-level BPEs of ranks, and "
             "SentencePiece's with bytes to fall back to: export to Hugging Face's form (--to hf)",
         )

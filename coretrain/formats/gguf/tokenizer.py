@@ -65,21 +65,21 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     facts = file.facts
     if "tokenizer.ggml.model" not in facts:
         raise UserError(
-            "formats/no-tokenizer-tokenizer-ggml-model-take",
+            "formats/gguf-tokenizer-missing",
             f"{file.path} has no tokenizer (tokenizer.ggml.model): take a file that has one",
         )
     if facts["tokenizer.ggml.model"] == "llama":
         return _sentencepiece(file)
     if facts["tokenizer.ggml.model"] != "gpt2":
         raise UserError(
-            "formats/tokenizer-ggml-model-imported-gpt2-byte-level",
+            "formats/gguf-tokenizer-unsupported",
             f"{file.path}: tokenizer.ggml.model = {facts['tokenizer.ggml.model']} can't be imported: "
             "gpt2, a byte-level BPE, and llama, SentencePiece's, can",
         )
     name = facts.get("tokenizer.ggml.pre", "none")
     if name not in PATTERNS and OWN_PATTERN not in facts:
         raise UserError(
-            "formats/tokenizer-ggml-pre-imported-can",
+            "formats/gguf-pattern-unsupported",
             f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can",
         )
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
@@ -97,7 +97,7 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
         reference = _reference(words | specials, pairs, splitter, pattern)
     except Exception as error:  # the package raises nothing more particular
         raise UserError(
-            "formats/read-package-tokenizers-download",
+            "formats/gguf-tokenizer-unreadable",
             f"{file.path} can't be read by the package tokenizers ({error}): download it again",
         ) from None
     check_same_ids(tokenizer, reference, "imported")
@@ -120,7 +120,7 @@ def _texts(file: GGUFFile, name: str) -> list[str]:
     values: list[str] = file.fact(f"tokenizer.ggml.{name}")
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UserError(
-            "formats/tokenizer-ggml-no-list-texts",
+            "formats/gguf-tokenizer-not-texts",
             f"{file.path}: tokenizer.ggml.{name} is no list of texts: download it again",
         )
     return values
@@ -132,7 +132,7 @@ def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> li
     values: list[Any] = file.fact(key) if absent is None else file.facts.get(key) or absent
     if len(values) != len(tokens):
         raise UserError(
-            "formats/entries-tokens-file-damaged",
+            "formats/gguf-token-entries-differ",
             f"{file.path}: {key} has {len(values)} entries for {len(tokens)} tokens: the file is damaged; "
             "download it again",
         )
@@ -174,7 +174,7 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
     """
     if tokenizer.vocab > vocab:
         raise UserError(
-            "formats/tokenizer-ids-model-tokenizer",
+            "formats/gguf-vocabulary-differs",
             f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}: give the tokenizer that the "
             "model was trained with",
         )
@@ -194,7 +194,7 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
 def _ranked_facts(tokenizer: Tokenizer, vocab: int) -> tuple[dict[str, Any], str | None]:
     if tokenizer.pattern is None:
         raise UserError(
-            "formats/tokenizer-exported-gguf-llama-cpp",
+            "formats/gguf-export-without-merges",
             f"tokenizer {tokenizer.name} can't be exported to GGUF: llama.cpp asks for merges, and it has none; "
             "export to Hugging Face's form (--to hf)",
         )

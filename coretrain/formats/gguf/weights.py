@@ -84,20 +84,20 @@ class GGUFTensors(Mapping[str, Array]):
         for place in places:
             if place.name not in file.names:
                 raise UserError(
-                    "formats/lacks-tensor-no-whole",
+                    "formats/gguf-tensor-missing",
                     f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again",
                 )
             wanted = [self._rows[part].shape for part in place.parts]
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
                 raise UserError(
-                    "formats/shape-fields-say",
+                    "formats/gguf-tensor-shape-wrong",
                     f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}",
                 )
         known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
         if extra := [name for name in file.names if name not in known]:
             raise UserError(
-                "formats/tensor-contracts-model-no",
+                "formats/gguf-tensor-unexpected",
                 f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place",
             )
 
@@ -125,13 +125,13 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
     kind = file.fact("general.architecture")
     if kind not in ("llama", "gpt2"):
         raise UserError(
-            "formats/general-architecture-imported-llama-gpt2",
+            "formats/gguf-architecture-unsupported",
             f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can",
         )
     width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
     if "token_embd.weight" not in file.names:
         raise UserError(
-            "formats/lacks-tensor-token-embd-weight-no",
+            "formats/gguf-embedding-missing",
             f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again",
         )
     fields = {
@@ -154,11 +154,11 @@ def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
     values = set(value) if isinstance(value, list) else {value}
     if len(values) != 1:
         raise UserError(
-            "formats/varies-layer-contract", f"{file.path}: {key} varies by layer, which the contract doesn't have"
+            "formats/gguf-field-varies", f"{file.path}: {key} varies by layer, which the contract doesn't have"
         )
     if not isinstance(one := values.pop(), int):
         raise UserError(
-            "formats/no-whole-number-download", f"{file.path}: {key} = {one!r} is no whole number: download it again"
+            "formats/gguf-not-whole-number", f"{file.path}: {key} = {one!r} is no whole number: download it again"
         )
     return one
 
@@ -175,7 +175,7 @@ def _short(value: Any) -> float:
     """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
     if not isinstance(value, int | float):
         raise UserError(
-            "formats/stands-gguf-file-number", f"{value!r} stands where a GGUF file has a number: download it again"
+            "formats/gguf-not-a-number", f"{value!r} stands where a GGUF file has a number: download it again"
         )
     return float(str(np.float32(value)))
 
@@ -196,7 +196,7 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     for key, allowed in refused.items():
         if facts.get(key, allowed[0]) not in allowed:
             raise UserError(
-                "formats/imported-contract",
+                "formats/gguf-value-unsupported",
                 f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}",
             )
     return {
@@ -229,7 +229,7 @@ def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
     scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
     if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
         raise UserError(
-            "formats/imported-llama-3-1-divides",
+            "formats/gguf-rope-freqs-unsupported",
             f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by",
         )
     return scaled if (held != 1).any() else m

@@ -22,7 +22,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
         from tokenizers import Tokenizer as Fast
     except ImportError:
         raise UserError(
-            "formats/exporting-tokenizer-needs-package",
+            "formats/tokenizers-package-missing",
             "exporting a tokenizer needs the package tokenizers: pip install tokenizers",
         ) from None
     characters = byte_characters()

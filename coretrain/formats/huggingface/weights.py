@@ -93,12 +93,12 @@ def export_huggingface(
     wouldn't be the same.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("formats/exists-not-empty-choose", f"{folder} exists and is not empty: choose another folder")
+        raise UserError("formats/hf-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     architecture(config)
     tokenizer = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder)
     if tokenizer and tokenizer.vocab > config.vocabulary:
         raise UserError(
-            "formats/vocabulary-models-tokenizer-model",
+            "formats/hf-vocabulary-differs",
             f"{tokenizer_folder} has a vocabulary of {tokenizer.vocab}, the model's is {config.vocabulary}: "
             "give the tokenizer that the model was trained with",
         )
@@ -184,7 +184,7 @@ class HuggingFaceTensors(LazyTensors):
             name = place.name if place.name in files else place.name.removeprefix("transformer.")
             if name not in files:
                 raise UserError(
-                    "formats/lacks-tensor-config-json-calls",
+                    "formats/hf-tensor-missing",
                     f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again",
                 )
             used.add(name)
@@ -192,14 +192,14 @@ class HuggingFaceTensors(LazyTensors):
             wanted, found = (*parts[0][:-1], sum(part[-1] for part in parts)), files[name].shape(name)
             if found != wanted:
                 raise UserError(
-                    "formats/shape-config-json-says",
+                    "formats/hf-tensor-shape-wrong",
                     f"{folder}: {name} has shape {found}, its config.json says {wanted}",
                 )
             self._parts |= {part: (place, index, files[name], name) for index, part in enumerate(place.parts)}
         spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
         if extra := [name for name in spare if not (m.tied and name == "lm_head.weight")]:
             raise UserError(
-                "formats/tensor-contracts-model-no-place",
+                "formats/hf-tensor-unexpected",
                 f"{folder} has the tensor {extra[0]}, for which the contract's model has no place",
             )
         super().__init__(self._parts, self._read)
@@ -227,13 +227,13 @@ def _weight_files(folder: Path) -> dict[str, TensorFile]:
         held = read_json(folder / INDEX, "the index of the weights").get("weight_map")
         if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
             raise UserError(
-                "formats/damaged-weight-map-should-name",
+                "formats/weight-map-damaged",
                 f"{folder / INDEX} is damaged (weight_map should name every tensor's file): restore it",
             )
         names = sorted(set(held.values()))
     elif not (folder / WEIGHTS).is_file():
         raise UserError(
-            "formats/no-only-safetensors-read",
+            "formats/hf-safetensors-missing",
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; "
             "write the model again with transformers' save_pretrained",
         )

@@ -78,7 +78,7 @@ def trained_beside(folder: Path) -> str:
 def _weights_file(folder: Path) -> TensorFile:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            "formats/no-only-safetensors-read-never",
+            "formats/peft-safetensors-missing",
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; write the adapter again with "
             "PEFT's save_pretrained",
         )
@@ -86,7 +86,7 @@ def _weights_file(folder: Path) -> TensorFile:
     written = file.metadata.get(DIGEST)
     if written not in (None, digest({name: file.read(name) for name in file.names})):
         raise UserError(
-            "formats/damaged-tensors-arent-those",
+            "formats/peft-tensors-changed",
             f"{file.path} is damaged: its tensors aren't those that were written; export the adapter again",
         )
     return file
@@ -108,14 +108,14 @@ class _Reader:
         """A tensor of this shape."""
         if name not in self.file.names:
             raise UserError(
-                "formats/lacks-tensor-config-calls",
+                "formats/peft-tensor-missing",
                 f"{self.file.path} lacks the tensor {name} that its config calls for: write it again",
             )
         self.left.discard(name)
         value = self.file.read(name)
         if value.shape != shape:
             raise UserError(
-                "formats/shape-base-rank-say",
+                "formats/peft-tensor-shape-wrong",
                 f"{self.file.path}: {name} has shape {value.shape}, base and rank say {shape}: give the base that the "
                 "adapter belongs to",
             )
@@ -128,13 +128,13 @@ class _Reader:
         held = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.file.names if ".lora_" in name}
         if unknown := sorted(held - named):
             raise UserError(
-                "formats/adapter-beside-no-matrix",
+                "formats/peft-adapter-target-unknown",
                 f"{self.file.path} has an adapter beside {unknown[0]}, which is no matrix of this base that "
                 f"{path.name} names: give the base that the adapter belongs to",
             )
         if not named:
             raise UserError(
-                "formats/target-modules-names-no-matrix",
+                "formats/peft-targets-match-nothing",
                 f"{path}: target_modules names no matrix of this base, as {every[1].module}: give the base that the "
                 "adapter belongs to",
             )
@@ -148,7 +148,7 @@ class _Reader:
             blocks = len(self.parts[site.module]) if self.blocks else 1
             if rank % blocks:
                 raise UserError(
-                    "formats/rank-pattern-gives-rank-not",
+                    "formats/peft-rank-not-blocks",
                     f"{path}: rank_pattern gives {site.module} a rank of {rank}, not {blocks} blocks' one",
                 )
             found[rank // blocks, round(scale, 12)] = site.module, rank // blocks, scale
@@ -156,7 +156,7 @@ class _Reader:
             (one, rank, scale), (other, rank2, scale2) = list(found.values())[:2]
             field = "rank_pattern" if rank != rank2 else "alpha_pattern"
             raise UserError(
-                "formats/gives-rank-scale-contracts",
+                "formats/peft-ranks-differ",
                 f"{path}: {field} gives {one} rank {rank} and scale {scale:g}, {other} {rank2} and {scale2:g}: "
                 "the contract's adapters have the same everywhere",
             )
@@ -194,7 +194,7 @@ class _Reader:
                 result[f"{target.module}.adapter.m"] = np.ascontiguousarray(m[at : at + rows])
         if spare.any():
             raise UserError(
-                "formats/blocks-more-trained-elsewhere",
+                "formats/peft-blocks-lost",
                 f"{self.file.path}: {names['b']} isn't in blocks any more: it was trained on elsewhere; write it again "
                 "with PEFT's save_pretrained, which leaves out where the blocks were",
             )
@@ -214,7 +214,7 @@ class _Reader:
                     result[part] = np.ascontiguousarray(piece)
                 elif not np.array_equal(piece, self.weights()[part]):
                     raise UserError(
-                        "formats/base-trains-no-bias",
+                        "formats/peft-bias-not-base",
                         f"{self.file.path}: {name} has another {part} than the base, which trains no bias",
                     )
         return result
@@ -226,13 +226,13 @@ class _Reader:
             place = held.get(name.replace(".base_layer.", "."))
             if place is None or len(place.parts) != 1:
                 raise UserError(
-                    "formats/tensor-no-adapter-contract",
+                    "formats/peft-tensor-unexpected",
                     f"{self.file.path} has the tensor {name}, which no adapter of the contract has",
                 )
             value, base = self.file.read(name), self.weights()[place.parts[0]]
             if not np.array_equal(value.T if place.transposed else value, base):
                 raise UserError(
-                    "formats/bases-trained-too-adapter",
+                    "formats/peft-weights-not-base",
                     f"{self.file.path}: {name} isn't the base's {place.parts[0]}: it was trained too, or the adapter "
                     "is of another base",
                 )

@@ -87,7 +87,7 @@ def _magnitudes(site: Site, mine: list[Target], tensors: Mapping[str, Array]) ->
     """The magnitudes of one module's outputs. Raises `UserError` where only some of its matrices have any."""
     if len(mine) < len(site.parts):
         raise UserError(
-            "formats/adapter-kind-dora-beside-alone",
+            "formats/dora-on-partial-qkv",
             f"adapter.kind = dora beside {mine[0].row.name} alone can't be written: PEFT has magnitudes for all of "
             f"{site.module}, which is q, k and v",
         )
@@ -119,9 +119,7 @@ def export_peft(
     architectures lack, or a folder that isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            "formats/exists-not-empty-choose-folder", f"{folder} exists and is not empty: choose another folder"
-        )
+        raise UserError("formats/peft-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     raw, content = to_peft(config, tensors, base, weights)
     c = config.adapter
     targets = [target.row.name for target in adapter_targets(config)]
@@ -151,11 +149,11 @@ def _check_written(
     for name in tensors:
         if not np.array_equal(again[name], np.asarray(tensors[name]), equal_nan=True):
             raise UserError(
-                "formats/hold-written-disk-sound",
+                "formats/peft-weights-not-written",
                 f"{folder / WEIGHTS} doesn't hold {name} as it was written: is the disk sound?",
             )
     if not math.isclose(found.adapter.scale, config.adapter.scale, rel_tol=1e-12):
         raise UserError(
-            "formats/hold-adapters-scale-written",
+            "formats/peft-scale-not-written",
             f"{folder / CONFIG} doesn't hold the adapter's scale as it was written: is the disk sound?",
         )
