@@ -74,8 +74,7 @@ class AdapterBank(ABC):
         if name is not None and name not in self.kept:
             raise UserError(
                 "adapters/unknown-adapter-name",
-                f"no adapter is named {name}: "
-                f"there are {', '.join(self.kept) or 'none'}",,
+                f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}",
             )
         if self.merged:
             self.unmerge()
