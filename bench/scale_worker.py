@@ -212,7 +212,7 @@ class Children:
             line = _pipe(process.stdout).readline()
             found.append(json.loads(line) if line else {"error": f"its process ended with status {process.wait()}"})
         if failed := [answer["error"] for answer in found if "error" in answer]:
-            raise UserError(f"a process of the measurement failed: {failed[0]}")
+            raise UserError("bench/process-measurement-failed", f"a process of the measurement failed: {failed[0]}")
         return found
 
     def close(self) -> None:

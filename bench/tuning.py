@@ -229,7 +229,10 @@ def measured(
     of_part = [c for c in CONTENDERS.values() if c.part == part and c.label not in without]
     chosen = [c for c in of_part if all(word in c.label for word in only)]
     if not chosen:
-        raise UserError(f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}")
+        raise UserError(
+            "bench/only-fits-no-row",
+            f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}",
+        )
     config = config_of(task, chosen[0])
     rows = {c.label: {"name": c.label, "status": "ok"} for c in chosen}
     children: dict[str, Child] = {}

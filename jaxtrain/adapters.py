@@ -20,8 +20,8 @@ from coretrain.adapters.targets import (
     PARTS,
     Target,
     adapter_targets,
-    trained_table,
-    whole_table,
+    all_parameters,
+    trainable_parameters,
 )
 from coretrain.base.lazy import LazyTensors
 from coretrain.config.run import RunConfig
@@ -164,6 +164,11 @@ class Prefix(nnx.Module):
 class Bottleneck(nnx.Module):
     """y + up act(down y) of a sublayer's output y [..., D]. Layers that are no targets have zeros for both."""
 
+    down: nnx.Param
+    up: nnx.Param
+    down_bias: nnx.Param | None
+    up_bias: nnx.Param | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
         self.activation = config.adapter.bottleneck_activation
@@ -212,7 +217,12 @@ def _low_rank_backward(scale: float, saved: tuple[Array, ...], upstream: Array) 
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
-KINDS: dict[str, type[nnx.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 
@@ -239,9 +249,9 @@ def partition(config: RunConfig, model: Any) -> tuple[Any, Any]:
     # Torch marks its parameters; here what trains is a tree of its own, and `combine` puts both together.
     if config.adapter.kind == "none":
         return model, None
-    paths = {row.jax_path for row in trained_table(config)}
+    paths = {row.jax_path for row in trainable_parameters(config)}
     flat = dict(nnx.to_flat_state(model))
-    trained = {path: leaf for path, leaf in flat.items() if ".".join(path) in paths}
+    trained = {path: leaf for path, leaf in flat.items() if ".".join(map(str, path)) in paths}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return nnx.from_flat_state(trained), nnx.from_flat_state(frozen)
 
@@ -273,15 +283,15 @@ class Adapters(AdapterBank):
 
     def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
         attach(config, self.model)
-        for path, value in _arrays(config, self.model, trained_table(config), tensors).items():
+        for path, value in _arrays(config, self.model, trainable_parameters(config), tensors).items():
             _at(self.model, path)[...] = value
 
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
         deltas = self._deltas(self._weight)
-        paths = {row.jax_path for row in whole_table(config) if row.name in deltas}
-        rows = {row.name: row for row in whole_table(config) if row.jax_path in paths}
+        paths = {row.jax_path for row in all_parameters(config) if row.name in deltas}
+        rows = {row.name: row for row in all_parameters(config) if row.jax_path in paths}
 
         def whole(name: str) -> np.ndarray:
             weight = self._weight(rows[name])

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import (
@@ -22,8 +23,6 @@ from coretrain.contract.parameters import (
     pad_vocab,
     parameter_table,
 )
-
-Tensors = Mapping[str, np.ndarray]
 
 
 def initial_tensors(model: ModelConfig, seed: int) -> LazyTensors:
@@ -112,5 +111,6 @@ def _by_path(table: Sequence[Parameter]) -> dict[str, list[Parameter]]:
     return found
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    assert index is not None  # JAX's types allow it, for devices that aren't addressable; its code asserts the same
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))

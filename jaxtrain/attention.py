@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ def attention(
     def local(q: Array, k: Array, v: Array, part: Any) -> Array:
         if not split:
             return chosen.compute(q, k, v)
+        assert chosen.compute_from is not None, "choose_kernel takes no other for rows that are split"
         k, v = (jax.lax.all_gather(x, split, axis=1, tiled=True) for x in (k, v))
         return chosen.compute_from(q, k, v, part)
 
@@ -136,7 +137,7 @@ def _seen_from(q: Array, k: Array, start: Array) -> Array:
     return jnp.arange(k.shape[1]) <= start + jnp.arange(q.shape[1])[:, None]
 
 
-def _dot_product(implementation: str) -> Callable[[Array, Array, Array], Array]:
+def _dot_product(implementation: Literal["xla", "cudnn"]) -> Callable[[Array, Array, Array], Array]:
     def compute(q: Array, k: Array, v: Array) -> Array:
         T, S = q.shape[1], k.shape[1]
         scale = 1 / math.sqrt(q.shape[-1])

@@ -26,14 +26,18 @@ def choose_device(config: RunConfig) -> Choice:
     """The device to train on; `UserError` where the one asked for isn't there."""
     wanted = {"cuda": "gpu"}.get(config.execution.device, config.execution.device)
     if wanted == "mps":
-        raise UserError("execution.device = mps is not a JAX device: use cpu, or train with torchtrain on MPS")
+        raise UserError(
+            "jax/execution-device-mps-not-jax",
+            "execution.device = mps is not a JAX device: use cpu, or train with torchtrain on MPS",
+        )
     if wanted == "auto":
         return Choice(jax.default_backend(), "the default of the installed jax")
     try:
         jax.devices(wanted)
     except RuntimeError:
         raise UserError(
-            f"execution.device = {wanted} is not available to JAX here: use auto, or see scripts/doctor.py"
+            "jax/execution-device-not-available-jax",
+            f"execution.device = {wanted} is not available to JAX here: use auto, or see scripts/doctor.py",
         ) from None
     return Choice(wanted, "asked for by execution.device")
 

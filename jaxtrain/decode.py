@@ -80,15 +80,25 @@ def cache_slots(needed: int, context: int) -> int:
     return min(context, max(256, 1 << (needed - 1).bit_length()))
 
 
-def _everywhere(state) -> NamedSharding | None:
+def _everywhere(state: nnx.State) -> NamedSharding | None:
     """On a mesh, the place of what every device has whole: tokens, the cache, and logits, which every process reads."""
     place = jax.tree.leaves(state)[0].sharding
     return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=6)
-def _step(graph, state, head, tokens, positions, mask, cache, at, everywhere=None):
+def _step(
+    graph: nnx.GraphDef[GPT],
+    state: nnx.State,
+    head: Array,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    cache: Cache,
+    at: Array,
+    everywhere: NamedSharding | None = None,
+) -> tuple[Array, Cache]:
     model = nnx.merge(graph, state)
-    hidden, cache = model.step(tokens, positions, mask, cache, at)
+    hidden, cache = model.decode(tokens, positions, mask, cache, at)
     results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)

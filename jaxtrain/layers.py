@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ class Dropout(NamedTuple):
     With an adapter that has dropout, 7L + 1 keys of its own sites follow.
     """
 
-    keys: Array
-    rows: Array
+    keys: Any
+    rows: Any
 
 
 class Cache(NamedTuple):
@@ -209,7 +209,7 @@ class Block(nnx.Module):
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, site + 1))
 
-    def step(
+    def decode(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
     ) -> tuple[Array, Array, Array]:
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""

@@ -16,10 +16,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.adapters.targets import all_parameters, frozen_matrices
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import check_rows, from_jax_tree, padded_vocab
+from coretrain.contract.parameters import check_names_of, check_rows, from_jax_tree, padded_vocab
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
 from jaxtrain.adapters import LowRank, attach
@@ -94,7 +95,7 @@ class GPT(nnx.Module):
         at = slice(tokens.shape[-1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
-        rotary = tuple(table[at] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = self._rotary(at) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
@@ -115,14 +116,14 @@ class GPT(nnx.Module):
             x = self._rows(pipelined(self.sharding, stage, stacked, x, rows, self.config.layers))
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
+    def decode(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
-        rotary = tuple(table[positions] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = self._rotary(positions) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            x, keys, values = nnx.merge(block, item[0]).step(x, rotary, mask, item[1], item[2], at)
+            x, keys, values = nnx.merge(block, item[0]).decode(x, rotary, mask, item[1], item[2], at)
             return x, (keys, values)
 
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
@@ -162,10 +163,11 @@ class GPT(nnx.Module):
     def _whole(self, path: str, weight: Array) -> Array:
         return weight if self.sharding is None else self.sharding.in_use(path, weight, self.dtype)
 
-    def _rotary(self) -> tuple[Array, Array]:
+    def _rotary(self, at: slice | Array) -> tuple[Array, Array]:
+        """cos and sin at some positions, as constants of the program."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         cos, sin = rotary_tables(self.config, self.config.context)
-        return jnp.asarray(cos, wide), jnp.asarray(sin, wide)
+        return jnp.asarray(cos, wide)[at], jnp.asarray(sin, wide)[at]
 
     def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any, layers: Array) -> tuple[Array, None]:
         if self.scan:
@@ -225,10 +227,11 @@ def build_model(
 
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
-    table = whole_table(config)
-    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in table}
-    known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
-    check_rows(table, known, "the parameters")
+    table = all_parameters(config)
+    if isinstance(tensors, dict):
+        check_rows(table, tensors, "the parameters")
+    else:  # one at a time: not made, neither for its shape nor to see whether it is there
+        check_names_of(table, LazyTensors(tensors, tensors.__getitem__), "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     arrays = quantize_into(config, tensors, flat)
@@ -255,4 +258,4 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
 def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return from_jax_tree(whole_table(config), flat)
+    return from_jax_tree(all_parameters(config), flat)

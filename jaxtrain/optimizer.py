@@ -17,7 +17,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
 from jaxtrain.arrays import dotted, exported, placed
@@ -95,7 +96,7 @@ class Optimizer:
     def __init__(self, config: RunConfig, params: nnx.State) -> None:
         o = config.optimizer
         self.config = config
-        table = {row.jax_path: row for row in trained_table(config)}
+        table = {row.jax_path: row for row in trainable_parameters(config)}
         paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
         decays = jax.tree.map(lambda path: table[path].decay, paths)
         kinds = jax.tree.map(lambda path: "muon" if takes_muon(config, table[path]) else "adam", paths)
@@ -127,20 +128,19 @@ class Optimizer:
             jax.eval_shape(self.init, params),
         )
 
-    def moments(
-        self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf
-    ) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
-        return {
-            group: exported(trained_table(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
-            for group, leaves in _groups(state).items()
-        }
+
+        def group_of(leaves: Mapping[str, Any]) -> LazyTensors:
+            return exported(trainable_parameters(self.config), leaves, lambda path: read(leaves[path]))
+
+        return {group: group_of(leaves) for group, leaves in _groups(state).items()}
 
     def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
         """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""
         multiple = self.config.execution.vocab_multiple
         filled = {
-            group: placed(trained_table(self.config), leaves, moments.get(group, {}), multiple)
+            group: placed(trainable_parameters(self.config), leaves, moments.get(group, {}), multiple)
             for group, leaves in _groups(state).items()
         }
         return jax.tree_util.tree_map_with_path(lambda path, _: filled[_group(path)][_parameter(path)], state)

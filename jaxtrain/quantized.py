@@ -23,7 +23,7 @@ from coretrain.contract.quantization import (
     dynamic_map,
     forms,
     quantize,
-    quantized_table,
+    quantized_parameters,
 )
 
 
@@ -97,8 +97,8 @@ class QuantizedWeight(nnx.Module):
 
 
 def allocate(config: RunConfig, model: Any) -> None:
-    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
-    for row in quantized_table(config):
+    """Put bytes, still empty, in the place of every weight of `quantized_parameters`."""
+    for row in quantized_parameters(config):
         if row.layer == 0:  # all layers' lie in one array
             module = functools.reduce(getattr, row.jax_path.split(".")[:-1], model)
             module.kernel = nnx.data(None)
@@ -112,8 +112,8 @@ def quantize_into(
 
     Quantized on the host, one at a time.
     """
-    kind, rows = config.adapter.quantize, quantized_table(config)
-    found = {}
+    kind, rows = config.adapter.quantize, quantized_parameters(config)
+    found: dict[str, Array] = {}
     for path, size in {row.jax_path: row.size for row in rows}.items():
         stacked = {n: np.empty((config.model.layers, *form), dtype) for n, (form, dtype) in forms(kind, size).items()}
         for row in (row for row in rows if row.jax_path == path):

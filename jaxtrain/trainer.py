@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
@@ -37,8 +38,6 @@ from jaxtrain.model import GPT, build_model
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.programs import programs
 
-Tensors = Mapping[str, np.ndarray]
-
 
 class Trainer:
     """One model with its optimizer on one device. The public methods are those of `training.stack.Stack`."""
@@ -49,7 +48,7 @@ class Trainer:
         self.config = config
         configure_jax(config)
         self.device_choice = choose_device(config)
-        self.device_or_mesh = self._choose_place()
+        self.device, self.device_or_mesh = self._choose_place()
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
         self.device_name = self.device.device_kind
@@ -57,16 +56,13 @@ class Trainer:
         self.donation_blocked = False
         self._make(with_adapter(config, self._initial() if tensors is None else tensors))
 
-    def _choose_place(self) -> jax.Device | Sharding:
-        self.device = jax.devices(self.device_choice.name)[0]
-        return self.device
+    def _choose_place(self) -> tuple[jax.Device, jax.Device | Sharding]:
+        return (jax.devices(self.device_choice.name)[0],) * 2
 
     def _initial(self) -> Tensors:
-        """The weights of a new model."""
         return initial_parameters(self.config.model, self.config.train.seed)
 
     def _make(self, tensors: Tensors) -> None:
-        """The model of `tensors`, its optimizer, and what is compiled."""
         self.programs = programs(self.config, self.kernel.name, self.device_or_mesh)
         self.optimizer = self.programs.optimizer
         state = nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_mesh))
@@ -95,15 +91,13 @@ class Trainer:
         """Mean of the objective over the batch's targets, and the global gradient norm, both unscaled."""
         if self.device.platform == "cpu":
             keep_freed_memory()  # from the first update on
-        dropout = step.dropout_masks(self.config, update, len(batch))
-        scale = master_dtype(self.config).type(loss_scale)
-        arguments = self.params, self.frozen, *self._on_device(batch, scale, dropout)
-        loss, norm, self.last_gradients = self.programs.gradients(*arguments)
+        dropout, wide = step.dropout_masks(self.config, update, len(batch)), master_dtype(self.config)
+        inputs = self._on_device(batch, wide.type(loss_scale), dropout)
+        loss, norm, self.last_gradients = self.programs.gradients(self.params, self.frozen, *inputs)
         return float(loss) / loss_scale, float(norm) / loss_scale
 
     def _on_device(self, batch: Batch, scale: Any, dropout: Any) -> tuple[Any, ...]:
-        """The inputs of `gradients` as its program takes them: the call itself puts them on the one device."""
-        return batch, scale, dropout
+        return batch, scale, dropout  # the call itself puts them on the one device
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others.
@@ -127,8 +121,7 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
-        one = master_dtype(self.config).type(1)
-        pieces = self._pieces(batch)
+        one, pieces = master_dtype(self.config).type(1), self._pieces(batch)
         return sum(float(self.programs.evaluate(self.params, self.frozen, piece, one)) for piece in pieces)
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
@@ -170,30 +163,27 @@ class Trainer:
     def load(self, folder: Path, applied: int | None) -> None:
         """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""
         self.params = self.moments = None  # not two models at once
-        forms = {"parameters": self.programs.params}
-        if applied is not None:
-            forms["moments"] = self.programs.moments
-        state = load_native(folder, forms, self.config.model.vocabulary)
+        moments = {} if applied is None else {"moments": self.programs.moments}
+        state = load_native(folder, {"parameters": self.programs.params} | moments, self.config.model.vocabulary)
         self.params, self.moments, self.donation_blocked = state["parameters"], state.get("moments"), False
 
     def export(self) -> Mapping[str, Tensors]:
         """Parameters and moments in the interchange form, in the table's order, each read when it is asked for."""
         groups = self._exported()
-        names = [row.name for row in trained_table(self.config)]
+        names = [row.name for row in trainable_parameters(self.config)]
         return {g: LazyTensors([n for n in names if n in group], group.__getitem__) for g, group in groups.items()}
 
     def _exported(self) -> dict[str, Tensors]:
         """In the order of the arrays, each of which is fetched once."""
         self.donation_blocked = True
-        parameters = exported_tree(trained_table(self.config), self.params)
+        parameters = exported_tree(trainable_parameters(self.config), self.params)
         return {"parameters": parameters, **self.optimizer.moments(self._moments_now())}
 
     def adopt(self, groups: Mapping[str, Tensors], applied: int) -> None:
         """Take parameters and moments from the interchange form, one tensor at a time."""
         self.params, self.donation_blocked = None, False  # not two models at once
         self.params = self._trained(groups["parameters"])
-        moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
-        if moments:
+        if moments := {group: tensors for group, tensors in groups.items() if group != "parameters"}:
             self.moments = None
             self.moments = self.optimizer.load(self.programs.moments, moments)
 
@@ -204,8 +194,7 @@ class Trainer:
         return self.moments
 
     def _trained(self, tensors: Tensors) -> Any:
-        """What trains, from canonical tensors."""
         if self.frozen is None:
             return nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_mesh))
         multiple = self.config.execution.vocab_multiple
-        return placed_tree(trained_table(self.config), self.programs.params, tensors, multiple)
+        return placed_tree(trainable_parameters(self.config), self.programs.params, tensors, multiple)

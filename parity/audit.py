@@ -6,6 +6,7 @@ fused kernel does inside is neither's to see: plain attention is audited, and te
 
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import jax
@@ -103,14 +104,12 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.found: set[Op] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
-        if {"dtype"} & (kwargs or {}).keys() and kwargs["dtype"]:
-            dtypes = (str(kwargs["dtype"]).removeprefix("torch."),)  # an input is cast to it on the way in
-        else:
-            dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
+        asked = (kwargs or {}).get("dtype")  # an input is cast to it on the way in
+        dtypes = tuple(str(d).removeprefix("torch.") for d in ([asked] if asked else [t.dtype for t in tensors]))
         function = _function()
         phase = "backward" if function in ("gradients", "Trainer.gradients") else "forward"
         if op := classify(func.overloadpacket.__name__, function, phase, dtypes):
@@ -119,7 +118,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _function():
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and Path(frame.f_code.co_filename).parent.name not in ("torchtrain", "parallel"):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_qualname
@@ -137,7 +136,7 @@ def jax_ops(trainer, batch):
     one = jaxtrain.layers.master_dtype(trainer.config).type(1)
     dropout = jaxtrain.step.dropout_masks(trainer.config, 3, len(batch))
     traced = jax.make_jaxpr(trainer.programs.gradients)(trainer.params, trainer.frozen, batch, one, dropout)
-    found = set()
+    found: set[Op] = set()
     _walk(traced.jaxpr, found)
     return found
 

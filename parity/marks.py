@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 from _pytest.mark.expression import Expression
 
 LONG = ("slow", "mutation")
@@ -30,6 +32,15 @@ def asks_for(expression: str, mark: str) -> bool:
 
 def _picks(compiled: Expression, marks: Iterable[str]) -> bool:
     return compiled.evaluate(lambda name, /, **_: name in marks)
+
+
+def whole_but(kept: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
+    """`cases` for parametrize: those that aren't kept have the mark `whole`, and the inner loop goes without them."""
+    made = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        made.append(case if kept(*values) else pytest.param(*values, marks=pytest.mark.whole))
+    return made
 
 
 def left_out(marks: set[str], expression: str, words: Iterable[str]) -> bool:

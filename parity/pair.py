@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +16,7 @@ import jaxtrain.model
 import jaxtrain.step
 import torchtrain.model
 import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -23,10 +25,10 @@ from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, windows
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from torchtrain.trainer import Trainer as TorchTrainer
 
-SMALL = {
+SMALL: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -44,16 +46,16 @@ SMALL = {
     "optimizer.clip": 0.2,
     **GPT2_FORM,
 }
-GPT2 = {
+GPT2: Fields = {
     "model.residual_dropout": 0.1,
     "model.embedding_dropout": 0.1,
     "train.accumulation": 2,
 }
-LLAMA = {
+LLAMA: Fields = {
     **LLAMA_FORM,
     "model.kv_heads": 2,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": GPT2,
     "llama-like": LLAMA,
     "gpt2-like, full recompute": GPT2 | {"execution.checkpoint_activations": "full"},
@@ -76,7 +78,10 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
     they change no algorithm, the clip must be at work, and a real vocabulary would take minutes an update in float64.
     """
     if width is not None and (width < 2 or width % 2):
-        raise UserError(f"--width {width}: choose an even width, heads are halved by rotary positions")
+        raise UserError(
+            "parity/width-choose-even-width",
+            f"--width {width}: choose an even width, heads are halved by rotary positions",
+        )
     model = config.model.model_dump()
     model |= {"vocab": SMALL["model.vocab"], "context": min(SMALL["model.context"], model["context"])}
     model["layers"] = layers or model["layers"]
@@ -133,14 +138,18 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
     for name in devices or ():
         if name not in present:
             raise UserError(
+                "parity/device-neither-torch-nor",
                 f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
-                f"({', '.join(present)}), or see scripts/doctor.py"
+                f"({', '.join(present)}), or see twintrain doctor",
             )
     DEVICES[:] = [present[name] for name in dict.fromkeys(devices or present)]
     if config is not None:
         make_config(VARIANTS[add_variant(load_config(config), layers, width)])
     elif layers is not None or width is not None:
-        raise UserError("--layers and --width shrink the model of --config: name one with --config")
+        raise UserError(
+            "parity/layers-width-shrink-model",
+            "--layers and --width shrink the model of --config: name one with --config",
+        )
 
 
 def _jax_has(platform: str) -> bool:
@@ -150,13 +159,13 @@ def _jax_has(platform: str) -> bool:
         return False
 
 
-def make_config(variant: dict[str, object], **more: object) -> RunConfig:
+def make_config(variant: Fields, **more: object) -> RunConfig:
     """The small config with a variant's switches; `section__field=value` on top."""
     fields = SMALL | variant | {key.replace("__", "."): value for key, value in more.items()}
     return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
 
 
-def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
+def perturbed(config: RunConfig) -> dict[str, np.ndarray]:
     """Weights that hide nothing: every bias and gain away from 0 and 1, every matrix larger than at the start.
 
     At the start a dropped bias changes nothing, and attention is so even that its scale hardly counts.
@@ -170,14 +179,14 @@ def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
     return weights
 
 
-def faint(config: RunConfig) -> dict[str, np.ndarray]:
+def tiny_head(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
-    weights = scrambled(config)
+    weights = perturbed(config)
     return weights | {"head.weight": weights["head.weight"] / np.float32(256)}
 
 
 @functools.cache
-def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
+def trained(config: RunConfig, updates: int = 16) -> Tensors:
     """Weights after a few updates from the initial ones, in torch."""
     trainer = TorchTrainer(config)
     for update, batch in enumerate(batches(config, 2) * (updates // 2)):
@@ -186,9 +195,9 @@ def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
     return trainer.export()["parameters"]
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[[RunConfig], Tensors]] = {
     "initial": lambda config: initial_parameters(config.model, config.train.seed),
-    "scrambled": scrambled,
+    "perturbed": perturbed,
     "trained": trained,
 }
 """The three states in which the stacks are compared."""
@@ -220,6 +229,12 @@ def noise_only(config: RunConfig) -> frozenset[str]:
     return frozenset(names if config.model.position == "learned" else ())
 
 
+def restart(stack: TorchTrainer | JaxTrainer, weights: Mapping[str, np.ndarray]) -> None:
+    """A trainer at `weights` with zero moments, as before the first update."""
+    groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
+    stack.adopt(groups | {"parameters": weights}, 0)
+
+
 @dataclass
 class Pair:
     """The two trainers."""
@@ -227,7 +242,7 @@ class Pair:
     config: RunConfig
     torch: TorchTrainer
     jax: JaxTrainer
-    start: dict[str, np.ndarray]
+    start: Tensors
 
     @property
     def stacks(self) -> tuple[TorchTrainer, JaxTrainer]:
@@ -235,16 +250,15 @@ class Pair:
         return self.torch, self.jax
 
     @property
-    def apart(self) -> frozenset[str]:
+    def excluded(self) -> frozenset[str]:
         """Tensors that are compared apart."""
         return noise_only(self.config)
 
-    def reset(self, weights: dict[str, np.ndarray]) -> None:
+    def reset(self, weights: Tensors) -> None:
         """Both stacks at `weights` with zero moments, as before the first update."""
         self.start = weights
         for stack in self.stacks:
-            groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
-            stack.adopt(groups | {"parameters": weights}, 0)
+            restart(stack, weights)
 
     def logits(self, tokens: np.ndarray, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] of both, with the dropout of `update`."""
@@ -261,10 +275,11 @@ class Pair:
 
     def apply(self, update: int, norms: tuple[float, float]) -> None:
         """One clipped update of each with its own norm."""
-        for stack, norm in zip(self.stacks, norms, strict=True):
+        stacks: tuple[TorchTrainer | JaxTrainer, ...] = self.stacks
+        for stack, norm in zip(stacks, norms, strict=True):
             stack.apply(learning_rate(self.config, update), clip_factor(norm, self.config.optimizer.clip), update)
 
-    def states(self) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+    def states(self) -> tuple[Mapping[str, Tensors], Mapping[str, Tensors]]:
         """Parameters and moments of both."""
         return self.torch.export(), self.jax.export()
 
@@ -292,7 +307,7 @@ def _logits(graph, params, tokens, dropout):
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad}
+    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad and p.grad is not None}
     return torchtrain.model.canonical_tensors(stack.config, named)
 
 
@@ -301,9 +316,9 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
     return jaxtrain.model.canonical_tensors(stack.config, stack.last_gradients)
 
 
-def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:
-    """Both trainers with `weights` (default: scrambled)."""
-    weights = scrambled(config) if weights is None else weights
+def make_pair(config: RunConfig, weights: Tensors | None = None) -> Pair:
+    """Both trainers with `weights` (default: perturbed)."""
+    weights = perturbed(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
 
 

@@ -15,8 +15,8 @@ from coretrain.adapters.targets import (
     PARTS,
     Target,
     adapter_targets,
-    trained_table,
-    whole_table,
+    all_parameters,
+    trainable_parameters,
 )
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import pad_vocab
@@ -149,6 +149,11 @@ class Prefix(nn.Module):
 class Bottleneck(nn.Module):
     """y + up act(down y) of a sublayer's output y [..., D]."""
 
+    down: nn.Parameter
+    up: nn.Parameter
+    down_bias: nn.Parameter | None
+    up_bias: nn.Parameter | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int) -> None:
         super().__init__()
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
@@ -174,7 +179,12 @@ class Bottleneck(nn.Module):
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-KINDS: dict[str, type[nn.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 
@@ -198,7 +208,7 @@ def detach(model: Any) -> None:
 
 def freeze(config: RunConfig, model: Any) -> None:
     """Leave gradients to what `config` trains."""
-    names = {row.name for row in trained_table(config)}
+    names = {row.name for row in trainable_parameters(config)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
@@ -228,7 +238,7 @@ class Adapters(AdapterBank):
     def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
         attach(config, self.model)
         own = dict(self.model.named_parameters())
-        for row in trained_table(config):
+        for row in trainable_parameters(config):
             value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
             own[row.name].data = torch.from_numpy(np.array(value)).to(own[row.name])
 
@@ -236,7 +246,7 @@ class Adapters(AdapterBank):
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
-        own, rows = dict(self.model.named_parameters()), {row.name: row for row in whole_table(config)}
+        own, rows = dict(self.model.named_parameters()), {row.name: row for row in all_parameters(config)}
         for name, delta in self._deltas(lambda row: own[row.name][: row.shape[0]].cpu().numpy()).items():
             value = pad_vocab(rows[name], sign * delta, config.execution.vocab_multiple)
             whole = own[name].cpu().double() + torch.from_numpy(value)  # MPS has no float64

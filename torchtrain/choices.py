@@ -28,13 +28,20 @@ def choose_device(config: RunConfig) -> Choice:
         missing = ", ".join(f"no {name}" for name in ("cuda", "mps") if name not in usable)
         return Choice(usable[0], missing or "the fastest present")
     if wanted not in present:
-        raise UserError(f"execution.device = {wanted} is not a torch device: choose auto, cpu, mps or cuda")
+        raise UserError(
+            "torch/execution-device-not-torch-device",
+            f"execution.device = {wanted} is not a torch device: choose auto, cpu, mps or cuda",
+        )
     if not present[wanted]:
         raise UserError(
-            f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py"
+            "torch/execution-device-not-available-torch",
+            f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py",
         )
     if wanted == "mps" and double:
-        raise UserError("execution.device = mps has no float64: use cpu for precision.compute = float64")
+        raise UserError(
+            "torch/execution-device-mps-no-float64",
+            "execution.device = mps has no float64: use cpu for precision.compute = float64",
+        )
     return Choice(wanted, "asked for by execution.device")
 
 
@@ -51,7 +58,9 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
     if device.type == "mps":
         obstacle = "compiled LayerNorm gradients are wrong on MPS in torch 2.13"
     if wanted == "on" and obstacle:
-        raise UserError(f"execution.compile = on can't be done here: {obstacle}; use auto")
+        raise UserError(
+            "torch/execution-compile-done-here-auto", f"execution.compile = on can't be done here: {obstacle}; use auto"
+        )
     if wanted != "auto":
         return Choice(wanted, "asked for by execution.compile")
     if obstacle:

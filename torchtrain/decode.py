@@ -42,8 +42,8 @@ def generate(
     with cast_once(model) as head:
 
         def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
-            on_device = (torch.from_numpy(array).to(device) for array in (inputs, positions, mask))
-            hidden, _ = model.step(*on_device, cache, at)
+            ids, places, seen = (torch.from_numpy(array).to(device) for array in (inputs, positions, mask))
+            hidden, _ = model.decode(ids, places, seen, cache, at)
             return model.logits(hidden[:, -1], head).cpu().numpy()
 
         return decode(padded, slots, tokens, sampling, stop, step, on_tokens)

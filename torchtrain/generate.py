@@ -10,7 +10,7 @@ import numpy as np
 from coretrain.base.errors import exits_cleanly
 from coretrain.config.run import RunConfig
 from coretrain.contract.sampling import Sampling
-from coretrain.training.generate import Asked, generate_text
+from coretrain.training.generate import Prompts, generate_text
 from torchtrain.adapters import Adapters
 from torchtrain.decode import generate
 from torchtrain.trainer import Trainer
@@ -19,7 +19,7 @@ from torchtrain.trainer import Trainer
 def generate_each(
     stack: Trainer,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
-    asked: Sequence[Asked],
+    asked: Sequence[Prompts],
     tokens: int,
     sampling: Sampling,
 ) -> Iterator[list[list[int]]]:
@@ -36,11 +36,11 @@ def generate_each(
         yield generate(model, one.prompts, tokens, sampling, one.stop)
 
 
-@exits_cleanly
-def main() -> None:
-    """`python -m torchtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    generate_text(sys.argv[1:], "torch", Trainer, generate_each)
+def main(argv: Sequence[str] | None = None, program: str = "", chat: bool = False) -> int:
+    """Stream text from a trained run, or with `chat` answers; see `--help`. `program` is what was typed."""
+    generate_text(sys.argv[1:] if argv is None else argv, "torch", Trainer, generate_each, program, chat)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -247,7 +247,7 @@ class Block(nn.Module):
         normed = tap("blocks.#.norm2", self.norm2(x))
         return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, self.site + 1))
 
-    def step(
+    def decode(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""

@@ -117,7 +117,7 @@ class _CrossEntropy(torch.autograd.Function):
             count = valid if counts is None else counts[part].where(valid, 0)
             each = torch.where(valid, each.squeeze(1), 0)
             loss += (each if counts is None else each * count).sum()
-            if trained:
+            if d_rows is not None:
                 factor = count.unsqueeze(1) * scale.to(wide)
                 hits = torch.ones_like(target) if tensor.size == 1 else here.unsqueeze(1).to(wide)
                 d_logits = weights.scatter_add_(1, label, -hits)

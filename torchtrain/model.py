@@ -7,8 +7,8 @@ where JAX has whole arrays with a sharding. `exported` stands with JAX's arrays 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.adapters.targets import all_parameters, frozen_matrices
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Edges, block_of, take
 from coretrain.config.model import ModelConfig
@@ -70,6 +70,10 @@ class GPT(nn.Module):
     positions and the biases of summed layers are on all of them.
     """
 
+    blocks: nn.ModuleList
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: RunConfig, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
         m = config.model
@@ -112,12 +116,12 @@ class GPT(nn.Module):
             x = checkpointed(block, self.policy)(x, rotary, dropout, positions)
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
-        for i, block in enumerate(self.blocks):
-            x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
+            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
         return self._for_head(self.norm(x)), cache
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
@@ -150,12 +154,12 @@ class GPT(nn.Module):
         return (x if position is None else x + position).to(self.dtype)
 
 
-def checkpointed(block: Block, policy: str) -> Any:
+def checkpointed(block: nn.Module, policy: str) -> Any:
     """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
     if policy == "none" or not torch.is_grad_enabled():
         return block
     context = functools.partial(create_selective_checkpoint_contexts, _save_matmuls) if policy == "matmuls" else None
-    options = {} if context is None else {"context_fn": context}
+    options: dict[str, Any] = {} if context is None else {"context_fn": context}
     return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False, **options)
 
 
@@ -204,7 +208,7 @@ def load_tensors(
     `table` are the rows that `tensors` must have: all, or those that train. Raises `UserError` where names or shapes
     aren't theirs.
     """
-    table = whole_table(config) if table is None else table
+    table = all_parameters(config) if table is None else table
     check_names_of(table, tensors, "the parameters")
     for row in table:
         if row.name in tree:
@@ -238,5 +242,5 @@ def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str
 
 def exported(config: RunConfig, tree: Mapping[str, Tensor]) -> LazyTensors:
     """As `canonical_tensors`, each copied when it is asked for."""
-    rows = {row.name: row.shape[0] for row in whole_table(config) if row.name in tree}
+    rows = {row.name: row.shape[0] for row in all_parameters(config) if row.name in tree}
     return LazyTensors(rows, lambda name: np.array(tree[name].detach()[: rows[name]].cpu().numpy(), order="C"))

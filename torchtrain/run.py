@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
+from collections.abc import Sequence
 
 from coretrain.base.errors import RESUME, exits_cleanly
 from coretrain.training.runner import run
@@ -11,11 +11,10 @@ from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
 
 
-@functools.partial(exits_cleanly, way_out=RESUME)
-def main() -> int:
-    """Train, or go on with `--resume RUN`; see `--help`."""
-    return run(sys.argv[1:], "torch", make_trainer, join)
+def main(argv: Sequence[str] | None = None, program: str = "") -> int:
+    """Train, or go on with `--resume RUN`; see `--help`. `program` is what was typed."""
+    return run(sys.argv[1:] if argv is None else argv, "torch", make_trainer, join, program)
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main, RESUME)()

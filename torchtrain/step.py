@@ -39,7 +39,7 @@ def gradients(
         micro = loss(batch.rows(rows), scale, dropout and dropout.of(rows))
         micro.backward()
         total += micro.detach()
-    return total, global_norm(p.grad for p in model.parameters() if p.requires_grad)
+    return total, global_norm(gradients_of(model).values())
 
 
 def target_scale(config: RunConfig, batch: Batch, loss_scale: float | Tensor) -> Tensor:
@@ -55,3 +55,8 @@ def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:
         return None
     keys = run_keys(config, update).view(np.int32)
     return Dropout(torch.from_numpy(keys), torch.arange(rows, dtype=torch.int32))
+
+
+def gradients_of(model: GPT) -> dict[str, Tensor]:
+    """The gradient of every parameter that trains, by name; all of them have had one."""
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}

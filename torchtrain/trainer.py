@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
 from coretrain.config.run import RunConfig
@@ -32,8 +33,6 @@ from torchtrain.layers import master_dtype
 from torchtrain.model import GPT, build_model, exported, load_tensors
 from torchtrain.objective import OBJECTIVES, label_logprobs
 from torchtrain.optimizer import Optimizer
-
-Tensors = Mapping[str, np.ndarray]
 
 
 class Trainer:
@@ -56,7 +55,6 @@ class Trainer:
         self._make(with_adapter(config, self._initial() if tensors is None else tensors))
 
     def _initial(self) -> Tensors:
-        """The weights of a new model."""
         return initial_parameters(self.config.model, self.config.train.seed)
 
     def _make(self, tensors: Tensors) -> None:
@@ -175,7 +173,9 @@ class Trainer:
         """Take parameters and moments from the interchange form, one tensor at a time."""
         self._wait_for_readers()
         parameters = dict(self.model.named_parameters())
-        load_tensors(self.config, parameters, groups["parameters"], self.model.tensor, trained_table(self.config))
+        load_tensors(
+            self.config, parameters, groups["parameters"], self.model.tensor, trainable_parameters(self.config)
+        )
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.optimizer.load(moments, applied)

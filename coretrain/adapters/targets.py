@@ -91,8 +91,9 @@ def adapter_targets(config: RunConfig) -> tuple[Target, ...]:
         if not any(fnmatch.fnmatchcase(row.name, pattern) for row in possible):
             takes = f" that a {c.kind} takes" if c.kind not in MERGEABLE else ""
             raise UserError(
+                "adapters/adapter-targets-matches-no-matrix",
                 f"adapter.targets: {pattern} matches no matrix of this model{takes}: "
-                f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}"
+                f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}",
             )
     chosen = [row for row in possible if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in c.targets)]
     if c.kind not in MERGEABLE:
@@ -117,13 +118,15 @@ def _check_target(config: RunConfig, row: Parameter) -> None:
     c = config.adapter
     if c.rank > min(row.shape):
         raise UserError(
+            "adapters/adapter-rank-above-smaller-side",
             f"adapter.rank = {c.rank} is above the smaller side of {row.name} {row.shape}: "
-            f"choose at most {min(row.shape)}, or leave it out of adapter.targets"
+            f"choose at most {min(row.shape)}, or leave it out of adapter.targets",
         )
     if row.name == "embed.token" and config.model.tied:
         raise UserError(
+            "adapters/adapter-targets-names-embed-token-tied",
             "adapter.targets names embed.token, which is this tied model's head too: an adapter on one of the two "
-            "could not be merged; leave it out of adapter.targets"
+            "could not be merged; leave it out of adapter.targets",
         )
 
 
@@ -132,8 +135,9 @@ def _check_biases(config: RunConfig, chosen: Sequence[Parameter]) -> None:
     some = any(of_blocks.count(part) != config.model.layers for part in of_blocks)
     if config.adapter.bias == "lora_only" and config.model.bias and some:
         raise UserError(
+            "adapters/adapter-bias-lora-only-adapters-layers",
             "adapter.bias = lora_only with adapters in some layers only can't be held by stacked layers: "
-            "choose adapter.targets that are the same in all layers, or adapter.bias = none or all"
+            "choose adapter.targets that are the same in all layers, or adapter.bias = none or all",
         )
 
 
@@ -151,19 +155,19 @@ def _target(row: Parameter, rank: int, kind: str) -> Target:
 
 
 @functools.cache
-def adapter_table(config: RunConfig) -> tuple[Parameter, ...]:
+def adapter_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The adapter's tensors, in the order of the parameter table."""
     return tuple(row for target in adapter_targets(config) for row in target.tensors)
 
 
 @functools.cache
-def whole_table(config: RunConfig) -> tuple[Parameter, ...]:
+def all_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The model's parameters and the adapter's."""
-    return parameter_table(config.model) + adapter_table(config)
+    return parameter_table(config.model) + adapter_parameters(config)
 
 
 @functools.cache
-def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
+def trainable_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for."""
     if config.adapter.kind == "none":
         return parameter_table(config.model)
@@ -174,7 +178,7 @@ def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
         if row.name.endswith(".bias")
         and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
     ]
-    return adapter_table(config) + tuple(biases)
+    return adapter_parameters(config) + tuple(biases)
 
 
 @functools.cache
@@ -191,7 +195,9 @@ def frozen_matrices(config: RunConfig) -> tuple[Parameter, ...]:
 def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
     """The adapter's tensors before the first update, by canonical name; but not DoRA's m, which the base decides."""
     base = _magnitudes(config)
-    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config) if row.name not in base}
+    return {
+        row.name: initial_value(row, config.train.seed) for row in adapter_parameters(config) if row.name not in base
+    }
 
 
 def _magnitudes(config: RunConfig) -> dict[str, Target]:

@@ -21,7 +21,9 @@ class HalfPrecision(Mapping[str, Array]):
         with np.errstate(over="ignore"):
             half = value.astype(np.float16)
         if not np.isfinite(half).all():
-            raise UserError(f"{name} has values that float16 can't hold: give --quantize none")
+            raise UserError(
+                "base/values-float16-hold-quantize", f"{name} has values that float16 can't hold: give --quantize none"
+            )
         return half
 
     def __iter__(self) -> Iterator[str]:

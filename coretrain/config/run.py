@@ -111,7 +111,8 @@ class RunConfig(Section):
         """The same run with the tokenizer's vocabulary filled in; a smaller one in the config is refused."""
         if self.model.vocab is not None and self.model.vocab < vocab:
             raise UserError(
-                f"model.vocab = {self.model.vocab} is smaller than the tokenizer's {vocab}: raise it or leave it out"
+                "config/vocab-too-small",
+                f"model.vocab = {self.model.vocab} is smaller than the tokenizer's {vocab}: raise it or leave it out",
             )
         size = vocab if self.model.vocab is None else self.model.vocab
         return self.changed(model__vocab=size)

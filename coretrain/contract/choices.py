@@ -38,12 +38,16 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
     if forced != "auto":
         if forced not in kernels:
             raise UserError(
-                f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}"
+                "contract/execution-attention-not-kernel-choose",
+                f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}",
             )
         if obstacle := obstacle_of(kernels[forced], config, device):
-            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
+            raise UserError(
+                "contract/execution-attention-run-here-auto",
+                f"execution.attention = {forced} can't run here: {obstacle}; use auto",
+            )
         return Choice(forced, "asked for by execution.attention")
-    passed = []
+    passed: list[str] = []
     for name, kernel in kernels.items():
         obstacle = obstacle_of(kernel, config, device)
         if obstacle is None:

@@ -60,8 +60,9 @@ def updates_of(
     batch_size = config.train.batch_size
     if batch_size % process_count:
         raise UserError(
+            "data/train-batch-size-shared-processes-make",
             f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
-            f"make it a multiple of {process_count}"
+            f"make it a multiple of {process_count}",
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")
@@ -99,8 +100,9 @@ def validation_batches(data: Data, config: RunConfig) -> list[Batch]:
     ]
     if not rows:
         raise UserError(
+            "data/model-context-longer-validation-split",
             f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
-            "tokens: lower it, or raise data.validation_fraction"
+            "tokens: lower it, or raise data.validation_fraction",
         )
     return [stacked(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 

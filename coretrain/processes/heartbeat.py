@@ -96,7 +96,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.world.size > 1:
-            self.world.by_first(self._clear)
+            self.world.on_rank0(self._clear)
             self._write()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()

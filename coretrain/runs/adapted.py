@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coretrain.adapters.kinds import check_mergeable, shown
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import adapter_targets, trained_table
+from coretrain.adapters.targets import adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -24,7 +24,7 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
-from coretrain.contract.quantization import as_held, held_bytes, quantized_table
+from coretrain.contract.quantization import as_held, held_bytes, quantized_parameters
 from coretrain.runs.base import Base, BaseTensors, base_run
 from coretrain.runs.folder import open_run, run_of
 from coretrain.runs.translate import best_interchange
@@ -47,7 +47,10 @@ def with_base(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
 def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
     """As `with_base`, of an adapter's config: the base as it is, at its own context."""
     if config.adapter.base is None:
-        raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
+        raise UserError(
+            "runs/adapter-base-not-set-folder",
+            "adapter.base is not set: give the folder of the base, as --adapter.base runs/X",
+        )
     return Base(Path(config.adapter.base)).under(config)
 
 
@@ -55,7 +58,9 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     """The config of an adapter's run, on `base` where one is given. Raises `UserError` where it has no adapter."""
     config = open_run(folder)
     if config.adapter.kind == "none":
-        raise UserError(f"{folder} trained a whole model and no adapter: give an adapter's run")
+        raise UserError(
+            "runs/trained-whole-model-no", f"{folder} trained a whole model and no adapter: give an adapter's run"
+        )
     if base is None:
         return config
     return config.changed(adapter__base=str(base))
@@ -74,7 +79,9 @@ def open_adapters(
         config, loaded = base.under(adapter_config(folder, place))
         name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
         if any(name == other.adapter.name for other, _ in result):
-            raise UserError(f"--adapter: two folders are named {name}: rename one of them")
+            raise UserError(
+                "runs/adapter-two-folders-named", f"--adapter: two folders are named {name}: rename one of them"
+            )
         config = config.changed(adapter__name=name)
         tensors = best_interchange(folder, say).groups["parameters"]
         result.append((config, tensors))
@@ -82,8 +89,9 @@ def open_adapters(
             ours, first = getattr(config.adapter, field), getattr(result[0][0].adapter, field)
             if ours != first:
                 raise UserError(
+                    "runs/adapter-adapter-base-both",
                     f"--adapter: adapter.{field} of {folder} is {ours}, that of {folders[0]} {first}, and one base "
-                    "can't be both: ask them one at a time"
+                    "can't be both: ask them one at a time",
                 )
     return result, BaseTensors(loaded, result[0][0].model.context)
 
@@ -95,8 +103,9 @@ def check_tokenizer(config: RunConfig, found: str) -> None:
         return
     if load_tokenizer(base_run(base)).fingerprint != found:
         raise UserError(
+            "runs/data-tokenizer-bases-leave-out",
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
-            f"{saved_tokenizer(base_run(base))}"
+            f"{saved_tokenizer(base_run(base))}",
         )
 
 
@@ -114,7 +123,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     c = config.adapter
     if c.kind == "none":
         return []
-    trained = sum(row.size for row in trained_table(config))
+    trained = sum(row.size for row in trainable_parameters(config))
     share = trained / sum(row.size for row in parameter_table(config.model))
     return [
         ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
@@ -126,7 +135,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
 
 def _held(config: RunConfig) -> Sequence[tuple[str, str]]:
     """What of the base is in how many bits, and what that takes."""
-    kind, rows = config.adapter.quantize, quantized_table(config)
+    kind, rows = config.adapter.quantize, quantized_parameters(config)
     if not rows:
         return []
     master = 8 if config.precision.compute == "float64" else 4
@@ -147,7 +156,9 @@ def load_on(checkpoint: Path, base: Path | None) -> Interchange:
     if base is None:
         return loaded
     if loaded.config.adapter.kind == "none":
-        raise UserError(f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out")
+        raise UserError(
+            "runs/holds-whole-model-no", f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out"
+        )
     return replace(loaded, config=loaded.config.changed(adapter__base=str(base)))
 
 
@@ -167,7 +178,7 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
     `base` is the base's new place, if it has one.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError("runs/exists-not-empty-choose", f"{folder} exists and is not empty: choose another folder")
     check_mergeable(adapter_config(source))
     path = newest_interchange(source)
     loaded = load_on(path, base)

@@ -43,7 +43,8 @@ def check_there(place: Path) -> None:
             else ("name its place with --adapter.base")
         )
         raise UserError(
-            f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN"
+            "runs/adapter-base-not-text-generate",
+            f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN",
         )
 
 
@@ -84,9 +85,10 @@ class Base:
             if wanted in ("", self._fingerprint(path)):
                 return config.changed(adapter__fingerprint=self._fingerprint(path)), loaded
         raise UserError(
+            "runs/adapter-base-weights-fingerprint-adapter",
             f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "
             "give that base as it was then (its folder or one of its checkpoints, as --adapter.base "
-            "runs/X/interchange/update-N), or train a new adapter on this one"
+            "runs/X/interchange/update-N), or train a new adapter on this one",
         )
 
     def _open(self, path: Path) -> Interchange:
@@ -94,7 +96,8 @@ class Base:
             self._opened[path] = load_interchange(path)
         if self._opened[path].config.adapter.kind != "none":
             raise UserError(
-                f"adapter.base = {self.place} holds an adapter: merge it first, with scripts/convert.py merge"
+                "runs/adapter-base-holds-adapter-merge",
+                f"adapter.base = {self.place} holds an adapter: merge it first, with twintrain convert merge",
             )
         return self._opened[path]
 
@@ -107,8 +110,9 @@ class Base:
     def _check_model(self, config: RunConfig, base: RunConfig) -> None:
         if other := other_field(config.model, base.model):
             raise UserError(
+                "runs/model-base-model-base",
                 f"model.{other} = {getattr(config.model, other)}, the base {self.place} has "
-                f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to"
+                f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to",
             )
         check_context(config, base)
 
@@ -133,6 +137,7 @@ def check_context(config: RunConfig, base: RunConfig) -> None:
     ours, theirs = config.model.context, base.model.context
     if ours > theirs:
         raise UserError(
+            "runs/model-context-longer-base-lower",
             f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
-            "or leave it out"
+            "or leave it out",
         )

@@ -31,4 +31,7 @@ def first_template(config: RunConfig, found: str | None) -> str | None:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"data.chat_template = {path} can't be read: give a file of a Jinja template") from None
+        raise UserError(
+            "runs/data-chat-template-read-file-jinja",
+            f"data.chat_template = {path} can't be read: give a file of a Jinja template",
+        ) from None

@@ -169,7 +169,7 @@ class Loop:
             self.journal.update(**row)
             return preemption.requested or ""
 
-        return next(filter(None, self.world.share(told)), "")
+        return next(filter(None, self.world.gather_results(told)), "")
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left, from the data cursor on."""

@@ -14,7 +14,7 @@ from coretrain.adapters.merge import FREE
 from coretrain.adapters.targets import adapter_targets
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-from coretrain.contract.quantization import quantized_table
+from coretrain.contract.quantization import quantized_parameters
 from coretrain.data.open import open_data
 from coretrain.data.splits import Data
 from coretrain.processes.world import World
@@ -47,24 +47,27 @@ def completed(command: Command) -> Command:
     adapter = command.config.adapter
     if adapter.kind == "none" and adapter.base is not None:
         raise UserError(
+            "training/adapter-base-set-adapter-kind-none",
             f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
-            "adapter.kind = lora, or adapter.base = none"
+            "adapter.kind = lora, or adapter.base = none",
         )
     if adapter.kind == "none" or command.resume is not None:
         return command
     if adapter.base is None:
         raise UserError(
-            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
+            "training/adapter-kind-no-base-folder",
+            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X",
         )
     folder = base_run(adapter.base)
     base = open_run(folder)
     if base.adapter.kind != "none":
         raise UserError(
-            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
+            "training/adapter-base-itself-adapters-run",
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge",
         )
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
-        raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
+        raise UserError("training/bases-leave-out", f"{fixed[0]} is the base's, {adapter.base}: leave it out")
 
     config = command.config.changed(model=base.model, **_free_fields(command, given))
     check_context(config, base)
@@ -74,7 +77,7 @@ def completed(command: Command) -> Command:
     if config.data.format == "chat" and config.data.chat_template is None and template.is_file():
         config = config.changed(data__chat_template=str(template.absolute()))
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
-    quantized_table(config)  # and a matrix that isn't whole blocks
+    quantized_parameters(config)  # and a matrix that isn't whole blocks
     return replace(command, config=config)
 
 
@@ -94,14 +97,14 @@ def resolve(command: Command, world: World) -> ResolvedRun:
     tokenizer or base don't fit.
     """
     config = command.config.changed(parallel__host=None)  # each process has its own; all else they have in common
-    world.same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
-    data = world.together(lambda: open_data(with_own_files(config, command.resume)))
-    world.together(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
-    final, base = world.together(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
+    world.assert_same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
+    data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
+    world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
+    final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
     # of several processes absolute: they may be started in different places
-    here = world.together(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
-    folder = Path(world.told(str(here)))
-    world.same(data.fingerprint, "data fingerprint")
+    here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
+    folder = Path(world.broadcast(str(here)))
+    world.assert_same(data.fingerprint, "data fingerprint")
     return ResolvedRun(final, data, base, folder, command.resume is not None)
 
 
@@ -111,10 +114,14 @@ def run_folder(command: Command) -> Path:
         return command.resume
     if command.output:
         if command.output.exists() and not command.output.is_dir():
-            raise UserError(f"{command.output} is a file: --output takes a folder, which need not exist")
+            raise UserError(
+                "training/file-output-takes-folder",
+                f"{command.output} is a file: --output takes a folder, which need not exist",
+            )
         if (command.output / "config.json").exists():
             raise UserError(
-                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another"
+                "training/already-holds-run-go",
+                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another",
             )
         return command.output
     stem = Path("runs") / f"{command.config.name}-{time.strftime('%Y%m%d-%H%M%S')}"

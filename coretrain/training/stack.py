@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.base.arrays import Tensors
 from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
-
-Tensors = Mapping[str, NDArray[np.generic]]
 
 
 class Saves(Protocol):
@@ -54,7 +53,10 @@ class Stack(Saves, Protocol):
         """Sum of the losses of the batch's targets, without dropout."""
 
     def token_logprobs(self, batch: Batch) -> NDArray[np.generic]:
-        """Log-probability of each label [B, T], without dropout; 0 where there is no target."""
+        """Log-probability of each label [B, T], without dropout; 0 where there is no target.
+
+        The loop itself asks for none. A stack whose layers lie in stages raises `UserError`.
+        """
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""The real training step on devices that need not be there: for `scripts/plan.py`, which compiles it for a topology.
+"""The real training step on devices that need not be there: for `twintrain plan`, which compiles it for a topology.
 
 This file has no twin: torch has no compiler that can be asked beforehand.
 """
@@ -15,9 +15,10 @@ from jax.sharding import SingleDeviceSharding
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
+from coretrain.contract.choices import Choice
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import Layout
-from jaxtrain.attention import Choice, choose_kernel
+from jaxtrain.attention import choose_kernel
 from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh

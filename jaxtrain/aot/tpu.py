@@ -1,7 +1,7 @@
 """The real step through the TPU's own compiler, with no TPU: does it fit, which collectives, how long to compile.
 
 This file has no twin: torch has no compiler for devices that aren't there. It is run as a program of its own, by
-`scripts/plan.py`, with TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu: an installed libtpu makes JAX look for a TPU.
+`twintrain plan`, with TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu: an installed libtpu makes JAX look for a TPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def topology(name: str) -> Any:
     except Exception as error:  # a JaxRuntimeError or a NotImplementedError, by the library's version
         reason = re.sub(r"\s+", " ", str(error)).strip()[:160]
         raise UserError(
-            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices"
+            "jax/tpu-compiler-knows-no",
+            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices",
         ) from None
 
 

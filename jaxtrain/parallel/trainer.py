@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.data.batch import Batch
 from jaxtrain.adapters import combine
@@ -21,17 +22,16 @@ from jaxtrain.layers import Dropout
 from jaxtrain.model import GPT, abstract_model
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh
-from jaxtrain.trainer import Tensors, Trainer
+from jaxtrain.trainer import Trainer
 
 
 class ParallelTrainer(Trainer):
     """A `Trainer` on a mesh. Where several processes hold the devices, all of them call its methods in step."""
 
-    def _choose_place(self) -> Sharding:
+    def _choose_place(self) -> tuple[jax.Device, Sharding]:
         self.devices = choose_devices(self.config, jax.devices(self.device_choice.name))
-        self.device = self.devices.devices[0]
         self.sharding = Sharding(make_mesh(self.devices.layout, self.devices.devices), self.config)
-        return self.sharding
+        return self.devices.devices[0], self.sharding
 
     def _initial(self) -> Tensors:
         return initial_tensors(self.config.model, self.config.train.seed)  # one at a time: each host takes a part of it
@@ -57,11 +57,12 @@ class ParallelTrainer(Trainer):
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         """Micro-batches on the mesh: as many rows in each, some of them without a target at the end."""
+        several = self.devices.layout.pipeline > 1  # as its program takes them
+        axes: tuple[str | None, ...] = (None, "batch", "time") if several else ("batch", "time")
         for piece in batch.cut(self.config.micro_batch):
-            padded, axes = piece.padded(self.config.micro_batch), ("batch", "time")
-            if self.devices.layout.pipeline > 1:  # whose program takes several at once
-                padded, axes = padded.map(lambda array: array[None]), (None, *axes)
-            yield padded.map(lambda array, axes=axes: self.sharding.put(array, *axes))
+            padded = piece.padded(self.config.micro_batch)
+            padded = padded.map(lambda array: array[None]) if several else padded
+            yield padded.map(lambda array: self.sharding.put(array, *axes))
 
     def token_logprobs(self, batch: Batch) -> np.ndarray:
         """Log-probability of each label of the whole batch [B, T], without dropout, on all processes.
@@ -70,8 +71,9 @@ class ParallelTrainer(Trainer):
         """
         if self.devices.layout.pipeline > 1:
             raise UserError(
+                "jax/parallel-pipeline-log-probabilities-tokens-not",
                 f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
-                "stages; set parallel.pipeline = 1"
+                "stages; set parallel.pipeline = 1",
             )
         return super().token_logprobs(batch)
 

@@ -99,7 +99,7 @@ def magnitudes_decay(patch: Patch, s: Side) -> None:
 
         return table
 
-    wrap(patch, s.optimizer, "trained_table", wrapped)
+    wrap(patch, s.optimizer, "trainable_parameters", wrapped)
 
 
 @mutant("adapters", MERGED, DORA, probe=MERGING)
@@ -166,7 +166,7 @@ def prefix_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.layers.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "decode", wrapped)
 
 
 @mutant("adapters", LOGITS, BOTTLENECK, probe=BESIDE)
@@ -216,4 +216,4 @@ def bottleneck_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.layers.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "decode", wrapped)

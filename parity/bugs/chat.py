@@ -26,7 +26,8 @@ def _read(patch: Patch, s: Side, change: Callable[[Batch], Batch]) -> None:
             return change(super().read(window, context))
 
     def splits(u: Updates) -> Updates:
-        return dataclasses.replace(u, splits=tuple(Changed(x.name, x.shards, x.context) for x in u.splits))
+        packed = (x for x in u.splits if isinstance(x, PackedSplit))  # all are
+        return dataclasses.replace(u, splits=tuple(Changed(x.name, x.shards, x.context) for x in packed))
 
     wrap(patch, s.data, "updates_of", lambda f: lambda *args: splits(f(*args)))
 

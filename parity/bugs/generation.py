@@ -31,7 +31,7 @@ def _decoded(patch: Patch, s: Side, change: Callable[..., tuple[Any, Any]]) -> N
 
         return call
 
-    wrap(patch, s.model.GPT, "step", step)
+    wrap(patch, s.model.GPT, "decode", step)
 
 
 @mutant("generation", CACHE)
@@ -44,7 +44,7 @@ def cache_slot_off_by_one(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.layers.Block, "step", step)
+    wrap(patch, s.layers.Block, "decode", step)
 
 
 @mutant("generation", CACHE)
@@ -108,7 +108,7 @@ def rotary_base_a_hundredth_high_in_the_cache(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.GPT, "step", step)
+    wrap(patch, s.model.GPT, "decode", step)
 
 
 @mutant("generation", CACHE, probe="far")

@@ -27,7 +27,7 @@ from parity.pair import (
     VARIANTS,
     jax_logits,
     make_config,
-    scrambled,
+    perturbed,
     shared,
     torch_logits,
 )
@@ -43,7 +43,7 @@ NEW = 12
 def pair(request):
     """Both stacks, dropout among the config's switches: generation must not apply it."""
     pair = shared(make_config(VARIANTS[request.param]))
-    pair.reset(scrambled(pair.config))
+    pair.reset(perturbed(pair.config))
     return pair
 
 
@@ -122,7 +122,7 @@ def test_logits_out_of_the_cache(pair):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         with torch.no_grad():
             parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
-            hidden, torch_cache = pair.torch.model.step(*parts, torch_cache, at)
+            hidden, torch_cache = pair.torch.model.decode(*parts, torch_cache, at)
             ours = pair.torch.model.logits(hidden[:, -1]).numpy()
         theirs, jax_cache = jaxtrain.decode._step(
             pair.jax.programs.graph, *cast, inputs, positions, mask, jax_cache, at
@@ -144,8 +144,8 @@ def test_logits_out_of_the_cache(pair):
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_a_prompt_of_500_tokens(variant, stack):
     """Logits with the cache against torch's whole forward passes: a position that is off shows far out."""
-    seen = [unmutated(side, "far", variant, "scrambled") for side in (stack, "torch")]
-    hold(CACHE, PROBES["far"].judge(*seen, variant, "scrambled")[CACHE], f"{stack}, 500 tokens, {variant}")
+    seen = [unmutated(side, "far", variant, "perturbed") for side in (stack, "torch")]
+    hold(CACHE, PROBES["far"].judge(*seen, variant, "perturbed")[CACHE], f"{stack}, 500 tokens, {variant}")
 
 
 def test_dropout_is_for_training_only(pair):

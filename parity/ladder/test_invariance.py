@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ import torch
 
 import jaxtrain.attention
 import torchtrain.attention
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from jaxtrain.step import dropout_masks
 from jaxtrain.trainer import Trainer as JaxTrainer
@@ -34,23 +37,26 @@ from parity.pair import (
     jax_gradients,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
     shared,
     torch_gradients,
 )
 from parity.probes import sides
 from torchtrain.trainer import Trainer as TorchTrainer
 
-STACKS = {"torch": (TorchTrainer, torch_gradients), "jax": (JaxTrainer, jax_gradients)}
+STACKS: dict[str, tuple[Callable[[RunConfig, Tensors], Any], Callable[[Any], Tensors]]] = {
+    "torch": (TorchTrainer, torch_gradients),
+    "jax": (JaxTrainer, jax_gradients),
+}
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):
-    """(loss, norm, gradients) of the first batch, with scrambled weights; `quick`: JAX's compiled in a hurry."""
+    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled in a hurry."""
     make, tensors = STACKS[stack]
     trainer = (
-        sides.make(sides.SIDES[stack], config, scrambled(config), frozenset())
+        sides.make(sides.SIDES[stack], config, perturbed(config), frozenset())
         if quick
-        else make(config, scrambled(config))
+        else make(config, perturbed(config))
     )
     loss, norm = trainer.gradients(batches(config, 1)[0], 5, 1.0)
     return loss, norm, tensors(trainer)
@@ -86,6 +92,7 @@ WAYS = {
 """Ways to go through the layers, beside SMALL's: scanned in JAX, and all activations kept."""
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("stack", "way"), [("torch", way) for way in WAYS if "unrolled" not in way] + [("jax", way) for way in WAYS]
 )
@@ -155,11 +162,12 @@ np.savez(sys.argv[3], **found)
 """
 
 
+@pytest.mark.whole
 def test_float32_is_the_same_with_x64_off(tmp_path):
     """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program."""
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
     pair = shared(config)
-    pair.reset(scrambled(config))
+    pair.reset(perturbed(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
     pair.jax.apply(1e-3, 0.3, 0)
@@ -179,6 +187,7 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
             hold(X64, mismatches(found[name], value), name)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("form", [{}, LLAMA], ids=["gpt2", "llama"])
 def test_compiled_torch(form):

@@ -27,7 +27,7 @@ from parity.pair import (
     jax_logits,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
     shared,
     torch_gradients,
     torch_logits,
@@ -36,6 +36,7 @@ from parity.probes import PROBES, unmutated
 from parity.probes.budgets import LOSS_SCALE, unevenness
 from torchtrain.trainer import Trainer as TorchTrainer
 
+pytestmark = pytest.mark.whole
 PASSES = {"TF32": 10, "bfloat16": 7}
 """Explicit bits of the mantissa that a float32 matmul's inputs keep in passes of lower precision."""
 
@@ -44,7 +45,7 @@ PASSES = {"TF32": 10, "bfloat16": 7}
 def reference(variant):
     """(weights, float64 logits and gradients of torch on the CPU)."""
     pair = shared(make_config(VARIANTS[variant]))
-    pair.reset(scrambled(pair.config))
+    pair.reset(perturbed(pair.config))
     batch = batches(pair.config, 1)[0]
     pair.torch.gradients(batch, 3, 1.0)
     return pair.start, torch_logits(pair.torch, batch.tokens, 3), torch_gradients(pair.torch)
@@ -111,8 +112,8 @@ def test_within_its_budget(variant, dtype, device):
 def test_the_loss_scale_keeps_small_gradients(stack):
     """With a head so small that most gradients are below float16's 6e-8 at a scale of 1: floor 1.6e-3, lost 9.6e-2."""
     probe, gate = PROBES["budget of float16"], budget("cpu", "float16", "gradient")
-    seen = unmutated(stack, "budget of float16", "llama-like", "faint")
-    hold(gate, probe.judge(seen, seen, "llama-like", "faint")[gate], f"{stack}, small gradients")
+    seen = unmutated(stack, "budget of float16", "llama-like", "tiny head")
+    hold(gate, probe.judge(seen, seen, "llama-like", "tiny head")[gate], f"{stack}, small gradients")
 
 
 class _Passes(TorchDispatchMode):

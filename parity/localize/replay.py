@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import config_from_json
@@ -75,7 +76,8 @@ def _replayed(report: Report, interval: Interval, configs: list[RunConfig], run:
     """`report` with the verdict of the replay, and its rows before the others."""
     jax.config.update("jax_enable_x64", True)
     config, progress = configs[0], Progress()
-    weights, moments = initial_parameters(config.model, config.train.seed), None
+    weights: Tensors = initial_parameters(config.model, config.train.seed)
+    moments: Mapping[str, Tensors] | None = None
     if interval.pair:
         progress = interval.pair[0].progress
         groups = {
@@ -134,7 +136,7 @@ def _batches(config: RunConfig, progress: Progress) -> tuple[list[Batch], bool]:
     try:
         data = open_data(config, lambda _: None)
         if progress.data_fingerprint and progress.data_fingerprint != data.fingerprint:
-            raise UserError("the data has changed")
+            raise UserError("parity/data-changed", "the data has changed")
         updates = updates_of(data, config)
         return [updates.batch(progress.data_index + n).rows(slice(rows)) for n in range(left)], True
     except (UserError, OSError):

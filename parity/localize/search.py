@@ -20,6 +20,7 @@ import torchtrain.layers
 import torchtrain.model
 import torchtrain.objective
 import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import to_jax_tree
 from coretrain.contract.schedule import clip_factor, learning_rate
@@ -41,14 +42,13 @@ from parity.localize.rows import (
     tensor_rows,
 )
 from parity.localize.show import Report
-from parity.pair import batches, noise_only, scrambled
+from parity.pair import batches, noise_only, perturbed
 from torchtrain.trainer import Trainer as TorchTrainer
 
 UPDATES = 3
 """Updates that are compared: the second has moments, the third has them mixed."""
 STEP_ROUNDING = 8
 """A step may be off by so many roundings of its parameter."""
-Tensors = Mapping[str, np.ndarray]
 
 
 def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
@@ -59,9 +59,9 @@ def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
     one = jaxtrain.layers.master_dtype(config).type(1)
 
     def loss(params: Any, batch: Batch, dropout: Any) -> jax.Array:
-        model = nnx.merge(graph, params)
+        model: Any = _WithLogits(nnx.merge(graph, params))
         scale = jaxtrain.step.target_scale(config, batch, one)
-        return jaxtrain.objective.cross_entropy_loss(_WithLogits(model), config, batch, scale, dropout)
+        return jaxtrain.objective.cross_entropy_loss(model, config, batch, scale, dropout)
 
     return JaxRecorder(loss)
 
@@ -84,6 +84,7 @@ class _WithLogits:
 def torch_taps(stack: TorchTrainer, batch: Batch, update: int) -> tuple[Record, Tensors]:
     """The record of one batch with the dropout of `update`, and the gradients."""
     config, model = stack.config, stack.model
+    tapped: Any = _WithLogits(model)
     rows = batch.map(lambda array: torch.from_numpy(array).to(stack.device, torch.long))
     scale = torchtrain.step.target_scale(config, rows, 1.0)
     dropout = torchtrain.step.dropout_masks(config, update, len(batch))
@@ -91,21 +92,21 @@ def torch_taps(stack: TorchTrainer, batch: Batch, update: int) -> tuple[Record, 
     policy, model.policy = model.policy, "none"  # recomputing would meet every tap twice
     model.zero_grad(set_to_none=True)
     try:
-        record = record_torch(
-            lambda: torchtrain.objective.cross_entropy_loss(_WithLogits(model), config, rows, scale, dropout)
-        )
+        record = record_torch(lambda: torchtrain.objective.cross_entropy_loss(tapped, config, rows, scale, dropout))
     finally:
         model.policy = policy
-    named = {
-        name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    return record, torchtrain.model.canonical_tensors(config, named)
+    return record, _dense_gradients(stack)
+
+
+def _dense_gradients(stack: TorchTrainer) -> Tensors:
+    named = {name: p.grad.to_dense() for name, p in stack.model.named_parameters() if p.grad is not None}
+    return torchtrain.model.canonical_tensors(stack.config, named)
 
 
 def jax_taps(
     stack: JaxTrainer, recorder: JaxRecorder, batch: Batch, update: int, seats: Record | None = None
 ) -> tuple[Record, Tensors]:
-    """The record of one batch with the dropout of `update`, seated on torch's where given, and the gradients."""
+    """The record of one batch with the dropout of `update`, forced onto torch's where given, and the gradients."""
     dropout = jaxtrain.step.dropout_masks(stack.config, update, len(batch))
     record, gradients = recorder(stack.params, batch, dropout, seats=seats)
     return record, jaxtrain.model.canonical_tensors(stack.config, gradients)
@@ -137,6 +138,7 @@ def search(
     compared. `evidence` is filled with what reproduces a parting.
     From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
     """
+    stacks: tuple[TorchTrainer | JaxTrainer, ...] = torch_trainer, jax_trainer
     evidence = {} if evidence is None else evidence
     first, applied = begun or (0, 0)
     made = batches(config, UPDATES)
@@ -153,25 +155,22 @@ def search(
         group: {name: np.zeros_like(value) for name, value in tensors.items()}
         for group, tensors in torch_trainer.export().items()
     }
-    for stack in (torch_trainer, jax_trainer):
+    for stack in stacks:
         stack.adopt({**zeros, **(moments or {}), "parameters": weights}, applied)
     batch, apart = feeds[0][0], noise_only(config)
     ours, our_gradients = torch_taps(torch_trainer, batch, first)
     recorder = recorder or jax_recorder(jax_trainer)
     free, _ = jax_taps(jax_trainer, recorder, batch, first)
-    seated, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
-    rows = tap_rows(ours, free, seated)
-    evidence |= evidence_of(judge(rows), ours, seated)
+    teacher_forced, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
+    rows = tap_rows(ours, free, teacher_forced)
+    evidence |= evidence_of(judge(rows), ours, teacher_forced)
     evidence |= {"tokens": batch.tokens, "labels": batch.labels}
     yield rows
     yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
 
     for update, batch in enumerate(feeds[0], first):
-        (our_loss, our_norm), (their_loss, their_norm) = (
-            stack.gradients(batch, update, 1.0) for stack in (torch_trainer, jax_trainer)
-        )
-        named = {name: parameter.grad for name, parameter in torch_trainer.model.named_parameters()}
-        our_gradients = torchtrain.model.canonical_tensors(config, {n: g.to_dense() for n, g in named.items()})
+        (our_loss, our_norm), (their_loss, their_norm) = (stack.gradients(batch, update, 1.0) for stack in stacks)
+        our_gradients = _dense_gradients(torch_trainer)
         their_gradients = jaxtrain.model.canonical_tensors(config, jax_trainer.last_gradients)
         note = f"update {update}"
         factors = [clip(our_norm, config.optimizer.clip) for clip in clips]
@@ -179,7 +178,7 @@ def search(
             _scalar("training loss", our_loss, their_loss, note),
             *_noted(tensor_rows("accumulated", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart), note),
             _scalar("gradient norm", our_norm, their_norm, note),
-            *([_scalar("clip factor", *factors, note)] if clips[0] is not clips[1] else []),
+            *([_scalar("clip factor", factors[0], factors[1], note)] if clips[0] is not clips[1] else []),
         ]
         tree = to_jax_tree(config.model, our_gradients, config.execution.vocab_multiple)
         jax_trainer.last_gradients = jax.tree_util.tree_map_with_path(
@@ -189,16 +188,17 @@ def search(
         before = torch_trainer.export()["parameters"]
         # at the end of the warm-up: a step of its first updates is so small that the parameter's rounding hides it
         at = min(update if begun else config.schedule.warmup_updates + update, config.train.updates - 1)
-        for stack, rate, factor in zip((torch_trainer, jax_trainer), rates, factors, strict=True):
+        for stack, rate, factor in zip(stacks, rates, factors, strict=True):
             stack.apply(rate(config, at), factor, applied + update - first)
         ours_after, theirs_after = torch_trainer.export(), jax_trainer.export()
         rows = []
         for group in [group for group in ours_after if group != "parameters"]:
             rows += tensor_rows(group, ours_after[group], theirs_after[group], STATE, STATE_FLOOR)
-        moved = [
+        ours_moved, theirs_moved = (
             {name: state["parameters"][name] - before[name] for name in before} for state in (ours_after, theirs_after)
-        ]
-        rows += [_with_rounding(row, before, moved[0]) for row in tensor_rows("parameter", *moved, STATE, STATE_FLOOR)]
+        )
+        steps = tensor_rows("parameter", ours_moved, theirs_moved, STATE, STATE_FLOOR)
+        rows += [_with_rounding(row, before, ours_moved) for row in steps]
         yield _noted(rows, note)
         jax_trainer.adopt(ours_after, applied + update - first + 1)
 
@@ -231,7 +231,7 @@ def localize_config(
 
     `options` are those of `search`.
     """
-    weights = scrambled(config) if weights is None else weights
+    weights = perturbed(config) if weights is None else weights
     evidence = {f"weights/{name}": value for name, value in weights.items()}
     rows: list[Row] = []
     stacks = make_torch(config, weights), make_jax(config, weights)
@@ -269,7 +269,7 @@ def _with_rounding(row: Row, before: Tensors, moved: Tensors) -> Row:
 
 
 def _scalar(name: str, ours: float, theirs: float, note: str) -> Row:
-    error = distance(np.float64(theirs), np.float64(ours))
+    error = distance(np.array(theirs), np.array(ours))
     return Row("scalar", name, error, None, SCALAR, SCALAR_FLOOR, note=note)
 
 

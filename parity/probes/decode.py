@@ -52,7 +52,7 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
             with torch.no_grad():
-                hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
+                hidden, cache = stack.model.decode(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
             found, cache = s.decode._step(stack.programs.graph, *cast, inputs, positions, mask, cache, at)
@@ -76,10 +76,14 @@ def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: 
 def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
     """Within, JAX's decoding step is traced anew, unless it is `shared`."""
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
     yield
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
+
+
+def _forget() -> None:
+    jaxtrain.decode._step.clear_cache()  # type: ignore[attr-defined]  # public, but the type of jax.jit's result lacks it
 
 
 def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

@@ -33,15 +33,17 @@ import torchtrain.objective
 import torchtrain.optimizer
 import torchtrain.step
 import torchtrain.trainer
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from parity.pair import (
     WEIGHTS,
-    faint,
     jax_gradients,
+    tiny_head,
     torch_gradients,
 )
 
-Seen = dict[str, Any]
+Seen = dict[Any, Any]
+"""What a probe saw, under names of its own."""
 
 # An eighth of the time that -O3 takes goes into these models' arithmetic, seven into compiling it.
 quick_jit = functools.partial(
@@ -108,9 +110,9 @@ UNMUTATED = frozenset({"gradients", "step", "decode"})
 
 
 @functools.cache
-def weights_of(config: RunConfig, state: str) -> dict[str, np.ndarray]:
-    """Weights in one of `WEIGHTS`' states or `faint`, made once."""
-    return faint(config) if state == "faint" else WEIGHTS[state](config)
+def weights_of(config: RunConfig, state: str) -> Tensors:
+    """Weights in one of `WEIGHTS`' states or `tiny_head`, made once."""
+    return tiny_head(config) if state == "tiny head" else WEIGHTS[state](config)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters
@@ -26,14 +26,14 @@ from coretrain.data.batch import windows
 from jaxtrain.parallel.choose import make_trainer
 from jaxtrain.parallel.trainer import ParallelTrainer
 from parity.errors import largest_error
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from parity.pair import noise_only
 from parity.workers.mesh_bugs import planted
 
 UPDATES, UPDATES_WITH_A_BUG = 20, 4
 BAD, SKIPPED = 2, 1.0
 """An update in which one number on one device is none, and what stands for its loss and norm, which must both be so."""
-TINY = {
+TINY: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -53,7 +53,7 @@ TINY = {
     "data.cache": "none",
     "parallel.data": 1,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": {
         **GPT2_FORM,
         "model.residual_dropout": 0.1,
@@ -150,7 +150,7 @@ def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]
     updates = max(ours.states)
     mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
     whole = with_adapter(config, initial_parameters(config.model, config.train.seed))
-    start = {row.name: np.asarray(whole[row.name]) for row in trained_table(config)}
+    start = {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(config)}
     states = ours.states[updates], theirs.states[updates]
     return {
         "loss": float(np.abs(mine - reference)[:, 0].max()),

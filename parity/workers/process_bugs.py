@@ -17,9 +17,10 @@ import torchtrain.model
 import torchtrain.parallel.pipeline
 import torchtrain.parallel.pipeline_trainer
 import torchtrain.parallel.trainer
+import torchtrain.step
 from coretrain.processes.layout import rows_of
 from coretrain.processes.world import World
-from torchtrain.parallel.axes import Axis
+from torchtrain.parallel.axes import Axis, reduce_from_tensor_region
 from torchtrain.parallel.processes import ProcessGrid, grid_of
 
 
@@ -90,7 +91,7 @@ def _same_rows(patch: pytest.MonkeyPatch, world: World) -> None:
 
 def _local_masks(patch: pytest.MonkeyPatch, world: World) -> None:
     """Dropout masks of rows counted within the process."""
-    plain = torchtrain.parallel.trainer.dropout_masks
+    plain = torchtrain.step.dropout_masks
 
     def masks(config, update, rows):
         made = plain(config, update, rows)
@@ -135,7 +136,7 @@ def _bias_each(patch: pytest.MonkeyPatch, world: World) -> None:
 
     def forward(self, x, masks=None):
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return torchtrain.layers.reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype), bias), self.summed)
+        return reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype), bias), self.summed)
 
     patch.setattr(torchtrain.layers.Linear, "forward", forward)
 

@@ -46,7 +46,7 @@ from parity.workers.process_bugs import planted
 from torchtrain.checkpoint import load_native
 from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
-from torchtrain.parallel.trainer import ParallelTrainer
+from torchtrain.parallel.zero_trainer import ZeroTrainer
 from torchtrain.trainer import Trainer
 
 UPDATES = 20
@@ -142,13 +142,13 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
         result = {"seen": seen, "applied": applied, "value": value, "text": text}
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
-            world.by_first(lambda: save.mkdir(parents=True, exist_ok=True))
+            world.on_rank0(lambda: save.mkdir(parents=True, exist_ok=True))
             with written_late():
                 saving = trainer.save(save)
                 trainer.gradients(data[0], case.updates, 1.0)
                 trainer.apply(1.0, 1.0, applied)  # which must not be in what is written
                 world.ended(saving)
-        if config.parallel.zero and isinstance(trainer, ParallelTrainer):
+        if isinstance(trainer, ZeroTrainer):
             trainer.zero.engine.destroy()
     return result
 
@@ -200,10 +200,10 @@ def together(cases: Sequence[Case], processes: int, folder: Path) -> dict[str, d
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     facts = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    ranks = []
-    for rank in range(processes):
-        words = {name: str(value) for name, value in (facts | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        with open(folder / f"rank{rank}.txt", "w") as output:
+    ranks: list[subprocess.Popen[bytes]] = []
+    for number in range(processes):
+        words = {name: str(value) for name, value in (facts | {"RANK": number, "LOCAL_RANK": number}).items()}
+        with open(folder / f"rank{number}.txt", "w") as output:
             command = [
                 sys.executable,
                 "-m",
@@ -219,7 +219,7 @@ def together(cases: Sequence[Case], processes: int, folder: Path) -> dict[str, d
     for rank in ranks:
         rank.kill()
     codes = [rank.wait() for rank in ranks]
-    words_of = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(processes))
+    words_of = "\n".join((folder / f"rank{number}.txt").read_text()[-3000:] for number in range(processes))
     assert not any(codes), f"exit codes by rank {codes}\n{words_of}"
     results: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())
     return results

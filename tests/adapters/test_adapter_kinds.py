@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import torchtrain.model
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import adapter_table, adapter_targets, trained_table, with_adapter
+from coretrain.adapters.targets import adapter_parameters, adapter_targets, trainable_parameters, with_adapter
 from coretrain.base.errors import UserError
 from coretrain.config.adapter import AdapterConfig
 from coretrain.contract.parameters import initial_parameters
@@ -45,7 +45,9 @@ def pair_of(small_config, tmp_path, float64_oracle):
         draw = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
         base = {name: v + 0.1 * rng.standard_normal(v.shape) for name, v in draw.items()}
         whole = with_adapter(config, base)
-        adapter = {row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_table(config)}
+        adapter = {
+            row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_parameters(config)
+        }
         batch = random_text(config)
         export_huggingface(tmp_path / "hf", m, base, None)
         kind = transformers.LlamaForCausalLM if m.position == "rope" else transformers.GPT2LMHeadModel
@@ -194,7 +196,7 @@ def test_the_start_is_the_base(small_config, kind):
 
 def test_what_a_kind_trains(small_config):
     def names(**fields):
-        return [row.name.removeprefix("blocks.0.") for row in trained_table(small_config(**fields))]
+        return [row.name.removeprefix("blocks.0.") for row in trainable_parameters(small_config(**fields))]
 
     assert names(adapter__kind="dora", adapter__targets="blocks.0.mlp.up.weight") == [
         f"mlp.up.adapter.{part}" for part in "abm"
@@ -224,14 +226,14 @@ def test_what_a_kind_trains(small_config):
 )
 def test_faults_of_fields_name_them(small_config, fields, word):
     with pytest.raises(UserError, match=word):
-        adapter_table(small_config(**{f"adapter__{name}": value for name, value in fields.items()}))
+        adapter_parameters(small_config(**{f"adapter__{name}": value for name, value in fields.items()}))
 
 
 @pytest.mark.parametrize("kind", ["prefix", "bottleneck"])
 def test_what_is_no_change_of_weights_is_not_merged(small_config, kind):
     config = small_config(adapter__kind=kind)
     tensors = with_adapter(config, initial_parameters(config.model, 1))
-    adapter = {row.name: tensors[row.name] for row in adapter_table(config)}
+    adapter = {row.name: tensors[row.name] for row in adapter_parameters(config)}
     with pytest.raises(UserError, match=rf"adapter\.kind = {kind} is no change of the base's weights"):
         merged(config, tensors, adapter)
     bank = Adapters(small_config(), TorchTrainer(small_config()).model)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from coretrain.adapters.targets import initial_adapter, trained_table
+from coretrain.adapters.targets import initial_adapter, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import interchange_of, newest_interchange, save_interchange
@@ -125,7 +125,7 @@ def test_an_adapter_of_peft_finds_a_base_that_went_on(small_config, made, tmp_pa
     lora, tensors = with_base(small_config(**fields, adapter__base=base))
     keep_base(lora, tensors.folder)
     where = interchange_of(tmp_path / "lora", "update-00000000")
-    trained = {row.name: tensors[row.name] for row in trained_table(lora) if row.name in tensors}
+    trained = {row.name: tensors[row.name] for row in trainable_parameters(lora) if row.name in tensors}
     save_interchange(where, lora, {"parameters": initial_adapter(lora) | trained}, Progress(), "import")
     (tmp_path / "lora" / "config.json").write_text(lora.to_json())
     export_run(tmp_path / "lora", tmp_path / "peft", "peft")

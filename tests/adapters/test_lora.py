@@ -12,10 +12,10 @@ import torchtrain.adapters
 import torchtrain.model
 from coretrain.adapters.merge import merged
 from coretrain.adapters.targets import (
-    adapter_table,
+    adapter_parameters,
     adapter_targets,
     initial_adapter,
-    trained_table,
+    trainable_parameters,
     with_adapter,
 )
 from coretrain.base.errors import UserError
@@ -30,10 +30,10 @@ LORA = {"adapter__kind": "lora", "adapter__rank": 4}
 
 def test_the_table_and_its_start(small_config):
     config = small_config(**LORA, adapter__bias="lora_only", adapter__targets="blocks.*.mlp.down.weight")
-    assert [row.name for row in trained_table(config)] == [
+    assert [row.name for row in trainable_parameters(config)] == [
         f"blocks.{layer}.mlp.down.{part}" for layer in (0, 1) for part in ("adapter.a", "adapter.b")
     ] + ["blocks.0.mlp.down.bias", "blocks.1.mlp.down.bias"]
-    assert [row.shape for row in adapter_table(config)[:2]] == [(4, 128), (32, 4)]
+    assert [row.shape for row in adapter_parameters(config)[:2]] == [(4, 128), (32, 4)]
     start = initial_adapter(config)
     # U(+-1/sqrt(in)), as kaiming_uniform_(a=sqrt(5)): its largest of 512 draws is within 5% of the bound
     assert 0.95 < np.abs(start["blocks.0.mlp.down.adapter.a"]).max() * 128**0.5 <= 1
@@ -56,7 +56,7 @@ def test_the_table_and_its_start(small_config):
 def test_faults_of_fields_name_them(small_config, fields, word):
     config = small_config(**(LORA | fields))
     with pytest.raises(UserError, match=word):
-        adapter_table(config)
+        adapter_parameters(config)
     with pytest.raises(UserError, match=word):
         TorchTrainer(config)
 
@@ -90,7 +90,7 @@ def test_a_merge_in_the_model_is_rounded_once(small_config, make):
     targets = "blocks.*.attention.q.weight,blocks.1.mlp.up.weight,embed.token"
     config = small_config(**LORA, **untied, adapter__targets=targets)
     rng, weights = np.random.default_rng(0), initial_parameters(config.model, 1)
-    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(config)}
+    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_parameters(config)}
     stack = make(small_config(**untied), weights)
     model = stack.whole_model()
     bank = (torchtrain.adapters if make is TorchTrainer else jaxtrain.adapters).Adapters(small_config(**untied), model)
@@ -116,7 +116,7 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
     other = make(config)
     other.load(tmp_path / "native", 1)
     ours, theirs = stack.export(), other.export()
-    assert set(ours["parameters"]) == {row.name for row in adapter_table(config)} == set(ours["first_moment"])
+    assert set(ours["parameters"]) == {row.name for row in adapter_parameters(config)} == set(ours["first_moment"])
     for group, tensors in ours.items():
         for name, value in tensors.items():
             assert np.array_equal(value, theirs[group][name]), (group, name)
@@ -164,4 +164,4 @@ def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
     dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
     whole = with_adapter(dora, initial_parameters(config.model, 1))
     with pytest.raises(UserError, match=r"adapter other needs the norms of whole weights, .* held in bfloat16"):
-        bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trained_table(dora)})
+        bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(dora)})

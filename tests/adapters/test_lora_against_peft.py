@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from coretrain.adapters.targets import adapter_table
+from coretrain.adapters.targets import adapter_parameters
 from coretrain.contract.parameters import initial_parameters
-from coretrain.contract.quantization import quantize, quantized_table
+from coretrain.contract.quantization import quantize, quantized_parameters
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
 from tests.support.batches import random_text
@@ -34,9 +34,9 @@ def test_peft_computes_the_same(small_config, float64_oracle, kind):
     config = small_config(**LORA, **form, **more)
     m, rng = config.model, np.random.default_rng(0)
     weights = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
-    adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_table(config)}
+    adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_parameters(config)}
     base = dict(weights)
-    for row in quantized_table(config):
+    for row in quantized_parameters(config):
         given = weights[row.name].astype(np.float32)
         base[row.name] = bitsandbytes_nf4(given, quantize(given, "nf4").arrays["offset"])
     theirs = transformers.LlamaForCausalLM(

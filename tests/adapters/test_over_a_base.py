@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coretrain.adapters.merge import fingerprint
-from coretrain.adapters.targets import adapter_table, adapter_targets
+from coretrain.adapters.targets import adapter_parameters, adapter_targets
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import (
     interchange_of,
@@ -136,7 +136,9 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ra
         fields = LORA | {"adapter__rank": (*ranks, 4)[seed], "adapter__quantize": kind, "adapter__base": folder}
         adapter, _ = with_base(small_config(**sizes | fields))
         rng = np.random.default_rng(seed)
-        tensors = {row.name: 0.2 * rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
+        tensors = {
+            row.name: 0.2 * rng.standard_normal(row.shape).astype(np.float32) for row in adapter_parameters(adapter)
+        }
         where = interchange_of(tmp_path / name, "update-00000000")
         save_interchange(where, adapter, {"parameters": tensors}, Progress(), "import")
         (tmp_path / name / "config.json").write_text(adapter.to_json())

@@ -19,7 +19,7 @@ import jaxtrain.adapters
 import jaxtrain.quantized
 import torchtrain.adapters
 import torchtrain.quantized
-from coretrain.adapters.targets import initial_adapter, trained_table
+from coretrain.adapters.targets import initial_adapter, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
@@ -30,7 +30,7 @@ from coretrain.contract.quantization import (
     forms,
     held_bytes,
     quantize,
-    quantized_table,
+    quantized_parameters,
 )
 from coretrain.contract.sampling import Sampling
 from coretrain.planning.memory import footprint
@@ -62,7 +62,7 @@ def test_what_is_refused_is_named(small_config):
     )
     for width, kind, words in ((36, "nf4", ("1,296", "nf4", 64, "none")), (24, "int8", ("576", "int8", 128, "nf4, "))):
         config = small_config(**QLORA | {"adapter__quantize": kind}, model__width=width)
-        for make in (quantized_table, TorchTrainer, JaxTrainer):
+        for make in (quantized_parameters, TorchTrainer, JaxTrainer):
             with pytest.raises(UserError, match=whole.format(*words)):
                 make(config)
 
@@ -85,7 +85,7 @@ def test_the_footprint_is_that_of_the_arrays(small_config):
     model, kinds = TorchTrainer(config).model, footprint(config).kinds
     held = [*model.parameters(), *model.buffers()]
     assert kinds["weights"] == sum(x.numel() * x.element_size() for x in held)
-    assert kinds["moments"] == 2 * sum(4 * row.size for row in trained_table(config))
+    assert kinds["moments"] == 2 * sum(4 * row.size for row in trainable_parameters(config))
 
 
 class Counted(Mapping):
@@ -126,7 +126,7 @@ def counted(monkeypatch):
 
         def load(folder):
             loaded = load_interchange(folder)
-            bases.append(Counted(loaded.groups["parameters"], {row.name for row in quantized_table(config)}))
+            bases.append(Counted(loaded.groups["parameters"], {row.name for row in quantized_parameters(config)}))
             return replace(loaded, groups={"parameters": bases[-1]})
 
         monkeypatch.setattr(coretrain.runs.base, "load_interchange", load)
@@ -160,9 +160,9 @@ def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make,
     assert base.read.keys() == {row.name for row in parameter_table(config.model)}
     assert base.most <= 2
     held = list(stack.model.parameters()) if make is TorchTrainer else jax.tree.leaves((stack.params, stack.frozen))
-    sizes = {row.size for row in quantized_table(config)}
+    sizes = {row.size for row in quantized_parameters(config)}
     assert not [x.shape for x in held if np.prod(x.shape) / (1 if make is TorchTrainer else 2) in sizes and x.ndim > 2]
-    assert set(stack.export()["parameters"]) == {row.name for row in trained_table(config)}
+    assert set(stack.export()["parameters"]) == {row.name for row in trainable_parameters(config)}
 
 
 def test_several_adapters_and_a_merge_read_their_base_once(small_config, tmp_path, counted):
@@ -192,7 +192,7 @@ def test_torch_keeps_no_dequantized_weight(small_config, policy):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append((x.numel(), x.dtype)) or x, lambda x: x):
         stack.gradients(batch, 0, 1.0)
-    matrices = {row.size for row in quantized_table(config)}
+    matrices = {row.size for row in quantized_parameters(config)}
     assert not [size for size, dtype in kept if dtype.is_floating_point and size in matrices]
     assert policy != "none" or [size for size, dtype in kept if dtype == torch.uint8]
     plain = TorchTrainer(small_config(adapter__kind="lora", **WIDE, precision__compute="bfloat16"))
@@ -250,7 +250,7 @@ def test_jax_keeps_no_dequantized_weight(small_config, way):
         return cross_entropy_loss(model, config, batch, np.float32(1))
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], stack.params))
-    matrices = {row.size for row in quantized_table(config)}
+    matrices = {row.size for row in quantized_parameters(config)}
     stacked = matrices | {config.model.layers * size for size in matrices}
     assert not [x.shape for x in residuals if x.size in stacked and np.issubdtype(x.dtype, np.floating)]
     assert [x.shape for x in residuals if x.dtype == np.uint8]
@@ -329,7 +329,7 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     assert whole.evaluate(batch) == pytest.approx(losses[0], rel=1e-5)
     bare = as_held(config, weights)
     assert [name for name in weights if not np.array_equal(bare[name], weights[name])] == [
-        row.name for row in parameter_table(config.model) if row in quantized_table(config)
+        row.name for row in parameter_table(config.model) if row in quantized_parameters(config)
     ]
     untouched = TorchTrainer(plain, bare).evaluate(batch)
     assert abs(untouched - losses[0]) > 1e-3 * losses[0], "the adapter must have learned something"
@@ -358,7 +358,7 @@ def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_co
         # the same products of the same numbers; the adapter changes them by 1.0 of their norm
         assert np.linalg.norm(logits(model) - wanted) < 1e-6 * np.linalg.norm(wanted)
     assert np.linalg.norm(beside - bare) > 0.5 * np.linalg.norm(bare)
-    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*scripts/convert\.py merge"):
+    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*twintrain convert merge"):
         bank.merge()
     assert bank.active == "default"
     assert not bank.merged

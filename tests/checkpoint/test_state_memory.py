@@ -38,12 +38,11 @@ def test_a_state_of_a_billion_parameters_goes_to_disk_and_back_in_its_own_memory
 
 @pytest.fixture(scope="module", params=STACKS)
 def trainer(request, tmp_path_factory):
-    """A trainer of each stack after one update, with the gradients of the next: what follows trains it on."""
+    """A trainer of each stack after an update; each test makes gradients of its own and trains it on."""
     config = small_config(tmp_path_factory.mktemp("cache"))
     made = importlib.import_module(f"{request.param}train.trainer").Trainer(config)
     made.gradients(COUNTING, 0, 1.0)
     made.apply(1e-2, 1.0, 0)
-    made.gradients(COUNTING, 1, 1.0)
     return made
 
 
@@ -65,6 +64,7 @@ def equal(one, other):
 
 
 def test_an_update_waits_for_the_save(trainer):
+    trainer.gradients(COUNTING, 1, 1.0)
     before = copied(trainer)
     trainer.saving = Future()
     with ThreadPoolExecutor(1) as pool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from coretrain.adapters.targets import adapter_table, trained_table
+from coretrain.adapters.targets import adapter_parameters, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.base.safetensors import TensorFile
 from coretrain.checkpoint.interchange import (
@@ -79,7 +79,7 @@ def made(small_config, tmp_path):
         weights = {n: v + 0.1 * rng.standard_normal(v.shape) * n.endswith("bias") for n, v in weights.items()}
         write_run(base, small_config(**{k: v for k, v in fields.items() if not k.startswith("adapter")}), weights)
         config, _ = with_base(config)
-        tensors = {row.name: rng.standard_normal(row.shape) * 0.2 for row in trained_table(config)}
+        tensors = {row.name: rng.standard_normal(row.shape) * 0.2 for row in trainable_parameters(config)}
         write_run(adapter, config, tensors)
         return base, adapter
 
@@ -123,7 +123,7 @@ def test_peft_computes_the_same_and_bits_come_back(made, tmp_path, fields, float
         assert back[name].dtype == value.dtype
         assert back[name].tobytes() == value.tobytes(), name
     again = load_interchange(newest_interchange(tmp_path / "again")).config
-    assert [row.name for row in adapter_table(again)] == [row.name for row in adapter_table(config)]
+    assert [row.name for row in adapter_parameters(again)] == [row.name for row in adapter_parameters(config)]
     assert again.adapter.model_dump(exclude={"targets"}) == config.adapter.model_dump(exclude={"targets"})
 
 

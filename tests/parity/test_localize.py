@@ -44,6 +44,7 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 # --- taps -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_taps_change_nothing():
     """Bit for bit, logits, loss and gradients: without a function, and with one that gives the value back."""
     config = make_config(VARIANTS[GPT], execution__scan_layers="false")
@@ -111,7 +112,7 @@ def test_both_stacks_have_the_same_taps_in_the_same_order(variant):
 
 @pytest.mark.parametrize("variant", [GPT, LLAMA])
 def test_a_correct_pair_is_the_same(variant):
-    """Floors over both variants: values 7e-16 (seated 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
+    """Floors over both variants: values 7e-16 (forced 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
     config, weights, stack, recorder = sides(variant)
     rows = [row for stage in search(config, weights, TorchTrainer(config, weights), stack, recorder) for row in stage]
     verdict = judge(rows)
@@ -119,7 +120,7 @@ def test_a_correct_pair_is_the_same(variant):
     assert {row.stage for row in rows} >= {"forward", "cotangent", "gradient", "first_moment", "parameter"}
     names = {row.name for row in rows if row.stage == "scalar"}
     assert names == {"training loss", "gradient norm"}, "what both take from one source is no finding"
-    assert all(row.seated is not None for row in rows if row.stage in ("forward", "cotangent"))
+    assert all(row.teacher_forced is not None for row in rows if row.stage in ("forward", "cotangent"))
 
 
 # --- below float64 ----------------------------------------------------------------------------------------------------
@@ -143,12 +144,14 @@ def lower(config_below):
     ).verdict
 
 
+@pytest.mark.whole
 def test_rounding_of_a_correct_pair_is_no_fault():
     verdict = lower(below(precision__compute="float32"))
     assert verdict.kind == "same", verdict.sentence
     assert "float32" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     """An attention that rounds to TF32's ten bits, as a reduced-precision matmul does; float64 is left alone."""
     original = torchtrain.layers.attention
@@ -162,6 +165,7 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     assert "of torch" in verdict.sentence
 
 
+@pytest.mark.whole
 def test_another_dtype_is_found(monkeypatch):
     original = torchtrain.layers.Attention.forward
 

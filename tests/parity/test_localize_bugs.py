@@ -279,6 +279,7 @@ TORCH = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("bug", "variant", "expected"), TORCH, ids=[bug[0].__name__ for bug in TORCH])
 def test_a_bug_in_torch_is_found(bug, variant, expected, monkeypatch):
     sides(variant)
@@ -324,6 +325,7 @@ JAX = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("bug", "expected"), JAX, ids=[bug[0].__name__ for bug in JAX])
 def test_a_bug_in_jax_is_found(bug, expected, monkeypatch):
     config, weights, _, _ = sides(GPT)
@@ -331,6 +333,7 @@ def test_a_bug_in_jax_is_found(bug, expected, monkeypatch):
     assert localized_tap(config, weights, TorchTrainer(config, weights), JaxTrainer(config, weights)) == expected
 
 
+@pytest.mark.whole
 def test_bugs_of_schedule_clip_and_data_are_found():
     config, _, _, _ = sides(GPT)
 

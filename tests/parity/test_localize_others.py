@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.contract.taps import tap
 from parity.localize import command as localizer
 from parity.localize.command import shrunk
 from parity.localize.pairs import compare, localize
 from parity.localize.recorders import JaxRecorder
-from parity.pair import batches, scrambled
+from parity.pair import batches, perturbed
 from tests.support.batches import arrays_of
 from tests.support.localizing import alone, torch_gelu_of_ten_digits
 
@@ -28,6 +28,7 @@ small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
 # --- other people's pairs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("planted", [True, False])
 def test_the_example(planted, tmp_path):
     """Hugging Face's block against one in JAX: the mistake is named, and without it nothing is."""
@@ -104,11 +105,12 @@ def command(monkeypatch, capsys, *words):
     """(exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["localize", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        localizer.main()
+        exits_cleanly(localizer.main)()
     out, err = capsys.readouterr()
     return stopped.value.code, out, err
 
 
+@pytest.mark.whole
 def test_the_command_and_its_reproduction(monkeypatch, capsys, tmp_path):
     torch_gelu_of_ten_digits(monkeypatch)
     words = ["gpt2-124m", "--layers", "1", "--width", "32", "--model.context=16"]
@@ -154,7 +156,7 @@ def test_mistakes_of_users_are_one_sentence(words, hint, monkeypatch, capsys):
 def test_inputs_that_are_none(kind, hint, monkeypatch, capsys, tmp_path):
     config, _ = shrunk("tiny", [], 1, 32)
     path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
-    weights = {f"weights/{name}": value for name, value in scrambled(config).items()}
+    weights = {f"weights/{name}": value for name, value in perturbed(config).items()}
     batch = batches(config, 1)[0]
     changes = {"float": lambda ids: ids + 0.5, "long": lambda ids: np.tile(ids, (1, 9)), "ids": lambda ids: ids + 400}
     if kind in changes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import bench.memory as bench_memory
-from coretrain.adapters.targets import adapter_table
+from coretrain.adapters.targets import adapter_parameters
 from coretrain.planning.memory import blockwise, footprint, kv_cache
 from coretrain.processes.layout import Layout
 from tests.support.plans import made, refused
@@ -101,7 +101,7 @@ def test_an_adapters_base_is_cut_but_its_bytes_are_not(quantize):
     """A base's matrices are shared over fsdp and tensor; an adapter, and a base in few bits, are whole everywhere."""
     c = made("llama-7b", adapter__kind="lora", adapter__quantize=quantize)
     whole = footprint(c, stack="jax").kinds["weights"]
-    adapter = 4 * sum(row.size for row in adapter_table(c))
+    adapter = 4 * sum(row.size for row in adapter_parameters(c))
     embeddings = 4 * 2 * 32000 * 4096
     for layout in (Layout(tensor=2), Layout(fsdp=4), Layout(tensor=4), Layout(data=2, fsdp=2, tensor=2)):
         kinds, parts = footprint(c, layout, "jax").kinds, layout.fsdp * layout.tensor

@@ -100,7 +100,7 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
 
         def logits(head=None):
             cache = torchtrain.layers.Cache(*torch.zeros(2, 2, 1, 3, model.kv_heads, 8, dtype=torch.bfloat16))
-            return model.logits(model.step(*inputs, cache, 0)[0], head).float().numpy()
+            return model.logits(model.decode(*inputs, cache, 0)[0], head).float().numpy()
 
         with torch.no_grad():
             wanted = logits()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import rows_of
@@ -21,7 +22,6 @@ from torchtrain.model import materialize
 from torchtrain.optimizer import Optimizer
 from torchtrain.parallel.pipeline import Pipeline, Stage
 from torchtrain.parallel.trainer import ParallelTrainer
-from torchtrain.trainer import Tensors
 
 
 class PipelineTrainer(ParallelTrainer):
@@ -31,7 +31,7 @@ class PipelineTrainer(ParallelTrainer):
         with torch.device("meta"):
             stage = Stage(self.config, self.kernel.name, self.grid.tensor, self.grid.pipeline)
         self.model = materialize(self.config, stage, tensors, self.device)
-        self.pipeline = Pipeline(self.config, self.model, self.grid)
+        self.pipeline = Pipeline(self.config, stage, self.grid)
         self.optimizer = Optimizer(self.config, self.model)
 
     def _over_micro_batches(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
@@ -57,8 +57,9 @@ class PipelineTrainer(ParallelTrainer):
     def token_logprobs(self, batch: Batch) -> np.ndarray:
         """Not to be had from stages. Raises `UserError`."""
         raise UserError(
+            "torch/parallel-pipeline-log-probabilities-tokens-not",
             f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
-            "stages; set parallel.pipeline = 1"
+            "stages; set parallel.pipeline = 1",
         )
 
     def save(self, folder: Path) -> Future[None]:

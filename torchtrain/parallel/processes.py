@@ -48,7 +48,8 @@ def join(config: RunConfig) -> World:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     timeout = _timeout(config)
-    alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    store = None if launched() else dist.HashStore()  # type: ignore[attr-defined]  # torch has no __all__ to list it in
+    alone: dict[str, Any] = {} if store is None else {"store": store, "rank": 0, "world_size": 1}
     told = os.environ
     if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() and "TORCHELASTIC_RUN_ID" not in told:
         meet(f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}", size, int(told["RANK"]), config.parallel.timeout)
@@ -56,8 +57,9 @@ def join(config: RunConfig) -> World:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken
         raise UserError(
+            "torch/process-could-not-join",
             f"this process could not join the others ({str(error).splitlines()[0]}): start all of them alike, by "
-            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         ) from None
     # the group's threads left running at exit now and then abort the process, whatever code it was to end with
     atexit.register(_part)
@@ -79,8 +81,9 @@ def _refuse(config: RunConfig) -> None:
     check_combination(config, "torch")
     if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
+            "torch/parallel-zero-needs-deepspeed-pip",
             f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
-            "or set parallel.zero = 0"
+            "or set parallel.zero = 0",
         )
 
 
@@ -98,7 +101,8 @@ class Processes(World):
             dist.all_gather_object(words, text, group=self._words)
         except RuntimeError as error:
             raise PeerError(
-                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume"
+                "torch/process-gone",
+                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume",
             ) from error
         return words
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import InitialParameters
@@ -25,8 +26,8 @@ from torchtrain.model import build_model
 from torchtrain.objective import label_logprobs
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel.processes import grid_of
-from torchtrain.step import dropout_masks, target_scale
-from torchtrain.trainer import Tensors, Trainer
+from torchtrain.step import dropout_masks, gradients_of, target_scale
+from torchtrain.trainer import Trainer
 
 
 class ParallelTrainer(Trainer):
@@ -91,7 +92,7 @@ class ParallelTrainer(Trainer):
 
     def _summed_gradients(self) -> dict[str, Tensor]:
         """What this process has of the summed gradients, by parameter, each number of them on one of its row once."""
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad}
+        gradients = gradients_of(self.model)
         self.grid.sum_gradients(list(gradients.values()))
         return gradients
 

@@ -37,7 +37,7 @@ MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardRange:
     """Numbers [start, stop) of a parameter's local tensor, which lie at [at, at + stop - start) of a group's shard."""
 
     name: str
@@ -147,9 +147,10 @@ class Zero:
             piece.name: part for group, pieces in enumerate(self.pieces) for piece, part in self._shard(group, pieces)
         }
 
-    def _shard(self, group: int, pieces: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+    def _shard(self, group: int, pieces: list[ShardRange]) -> Iterator[tuple[ShardRange, Tensor]]:
         if self.config.parallel.offload != "none":
             flat = self._masters()[group].grad
+            assert flat is not None, "DeepSpeed offloads the gradients to where the optimizer steps"
             yield from ((piece, flat[piece.at : piece.at + piece.stop - piece.start]) for piece in pieces)
             return
         parts = iter(self.inner.averaged_gradients[group])
@@ -225,7 +226,7 @@ class Zero:
 
     def _scatter(self, tensors: Mapping[str, np.ndarray], where: str, flats: list[Tensor]) -> None:
         check_names(self.config.model, tensors, where)
-        places: dict[str, list[tuple[Tensor, Piece]]] = {}
+        places: dict[str, list[tuple[Tensor, ShardRange]]] = {}
         for flat, pieces in zip(flats, self.pieces, strict=True):
             for piece in pieces:
                 places.setdefault(piece.name, []).append((flat, piece))
@@ -303,7 +304,7 @@ def _settings(config: RunConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _pieces(inner: Any, stage: int, names: Mapping[int, str], grid: ProcessGrid) -> list[list[Piece]]:
+def _pieces(inner: Any, stage: int, names: Mapping[int, str], grid: ProcessGrid) -> list[list[ShardRange]]:
     """What this process's shard of each parameter group is made of."""
     rank, found = grid.data.index, []
     groups = inner.fp16_groups if stage == 3 else inner.bit16_groups
@@ -315,14 +316,14 @@ def _pieces(inner: Any, stage: int, names: Mapping[int, str], grid: ProcessGrid)
                 size = parameter.partition_numel()
                 start, stop = rank * size, min((rank + 1) * size, parameter.ds_numel)
                 if start < stop:
-                    pieces.append(Piece(name, start, stop, at))
+                    pieces.append(ShardRange(name, start, stop, at))
                 at += size
             else:  # the group is cut, as one long row of numbers
                 size = inner.partition_size[number]
                 first = rank * size - at
                 start, stop = max(0, first), min(parameter.numel(), first + size)
                 if start < stop:
-                    pieces.append(Piece(name, start, stop, at + start - rank * size))
+                    pieces.append(ShardRange(name, start, stop, at + start - rank * size))
                 at += parameter.numel()
         found.append(pieces)
     return found

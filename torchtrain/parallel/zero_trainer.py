@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Fragment
 from coretrain.contract.sampling import Sampling
@@ -21,11 +22,12 @@ from coretrain.data.batch import Batch
 from torchtrain.checkpoint import save_native
 from torchtrain.parallel.trainer import ParallelTrainer
 from torchtrain.parallel.zero import Zero
-from torchtrain.trainer import Tensors
 
 
 class ZeroTrainer(ParallelTrainer):
     """A `ParallelTrainer` whose moments, gradients or weights are shards (`parallel.zero` 1, 2 or 3)."""
+
+    optimizer: Zero  # type: ignore[assignment]  # no Optimizer, but all that isn't overridden here is `step`, alike
 
     def _make(self, tensors: Tensors) -> None:
         self.zero = Zero(self.config, self.kernel.name, self.device, self.grid, tensors, self._loss_of)
