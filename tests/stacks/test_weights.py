@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import jaxtrain.loss
+import jaxtrain.parallel.trainer
 import torchtrain.loss
+import torchtrain.parallel.trainer
 from coretrain.data.batch import IGNORED
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, noise_only, torch_gradients
@@ -181,3 +183,21 @@ def test_a_whole_update_is_the_same_in_both_stacks_and_however_it_is_cut(small_c
         for name in gradients.keys() - noise_only(config):
             for one, other in ((found[2], gradients), (found[3], steps)):
                 assert np.linalg.norm(one[name] - other[name]) < 1e-12 * np.linalg.norm(other[name]), name
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@STACKS
+def test_a_trainer_that_could_share_the_run_does_the_same(small_config, stack, accumulation):
+    """Alone. Floors 0 of the numbers and 6.5e-17 of a gradient's norm."""
+    config = small_config(precision__compute="float64", train__accumulation=accumulation)
+    batch, found = weighted(config), []
+    own, module = (TorchTrainer, torchtrain) if stack == "torch" else (JaxTrainer, jaxtrain)
+    for make in (own, module.parallel.trainer.ParallelTrainer):
+        trainer = make(config)
+        loss, norm = trainer.gradients(batch, 0, 1.0)
+        gradients = (torch_gradients if stack == "torch" else jax_gradients)(trainer)
+        found.append((loss, norm, trainer.evaluate(batch), gradients))
+    (*numbers, gradients), (*others, shared) = found
+    assert others == pytest.approx(numbers, rel=1e-13)
+    for name in gradients.keys() - noise_only(config):
+        assert np.linalg.norm(shared[name] - gradients[name]) < 1e-12 * np.linalg.norm(gradients[name]), name
