@@ -15,7 +15,7 @@ from twintrain.loading import loaded
 from twintrain.verbs import VERBS
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-"""In a checkout."""
+"""There in a checkout only."""
 
 
 def version() -> str:
@@ -27,7 +27,7 @@ def version() -> str:
 
 
 def overview() -> str:
-    """What `twintrain --help` says: every verb on a line."""
+    """What `twintrain --help` says: every verb on a line of its own."""
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
     usage = ["usage: twintrain VERB ...", "       twintrain VERB --help", "       twintrain --version"]

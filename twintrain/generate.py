@@ -1,4 +1,4 @@
-"""`twintrain generate`: text from a run, by the stack that is asked for."""
+"""`twintrain generate`: text from a run, in the stack that is asked for."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NEEDED = {"pytest": "pytest", "xdist": "pytest-xdist"}
 
 
 def main(argv: Sequence[str] | None = None, program: str = "twintrain parity") -> int:
-    """pytest's exit code: 0 where all is held, 1 where something isn't."""
+    """pytest's exit code: 0 where all tests pass, 1 where a test fails."""
     words = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(words):
         print((__doc__ or "").strip().replace("twintrain parity", program))
@@ -53,4 +53,4 @@ def settings() -> list[str]:
 
 
 MANNERS = ("-q", "--strict-markers", "-n", "auto")
-"""As pyproject.toml has them for a checkout."""
+"""Options that pyproject.toml gives to pytest in a checkout."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from coretrain.base.errors import Options
 from twintrain.verbs import STACKS
 
-HELP = "what carries it out: torch (the default) or jax"
+HELP = "the stack that does it: torch (the default) or jax"
 
 
 def add_stack(parser: argparse.ArgumentParser) -> None:

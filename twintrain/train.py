@@ -1,4 +1,4 @@
-"""`twintrain train`: a run, trained or gone on with, by the stack that is asked for."""
+"""`twintrain train`: train a new run or go on with one, in the stack that is asked for."""
 
 from __future__ import annotations
 

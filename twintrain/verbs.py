@@ -1,4 +1,4 @@
-"""The verbs of `twintrain`: where the code of each is, what it does, and the options it has; reading this is quick.
+"""The verbs of `twintrain`: where the code of each is, what it does, and the options it has. Importing this is quick.
 
 The help, the completion of shells and the tests read it here; no framework and no config is imported for it.
 """
@@ -20,7 +20,7 @@ PRESETS: Values = ("PRESETS",)
 
 @dataclass(frozen=True)
 class Verb:
-    """One of them."""
+    """One verb."""
 
     module: str
     """Its `main` takes the words after the verb and the program's name."""
@@ -74,7 +74,7 @@ VERBS = {
     "twins": Verb("twintrain.twins", "two runs of one config as one picture"),
     "localize": Verb(
         "parity.localize.command",
-        "where the two stacks, or two runs, part",
+        "where the two stacks, or two runs, begin to differ",
         {"--layers": ANY, "--width": ANY, "--output": ANY, "--inputs": ANY},
         fields=True,
         words=PRESETS,

@@ -1,4 +1,4 @@
-"""What a run costs, from its config alone: parameters, FLOPs, tokens, hours, money (memory: footprint.py).
+"""What a run costs, from its config alone: parameters, FLOPs, tokens, hours, money (memory: memory.py).
 
 FLOPs convention: 6 x the parameters of the matmuls (the output head once, embedding look-ups none) for each token, plus
 12 L H C T for attention scores and their weighted sum, causal masking not halved (Narayanan et al. 2021).

@@ -1,4 +1,4 @@
-"""The processes of a run, and what they must agree on. A stack's `parallel.join` gives a `World` that talks."""
+"""The processes of a run, and what they must agree on. Each stack's `parallel.processes.join` gives a `World`."""
 
 from __future__ import annotations
 

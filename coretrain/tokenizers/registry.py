@@ -108,7 +108,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `bpe.py`)."""
+    """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `train.py`)."""
     if name == "gpt2":
         return gpt2_tokenizer()
     if name == "bytes":

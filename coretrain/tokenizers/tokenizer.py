@@ -2,7 +2,7 @@
 
 A tokenizer is a byte-level BPE that tiktoken runs: merge ranks, a split pattern, and one special, `<|endoftext|>`.
 A pretrained model's has further specials, and may lack tokens for bytes that its corpus never held; where ranks can't
-describe it, it is a tokenizer.json (`kept_tokenizer.py`).
+describe it, it is a tokenizer.json (`json_tokenizer.py`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The tokenizer inside a GGUF file: tokens in GPT-2's byte alphabet, merges, special tokens, a named pre-tokenizer; or
-SentencePiece's (`gguf_sentencepiece.py`).
+SentencePiece's (`sentencepiece.py`).
 
 llama.cpp knows the ways to split text by name only. A run's own pattern that has no name there is kept in the file
 beside the nearest name. Source: llama-vocab.cpp at github.com/ggml-org/llama.cpp.
