@@ -26,6 +26,7 @@ from rich.table import Table
 
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import windows
 from coretrain.planning.memory import footprint
 
 BASE = {
@@ -118,13 +119,12 @@ def torch_peak(config: RunConfig) -> float:
         for n in range(count):
             Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
             batch = rng.integers(0, c.model.vocabulary, (c.train.batch_size, c.model.context + 1)).astype(np.int32)
-            trainer.gradients(batch, n, 1.0)
+            trainer.gradients(windows(batch), n, 1.0)
             trainer.apply(1e-4, 0.5, n)
 
     small = {"layers": 1, "width": 64, "heads": 1, "kv_heads": 1, "vocab": 512, "mlp_width": 128}
-    model = config.model.model_copy(update=small)
-    train = config.train.model_copy(update={"batch_size": 2, "accumulation": 1})
-    updates(config.model_copy(update={"model": model, "train": train}), 2)
+    fields = {f"model__{name}": value for name, value in small.items()}
+    updates(config.changed(**fields, train__batch_size=2, train__accumulation=1), 2)
     gc.collect()
     libc.malloc_trim(0)
     before = resident()
@@ -140,10 +140,9 @@ def jax_peak(config: RunConfig) -> float:
 
     trainer = Trainer(config)
     batch = np.zeros((config.train.batch_size, config.model.context + 1), np.int32)
-    inputs = trainer.params, batch[:, :-1], batch[:, 1:], np.float32(1), None
-    frozen = {} if trainer.frozen is None else {"frozen": trainer.frozen}
-    found = trainer._gradients.lower(*inputs, **frozen).compile().memory_analysis()
-    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.forms["moments"]))
+    inputs = trainer.params, trainer.frozen, windows(batch), np.float32(1), None
+    found = trainer.programs.gradients.lower(*inputs).compile().memory_analysis()
+    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.programs.moments))
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return float(held + found.temp_size_in_bytes + moments)
 

@@ -26,6 +26,7 @@ import numpy as np
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import windows
 from coretrain.processes.launch import environment_alone, free_port
 
 LR = 1e-4
@@ -63,15 +64,15 @@ def config_of(fields: dict[str, Any]) -> RunConfig:
 
 def training(stack: str, config: RunConfig) -> Callable[[], None]:
     """A function that makes one more update, as the training loop would, of the run that this process takes part in."""
-    importlib.import_module(f"{stack}train.parallel").join(config)
-    trainer = importlib.import_module(f"{stack}train.trainer").Trainer(config)
+    importlib.import_module(f"{stack}train.parallel.processes").join(config)
+    trainer = importlib.import_module(f"{stack}train.parallel.choose").make_trainer(config)
     rng, done = np.random.default_rng(0), 0
 
     def update() -> None:
         nonlocal done
         shape = (config.train.batch_size, config.model.context + 1)
         batch = rng.integers(0, config.model.vocabulary, shape).astype(np.int32)
-        _, norm = trainer.gradients(batch, done, 1.0)
+        _, norm = trainer.gradients(windows(batch), done, 1.0)
         trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), done)
         if stack == "jax":
             importlib.import_module("jax").block_until_ready(trainer.params)
@@ -128,9 +129,11 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     trainer = importlib.import_module(f"{task['stack']}train.trainer").Trainer(config)
     marks: list[tuple[str, float]] = []
     inside: list[float] = []
-    computing = ("gradients", "apply") if task["stack"] == "torch" else ("_gradients", "_step")
+    owner, computing = (trainer, ("gradients", "apply"))
+    if task["stack"] == "jax":
+        owner, computing = trainer.programs, ("gradients", "step")
     for name in computing:
-        setattr(trainer, name, _timed(getattr(trainer, name), inside, task["stack"]))
+        object.__setattr__(owner, name, _timed(getattr(owner, name), inside, task["stack"]))
     with (
         tempfile.TemporaryDirectory() as place,
         Journal(Path(place), config, task["stack"], 0, trainer.device_name) as journal,
@@ -209,7 +212,7 @@ class Children:
             line = _pipe(process.stdout).readline()
             found.append(json.loads(line) if line else {"error": f"its process ended with status {process.wait()}"})
         if failed := [answer["error"] for answer in found if "error" in answer]:
-            raise UserError(f"a process of the measurement failed: {failed[0]}")
+            raise UserError("bench/measurement-failed", f"a process of the measurement failed: {failed[0]}")
         return found
 
     def close(self) -> None:

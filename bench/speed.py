@@ -34,6 +34,7 @@ from bench.turns import (
 )
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import windows
 from coretrain.planning.flops import flops_per_token
 
 TURN = 2
@@ -136,7 +137,7 @@ def ours(contender: Contender, shape: Shape) -> Callable[[np.ndarray, int], None
     trainer = importlib.import_module(module).Trainer(config)
 
     def update(batch: np.ndarray, n: int) -> None:
-        _, norm = trainer.gradients(batch, n, 1.0)
+        _, norm = trainer.gradients(windows(batch), n, 1.0)
         trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
         if contender.framework == "jax":
             importlib.import_module("jax").block_until_ready(trainer.params)
@@ -183,7 +184,7 @@ def training(contender: Contender, shape: Shape) -> Turn:
 
 def multiplying(framework: str, dtype: str, size: int) -> Turn:
     """A function of n: seconds of each of n multiplications of size x size matrices."""
-    return timed(importlib.import_module("matmul_peak").multiplier(framework, dtype, size))
+    return timed(importlib.import_module("twintrain.matmul_peak").multiplier(framework, dtype, size))
 
 
 def contender(task: dict[str, Any]) -> Turn:

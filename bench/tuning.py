@@ -37,6 +37,7 @@ from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import InitialParameters
 from coretrain.contract.sampling import Sampling
+from coretrain.data.batch import windows
 
 LR = 1e-4
 RANK, ALPHA = 16, 32
@@ -121,7 +122,7 @@ def ours(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], obje
 
     def update(rows: np.ndarray) -> None:
         n = next(counter)
-        _, norm = trainer.gradients(rows, n, 1.0)
+        _, norm = trainer.gradients(windows(rows), n, 1.0)
         trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
         if contender.stack == "jax":
             importlib.import_module("jax").block_until_ready(trainer.params)
@@ -228,7 +229,10 @@ def measured(
     of_part = [c for c in CONTENDERS.values() if c.part == part and c.label not in without]
     chosen = [c for c in of_part if all(word in c.label for word in only)]
     if not chosen:
-        raise UserError(f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}")
+        raise UserError(
+            "bench/only-matches-nothing",
+            f"--only {' '.join(only)} fits no row of {part}: there are {', '.join(CONTENDERS)}",
+        )
     config = config_of(task, chosen[0])
     rows = {c.label: {"name": c.label, "status": "ok"} for c in chosen}
     children: dict[str, Child] = {}

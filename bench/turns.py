@@ -119,6 +119,7 @@ def given_fields(words: Sequence[str]) -> dict[str, str]:
     names, values = words[::2], words[1::2]
     if len(names) != len(values) or not all(name.startswith("--") and "." in name for name in names):
         raise UserError(
-            f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest"
+            "bench/bad-field-arguments",
+            f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest",
         )
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}

@@ -1,1 +1,1 @@
-"""The contract: all that can be known about a training run without a framework (numpy only)."""
+"""The contract: all that can be known about a training run without a framework."""

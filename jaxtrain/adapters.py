@@ -1,6 +1,6 @@
 """Adapters beside a model's matrices and in its sublayers: attached, frozen around, switched, merged, taken out.
 
-`thaw` has no twin: a torch model holds what trains and what doesn't together.
+`partition` and `combine` have no twin: a torch model holds what trains and what doesn't together, and marks it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from coretrain.adapters.targets import (
     PARTS,
     Target,
     adapter_targets,
-    trained_table,
-    whole_table,
+    all_parameters,
+    trainable_parameters,
 )
 from coretrain.base.lazy import LazyTensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import Parameter, from_jax_tree, parameter_table
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
-from jaxtrain.parallel.arrays import placed
+from jaxtrain.arrays import placed
 
 
 class LowRank(nnx.Module):
@@ -56,23 +56,23 @@ class LowRank(nnx.Module):
         """scale x A x, of the head: x [..., in] -> [..., r]."""
         return x @ self.a[...].astype(x.dtype).T * self.scale
 
-    def look_up(self, tokens: Array) -> Array:
+    def embedding_delta(self, tokens: Array) -> Array:
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
-    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+    def adapt_embedding(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
-        return rows + self.look_up(tokens)
+        return rows + self.embedding_delta(tokens)
 
-    def head(self, weight: Array) -> Array:
+    def head_weight(self, weight: Array) -> Array:
         """The head's W [V, D] with B beside it: [V, D + r]."""
         return jnp.concatenate([weight, self.b[...]], 1)
 
-    def for_head(self, x: Array, dropped: Array) -> Array:
+    def head_input(self, x: Array, dropped: Array) -> Array:
         """Hidden states [..., D] as wide as `head` is: A x beside x."""
         return jnp.concatenate([x, self.down(dropped)], -1)
 
@@ -93,7 +93,7 @@ class Dora(LowRank):
         m, norm = self.m[...], norms(weight + self.scale * delta, axis)
         return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
 
-    def beside(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         factor = self.factor(weight[...], product(self.a[...], self.b[...]), 0)
         if dropped is not x:
@@ -102,12 +102,12 @@ class Dora(LowRank):
             plain = y if bias is None else y - bias[...].astype(x.dtype)
         return y + (factor - 1).astype(x.dtype) * plain + factor.astype(x.dtype) * self(dropped)
 
-    def over(self, rows: Array, tokens: Array, table: Array) -> Array:
+    def adapt_embedding(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
         real = table[: self.a.shape[1]]  # without padding
-        return self.factor(real, product(self.b[...], self.a[...]).T, 0) * (rows + self.look_up(tokens))
+        return self.factor(real, product(self.b[...], self.a[...]).T, 0) * (rows + self.embedding_delta(tokens))
 
-    def head(self, weight: Array) -> Array:
+    def head_weight(self, weight: Array) -> Array:
         """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
         b = self.b[...]
         factor = self.factor(weight, product(b, self.a[...]), 1)[:, None]
@@ -115,7 +115,7 @@ class Dora(LowRank):
             return jnp.concatenate([factor * weight, factor * b], 1)
         return jnp.concatenate([weight, (factor - 1) * weight, factor * b], 1)
 
-    def for_head(self, x: Array, dropped: Array) -> Array:
+    def head_input(self, x: Array, dropped: Array) -> Array:
         """Hidden states [..., D] as wide as `head` is."""
         return jnp.concatenate([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
 
@@ -164,6 +164,11 @@ class Prefix(nnx.Module):
 class Bottleneck(nnx.Module):
     """y + up act(down y) of a sublayer's output y [..., D]. Layers that are no targets have zeros for both."""
 
+    down: nnx.Param
+    up: nnx.Param
+    down_bias: nnx.Param | None
+    up_bias: nnx.Param | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
         self.activation = config.adapter.bottleneck_activation
@@ -183,9 +188,9 @@ class Bottleneck(nnx.Module):
             return jax.nn.gelu(x, approximate=True)
         return {"relu": jax.nn.relu, "silu": jax.nn.silu}[self.activation](x)
 
-    def linear(self, x: Array, kernel: nnx.Param, bias: nnx.Param | None) -> Array:
+    def linear(self, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """x W + bias in the dtype of x."""
-        y = x @ kernel[...].astype(x.dtype)
+        y = x @ weight[...].astype(x.dtype)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
 
@@ -212,7 +217,12 @@ def _low_rank_backward(scale: float, saved: tuple[Array, ...], upstream: Array) 
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
-KINDS: dict[str, type[nnx.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 
@@ -234,20 +244,20 @@ def detach(model: Any) -> None:
                 setattr(module, slot, nnx.data(None))
 
 
-def freeze(config: RunConfig, model: Any) -> tuple[Any, Any]:
+def partition(config: RunConfig, model: Any) -> tuple[Any, Any]:
     """A model's state as (what trains, what doesn't), the latter None without adapters: gradients are of the first."""
-    # Torch marks its parameters; here what trains is a tree of its own, and `thaw` puts both together.
+    # Torch marks its parameters; here what trains is a tree of its own, and `combine` puts both together.
     if config.adapter.kind == "none":
         return model, None
-    paths = {row.jax_path for row in trained_table(config)}
+    paths = {row.jax_path for row in trainable_parameters(config)}
     flat = dict(nnx.to_flat_state(model))
-    trained = {path: leaf for path, leaf in flat.items() if ".".join(path) in paths}
+    trained = {path: leaf for path, leaf in flat.items() if ".".join(map(str, path)) in paths}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return nnx.from_flat_state(trained), nnx.from_flat_state(frozen)
 
 
-def thaw(trained: Any, frozen: Any) -> Any:
-    """The inverse of `freeze`."""
+def combine(trained: Any, frozen: Any) -> Any:
+    """The inverse of `partition`."""
     return trained if frozen is None else nnx.merge_state(trained, frozen)
 
 
@@ -273,15 +283,15 @@ class Adapters(AdapterBank):
 
     def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
         attach(config, self.model)
-        for path, value in _arrays(config, self.model, trained_table(config), tensors).items():
+        for path, value in _arrays(config, self.model, trainable_parameters(config), tensors).items():
             _at(self.model, path)[...] = value
 
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
         deltas = self._deltas(self._weight)
-        paths = {row.jax_path for row in whole_table(config) if row.name in deltas}
-        rows = {row.name: row for row in whole_table(config) if row.jax_path in paths}
+        paths = {row.jax_path for row in all_parameters(config) if row.name in deltas}
+        rows = {row.name: row for row in all_parameters(config) if row.jax_path in paths}
 
         def whole(name: str) -> np.ndarray:
             weight = self._weight(rows[name])

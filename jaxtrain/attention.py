@@ -8,59 +8,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int
 
-from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
+from coretrain.contract import choices
+from coretrain.contract.choices import Choice, Kernel
 from jaxtrain.parallel.sharding import Sharding
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A thing chosen automatically, and why."""
-
-    name: str
-    reason: str
-
-
 def choose_kernel(config: RunConfig, device: jax.Device) -> Choice:
-    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
-    forced = config.execution.attention
-    if forced != "auto":
-        if forced not in KERNELS:
-            raise UserError(f"execution.attention = {forced} is not a JAX kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := _obstacle(KERNELS[forced], config, device):
-            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
-        return Choice(forced, "asked for by execution.attention")
-    passed = []
-    for name, kernel in KERNELS.items():
-        obstacle = _obstacle(kernel, config, device)
-        if obstacle is None:
-            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
-        passed.append(f"{name}: {obstacle}")
-    raise AssertionError("plain attention runs anywhere")
+    """The kernel asked for, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    return choices.choose_kernel(KERNELS, "JAX", config, device)
 
 
 def attention(
-    kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None = None, positions: Array | None = None
-) -> Array:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+    kernel: str,
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B S K C"],
+    v: Float[Array, "B S K C"],
+    positions: Int[Array, "B T"] | None = None,
+    sharding: Sharding | None = None,
+) -> Float[Array, "B T H C"]:
+    """Causal attention of q over k and v, whose K heads serve H / K of q's each; query t sees keys up to S - T + t.
 
     With a `sharding`, each device runs the kernel on its own rows and heads. Where rows are split over context too,
     T = S: the keys of the whole row are gathered, and each device's queries look at those up to their own place, as in
     Llama 3's context parallelism (Grattafiori et al. 2024, 3.3.2), without its balancing.
 
-    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
+    With `positions` of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     # In torch the shards are in q, k and v already; here they are cut inside.
     if positions is not None:
-        return _packed_attention(kernel, q, k, v, sharding, positions)
+        return _packed_attention(kernel, q, k, v, positions, sharding)
     if sharding is None:
         return KERNELS[kernel].compute(q, k, v)
     split = sharding.split("time")
@@ -70,6 +56,7 @@ def attention(
     def local(q: Array, k: Array, v: Array, part: Any) -> Array:
         if not split:
             return chosen.compute(q, k, v)
+        assert chosen.compute_from is not None, "choose_kernel takes no other for rows that are split"
         k, v = (jax.lax.all_gather(x, split, axis=1, tiled=True) for x in (k, v))
         return chosen.compute_from(q, k, v, part)
 
@@ -81,7 +68,7 @@ def attention(
     return shards(q, k, v, part)
 
 
-def _packed_attention(kernel: str, q: Array, k: Array, v: Array, sharding: Sharding | None, positions: Array) -> Array:
+def _packed_attention(kernel: str, q: Array, k: Array, v: Array, positions: Array, sharding: Sharding | None) -> Array:
     packed = KERNELS[kernel].packed
     assert packed is not None, "choose_kernel takes no other for packed rows"
 
@@ -105,8 +92,10 @@ def seen_in_sample(positions: Array, prefix: int = 0) -> Array:
     return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
-def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+def masked_attention(
+    q: Float[Array, "B T H C"], k: Float[Array, "B S K C"], v: Float[Array, "B S K C"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T H C"]:
+    """Attention under an explicit mask, True where a query may look; a query that sees nothing gets zeros."""
     B, T, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, H // K, C)
@@ -156,7 +145,7 @@ def _seen_from(q: Array, k: Array, start: Array) -> Array:
     return jnp.arange(k.shape[1]) <= start + jnp.arange(q.shape[1])[:, None]
 
 
-def _dot_product(implementation: str) -> Callable[[Array, Array, Array], Array]:
+def _dot_product(implementation: Literal["xla", "cudnn"]) -> Callable[[Array, Array, Array], Array]:
     def compute(q: Array, k: Array, v: Array) -> Array:
         T, S = q.shape[1], k.shape[1]
         scale = 1 / math.sqrt(q.shape[-1])
@@ -249,31 +238,20 @@ def _xla_obstacle(config: RunConfig, device: jax.Device) -> str | None:
     return None
 
 
-def _obstacle(kernel: Kernel, config: RunConfig, device: jax.Device) -> str | None:
-    """Why it can't run here, packed rows among the reasons."""
-    if obstacle := kernel.obstacle(config, device):
-        return obstacle
-    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
-
-
 @dataclass(frozen=True)
-class Kernel:
-    """One way to compute attention: the function, and why it can't run here (None where it can)."""
+class MeshKernel(Kernel):
+    """A kernel that also computes a part of a row's queries, where rows are split over a mesh."""
 
-    compute: Callable[[Array, Array, Array], Array]
-    obstacle: Callable[[RunConfig, jax.Device], str | None]
     compute_from: Callable[[Array, Array, Array, Any], Array] | None = None
     """For queries of a part of a row, and all its keys; last what `parts` gave this device. None: it can't."""
     parts: Callable[[Array, Array, Sharding], tuple[Any, Any]] = _starts
     """Of whole q and k: what tells the devices their parts, and its partition specs."""
-    packed: Callable[[Array, Array, Array, Array], Array] | None = None
-    """With positions [B, T] of packed rows; None: it can't."""
 
 
-KERNELS: dict[str, Kernel] = {
-    "splash": Kernel(splash_attention, _splash_obstacle, _splash_from, _splash_parts, splash_attention),
-    "cudnn": Kernel(_dot_product("cudnn"), _cudnn_obstacle),
-    "xla": Kernel(_dot_product("xla"), _xla_obstacle, _xla_from, packed=_xla_packed),
-    "plain": Kernel(_plain, lambda config, device: None, _plain_from, packed=_plain_packed),
+KERNELS: dict[str, MeshKernel] = {
+    "splash": MeshKernel(splash_attention, _splash_obstacle, splash_attention, _splash_from, _splash_parts),
+    "cudnn": MeshKernel(_dot_product("cudnn"), _cudnn_obstacle),
+    "xla": MeshKernel(_dot_product("xla"), _xla_obstacle, _xla_packed, _xla_from),
+    "plain": MeshKernel(_plain, lambda config, device: None, _plain_packed, _plain_from),
 }
 """In order of preference."""

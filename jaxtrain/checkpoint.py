@@ -15,14 +15,14 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.checkpoint.interchange import save_interchange
 from coretrain.checkpoint.manifest import verify
-from jaxtrain.adapters import freeze
-from jaxtrain.model import abstract_model, dotted
+from jaxtrain.adapters import partition
+from jaxtrain.arrays import dotted, exported
+from jaxtrain.model import abstract_model
 from jaxtrain.optimizer import Optimizer
-from jaxtrain.parallel.arrays import exported
 
 STATE = "state"
 
@@ -68,7 +68,7 @@ def load_native(folder: Path, state: Mapping[str, Any], vocabulary: int) -> dict
 
 def _check_shape(where: str, held: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int) -> None:
     if held != wanted and (held[1:] != wanted[1:] or min(held[0], wanted[0]) < vocabulary):
-        raise UserError(f"{where} has shape {held}, the config says {wanted}")
+        raise UserError("jax/checkpoint-shape-wrong", f"{where} has shape {held}, the config says {wanted}")
 
 
 def export_interchange(run: Path, name: str) -> Path:
@@ -82,7 +82,7 @@ def export_interchange(run: Path, name: str) -> Path:
     config = sealed.config
     if config.precision.compute == "float64":
         jax.config.update("jax_enable_x64", True)
-    params = freeze(config, abstract_model(config, "plain", jax.devices("cpu")[0])[1])[0]
+    params = partition(config, abstract_model(config, "plain", jax.devices("cpu")[0])[1])[0]
     optimizer = Optimizer(config, params)
     moments = optimizer.abstract(params)
     forms = _flat({"parameters": params, "moments": moments})
@@ -93,7 +93,7 @@ def export_interchange(run: Path, name: str) -> Path:
         return _load(folder, {group: {key: leaf}}, part=True)[group][key]
 
     leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    parameters = exported(trained_table(config), leaves, lambda path: read(leaves[path]))
+    parameters = exported(trainable_parameters(config), leaves, lambda path: read(leaves[path]))
     groups = {"parameters": parameters, **optimizer.moments(moments, read)}
     target = run / "interchange" / name
     save_interchange(target, config, groups, sealed.progress, "jax")

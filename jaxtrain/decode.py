@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coretrain.base.malloc import keep_freed_memory
-from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
+from coretrain.contract.decoding import decode
+from coretrain.contract.sampling import Sampling, pad_prompts
 from jaxtrain.layers import Cache
 from jaxtrain.model import GPT
 
@@ -45,23 +46,13 @@ def generate(
     everywhere = _everywhere(state)
     empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
     cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))
-    inputs, positions, at = padded.tokens, padded.positions, 0
-    results: list[list[int]] = [[] for _ in prompts]
-    ended = np.zeros(B, bool)
-    for index in range(tokens):
-        mask = padded.mask(at, at + inputs.shape[1], slots)
+
+    def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
+        nonlocal cache  # whose memory each step takes over
         logits, cache = _step(graph, state, head, inputs, positions, mask, cache, at, everywhere)
-        chosen = choose_tokens(np.asarray(logits), sampling, index)
-        ended |= np.isin(chosen, list(stop))
-        for row in np.flatnonzero(~ended):
-            results[row].append(int(chosen[row]))
-        if ended.all():
-            break
-        if on_tokens:
-            on_tokens(chosen)
-        at += inputs.shape[1]
-        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
-    return results
+        return np.asarray(logits)
+
+    return decode(padded, slots, tokens, sampling, stop, step, on_tokens)
 
 
 def cast_once(model: GPT) -> tuple[nnx.State, Array]:
@@ -89,15 +80,25 @@ def cache_slots(needed: int, context: int) -> int:
     return min(context, max(256, 1 << (needed - 1).bit_length()))
 
 
-def _everywhere(state) -> NamedSharding | None:
+def _everywhere(state: nnx.State) -> NamedSharding | None:
     """On a mesh, the place of what every device has whole: tokens, the cache, and logits, which every process reads."""
     place = jax.tree.leaves(state)[0].sharding
     return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=6)
-def _step(graph, state, head, tokens, positions, mask, cache, at, everywhere=None):
+def _step(
+    graph: nnx.GraphDef[GPT],
+    state: nnx.State,
+    head: Array,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    cache: Cache,
+    at: Array,
+    everywhere: NamedSharding | None = None,
+) -> tuple[Array, Cache]:
     model = nnx.merge(graph, state)
-    hidden, cache = model.step(tokens, positions, mask, cache, at)
+    hidden, cache = model.decode(tokens, positions, mask, cache, at)
     results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from coretrain.base.errors import exits_cleanly
 from coretrain.config.run import RunConfig
 from coretrain.contract.sampling import Sampling
-from coretrain.training.generate import Asked, generate_text
+from coretrain.training.generate import Prompts, generate_text
 from jaxtrain.adapters import Adapters
 from jaxtrain.decode import generate
+from jaxtrain.trainer import Trainer
 
 
 def generate_each(
-    stack: Any,
+    stack: Trainer,
     adapters: Sequence[tuple[RunConfig, Mapping[str, np.ndarray]]],
-    asked: Sequence[Asked],
+    asked: Sequence[Prompts],
     tokens: int,
     sampling: Sampling,
 ) -> Iterator[list[list[int]]]:
@@ -29,7 +28,7 @@ def generate_each(
     An adapter is its run's config and tensors, as `AdapterBank.add` takes them; each is asked its own of `asked`. The
     stack's config says how the base is held, and what it has of an adapter itself is taken off.
     """
-    model = nnx.merge(stack.graph, stack._whole())
+    model = stack.whole_model()
     bank = Adapters(stack.config, model)
     for (config, tensors), one in zip(adapters, asked, strict=True):
         bank.add(config, tensors)
@@ -37,13 +36,11 @@ def generate_each(
         yield generate(model, one.prompts, tokens, sampling, one.stop)
 
 
-@exits_cleanly
-def main() -> None:
-    """`python -m jaxtrain.generate RUN PROMPT ...`: stream text from a trained run; see `--help`."""
-    from jaxtrain.trainer import Trainer
-
-    generate_text(sys.argv[1:], "jax", Trainer, generate_each)
+def main(argv: Sequence[str] | None = None, program: str = "", chat: bool = False) -> int:
+    """Stream text from a trained run, or with `chat` answers; see `--help`. `program` is what was typed."""
+    generate_text(sys.argv[1:] if argv is None else argv, "jax", Trainer, generate_each, program, chat)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Int
 
 from coretrain.adapters.targets import PARTS
 from coretrain.config.model import ModelConfig
@@ -17,7 +18,7 @@ from coretrain.contract.taps import tap
 from jaxtrain.adapters import Bottleneck, LowRank, Prefix
 from jaxtrain.attention import attention, masked_attention
 from jaxtrain.parallel.sharding import Sharding
-from jaxtrain.quantized import Held
+from jaxtrain.quantized import QuantizedWeight
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -38,8 +39,8 @@ class Dropout(NamedTuple):
     With an adapter that has dropout, 7L + 1 keys of its own sites follow.
     """
 
-    keys: Array
-    rows: Array
+    keys: Any
+    rows: Any
 
 
 class Cache(NamedTuple):
@@ -49,8 +50,10 @@ class Cache(NamedTuple):
     values: Array
 
 
-def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> Array:
-    """Dropout of x [B, T, D] by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
+def drop(
+    x: Float[Array, "*A B T D"], rate: float, dropout: Dropout | None, site: int | Array
+) -> Float[Array, "*A B T D"]:
+    """Dropout of x by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     T, D = x.shape[-2:]
@@ -61,12 +64,12 @@ def drop(x: Array, rate: float, dropout: Dropout | None, site: int | Array) -> A
     return jnp.where(kept, x * (1 / (1 - rate)), 0)
 
 
-def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+def layer_masks(dropout: Dropout | None, layer: Array, layers: int) -> Dropout | None:
+    """The masks of one layer's adapters, by their part of the layer; None where those have no dropout."""
     if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
+        return None
     keys = jax.lax.dynamic_slice_in_dim(dropout.keys, 1 + 2 * layers + len(PARTS) * layer, len(PARTS))
-    return (Dropout(keys, dropout.rows),)
+    return Dropout(keys, dropout.rows)
 
 
 def _hash32(x: Array) -> Array:
@@ -86,15 +89,15 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
         self.adapter: LowRank | None = nnx.data(None)
-        self.held: Held | None = nnx.data(None)
+        self.held: QuantizedWeight | None = nnx.data(None)
 
-    def __call__(self, x: Array, masks: Dropout | None = None) -> Array:
+    def __call__(self, x: Float[Array, "... into"], masks: Dropout | None = None) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-        return self.adapter.beside(y, x, dropped, self.kernel, self.bias)
+        return self.adapter.adapt_linear(y, x, dropped, self.kernel, self.bias)
 
 
 class Norm(nnx.Module):
@@ -105,7 +108,7 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.empty((*stack, m.width), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, m.width), dtype)) if m.norm == "layernorm" and m.bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layernorm":
             wide = wide - wide.mean(-1, keepdims=True)
@@ -128,33 +131,40 @@ class Attention(nnx.Module):
         self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(
-        self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout, positions: Array | None = None
-    ) -> Array:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = attention(self.kernel, q, *self.prefixed(k, v), self.sharding, *packed)
-        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), *masks)
+        self,
+        x: Float[Array, "B T D"],
+        rotary: tuple[Array, Array] | None,
+        masks: Dropout | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        q, k, v = self.heads(x, rotary, masks)
+        mixed = attention(self.kernel, q, *self.prefixed(k, v), positions, self.sharding)
+        return self.project(tap("blocks.#.attention", mixed.reshape(*x.shape[:2], -1)), masks)
 
     def prefixed(self, k: Array, v: Array) -> tuple[Array, Array]:
         """k and v [B, S, K, C], behind the prefix where there is one."""
         return (k, v) if self.prefix is None else self.prefix(k, v)
 
-    def project(self, mixed: Array, *masks: Dropout) -> Array:
+    def project(self, mixed: Array, masks: Dropout | None = None) -> Array:
         """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
+        out = tap("blocks.#.out", self.out(mixed, masks))
         return out if self.adapter is None else self.adapter(out)
 
-    def heads(self, x: Array, rotary: tuple[Array, Array] | None, *masks: Dropout) -> tuple[Array, Array, Array]:
+    def heads(
+        self, x: Array, rotary: tuple[Array, Array] | None, masks: Dropout | None = None
+    ) -> tuple[Array, Array, Array]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        q, k, v = (part(x, *masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
+        q, k, v = (part(x, masks).reshape(*x.shape[:2], -1, self.head) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
         return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+def rotate(
+    x: Float[Array, "B T H C"], cos: Float[Array, "... T C//2"], sin: Float[Array, "... T C//2"]
+) -> Float[Array, "B T H C"]:
+    """Rotary positions on x by tables for all rows or for each, half-split, in the tables' dtype."""
     first, second = jnp.split(x.astype(cos.dtype), 2, -1)
     cos, sin = jnp.expand_dims(cos, -2), jnp.expand_dims(sin, -2)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
@@ -169,12 +179,12 @@ class MLP(nnx.Module):
         self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
         self.adapter: Bottleneck | None = nnx.data(None)
 
-    def __call__(self, x: Array, *masks: Dropout) -> Array:
+    def __call__(self, x: Float[Array, "B T D"], masks: Dropout | None = None) -> Float[Array, "B T D"]:
         if self.gate is None:
-            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate=True)
+            hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, masks)), approximate=True)
         else:
-            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, masks))) * tap("blocks.#.up", self.up(x, masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), masks))
         return out if self.adapter is None else self.adapter(out)
 
 
@@ -191,20 +201,20 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B T D"],
         rotary: tuple[Array, Array] | None,
         dropout: Dropout | None,
         layer: Array,
-        positions: Array | None = None,
-    ) -> Array:
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         site, masks = 1 + 2 * layer, layer_masks(dropout, layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
+        mixed = self.attention(normed, rotary, masks, positions)
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, site + 1))
 
-    def step(
+    def decode(
         self, x: Array, rotary: tuple[Array, Array] | None, mask: Array, keys: Array, values: Array, at: Array
     ) -> tuple[Array, Array, Array]:
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""

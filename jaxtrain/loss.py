@@ -8,33 +8,69 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 
+from coretrain.data.batch import IGNORED
 from jaxtrain.parallel.sharding import Sharding
 
-IGNORED = -100
-"""Label of a position that is no target."""
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 7))
 def cross_entropy(
-    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, sharding: Sharding | None = None
-) -> Array:
+    hidden: Float[Array, "*A B T D"],
+    head: Float[Array, "*n V D"],
+    labels: Int[Array, "*A B T"],
+    vocab: int,
+    chunk: int,
+    scale: Float[Array, ""],
+    weights: Float[Array, "*A B T"] | None = None,
+    sharding: Sharding | None = None,
+) -> Float[Array, ""]:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
-    hidden [B, T, D]; head [V padded, D] (or `Sharding.own_copies` of it), of which the first `vocab` rows count; labels
-    [B, T], -100 ignored; `scale` a scalar, usually 1 / (targets in the global batch). The gradients are made in the
-    forward pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk`
-    rows of logits in memory.
+    Of the head's rows, which are padded, the first `vocab` count; labels of -100 are ignored; `scale` is usually
+    1 / (targets in the global batch); `weights` multiply each target's term. The gradients are made in the forward
+    pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of
+    logits in memory.
 
-    With a `sharding`, each device takes chunks of its own tokens against its own rows of the head.
+    With a `sharding`, each device takes chunks of its own tokens against its own rows of the head, which may be n
+    copies (`Sharding.own_copies`). Where layers lie in stages, micro-batches [A] lead.
     """
     # In torch the shards are in `hidden`, `head` and `labels` already; here they are cut inside.
-    return _computed(hidden, head, labels, vocab, chunk, scale, sharding, trained=False)[0]
+    return _computed(hidden, head, labels, vocab, chunk, scale, weights, sharding, trained=False)[0]
 
 
-def count_targets(labels: Array) -> Array:
-    """Number of labels that aren't ignored, at least 1: a batch without a target has a loss and gradients of zero."""
-    return (labels != IGNORED).sum().clip(1)
+def count_targets(labels: Array, weights: Array | None = None) -> Array:
+    """Number of labels that aren't ignored, or the sum of their weights; 1 where that is 0: the loss is then 0 too."""
+    if weights is None:
+        return (labels != IGNORED).sum().clip(1)
+    total = jnp.where(labels != IGNORED, weights, 0).sum()
+    return jnp.where(total > 0, total, 1)
+
+
+def token_logprobs(
+    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], labels: Int[Array, "B T"], vocab: int, chunk: int
+) -> Float[Array, "B T"]:
+    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
+
+    The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
+    in the backward pass. Chunks are cut along T, so that on a mesh every device works on its own rows of each.
+    """
+    B, T = labels.shape
+    size = max(1, min(T, chunk // B))
+    extra = -T % size
+    pieces = jnp.pad(hidden, ((0, 0), (0, extra), (0, 0))).reshape(B, -1, size, hidden.shape[-1]).swapaxes(0, 1)
+    wanted = jnp.pad(labels, ((0, 0), (0, extra)), constant_values=IGNORED).reshape(B, -1, size).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(item: tuple[Array, Array]) -> Array:
+        h, label = item
+        logits = (h @ head.astype(h.dtype).T).astype(jnp.promote_types(h.dtype, jnp.float32))
+        logits = jnp.where(jnp.arange(head.shape[0]) >= vocab, -jnp.inf, logits)
+        valid = label != IGNORED
+        target = jnp.take_along_axis(logits, jnp.where(valid, label, 0)[..., None], -1)[..., 0]
+        return jnp.where(valid, target - jax.nn.logsumexp(logits, -1), 0)
+
+    return jax.lax.map(one, (pieces, wanted)).swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 
 def _computed(
@@ -44,12 +80,13 @@ def _computed(
     vocab: int,
     chunk: int,
     scale: Array,
+    weights: Array | None,
     sharding: Sharding | None,
     trained: bool,
 ) -> tuple[Array, Array, Array]:
     """Loss and both gradients, on one device or on a mesh."""
     if sharding is None:
-        return _over_chunks(hidden, head, labels, vocab, chunk, scale, trained)
+        return _over_chunks(hidden, head, labels, vocab, chunk, scale, weights, trained)
     # with stages there is an axis of micro-batches before the rows: every stage has the same hidden states, takes some
     stages = sharding.size("stage")
     lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
@@ -60,9 +97,11 @@ def _computed(
     head_axes, copied = sharding.split("vocab"), head.ndim == 3
     scattered = sharding.split("width") if matrix[1] else ()
 
-    def local(hidden: Array, head: Array, labels: Array, scale: Array) -> tuple[Array, Array, Array]:
+    def local(
+        hidden: Array, head: Array, labels: Array, scale: Array, weights: Array | None
+    ) -> tuple[Array, Array, Array]:
         own = head[0] if copied else head
-        loss, d_hidden, d_head = _over_chunks(hidden, own, labels, vocab, chunk, scale, trained, head_axes)
+        loss, d_hidden, d_head = _over_chunks(hidden, own, labels, vocab, chunk, scale, weights, trained, head_axes)
         loss = jax.lax.psum(loss, token_axes)
         if not trained:
             return loss, d_hidden, d_head
@@ -78,11 +117,11 @@ def _computed(
     shards = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, head_in, P(*rows[:-1]), P()),
+        in_specs=(rows, head_in, P(*rows[:-1]), P(), P(*rows[:-1])),
         out_specs=(P(), rows if trained else P(), head_out if trained else P()),
         check_vma=False,  # the sums above say what is equal where; nothing is differentiated in here
     )
-    return shards(hidden, head, labels, jnp.asarray(scale))
+    return shards(hidden, head, labels, jnp.asarray(scale), weights)
 
 
 def _over_chunks(
@@ -92,6 +131,7 @@ def _over_chunks(
     vocab: int,
     chunk: int,
     scale: Array,
+    counts: Array | None,
     trained: bool,
     axes: tuple[str, ...] = (),
 ) -> tuple[Array, Array, Array]:
@@ -103,14 +143,16 @@ def _over_chunks(
     extra = -labels.size % chunk
     rows = jnp.pad(hidden.reshape(-1, width), ((0, extra), (0, 0))).reshape(-1, chunk, width)
     labels = jnp.pad(labels.reshape(-1), (0, extra), constant_values=IGNORED).reshape(-1, chunk)
+    if counts is not None:
+        counts = jnp.pad(counts.reshape(-1).astype(wide), (0, extra)).reshape(-1, chunk)
     columns = jnp.arange(head.shape[0])
     if axes:
         columns = columns + jax.lax.axis_index(axes) * head.shape[0]
     scale = jnp.asarray(scale, wide)
 
-    def one(carry: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def one(carry: tuple[Array, Array], item: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], Array]:
         loss, d_weight = carry
-        h, label = item
+        h, label, count = item
         logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
@@ -125,10 +167,12 @@ def _over_chunks(
         total = weights.sum(1, keepdims=True)
         if axes:
             total, target = jax.lax.psum((total, target), axes)
-        loss += jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0).sum()
+        count = valid if count is None else jnp.where(valid, count, 0)
+        each = jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0)
+        loss += (each if counts is None else each * count).sum()
         if not trained:
             return (loss, d_weight), jnp.zeros((), h.dtype)
-        factor = valid[:, None] * scale
+        factor = count[:, None] * scale
         d_logits = weights * (1 / total) - (columns == label[:, None])
         if h.dtype == jnp.float16:
             # an average probability is subnormal there: it is scaled before it is rounded
@@ -138,15 +182,22 @@ def _over_chunks(
         return (loss, d_weight + (d_logits.T @ (h * factor)).astype(head.dtype)), (d_logits @ weight) * factor
 
     start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
-    (loss, d_head), d_rows = jax.lax.scan(one, start, (rows, labels))
+    (loss, d_head), d_rows = jax.lax.scan(one, start, (rows, labels, counts))
     d_hidden = d_rows.reshape(-1, width)[: hidden.size // width].reshape(hidden.shape) if trained else d_rows
     return loss * scale, d_hidden, d_head
 
 
 def _forward(
-    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, scale: Array, sharding: Sharding | None
+    hidden: Array,
+    head: Array,
+    labels: Array,
+    vocab: int,
+    chunk: int,
+    scale: Array,
+    weights: Array | None,
+    sharding: Sharding | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    loss, d_hidden, d_head = _computed(hidden, head, labels, vocab, chunk, scale, sharding, trained=True)
+    loss, d_hidden, d_head = _computed(hidden, head, labels, vocab, chunk, scale, weights, sharding, trained=True)
     return loss, (d_hidden, d_head)
 
 
@@ -154,7 +205,7 @@ def _backward(
     vocab: int, chunk: int, sharding: Sharding | None, saved: tuple[Array, Array], upstream: Array
 ) -> tuple[Array | None, ...]:
     d_hidden, d_head = saved
-    return d_hidden * upstream.astype(d_hidden.dtype), d_head * upstream.astype(d_head.dtype), None, None
+    return d_hidden * upstream.astype(d_hidden.dtype), d_head * upstream.astype(d_head.dtype), None, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -1,7 +1,6 @@
 """The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
 
-`dotted` has no twin: it turns a path in an NNX tree into the name that torch's parameters have from the start. Nor has
-`abstract_model`: torch makes its parameters with the modules. `look_up` is for one program on many devices.
+`abstract_model` has no twin: torch makes its parameters with the modules. `look_up` is for one program on many devices.
 """
 
 from __future__ import annotations
@@ -16,14 +15,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Float, Int
 
-from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.adapters.targets import all_parameters, frozen_matrices
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import check_rows, from_jax_tree, padded_vocab
+from coretrain.contract.parameters import check_names_of, check_rows, from_jax_tree, padded_vocab
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
 from jaxtrain.adapters import LowRank, attach
+from jaxtrain.arrays import dotted, placed
+from jaxtrain.choices import scans_layers
 from jaxtrain.layers import (
     Block,
     Cache,
@@ -33,10 +36,9 @@ from jaxtrain.layers import (
     drop,
     master_dtype,
 )
-from jaxtrain.parallel.arrays import placed
 from jaxtrain.parallel.pipeline import pipelined
 from jaxtrain.parallel.sharding import Sharding
-from jaxtrain.quantized import make_room, take_over
+from jaxtrain.quantized import allocate, quantize_into
 
 
 class Embed(nnx.Module):
@@ -59,18 +61,20 @@ class Head(nnx.Module):
 class GPT(nnx.Module):
     """The decoder. Its parameters' paths are the table's `jax_path`s."""
 
-    def __init__(self, config: RunConfig, kernel: str, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, kernel: str, sharding: Sharding | None = None, scan: bool | None = None
+    ) -> None:
         m, dtype = config.model, master_dtype(config)
         self.sharding = sharding
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
-        self.scan = config.execution.scan_layers is not False  # unset: the trainer has decided
+        self.scan = config.execution.scan_layers is not False if scan is None else scan
         rows = padded_vocab(m, config.execution.vocab_multiple)
         self.embed = Embed(m, rows, dtype)
         self.blocks = Block(m, kernel, dtype, sharding)
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
         attach(config, self)
-        make_room(config, self)
+        allocate(config, self)
 
     @property
     def head_weight(self) -> Array:
@@ -81,25 +85,29 @@ class GPT(nnx.Module):
         if self.head is None:
             return self.embed.token[...]
         weight, adapter = self.head.weight[...], self.head.adapter
-        return weight if adapter is None else adapter.head(weight)
+        return weight if adapter is None else adapter.head_weight(weight)
 
-    def __call__(self, tokens: Array, dropout: Dropout | None = None, positions: Array | None = None) -> Array:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+    def __call__(
+        self,
+        tokens: Int[Array, "*A B T"],
+        dropout: Dropout | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "*A B T D"]:
+        """Hidden states after the final norm, for token ids.
 
-        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
-        Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis of micro-batches.
+        With `positions`, rows are packed: each token's position in its sample, whose tokens alone it sees.
+        Where layers lie in stages, tokens, hidden states and the dropout's rows have a leading axis A of micro-batches.
         """
         at = slice(tokens.shape[-1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
-        rotary = tuple(table[at] for table in self._rotary()) if self.config.position == "rope" else None
-        packed = () if positions is None else (positions,)
+        rotary = self._rotary(at) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
             def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
                 weights, index = item
-                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, *packed)), None
+                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, positions)), None
 
             return self._over_layers(checkpointed(layer, self.policy, self.sharding, self.scan), x, weights, layers)[0]
 
@@ -114,14 +122,14 @@ class GPT(nnx.Module):
             x = self._rows(pipelined(self.sharding, stage, stacked, x, rows, self.config.layers))
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def step(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
+    def decode(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
-        rotary = tuple(table[positions] for table in self._rotary()) if self.config.position == "rope" else None
+        rotary = self._rotary(positions) if self.config.position == "rope" else None
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            x, keys, values = nnx.merge(block, item[0]).step(x, rotary, mask, item[1], item[2], at)
+            x, keys, values = nnx.merge(block, item[0]).decode(x, rotary, mask, item[1], item[2], at)
             return x, (keys, values)
 
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
@@ -140,13 +148,13 @@ class GPT(nnx.Module):
 
     def _for_head(self, x: Array, dropout: Dropout | None = None) -> Array:
         adapter = None if self.head is None else self.head.adapter
-        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
+        return x if adapter is None else adapter.head_input(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
         x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
         if self.embed.adapter is not None:
-            x = self.embed.adapter.over(x, tokens, table)
+            x = self.embed.adapter.adapt_embedding(x, tokens, table)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
@@ -161,10 +169,11 @@ class GPT(nnx.Module):
     def _whole(self, path: str, weight: Array) -> Array:
         return weight if self.sharding is None else self.sharding.in_use(path, weight, self.dtype)
 
-    def _rotary(self) -> tuple[Array, Array]:
+    def _rotary(self, at: slice | Array) -> tuple[Array, Array]:
+        """cos and sin at some positions, as constants of the program."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         cos, sin = rotary_tables(self.config, self.config.context)
-        return jnp.asarray(cos, wide), jnp.asarray(sin, wide)
+        return jnp.asarray(cos, wide)[at], jnp.asarray(sin, wide)[at]
 
     def _over_layers(self, layer: Callable[..., Any], x: Array, stacked: Any, layers: Array) -> tuple[Array, None]:
         if self.scan:
@@ -224,13 +233,14 @@ def build_model(
 
     `tensors` may be lazy: one at a time is held. In JAX `device` may be a mesh, on which the arrays are then shared.
     """
-    table = whole_table(config)
-    shapes = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in table}
-    known = tensors if isinstance(tensors, dict) else {name: shapes.get(name) for name in tensors}
-    check_rows(table, known, "the parameters")
+    table = all_parameters(config)
+    if isinstance(tensors, dict):
+        check_rows(table, tensors, "the parameters")
+    else:  # one at a time: not made, neither for its shape nor to see whether it is there
+        check_names_of(table, LazyTensors(tensors, tensors.__getitem__), "the parameters")
     graph, state = abstract_model(config, kernel, device)
     flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = take_over(config, tensors, flat)
+    arrays = quantize_into(config, tensors, flat)
     rest = {path: leaf for path, leaf in flat.items() if path not in arrays}
     arrays |= placed(table, rest, tensors, config.execution.vocab_multiple)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], state))
@@ -239,7 +249,8 @@ def build_model(
 def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> tuple[Any, Any]:
     """A GPT's structure, and its parameters as shapes, dtypes and the places where they would lie."""
     sharding = device if isinstance(device, Sharding) else None
-    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding)))
+    scan = scans_layers(config, device if sharding is None else sharding.mesh.devices.flat[0])
+    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding, scan)))
     frozen = {row.jax_path for row in frozen_matrices(config)}
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -253,9 +264,4 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
 def canonical_tensors(config: RunConfig, tree: Any) -> dict[str, np.ndarray]:
     """Tensors of the table (parameters, gradients or moments) as numpy, canonical, without padding."""
     flat = {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return from_jax_tree(whole_table(config), flat)
-
-
-def dotted(path: Any) -> str:
-    """The table's `jax_path` of a leaf, from its path in a tree of the parameters' form."""
-    return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
+    return from_jax_tree(all_parameters(config), flat)

@@ -17,13 +17,11 @@ import optax
 from flax import nnx
 from jax import Array
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
+from coretrain.base.lazy import LazyTensors
 from coretrain.config.run import RunConfig
-from jaxtrain.model import dotted
-from jaxtrain.parallel.arrays import exported, placed
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
+from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
+from jaxtrain.arrays import dotted, exported, placed
 
 
 def global_norm(gradients: Iterable[Array]) -> Array:
@@ -98,16 +96,11 @@ class Optimizer:
     def __init__(self, config: RunConfig, params: nnx.State) -> None:
         o = config.optimizer
         self.config = config
-        table = {row.jax_path: row for row in trained_table(config)}
+        table = {row.jax_path: row for row in trainable_parameters(config)}
         paths = jax.tree_util.tree_map_with_path(lambda path, _: dotted(path), params)
         decays = jax.tree.map(lambda path: table[path].decay, paths)
-        kinds = jax.tree.map(
-            lambda path: (
-                "muon" if o.name == "muon" and table[path].layer is not None and len(table[path].shape) == 2 else "adam"
-            ),
-            paths,
-        )
-        self.decay = 0.0 if o.name == "adam" else o.weight_decay
+        kinds = jax.tree.map(lambda path: "muon" if takes_muon(config, table[path]) else "adam", paths)
+        self.decay = decay_rate(o)
         self.rule = optax.chain(
             optax.partition(
                 {"adam": scale_by_adam(o.beta1, o.beta2, o.eps), "muon": scale_by_muon(o.muon_momentum)}, kinds
@@ -127,11 +120,6 @@ class Optimizer:
         direction, state = self.rule.update(gradients, state, params, corrections=corrections)
         return jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction), state
 
-    def corrections(self, applied: int) -> tuple[float, float]:
-        """Bias corrections of the update that follows `applied` ones, in float64."""
-        o = self.config.optimizer
-        return 1 - o.beta1 ** (applied + 1), 1 - o.beta2 ** (applied + 1)
-
     def abstract(self, params: nnx.State) -> Any:
         """Shapes, dtypes and places of the moments of `params`, which are such too: each lies as its parameter does."""
         places = {dotted(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -140,20 +128,19 @@ class Optimizer:
             jax.eval_shape(self.init, params),
         )
 
-    def moments(
-        self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf
-    ) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(self, state: Any, read: Callable[[Any], Any] = lambda leaf: leaf) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
-        return {
-            group: exported(trained_table(self.config), leaves, lambda path, leaves=leaves: read(leaves[path]))
-            for group, leaves in _groups(state).items()
-        }
+
+        def group_of(leaves: Mapping[str, Any]) -> LazyTensors:
+            return exported(trainable_parameters(self.config), leaves, lambda path: read(leaves[path]))
+
+        return {group: group_of(leaves) for group, leaves in _groups(state).items()}
 
     def load(self, state: Any, moments: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
         """Moments of the form and at the places of `state`, as `moments` gives them, taken one at a time."""
         multiple = self.config.execution.vocab_multiple
         filled = {
-            group: placed(trained_table(self.config), leaves, moments.get(group, {}), multiple)
+            group: placed(trainable_parameters(self.config), leaves, moments.get(group, {}), multiple)
             for group, leaves in _groups(state).items()
         }
         return jax.tree_util.tree_map_with_path(lambda path, _: filled[_group(path)][_parameter(path)], state)

@@ -23,7 +23,7 @@ from coretrain.contract.quantization import (
     dynamic_map,
     forms,
     quantize,
-    quantized_table,
+    quantized_parameters,
 )
 
 
@@ -78,7 +78,7 @@ def _largest(weight: Packed) -> Array:
     return jnp.clip(levels * steps, -largest, largest) + weight.offset
 
 
-class Held(nnx.Module):
+class QuantizedWeight(nnx.Module):
     """A frozen weight [out, in] of each layer in bytes, in the place of a linear layer's own; it has no gradient."""
 
     def __init__(self, kind: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> None:
@@ -96,22 +96,24 @@ class Held(nnx.Module):
         return _product(x, self.packed)
 
 
-def make_room(config: RunConfig, model: Any) -> None:
-    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
-    for row in quantized_table(config):
+def allocate(config: RunConfig, model: Any) -> None:
+    """Put bytes, still empty, in the place of every weight of `quantized_parameters`."""
+    for row in quantized_parameters(config):
         if row.layer == 0:  # all layers' lie in one array
             module = functools.reduce(getattr, row.jax_path.split(".")[:-1], model)
             module.kernel = nnx.data(None)
-            module.held = nnx.data(Held(config.adapter.quantize, row.shape, (config.model.layers,)))
+            module.held = nnx.data(QuantizedWeight(config.adapter.quantize, row.shape, (config.model.layers,)))
 
 
-def take_over(config: RunConfig, tensors: Mapping[str, np.ndarray], templates: Mapping[str, Any]) -> dict[str, Array]:
+def quantize_into(
+    config: RunConfig, tensors: Mapping[str, np.ndarray], templates: Mapping[str, Any]
+) -> dict[str, Array]:
     """The bytes of a base's whole `tensors`, by their paths in the model, where `templates` has them.
 
     Quantized on the host, one at a time.
     """
-    kind, rows = config.adapter.quantize, quantized_table(config)
-    found = {}
+    kind, rows = config.adapter.quantize, quantized_parameters(config)
+    found: dict[str, Array] = {}
     for path, size in {row.jax_path: row.size for row in rows}.items():
         stacked = {n: np.empty((config.model.layers, *form), dtype) for n, (form, dtype) in forms(kind, size).items()}
         for row in (row for row in rows if row.jax_path == path):

@@ -6,6 +6,7 @@ fused kernel does inside is neither's to see: plain attention is audited, and te
 
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jaxtrain.layers
-import jaxtrain.model
+import jaxtrain.step
 
 COMPUTE, MASTER = "compute", "master"
 POLICY = {
@@ -68,7 +69,7 @@ SITES = {  # a function of either stack, and the name of what it computes
     "global_norm": "global_norm",
     "tree_norm": "global_norm",
     "tree_sum": "global_norm",
-    "_gradients": "micro-batches",
+    "gradients.<locals>.micro": "micro-batches",
 }
 MATMULS = {"dot_general", "mm", "addmm", "addmm_", "bmm", "baddbmm"}
 AT = {  # (operation, site): class; the operations have the names that each framework gives them
@@ -103,23 +104,21 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.found: set[Op] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
-        if {"dtype"} & (kwargs or {}).keys() and kwargs["dtype"]:
-            dtypes = (str(kwargs["dtype"]).removeprefix("torch."),)  # an input is cast to it on the way in
-        else:
-            dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
+        asked = (kwargs or {}).get("dtype")  # an input is cast to it on the way in
+        dtypes = tuple(str(d).removeprefix("torch.") for d in ([asked] if asked else [t.dtype for t in tensors]))
         function = _function()
-        phase = "backward" if function == "Trainer.gradients" else "forward"
+        phase = "backward" if function in ("gradients", "Trainer.gradients") else "forward"
         if op := classify(func.overloadpacket.__name__, function, phase, dtypes):
             self.found.add(op)
         return func(*args, **(kwargs or {}))
 
 
 def _function():
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and Path(frame.f_code.co_filename).parent.name not in ("torchtrain", "parallel"):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_qualname
@@ -135,9 +134,9 @@ def torch_ops(trainer, batch):
 def jax_ops(trainer, batch):
     """What JAX computes in loss, gradients and norm; nothing is compiled or run."""
     one = jaxtrain.layers.master_dtype(trainer.config).type(1)
-    dropout = trainer._dropout(3, len(batch))
-    traced = jax.make_jaxpr(trainer._gradients)(trainer.params, batch[:, :-1], batch[:, 1:], one, dropout)
-    found = set()
+    dropout = jaxtrain.step.dropout_masks(trainer.config, 3, len(batch))
+    traced = jax.make_jaxpr(trainer.programs.gradients)(trainer.params, trainer.frozen, batch, one, dropout)
+    found: set[Op] = set()
     _walk(traced.jaxpr, found)
     return found
 
@@ -198,7 +197,7 @@ def expected(model):
 def with_jax_gradients(trainer, batch):
     """The trainer with gradients of zero in the dtypes that JAX's have: known without running it."""
     one = jaxtrain.layers.master_dtype(trainer.config).type(1)
-    arguments = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
-    shapes = jax.eval_shape(trainer._gradients, *arguments)[2]
-    trainer.grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    dropout = jaxtrain.step.dropout_masks(trainer.config, 3, len(batch))
+    shapes = jax.eval_shape(trainer.programs.gradients, trainer.params, trainer.frozen, batch, one, dropout)[2]
+    trainer.last_gradients = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return trainer

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-Tensors = Mapping[str, np.ndarray]
+from coretrain.base.arrays import Tensors
 
 
 def nrel(a: np.ndarray, b: np.ndarray) -> float:
@@ -30,8 +30,8 @@ def worst_tensor(ours: Tensors, theirs: Tensors, apart: Collection[str] = ()) ->
 
 def displacement(ours: Tensors, theirs: Tensors, start: Tensors, apart: Collection[str] = ()) -> tuple[float, str]:
     """The largest nrel of the way that any parameter but those `apart` has come from `start`."""
-    moved = [{name: np.asarray(t[name], np.float64) - start[name] for name in start} for t in (ours, theirs)]
-    return worst_tensor(*moved, apart)
+    first, second = ({name: np.asarray(t[name], np.float64) - start[name] for name in start} for t in (ours, theirs))
+    return worst_tensor(first, second, apart)
 
 
 def largest_error(states: tuple[Mapping[str, Tensors], Mapping[str, Tensors]], start: Tensors, apart: Collection[str]):

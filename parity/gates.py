@@ -109,8 +109,13 @@ DECAY_32 = Gate(
     "decay x 1.001, a decay factor in bfloat16",
     "optimizer",
 )
+
+
+# Over 101 pairs, of 6 instruction sets or threads of torch, 5 of JAX and 5 seeds (gpt2-like 2): llama-like is up to 1.7
+# in the loss and 1.0 in the parameters, gpt2-like 1.5, which is the loss's own rounding, and 0.5. The nearest bug,
+# weights rounded towards zero, is at 9.3 to 19 by instruction set; no master weights are above 7,000.
 YARDSTICK = Gate(
-    "float32, 200 updates, in units of 1 ULP's effect", 4, 1.8, "a bias in rounding that one update hides", "trajectory"
+    "float32, 200 updates, in units of 1 ULP's effect", 4, 1.7, "a bias in rounding that one update hides", "trajectory"
 )
 DTYPES = Gate("operations in another dtype than the policy's", 0, 0, "a norm, softmax or sum in bfloat16", "dtypes")
 KERNEL_64 = Gate("kernels alone, float64", 1e-13, 6e-16, "causal mask aligned top-left, key heads tiled", "kernels")

@@ -81,7 +81,7 @@ def mutant(
     variant: str = GPT,
     tap: str | None = None,
     sides: tuple[str, ...] = ("torch", "jax"),
-    state: str = "scrambled",
+    state: str = "perturbed",
     probe: str | None = None,
     retraced: bool = False,
 ) -> Callable[[Callable[[Patch, Side], None]], Callable[[Patch, Side], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,18 +13,22 @@ import torch
 from flax import nnx
 
 import jaxtrain.model
+import jaxtrain.step
 import torchtrain.model
+import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch, windows
 from jaxtrain.trainer import Trainer as JaxTrainer
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from torchtrain.trainer import Trainer as TorchTrainer
 
-SMALL = {
+SMALL: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -41,16 +46,16 @@ SMALL = {
     "optimizer.clip": 0.2,
     **GPT2_FORM,
 }
-GPT2 = {
+GPT2: Fields = {
     "model.residual_dropout": 0.1,
     "model.embedding_dropout": 0.1,
     "train.accumulation": 2,
 }
-LLAMA = {
+LLAMA: Fields = {
     **LLAMA_FORM,
     "model.kv_heads": 2,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": GPT2,
     "llama-like": LLAMA,
     "gpt2-like, full recompute": GPT2 | {"execution.checkpoint_activations": "full"},
@@ -73,7 +78,10 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
     they change no algorithm, the clip must be at work, and a real vocabulary would take minutes an update in float64.
     """
     if width is not None and (width < 2 or width % 2):
-        raise UserError(f"--width {width}: choose an even width, heads are halved by rotary positions")
+        raise UserError(
+            "parity/width-is-odd",
+            f"--width {width}: choose an even width, heads are halved by rotary positions",
+        )
     model = config.model.model_dump()
     model |= {"vocab": SMALL["model.vocab"], "context": min(SMALL["model.context"], model["context"])}
     model["layers"] = layers or model["layers"]
@@ -130,14 +138,18 @@ def settle(devices: list[str] | None, config: str | None, layers: int | None, wi
     for name in devices or ():
         if name not in present:
             raise UserError(
+                "parity/device-not-found",
                 f"--device {name}: neither torch nor JAX finds one here; leave --device out to use what is present "
-                f"({', '.join(present)}), or see scripts/doctor.py"
+                f"({', '.join(present)}), or see twintrain doctor",
             )
     DEVICES[:] = [present[name] for name in dict.fromkeys(devices or present)]
     if config is not None:
         make_config(VARIANTS[add_variant(load_config(config), layers, width)])
     elif layers is not None or width is not None:
-        raise UserError("--layers and --width shrink the model of --config: name one with --config")
+        raise UserError(
+            "parity/shrink-without-config",
+            "--layers and --width shrink the model of --config: name one with --config",
+        )
 
 
 def _jax_has(platform: str) -> bool:
@@ -147,13 +159,13 @@ def _jax_has(platform: str) -> bool:
         return False
 
 
-def make_config(variant: dict[str, object], **more: object) -> RunConfig:
+def make_config(variant: Fields, **more: object) -> RunConfig:
     """The small config with a variant's switches; `section__field=value` on top."""
     fields = SMALL | variant | {key.replace("__", "."): value for key, value in more.items()}
     return load_config("tiny", [(key, str(value)) for key, value in fields.items()])
 
 
-def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
+def perturbed(config: RunConfig) -> dict[str, np.ndarray]:
     """Weights that hide nothing: every bias and gain away from 0 and 1, every matrix larger than at the start.
 
     At the start a dropped bias changes nothing, and attention is so even that its scale hardly counts.
@@ -167,14 +179,14 @@ def scrambled(config: RunConfig) -> dict[str, np.ndarray]:
     return weights
 
 
-def faint(config: RunConfig) -> dict[str, np.ndarray]:
+def tiny_head(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
-    weights = scrambled(config)
+    weights = perturbed(config)
     return weights | {"head.weight": weights["head.weight"] / np.float32(256)}
 
 
 @functools.cache
-def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
+def trained(config: RunConfig, updates: int = 16) -> Tensors:
     """Weights after a few updates from the initial ones, in torch."""
     trainer = TorchTrainer(config)
     for update, batch in enumerate(batches(config, 2) * (updates // 2)):
@@ -183,16 +195,16 @@ def trained(config: RunConfig, updates: int = 16) -> dict[str, np.ndarray]:
     return trainer.export()["parameters"]
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[[RunConfig], Tensors]] = {
     "initial": lambda config: initial_parameters(config.model, config.train.seed),
-    "scrambled": scrambled,
+    "perturbed": perturbed,
     "trained": trained,
 }
 """The three states in which the stacks are compared."""
 
 
-def batches(config: RunConfig, count: int) -> list[np.ndarray]:
-    """Random token rows [B, T + 1] over the whole vocabulary, both its ends among them, with ignored labels.
+def batches(config: RunConfig, count: int) -> list[Batch]:
+    """Random rows of tokens over the whole vocabulary, both its ends among them, with ignored labels.
 
     The last column is only a label: -100 there is ignored. The first rows have them and the last have not, so that
     micro-batches have unequal numbers of targets.
@@ -205,7 +217,7 @@ def batches(config: RunConfig, count: int) -> list[np.ndarray]:
         batch[:2, -1] = -100
         if not (batch[:, 1:] >= 0).any():  # a context of 1
             batch[0, -1] = 0
-    return made
+    return [windows(batch) for batch in made]
 
 
 def noise_only(config: RunConfig) -> frozenset[str]:
@@ -217,6 +229,12 @@ def noise_only(config: RunConfig) -> frozenset[str]:
     return frozenset(names if config.model.position == "learned" else ())
 
 
+def restart(stack: TorchTrainer | JaxTrainer, weights: Mapping[str, np.ndarray]) -> None:
+    """A trainer at `weights` with zero moments, as before the first update."""
+    groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
+    stack.adopt(groups | {"parameters": weights}, 0)
+
+
 @dataclass
 class Pair:
     """The two trainers."""
@@ -224,7 +242,7 @@ class Pair:
     config: RunConfig
     torch: TorchTrainer
     jax: JaxTrainer
-    start: dict[str, np.ndarray]
+    start: Tensors
 
     @property
     def stacks(self) -> tuple[TorchTrainer, JaxTrainer]:
@@ -232,22 +250,21 @@ class Pair:
         return self.torch, self.jax
 
     @property
-    def apart(self) -> frozenset[str]:
+    def excluded(self) -> frozenset[str]:
         """Tensors that are compared apart."""
         return noise_only(self.config)
 
-    def reset(self, weights: dict[str, np.ndarray]) -> None:
+    def reset(self, weights: Tensors) -> None:
         """Both stacks at `weights` with zero moments, as before the first update."""
         self.start = weights
         for stack in self.stacks:
-            groups = {name: {n: np.zeros_like(t) for n, t in g.items()} for name, g in stack.export().items()}
-            stack.adopt(groups | {"parameters": weights}, 0)
+            restart(stack, weights)
 
     def logits(self, tokens: np.ndarray, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] of both, with the dropout of `update`."""
         return torch_logits(self.torch, tokens, update), jax_logits(self.jax, tokens, update)
 
-    def gradients(self, batch: np.ndarray, update: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    def gradients(self, batch: Batch, update: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """(loss, norm) of torch and of JAX; the gradients stay in the trainers."""
         first, second = (stack.gradients(batch, update, 1.0) for stack in self.stacks)
         return first, second
@@ -258,10 +275,11 @@ class Pair:
 
     def apply(self, update: int, norms: tuple[float, float]) -> None:
         """One clipped update of each with its own norm."""
-        for stack, norm in zip(self.stacks, norms, strict=True):
+        stacks: tuple[TorchTrainer | JaxTrainer, ...] = self.stacks
+        for stack, norm in zip(stacks, norms, strict=True):
             stack.apply(learning_rate(self.config, update), clip_factor(norm, self.config.optimizer.clip), update)
 
-    def states(self) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+    def states(self) -> tuple[Mapping[str, Tensors], Mapping[str, Tensors]]:
         """Parameters and moments of both."""
         return self.torch.export(), self.jax.export()
 
@@ -270,13 +288,15 @@ def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.nda
     """Logits [B, T, V] with the dropout of `update`."""
     with torch.no_grad():
         ids = torch.from_numpy(tokens).to(stack.device, torch.long)
-        hidden = stack.model(ids, stack._dropout(update, len(tokens)))
+        dropout = torchtrain.step.dropout_masks(stack.config, update, len(tokens))
+        hidden = stack.model(ids, dropout and dropout.to(stack.device))
         return stack.model.logits(hidden).cpu().numpy()
 
 
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
-    return np.asarray(_logits(stack.graph, stack._whole(), tokens, stack._dropout(update, len(tokens))))
+    dropout = jaxtrain.step.dropout_masks(stack.config, update, len(tokens))
+    return np.asarray(_logits(*nnx.split(stack.whole_model()), tokens, dropout))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -287,18 +307,18 @@ def _logits(graph, params, tokens, dropout):
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad}
+    named = {name: p.grad for name, p in stack.model.named_parameters() if p.requires_grad and p.grad is not None}
     return torchtrain.model.canonical_tensors(stack.config, named)
 
 
 def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
     """The last gradients by canonical name."""
-    return jaxtrain.model.canonical_tensors(stack.config, stack.grads)
+    return jaxtrain.model.canonical_tensors(stack.config, stack.last_gradients)
 
 
-def make_pair(config: RunConfig, weights: dict[str, np.ndarray] | None = None) -> Pair:
-    """Both trainers with `weights` (default: scrambled)."""
-    weights = scrambled(config) if weights is None else weights
+def make_pair(config: RunConfig, weights: Tensors | None = None) -> Pair:
+    """Both trainers with `weights` (default: perturbed)."""
+    weights = perturbed(config) if weights is None else weights
     return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
 
 

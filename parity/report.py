@@ -19,6 +19,7 @@ import coretrain.journal.page
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.base.files import write_atomically
 from coretrain.journal.chart import Line, chart
+from parity.gates import YARDSTICK
 
 RESULTS = Path("runs/parity/results.json")
 MUTATION_RESULTS = "mutation.json"
@@ -72,8 +73,8 @@ def write_report(results: Results, page: Path, mutation: Results | None = None) 
         _setting(results),
         "<footer>Made by twintrain's judge from the figures that pytest parity measured.</footer>",
     ]
-    here = Path(coretrain.journal.journal.page.__file__).parent
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    here = Path(coretrain.journal.page.__file__).parent
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     own = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     write_atomically(
         page,
@@ -173,9 +174,11 @@ def _trajectory(facts: Mapping[str, Any]) -> str:
         lines = [Line("PyTorch", curves["loss_torch"], "faint"), Line("JAX", curves["loss_jax"])]
         figures.append(chart(f"Loss{tail}", "nats a token", updates, lines))
     return (
-        "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. The"
-        " yardstick is the same stack with its initial weights moved by one unit in the last place: a correct pair is"
-        f' up to 1.8 times as far apart, and may be 4 times.</p><div class="grid2">{"".join(figures)}</div></section>'
+        "<section><h2>float32 over 200 updates</h2><p>Rounding grows while a model trains, in one framework too. So"
+        " each stack trains from the same weights and three times from weights moved by one unit in the last place."
+        " The yardstick is how far one stack's own runs part, in the stack where they part less; against it stands the"
+        f" pair of runs that parts least. A correct pair is up to {YARDSTICK.floor:g} times as far apart, and may be"
+        f' {YARDSTICK.cap:g} times.</p><div class="grid2">{"".join(figures)}</div></section>'
     )
 
 
@@ -311,9 +314,11 @@ def read(path: Path) -> Results:
             if missing := {"name", "rung", "cap", "floor", "catches", "error", "where", "status"} - gate.keys():
                 raise ValueError(f"a gate has no {min(missing)}")
     except FileNotFoundError:
-        raise UserError(f"{path}: no results there; run pytest parity first") from None
+        raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: not the results of pytest parity ({error}); run it again") from None
+        raise UserError(
+            "parity/results-unreadable", f"{path}: not the results of pytest parity ({error}); run it again"
+        ) from None
     return results
 
 
@@ -336,7 +341,10 @@ def main() -> int:
         mutation = None
     page = given.output or given.results.with_name("report.html")
     if page.is_dir() or not all(parent.is_dir() for parent in page.parents if parent.exists()):
-        raise UserError(f"--output {page} is a folder, or lies in a file: give a path like report.html")
+        raise UserError(
+            "parity/output-not-a-file",
+            f"--output {page} is a folder, or lies in a file: give a path like report.html",
+        )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_report(results, page, mutation)
     print(page)

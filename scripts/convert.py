@@ -1,6 +1,6 @@
 """`python scripts/convert.py`: as `twintrain convert`."""
 
-from twintrain.convert import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("convert")

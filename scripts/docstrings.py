@@ -1,6 +1,6 @@
 """`python scripts/docstrings.py`: as `twintrain docstrings`."""
 
-from twintrain.docstrings import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("docstrings")

@@ -1,6 +1,6 @@
 """`python scripts/doctor.py`: as `twintrain doctor`."""
 
-from twintrain.doctor import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("doctor")

@@ -1,6 +1,6 @@
 """`python scripts/plan.py`: as `twintrain plan`."""
 
-from twintrain.plan import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("plan")

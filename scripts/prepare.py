@@ -1,6 +1,6 @@
 """`python scripts/prepare.py`: as `twintrain prepare`."""
 
-from twintrain.prepare import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("prepare")

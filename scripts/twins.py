@@ -1,6 +1,6 @@
 """`python scripts/twins.py`: as `twintrain twins`."""
 
-from twintrain.twins import main
+from twintrain.command import script
 
 if __name__ == "__main__":
-    main()
+    script("twins")

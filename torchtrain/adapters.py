@@ -15,8 +15,8 @@ from coretrain.adapters.targets import (
     PARTS,
     Target,
     adapter_targets,
-    trained_table,
-    whole_table,
+    all_parameters,
+    trainable_parameters,
 )
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import pad_vocab
@@ -45,23 +45,23 @@ class LowRank(nn.Module):
         """scale x A x: x [..., in] -> [..., r]."""
         return F.linear(x, self.a.to(x.dtype)) * self.scale
 
-    def look_up(self, tokens: Tensor) -> Tensor:
+    def embedding_delta(self, tokens: Tensor) -> Tensor:
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return F.linear(F.embedding(tokens, self.a.T) * self.scale, self.b)
 
-    def beside(self, y: Tensor, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def adapt_linear(self, y: Tensor, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
-    def over(self, rows: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    def adapt_embedding(self, rows: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
-        return rows + self.look_up(tokens)
+        return rows + self.embedding_delta(tokens)
 
-    def head(self, weight: Tensor) -> Tensor:
+    def head_weight(self, weight: Tensor) -> Tensor:
         """The head's W [V, D] with B beside it: [V, D + r]."""
         return torch.cat([weight, self.b], 1)
 
-    def for_head(self, x: Tensor, dropped: Tensor) -> Tensor:
+    def head_input(self, x: Tensor, dropped: Tensor) -> Tensor:
         """Hidden states [..., D] as wide as `head` is: A x beside x."""
         return torch.cat([x, self.down(dropped)], -1)
 
@@ -81,25 +81,25 @@ class Dora(LowRank):
         norm = norms(weight + self.scale * delta, axis)
         return torch.where(self.m == 0, 1, self.m / torch.where(norm == 0, 1, norm))
 
-    def beside(self, y: Tensor, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def adapt_linear(self, y: Tensor, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         factor = self.factor(weight, product(self.b, self.a), 1)
         plain = F.linear(dropped, weight.to(x.dtype)) if dropped is not x else y if bias is None else y - bias
         return y + (factor - 1).to(x.dtype) * plain + factor.to(x.dtype) * self(dropped)
 
-    def over(self, rows: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    def adapt_embedding(self, rows: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
         real = table[: self.a.shape[1]]  # without padding
-        return self.factor(real, product(self.b, self.a).T, 0) * (rows + self.look_up(tokens))
+        return self.factor(real, product(self.b, self.a).T, 0) * (rows + self.embedding_delta(tokens))
 
-    def head(self, weight: Tensor) -> Tensor:
+    def head_weight(self, weight: Tensor) -> Tensor:
         """f W [V, D] with f B beside it; with dropout W, (f - 1) W and f B: [V, 2 D + r]."""
         factor = self.factor(weight, product(self.b, self.a), 1)[:, None]
         if self.rate == 0:
             return torch.cat([factor * weight, factor * self.b], 1)
         return torch.cat([weight, (factor - 1) * weight, factor * self.b], 1)
 
-    def for_head(self, x: Tensor, dropped: Tensor) -> Tensor:
+    def head_input(self, x: Tensor, dropped: Tensor) -> Tensor:
         """Hidden states [..., D] as wide as `head` is."""
         return torch.cat([x, *([] if self.rate == 0 else [dropped]), self.down(dropped)], -1)
 
@@ -149,6 +149,11 @@ class Prefix(nn.Module):
 class Bottleneck(nn.Module):
     """y + up act(down y) of a sublayer's output y [..., D]."""
 
+    down: nn.Parameter
+    up: nn.Parameter
+    down_bias: nn.Parameter | None
+    up_bias: nn.Parameter | None
+
     def __init__(self, config: RunConfig, target: Target, rows: int) -> None:
         super().__init__()
         self.tap = f"blocks.#.{target.module.rpartition('.')[2]}.adapter"
@@ -174,7 +179,12 @@ class Bottleneck(nn.Module):
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-KINDS: dict[str, type[nn.Module]] = {"lora": LowRank, "dora": Dora, "prefix": Prefix, "bottleneck": Bottleneck}
+KINDS: dict[str, type[LowRank | Prefix | Bottleneck]] = {
+    "lora": LowRank,
+    "dora": Dora,
+    "prefix": Prefix,
+    "bottleneck": Bottleneck,
+}
 """By `adapter.kind`."""
 
 
@@ -198,7 +208,7 @@ def detach(model: Any) -> None:
 
 def freeze(config: RunConfig, model: Any) -> None:
     """Leave gradients to what `config` trains."""
-    names = {row.name for row in trained_table(config)}
+    names = {row.name for row in trainable_parameters(config)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
@@ -228,7 +238,7 @@ class Adapters(AdapterBank):
     def _put(self, config: RunConfig, tensors: Mapping[str, np.ndarray]) -> None:
         attach(config, self.model)
         own = dict(self.model.named_parameters())
-        for row in trained_table(config):
+        for row in trainable_parameters(config):
             value = pad_vocab(row, tensors[row.name], config.execution.vocab_multiple)
             own[row.name].data = torch.from_numpy(np.array(value)).to(own[row.name])
 
@@ -236,7 +246,7 @@ class Adapters(AdapterBank):
     def _add(self, sign: int) -> None:
         assert self.active is not None
         config, _ = self.kept[self.active]
-        own, rows = dict(self.model.named_parameters()), {row.name: row for row in whole_table(config)}
+        own, rows = dict(self.model.named_parameters()), {row.name: row for row in all_parameters(config)}
         for name, delta in self._deltas(lambda row: own[row.name][: row.shape[0]].cpu().numpy()).items():
             value = pad_vocab(rows[name], sign * delta, config.execution.vocab_multiple)
             whole = own[name].cpu().double() + torch.from_numpy(value)  # MPS has no float64

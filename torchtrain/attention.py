@@ -5,46 +5,32 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A thing chosen automatically, and why."""
-
-    name: str
-    reason: str
+from coretrain.contract import choices
+from coretrain.contract.choices import Choice, Kernel
 
 
 def choose_kernel(config: RunConfig, device: torch.device) -> Choice:
-    """The forced kernel, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
-    forced = config.execution.attention
-    if forced != "auto":
-        if forced not in KERNELS:
-            raise UserError(f"execution.attention = {forced} is not a torch kernel: choose auto, {', '.join(KERNELS)}")
-        if obstacle := _obstacle(KERNELS[forced], config, device):
-            raise UserError(f"execution.attention = {forced} can't run here: {obstacle}; use auto")
-        return Choice(forced, "asked for by execution.attention")
-    passed = []
-    for name, kernel in KERNELS.items():
-        obstacle = _obstacle(kernel, config, device)
-        if obstacle is None:
-            return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
-        passed.append(f"{name}: {obstacle}")
-    raise AssertionError("plain attention runs anywhere")
+    """The kernel asked for, or the first of `KERNELS` that can run here; `UserError` with the reason where it can't."""
+    return choices.choose_kernel(KERNELS, "torch", config, device)
 
 
-def attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Causal attention of q [B, T, H, C] over k, v [B, S, K, C] -> [B, T, H, C]; query t sees keys up to S - T + t.
+def attention(
+    kernel: str,
+    q: Float[Tensor, "B T H C"],
+    k: Float[Tensor, "B S K C"],
+    v: Float[Tensor, "B S K C"],
+    positions: Int[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T H C"]:
+    """Causal attention of q over k and v, whose K heads serve H / K of q's each; query t sees keys up to S - T + t.
 
-    With `positions` [B, T] of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
+    With `positions` of packed rows, it sees those of its own sample alone, and the S - T keys of a prefix.
     """
     if positions is None:
         return KERNELS[kernel].compute(q, k, v)
@@ -63,8 +49,10 @@ def seen_in_sample(positions: Tensor, prefix: int = 0) -> Tensor:
     return (keys < 0) | (keys <= queries) & (keys >= queries - positions[..., None])
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention under an explicit mask [B, T, S], True where a query may look; a query that sees nothing gets zeros."""
+def masked_attention(
+    q: Float[Tensor, "B T H C"], k: Float[Tensor, "B S K C"], v: Float[Tensor, "B S K C"], mask: Bool[Tensor, "B T S"]
+) -> Float[Tensor, "B T H C"]:
+    """Attention under an explicit mask, True where a query may look; a query that sees nothing gets zeros."""
     B, T, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, H // K, C)
@@ -156,23 +144,6 @@ def _sdpa_impl_obstacle(name: str) -> Callable[[RunConfig, torch.device], str | 
         return None
 
     return obstacle
-
-
-def _obstacle(kernel: Kernel, config: RunConfig, device: torch.device) -> str | None:
-    """Why it can't run here, packed rows among the reasons."""
-    if obstacle := kernel.obstacle(config, device):
-        return obstacle
-    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compute attention: the function, and why it can't run here (None where it can)."""
-
-    compute: Callable[[Tensor, Tensor, Tensor], Tensor]
-    obstacle: Callable[[RunConfig, torch.device], str | None]
-    packed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    """With positions [B, T] of packed rows; None: it can't."""
 
 
 KERNELS: dict[str, Kernel] = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
 from coretrain.data.encode import end_with_parent
 from coretrain.data.splits import Data
@@ -18,17 +17,22 @@ PREFETCH = 2
 
 
 def train_batches(
-    data: Data, config: RunConfig, start_update: int = 0, process_index: int = 0, process_count: int = 1
-) -> Iterator[npt.NDArray[np.int32]]:
-    """This process's rows of each global batch, int32 [B/process_count, T+1], from `start_update` to the run's end.
+    data: Data,
+    config: RunConfig,
+    start_update: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    stop_update: int | None = None,
+) -> Iterator[Batch]:
+    """This process's B/process_count rows of each global batch, from `start_update` to `stop_update` or the run's end.
 
     Row for row the twin's, for any number of workers and processes; a later `start_update` replays nothing. With
     `data.workers` 0 it reads in this process and thread; otherwise so many workers keep PREFETCH batches each ahead,
     and end when the iterator is closed or dropped. Raises `UserError` when process_count does not divide B.
     """
-    updates = updates_of(data, config, process_index, process_count)
+    updates = updates_of(data, config, process_index, process_count, stop_update)
 
-    def batches() -> Iterator[npt.NDArray[np.int32]]:
+    def batches() -> Iterator[Batch]:
         workers = min(config.data.workers, max(0, len(updates) - start_update))
         # The sampler is the order itself; batch_size None because an item already is a batch.
         yield from DataLoader(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from coretrain.base.malloc import keep_freed_memory
-from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
+from coretrain.contract.decoding import decode
+from coretrain.contract.sampling import Sampling, pad_prompts
 from torchtrain.adapters import Dora
 from torchtrain.layers import Cache, Linear
 from torchtrain.model import GPT
@@ -38,29 +39,14 @@ def generate(
     slots = T + tokens
     empty = torch.zeros(m.layers, B, slots, model.kv_heads, m.head, dtype=model.dtype, device=device)
     cache = Cache(empty, empty.clone())
-    inputs, positions, at = padded.tokens, padded.positions, 0
-    results: list[list[int]] = [[] for _ in prompts]
-    ended = np.zeros(B, bool)
     with cast_once(model) as head:
-        for index in range(tokens):
-            hidden, cache = model.step(
-                torch.from_numpy(inputs).to(device),
-                torch.from_numpy(positions).to(device),
-                torch.from_numpy(padded.mask(at, at + inputs.shape[1], slots)).to(device),
-                cache,
-                at,
-            )
-            chosen = choose_tokens(model.logits(hidden[:, -1], head).cpu().numpy(), sampling, index)
-            ended |= np.isin(chosen, list(stop))
-            for row in np.flatnonzero(~ended):
-                results[row].append(int(chosen[row]))
-            if ended.all():
-                break
-            if on_tokens:
-                on_tokens(chosen)
-            at += inputs.shape[1]
-            inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
-    return results
+
+        def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
+            ids, places, seen = (torch.from_numpy(array).to(device) for array in (inputs, positions, mask))
+            hidden, _ = model.decode(ids, places, seen, cache, at)
+            return model.logits(hidden[:, -1], head).cpu().numpy()
+
+        return decode(padded, slots, tokens, sampling, stop, step, on_tokens)
 
 
 @contextlib.contextmanager

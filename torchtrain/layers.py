@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from coretrain.adapters.targets import PARTS
@@ -19,10 +20,10 @@ from torchtrain.few_row_linear import linear
 from torchtrain.parallel.axes import (
     ALONE,
     Axis,
-    enter,
-    leave,
+    copy_to_tensor_region,
+    reduce_from_tensor_region,
 )
-from torchtrain.quantized import Held
+from torchtrain.quantized import QuantizedWeight
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -47,6 +48,14 @@ class Dropout:
     keys: Tensor
     rows: Tensor
 
+    def of(self, rows: slice | Tensor) -> Dropout:
+        """The masks of some of the rows."""
+        return Dropout(self.keys, self.rows[rows])
+
+    def to(self, device: torch.device) -> Dropout:
+        """The same on `device`."""
+        return Dropout(self.keys.to(device), self.rows.to(device))
+
 
 @dataclass
 class Cache:
@@ -56,8 +65,8 @@ class Cache:
     values: Tensor
 
 
-def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
-    """Dropout of x [B, T, D] by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
+def drop(x: Float[Tensor, "B T D"], rate: float, dropout: Dropout | None, site: int) -> Float[Tensor, "B T D"]:
+    """Dropout of x by the mask of `contract.randomness.dropout_mask`; what is kept is over 1 - rate."""
     if rate == 0 or dropout is None:
         return x
     _, T, D = x.shape
@@ -68,11 +77,11 @@ def drop(x: Tensor, rate: float, dropout: Dropout | None, site: int) -> Tensor:
     return torch.where(kept, x * (1 / (1 - rate)), 0)
 
 
-def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> tuple[Dropout, ...]:
-    """The masks of one layer's adapters, by their part of the layer; nothing where those have no dropout."""
+def layer_masks(dropout: Dropout | None, layer: int, layers: int) -> Dropout | None:
+    """The masks of one layer's adapters, by their part of the layer; None where those have no dropout."""
     if dropout is None or len(dropout.keys) == 1 + 2 * layers:
-        return ()
-    return (Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows),)
+        return None
+    return Dropout(dropout.keys[1 + 2 * layers :][len(PARTS) * layer :][: len(PARTS)], dropout.rows)
 
 
 def _signed(word: int) -> int:
@@ -104,17 +113,17 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
         self.adapter: LowRank | None = None
-        self.held: Held | None = None
+        self.held: QuantizedWeight | None = None
 
-    def forward(self, x: Tensor, masks: Dropout | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "... into"], masks: Dropout | None = None) -> Float[Tensor, "... out"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.summed.size == 1:
             y = linear(x, self.weight.to(x.dtype), bias) if self.held is None else self._of_held(x, bias)
             if self.adapter is None:
                 return y
             dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-            return self.adapter.beside(y, x, dropped, self.weight, bias)
-        total = leave(F.linear(x, self.weight.to(x.dtype)), self.summed)
+            return self.adapter.adapt_linear(y, x, dropped, self.weight, bias)
+        total = reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype)), self.summed)
         return total if bias is None else total + bias
 
     def _of_held(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,7 +141,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(m.width))
         self.bias = nn.Parameter(torch.empty(m.width)) if m.norm == "layernorm" and m.bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.kind == "layernorm":
             return F.layer_norm(wide, wide.shape[-1:], self.weight, self.bias, self.eps).to(x.dtype)
@@ -154,34 +163,41 @@ class Attention(nn.Module):
         self.adapter: Bottleneck | None = None
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout, positions: Tensor | None = None
-    ) -> Tensor:
-        packed = () if positions is None else (positions,)
-        q, k, v = self.heads(x, rotary, *masks)
-        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), *packed).flatten(2))
-        return self.project(mixed, *masks)
+        self,
+        x: Float[Tensor, "B T D"],
+        rotary: tuple[Tensor, Tensor] | None,
+        masks: Dropout | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        q, k, v = self.heads(x, rotary, masks)
+        mixed = tap("blocks.#.attention", attention(self.kernel, q, *self.prefixed(k, v), positions).flatten(2))
+        return self.project(mixed, masks)
 
     def prefixed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, S, K, C], behind the prefix where there is one."""
         return (k, v) if self.prefix is None else self.prefix(k, v)
 
-    def project(self, mixed: Tensor, *masks: Dropout) -> Tensor:
+    def project(self, mixed: Tensor, masks: Dropout | None = None) -> Tensor:
         """The sublayer's output [B, T, D] from what its heads give, [B, T, H x C]."""
-        out = tap("blocks.#.out", self.out(mixed, *masks))
+        out = tap("blocks.#.out", self.out(mixed, masks))
         return out if self.adapter is None else self.adapter(out)
 
-    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, *masks: Dropout) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, masks: Dropout | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, C], k and v [B, T, K, C], rotated where positions are rotary."""
-        x = enter(x, self.tensor)
-        q, k, v = (part(x, *masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
+        x = copy_to_tensor_region(x, self.tensor)
+        q, k, v = (part(x, masks).unflatten(-1, (-1, self.head)) for part in (self.q, self.k, self.v))
         q, k, v = tap("blocks.#.q", q), tap("blocks.#.k", k), tap("blocks.#.v", v)
         if rotary is None:
             return q, k, v
         return tap("blocks.#.q_rotated", rotate(q, *rotary)), tap("blocks.#.k_rotated", rotate(k, *rotary)), v
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [B, T, H, C] by tables [T, C/2] or [B, T, C/2], half-split, in the tables' dtype."""
+def rotate(
+    x: Float[Tensor, "B T H C"], cos: Float[Tensor, "... T C//2"], sin: Float[Tensor, "... T C//2"]
+) -> Float[Tensor, "B T H C"]:
+    """Rotary positions on x by tables for all rows or for each, half-split, in the tables' dtype."""
     first, second = x.to(cos.dtype).chunk(2, -1)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -199,13 +215,13 @@ class MLP(nn.Module):
         self.down = Linear(hidden, m.width, m.bias, tensor)
         self.adapter: Bottleneck | None = None
 
-    def forward(self, x: Tensor, *masks: Dropout) -> Tensor:
-        x = enter(x, self.tensor)
+    def forward(self, x: Float[Tensor, "B T D"], masks: Dropout | None = None) -> Float[Tensor, "B T D"]:
+        x = copy_to_tensor_region(x, self.tensor)
         if self.gate is None:
-            hidden = F.gelu(tap("blocks.#.up", self.up(x, *masks)), approximate="tanh")
+            hidden = F.gelu(tap("blocks.#.up", self.up(x, masks)), approximate="tanh")
         else:
-            hidden = F.silu(tap("blocks.#.gate", self.gate(x, *masks))) * tap("blocks.#.up", self.up(x, *masks))
-        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), *masks))
+            hidden = F.silu(tap("blocks.#.gate", self.gate(x, masks))) * tap("blocks.#.up", self.up(x, masks))
+        out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), masks))
         return out if self.adapter is None else self.adapter(out)
 
 
@@ -222,19 +238,19 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor] | None,
         dropout: Dropout | None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         masks = layer_masks(dropout, self.layer, self.layers)
         normed = tap("blocks.#.norm1", self.norm1(x))
-        mixed = self.attention(normed, rotary, *masks, **({} if positions is None else {"positions": positions}))
+        mixed = self.attention(normed, rotary, masks, positions)
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, *masks), self.rate, dropout, self.site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, self.site + 1))
 
-    def step(
+    def decode(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""

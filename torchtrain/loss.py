@@ -5,42 +5,96 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from torchtrain.parallel.axes import ALONE, Axis, enter
-
-IGNORED = -100
-"""Label of a position that is no target."""
+from coretrain.data.batch import IGNORED
+from torchtrain.parallel.axes import ALONE, Axis, copy_to_tensor_region, reduce_from_tensor_region
 
 
 def cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor, tensor: Axis = ALONE
-) -> Tensor:
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
+    vocab: int,
+    chunk: int,
+    scale: Float[Tensor, ""],
+    weights: Float[Tensor, "B T"] | None = None,
+    tensor: Axis = ALONE,
+) -> Float[Tensor, ""]:
     """scale x the sum over targets of -log softmax(hidden @ head^T)[label], in at least float32.
 
-    hidden [B, T, D]; head [V padded, D], of which the first `vocab` rows count; labels [B, T], -100 ignored; `scale` a
-    scalar, usually 1 / (targets in the global batch). The gradients are made in the forward pass, where the chunk's
-    softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of logits in memory.
+    Of the head's rows, which are padded, the first `vocab` count; labels of -100 are ignored; `scale` is usually
+    1 / (targets in the global batch); `weights` multiply each target's term. The gradients are made in the forward
+    pass, where the chunk's softmax is at hand, with `scale` already in them: at no time are more than `chunk` rows of
+    logits in memory.
 
     Each process of the `tensor` axis has its own rows of the head, and all of them get the whole loss.
     """
     if not torch.is_grad_enabled():  # which the function itself isn't told: it would make gradients nobody wants
         hidden, head = hidden.detach(), head.detach()
-    return _CrossEntropy.apply(enter(hidden, tensor), head, labels, vocab, chunk, scale, tensor)
+    return _CrossEntropy.apply(
+        copy_to_tensor_region(hidden, tensor), head, labels, vocab, chunk, scale, weights, tensor
+    )
 
 
-def count_targets(labels: Tensor) -> Tensor:
-    """Number of labels that aren't ignored, at least 1: a batch without a target has a loss and gradients of zero."""
-    return (labels != IGNORED).sum().clamp_min(1)
+def count_targets(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Number of labels that aren't ignored, or the sum of their weights; 1 where that is 0: the loss is then 0 too."""
+    if weights is None:
+        return (labels != IGNORED).sum().clamp_min(1)
+    total = weights.where(labels != IGNORED, 0).sum()
+    return total.where(total > 0, 1)
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
+    vocab: int,
+    chunk: int,
+    tensor: Axis = ALONE,
+) -> Float[Tensor, "B T"]:
+    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
+
+    The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
+    in the backward pass.
+    """
+    rows, flat = copy_to_tensor_region(hidden, tensor).flatten(0, -2), labels.flatten()
+    parts = (slice(start, start + chunk) for start in range(0, len(rows), chunk))
+    each = [checkpoint(_logprobs, rows[p], head, flat[p], vocab, tensor, use_reentrant=False) for p in parts]
+    return torch.cat(each).view(labels.shape)
+
+
+def _logprobs(rows: Tensor, head: Tensor, labels: Tensor, vocab: int, tensor: Axis) -> Tensor:
+    first = tensor.index * len(head)
+    logits = (rows @ head.to(rows.dtype).T).to(torch.promote_types(rows.dtype, torch.float32))
+    columns = torch.arange(first, first + len(head), device=rows.device)
+    logits = logits.masked_fill(columns >= vocab, -torch.inf)
+    valid = labels != IGNORED
+    here = valid & (labels >= first) & (labels < first + len(head))
+    target = logits.gather(1, (labels - first).where(here, 0).unsqueeze(1)).squeeze(1).where(here, 0)
+    peak = tensor.largest(logits.detach().amax(1))
+    total = reduce_from_tensor_region((logits - peak.unsqueeze(1)).exp().sum(1), tensor)
+    return (reduce_from_tensor_region(target, tensor) - peak - total.log()).where(valid, 0)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, scale: Tensor, tensor: Axis
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        vocab: int,
+        chunk: int,
+        scale: Tensor,
+        counts: Tensor | None,
+        tensor: Axis,
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         rows, weight, labels = hidden.flatten(0, -2), head.to(hidden.dtype), labels.flatten()
+        counts = None if counts is None else counts.flatten().to(wide)
         of_head = ctx.needs_input_grad[1]  # not below an adapter
         trained = ctx.needs_input_grad[0] or of_head
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -66,9 +120,11 @@ class _CrossEntropy(torch.autograd.Function):
                 each = peak - weights.amax(1, keepdim=True).log() - target
             else:
                 weights, each = _softmax_over(tensor, logits, peak, target, here.unsqueeze(1))
-            loss += torch.where(valid, each.squeeze(1), 0).sum()
-            if trained:
-                factor = valid.unsqueeze(1) * scale.to(wide)
+            count = valid if counts is None else counts[part].where(valid, 0)
+            each = torch.where(valid, each.squeeze(1), 0)
+            loss += (each if counts is None else each * count).sum()
+            if d_rows is not None:
+                factor = count.unsqueeze(1) * scale.to(wide)
                 hits = torch.ones_like(target) if tensor.size == 1 else here.unsqueeze(1).to(wide)
                 d_logits = weights.scatter_add_(1, label, -hits)
                 if rows.dtype == torch.float16:
@@ -96,7 +152,7 @@ class _CrossEntropy(torch.autograd.Function):
         # upstream is 1 in training: the loss is what backward() starts from. Only on the CPU is asking it free.
         if torch.compiler.is_compiling() or upstream[0].device.type != "cpu" or upstream[0].item() != 1:
             d_hidden, d_head = (d if d is None else d * upstream[0].to(d.dtype) for d in (d_hidden, d_head))
-        return d_hidden, d_head, None, None, None, None, None
+        return d_hidden, d_head, None, None, None, None, None, None
 
 
 def _softmax_over(axis: Axis, logits: Tensor, peak: Tensor, target: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:

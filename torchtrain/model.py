@@ -1,22 +1,23 @@
 """The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
 
-`hold`, `fill`, `part_of` and `block` have no twin: each process holds its part of a tensor, where JAX has whole arrays
-with a sharding. `exported` stands with JAX's arrays in `jaxtrain/parallel/arrays.py`.
+`materialize`, `load_tensors`, `local_shard` and `shard_bounds` have no twin: each process holds its part of a tensor,
+where JAX has whole arrays with a sharding. `exported` stands with JAX's arrays in `jaxtrain/arrays.py`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from coretrain.adapters.targets import frozen_matrices, whole_table
+from coretrain.adapters.targets import all_parameters, frozen_matrices
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Edges, block_of, take
 from coretrain.config.model import ModelConfig
@@ -40,8 +41,8 @@ from torchtrain.layers import (
     drop,
     master_dtype,
 )
-from torchtrain.parallel.axes import ALONE, Axis, leave
-from torchtrain.quantized import make_room, take_over
+from torchtrain.parallel.axes import ALONE, Axis, reduce_from_tensor_region
+from torchtrain.quantized import allocate, quantize_into
 
 
 class Embed(nn.Module):
@@ -70,6 +71,10 @@ class GPT(nn.Module):
     positions and the biases of summed layers are on all of them.
     """
 
+    blocks: nn.ModuleList
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: RunConfig, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
         m = config.model
@@ -82,7 +87,7 @@ class GPT(nn.Module):
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
         attach(config, self)
-        make_room(config, self)
+        allocate(config, self)
         if m.position == "rope":
             wide = torch.promote_types(self.dtype, torch.float32)
             for name, table in zip(("cos", "sin"), rotary_tables(m, m.context), strict=True):
@@ -97,28 +102,32 @@ class GPT(nn.Module):
         if self.head is None:
             return self.embed.token
         adapter = self.head.adapter
-        return self.head.weight if adapter is None else adapter.head(self.head.weight)
+        return self.head.weight if adapter is None else adapter.head_weight(self.head.weight)
 
-    def forward(self, tokens: Tensor, dropout: Dropout | None = None, positions: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D] after the final norm, for token ids [B, T].
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        dropout: Dropout | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states after the final norm, for token ids.
 
-        With `positions` [B, T], rows are packed: each token's position in its sample, whose tokens alone it sees.
+        With `positions`, rows are packed: each token's position in its sample, whose tokens alone it sees.
         """
         at = slice(tokens.shape[1]) if positions is None else positions
         x = self._embed(tokens, self._positions(at))
         x = tap("embed", drop(x, self.config.embedding_dropout, dropout, 0))
         rotary = (self.cos[at], self.sin[at]) if self.config.position == "rope" else None
-        packed = () if positions is None else (positions,)
         for block in self.blocks:
-            x = checkpointed(block, self.policy)(x, rotary, dropout, *packed)
+            x = checkpointed(block, self.policy)(x, rotary, dropout, positions)
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
         x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
-        for i, block in enumerate(self.blocks):
-            x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
+            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
         return self._for_head(self.norm(x)), cache
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
@@ -134,7 +143,7 @@ class GPT(nn.Module):
 
     def _for_head(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         adapter = None if self.head is None else self.head.adapter
-        return x if adapter is None else adapter.for_head(x, drop(x, adapter.rate, dropout, adapter.part))
+        return x if adapter is None else adapter.head_input(x, drop(x, adapter.rate, dropout, adapter.part))
 
     def _embed(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         # a tied head makes a dense gradient: on the CPU a sparse one is added into it, sparing two passes over [V, D]
@@ -145,18 +154,18 @@ class GPT(nn.Module):
             local = tokens - self.tensor.index * len(self.embed.token)
             here = (local >= 0) & (local < len(self.embed.token))
             rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
-            x = leave(rows.where(here.unsqueeze(-1), 0), self.tensor)
+            x = reduce_from_tensor_region(rows.where(here.unsqueeze(-1), 0), self.tensor)
         if self.embed.adapter is not None:
-            x = self.embed.adapter.over(x, tokens, self.embed.token)
+            x = self.embed.adapter.adapt_embedding(x, tokens, self.embed.token)
         return (x if position is None else x + position).to(self.dtype)
 
 
-def checkpointed(block: Block, policy: str) -> Any:
+def checkpointed(block: nn.Module, policy: str) -> Any:
     """`block` as called in training: activations kept, recomputed (full), or all but matmul outputs recomputed."""
     if policy == "none" or not torch.is_grad_enabled():
         return block
     context = functools.partial(create_selective_checkpoint_contexts, _save_matmuls) if policy == "matmuls" else None
-    options = {} if context is None else {"context_fn": context}
+    options: dict[str, Any] = {} if context is None else {"context_fn": context}
     return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False, **options)
 
 
@@ -171,10 +180,10 @@ def build_model(
     """A GPT on `device` that holds its part of `tensors` (canonical names, shapes and layout) in its master dtype."""
     with torch.device("meta"):
         model = GPT(config, kernel, tensor)
-    return hold(config, model, tensors, device)
+    return materialize(config, model, tensors, device)
 
 
-def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
+def materialize(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], device: torch.device) -> GPT:
     """A model made without memory, on `device` and with its part of `tensors`: in its master dtype, but for what is
     frozen and only used in the compute dtype."""
     master, own = master_dtype(config), dict(model.named_parameters())
@@ -186,14 +195,14 @@ def hold(config: RunConfig, model: GPT, tensors: Mapping[str, np.ndarray], devic
     if config.model.position == "rope":
         for name, table in zip(("cos", "sin"), rotary_tables(config.model, config.model.context), strict=True):
             getattr(model, name).copy_(torch.from_numpy(table).to(getattr(model, name).dtype))
-    fill(config, dict(model.named_parameters()), tensors, model.tensor)
-    take_over(config, model, tensors, device)
+    load_tensors(config, dict(model.named_parameters()), tensors, model.tensor)
+    quantize_into(config, model, tensors, device)
     freeze(config, model)
     return model
 
 
 @torch.no_grad()
-def fill(
+def load_tensors(
     config: RunConfig,
     tree: Mapping[str, Tensor],
     tensors: Mapping[str, np.ndarray],
@@ -205,23 +214,23 @@ def fill(
     `table` are the rows that `tensors` must have: all, or those that train. Raises `UserError` where names or shapes
     aren't theirs.
     """
-    table = whole_table(config) if table is None else table
+    table = all_parameters(config) if table is None else table
     check_names_of(table, tensors, "the parameters")
     for row in table:
         if row.name in tree:
             value = tensors[row.name]
             check_shape(row, value, "the parameters")
-            tree[row.name].copy_(torch.from_numpy(part_of(config, row, value, tensor)))
+            tree[row.name].copy_(torch.from_numpy(local_shard(config, row, value, tensor)))
 
 
-def part_of(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:
+def local_shard(config: RunConfig, row: Parameter, value: np.ndarray, tensor: Axis = ALONE) -> np.ndarray:
     """What this process of the tensor axis holds of a whole canonical tensor, padding of the vocabulary included."""
-    part = take(value, block(config, row, tensor))
+    part = take(value, shard_bounds(config, row, tensor))
     rows = _rows(config, row) // tensor.size if row.axes[0] == "vocab" else len(part)
     return np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1))) if rows > len(part) else np.array(part)
 
 
-def block(config: RunConfig, row: Parameter, tensor: Axis = ALONE) -> Edges:
+def shard_bounds(config: RunConfig, row: Parameter, tensor: Axis = ALONE) -> Edges:
     """Which part of a canonical tensor this process of the tensor axis holds."""
     cut = (tensor.size, tensor.index)
     return block_of(row, _rows(config, row), dict.fromkeys(("vocab", "heads", "kv_heads", "hidden"), cut))
@@ -239,5 +248,5 @@ def canonical_tensors(config: RunConfig, tree: Mapping[str, Tensor]) -> dict[str
 
 def exported(config: RunConfig, tree: Mapping[str, Tensor]) -> LazyTensors:
     """As `canonical_tensors`, each copied when it is asked for."""
-    rows = {row.name: row.shape[0] for row in whole_table(config) if row.name in tree}
+    rows = {row.name: row.shape[0] for row in all_parameters(config) if row.name in tree}
     return LazyTensors(rows, lambda name: np.array(tree[name].detach()[: rows[name]].cpu().numpy(), order="C"))

@@ -56,13 +56,18 @@ def export_onnx(
     package, or a result that onnxruntime computes otherwise.
     """
     if quantization not in CAPS:
-        raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for onnx")
+        raise UserError(
+            "torch/onnx-quantize-unsupported",
+            f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for onnx",
+        )
     for file in (target, target.with_name(f"{target.name}.data")):  # the second where the weights are large
         if file.exists():
-            raise UserError(f"{file} exists: choose another name")
+            raise UserError("torch/onnx-target-exists", f"{file} exists: choose another name")
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"ONNX files need the package {package}: pip install -e '.[export]'")
+            raise UserError(
+                "torch/onnx-package-missing", f"ONNX files need the package {package}: pip install -e '.[export]'"
+            )
     path = newest_interchange(source)
     loaded = load_on(path, base)
     network = Logits(_model(*whole_model(source, loaded, merge), quantization)).eval()
@@ -81,16 +86,19 @@ def export_onnx(
 
 def _model(config: RunConfig, tensors: Mapping[str, np.ndarray], quantization: str) -> GPT:
     compute = "float16" if quantization == "f16" else "float32"
-    precision = config.precision.model_copy(update={"compute": compute})
-    execution = config.execution.model_copy(update={"checkpoint_activations": "none", "vocab_multiple": 1})
-    config = config.model_copy(update={"precision": precision, "execution": execution})
+    config = config.changed(
+        precision__compute=compute, execution__checkpoint_activations="none", execution__vocab_multiple=1
+    )
     model = build_model(config, "sdpa", tensors, torch.device("cpu"))
     if quantization == "f16":
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.data = parameter.data.half()
                 if not parameter.isfinite().all():
-                    raise UserError(f"{name} has values that float16 can't hold: give --quantize none")
+                    raise UserError(
+                        "torch/onnx-float16-overflow",
+                        f"{name} has values that float16 can't hold: give --quantize none",
+                    )
     return model.requires_grad_(False)
 
 
@@ -109,6 +117,7 @@ def _write(network: Logits, path: Path) -> None:
             output_names=["logits"],
             verbose=False,
         )
+    assert program is not None, "which it is of torch's older exporter alone"
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     program.save(path, external_data=size > LARGEST_FILE)
 
@@ -128,5 +137,8 @@ def _checked(network: Logits, path: Path, cap: float) -> str:
         found = session.run(["logits"], {"tokens": tokens})[0]
         worst = max(worst, float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
     if not worst <= cap:
-        raise UserError(f"onnxruntime's logits are {worst:.1e} from torch's, relative: nothing was written")
+        raise UserError(
+            "torch/onnx-logits-differ",
+            f"onnxruntime's logits are {worst:.1e} from torch's, relative: nothing was written",
+        )
     return f"onnxruntime's logits are within {worst:.1e} of torch's, relative"

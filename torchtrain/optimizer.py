@@ -14,21 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
+from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Fragment, size_of
 from coretrain.config.run import RunConfig
+from coretrain.contract.optimizer import NEWTON_SCHULZ, decay_rate, takes_muon
 from coretrain.contract.parameters import Parameter
 from torchtrain.model import (
     GPT,
-    block,
     exported,
-    part_of,
+    local_shard,
+    shard_bounds,
 )
-from torchtrain.parallel.axes import Axis
-from torchtrain.parallel.processes import Place
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Muon's quintic iteration (Jordan et al. 2024), as in torch.optim.Muon."""
+from torchtrain.parallel.axes import ALONE, Axis
 
 
 def global_norm(gradients: Iterable[Tensor]) -> Tensor:
@@ -72,13 +70,12 @@ class Optimizer:
     """
 
     def __init__(self, config: RunConfig, model: GPT) -> None:
-        o = config.optimizer
         self.config, self.tensor = config, model.tensor
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        table = [row for row in trained_table(config) if row.name in self.parameters]
-        self.muon = [r.name for r in table if o.name == "muon" and r.layer is not None and len(r.shape) == 2]
+        table = [row for row in trainable_parameters(config) if row.name in self.parameters]
+        self.muon = [r.name for r in table if takes_muon(config, r)]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
-        self.decay = 0.0 if o.name == "adam" else o.weight_decay
+        self.decay = decay_rate(config.optimizer)
         rest = [r for r in table if r.name not in self.momentum]
         groups = [
             {"params": [self.parameters[r.name] for r in rest if r.decay], "weight_decay": self.decay},
@@ -90,29 +87,29 @@ class Optimizer:
     def step(self, lr: float, factor: float) -> None:
         """One update with the gradients in `.grad`, first multiplied by `factor` (clip and loss scale together)."""
         if factor != 1.0:
-            torch._foreach_mul_([p.grad for p in self.parameters.values()], factor)
+            torch._foreach_mul_([_gradient(p) for p in self.parameters.values()], factor)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
         beta = self.config.optimizer.muon_momentum
         for name in self.muon:
             parameter, buffer = self.parameters[name], self.momentum[name]
-            gradient = parameter.grad
+            gradient = _gradient(parameter)
             buffer.mul_(beta).add_(gradient, alpha=1 - beta)
             direction = orthogonalize((1 - beta) * gradient + beta * buffer)
             parameter.mul_(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
 
-    def moments(self) -> dict[str, Mapping[str, np.ndarray]]:
+    def moments(self) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""
         return {group: exported(self.config, tree) for group, tree in self._moments().items()}
 
-    def fragments(self, place: Place) -> Iterator[Fragment]:
-        """What this process writes of the state, in the host's memory; copies of the model take turns, by tensor."""
+    def fragments(self, copies: Axis = ALONE) -> Iterator[Fragment]:
+        """What this process writes of the state, in the host's memory; `copies` of the model take turns, by tensor."""
         trees = {"parameters": self.parameters} | self._moments()
         for group, tree in trees.items():
             for number, (name, value) in enumerate(tree.items()):
-                if number % place.data.size == place.data.index:
-                    yield from fragment(self.config, place.tensor, group, name, value.detach().reshape(-1), 0)
+                if number % copies.size == copies.index:
+                    yield from fragment(self.config, self.tensor, group, name, value.detach().reshape(-1), 0)
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         trees: dict[str, dict[str, Tensor]] = {"first_moment": {}, "second_moment": {}}
@@ -128,13 +125,13 @@ class Optimizer:
     @torch.no_grad()
     def load(self, moments: Mapping[str, Mapping[str, np.ndarray]], applied: int) -> None:
         """Take moments as `moments` gives them, after `applied` updates."""
-        for row in trained_table(self.config):
+        for row in trainable_parameters(self.config):
             if row.name not in self.parameters:
                 continue
             parameter = self.parameters[row.name]
 
-            def padded(group: str, row=row, parameter=parameter) -> Tensor:
-                value = part_of(self.config, row, moments[group][row.name], self.tensor)
+            def padded(group: str, row: Parameter = row, parameter: Tensor = parameter) -> Tensor:
+                value = local_shard(self.config, row, moments[group][row.name], self.tensor)
                 return torch.from_numpy(value).to(parameter)
 
             if row.name in self.momentum:
@@ -147,6 +144,11 @@ class Optimizer:
                 }
 
 
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "an update comes after a backward pass, which reaches all that trains"
+    return parameter.grad
+
+
 def moment(state: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
     """A moment of `parameter`; before the first update zeros of its shape, which take no memory."""
     return state[key] if key in state else torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
@@ -156,8 +158,8 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
     """Numbers [start, start + n) of this process's part of a tensor, for a checkpoint: none where they are padding,
     or where all of the tensor axis have them and this isn't the first. What lies in the host's memory is not copied.
     """
-    row = next(row for row in trained_table(config) if row.name == name)
-    edges = block(config, row, tensor)
+    row = next(row for row in trainable_parameters(config) if row.name == name)
+    edges = shard_bounds(config, row, tensor)
     if tensor.index > 0 and replicated(row):
         return
     stop = min(start + values.numel(), size_of(edges))
@@ -168,7 +170,7 @@ def fragment(config: RunConfig, tensor: Axis, group: str, name: str, values: Ten
 
 def replicated_names(config: RunConfig) -> frozenset[str]:
     """The parameters that all processes of the tensor axis hold whole."""
-    return frozenset(row.name for row in trained_table(config) if replicated(row))
+    return frozenset(row.name for row in trainable_parameters(config) if replicated(row))
 
 
 def replicated(row: Parameter) -> bool:

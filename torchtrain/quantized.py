@@ -20,7 +20,7 @@ from coretrain.contract.quantization import (
     forms,
     pairs,
     quantize,
-    quantized_table,
+    quantized_parameters,
 )
 
 # Made here, not where they are used: torch.compile can't see through what numpy keeps.
@@ -65,7 +65,7 @@ def _largest(weight: Packed) -> Tensor:
     return levels * weight.steps.repeat_interleave(SCALES)[: levels.numel()] + weight.offset
 
 
-class Held(nn.Module):
+class QuantizedWeight(nn.Module):
     """A frozen weight [out, in] in bytes, in the place of a linear layer's own; it has no gradient."""
 
     def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
@@ -85,16 +85,16 @@ class Held(nn.Module):
         return _Product.apply(x, weight.kind, weight.shape, weight.values, weight.scales, weight.steps, weight.offset)
 
 
-def make_room(config: RunConfig, model: Any) -> None:
-    """Put bytes, still empty, in the place of every weight of `quantized_table`."""
-    for row in quantized_table(config):
+def allocate(config: RunConfig, model: Any) -> None:
+    """Put bytes, still empty, in the place of every weight of `quantized_parameters`."""
+    for row in quantized_parameters(config):
         module = model.get_submodule(row.name.rpartition(".")[0])
-        module.weight, module.held = None, Held(config.adapter.quantize, row.shape)
+        module.weight, module.held = None, QuantizedWeight(config.adapter.quantize, row.shape)
 
 
-def take_over(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
+def quantize_into(config: RunConfig, model: Any, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
     """Fill the bytes from a base's whole `tensors`, quantized on the host one at a time."""
-    for row in quantized_table(config):
+    for row in quantized_parameters(config):
         held = model.get_submodule(row.name.rpartition(".")[0]).held
         weight = packed(quantize(np.asarray(tensors[row.name]), config.adapter.quantize, row.name), device)
         for name, _ in held.named_buffers():
@@ -105,10 +105,12 @@ class _Product(torch.autograd.Function):
     """x W^T. Between forward and backward only bytes are kept: the weight is made anew from them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], *arrays: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*arrays)
+    def forward(
+        ctx: Any, x: Tensor, kind: str, shape: tuple[int, ...], values: Tensor, scales: Tensor, *nested: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(values, scales, *nested)
         ctx.kind, ctx.shape = kind, shape
-        return F.linear(x, dequantize(Packed(kind, shape, *arrays), x.dtype))
+        return F.linear(x, dequantize(Packed(kind, shape, values, scales, *nested), x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

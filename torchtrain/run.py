@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import sys
+from collections.abc import Sequence
 
 from coretrain.base.errors import RESUME, exits_cleanly
 from coretrain.training.runner import run
+from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
-from torchtrain.trainer import Trainer
 
 
-@functools.partial(exits_cleanly, way_out=RESUME)
-def main() -> int:
-    """Train, or go on with `--resume RUN`; see `--help`."""
-    return run(sys.argv[1:], "torch", Trainer, join)
+def main(argv: Sequence[str] | None = None, program: str = "") -> int:
+    """Train, or go on with `--resume RUN`; see `--help`. `program` is what was typed."""
+    return run(sys.argv[1:] if argv is None else argv, "torch", make_trainer, join, program)
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main, RESUME)()

@@ -1,8 +1,8 @@
 """Convert: a pretrained model into a run (GGUF, Hugging Face, PEFT), and a run out (those, ONNX).
 
-Usage: python scripts/convert.py SOURCE RUN [CONFIG] [--section.field VALUE ...]
-       python scripts/convert.py RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
-       python scripts/convert.py merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
+Usage: twintrain convert SOURCE RUN [CONFIG] [--section.field VALUE ...]
+       twintrain convert RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
+       twintrain convert merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
 
 In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama architecture, or a folder of PEFT, which takes
 --adapter.base BASE_RUN; CONFIG and --section.field as the trainers take them. Out: FORM is hf, peft, gguf, onnx or
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from coretrain.base.errors import Options, UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError
 from coretrain.config.load import fields
 from coretrain.formats.gguf.file import QUANTIZATIONS
 from coretrain.runs.adapted import merge_run
@@ -29,20 +30,24 @@ from coretrain.training.command_line import (
     parse,
 )
 
+PROGRAM = "twintrain convert"
+
 
 def understood(words: list[str], program: str) -> Command:
     """The config and the fields that are given. Raises `UserError` for what only a trainer does."""
     options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
     if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
-        raise UserError(f"--{option} is for the trainers: name the target after the source")
+        raise UserError(
+            "command/option-only-for-training", f"--{option} is for the trainers: name the target after the source"
+        )
     return parse(words, program, "")
 
 
-def moved_base(words: list[str]) -> Path | None:
+def moved_base(words: list[str], program: str) -> Path | None:
     """The folder after --adapter.base, all that is understood on the way out."""
-    command = understood(words, "scripts/convert.py RUN")
+    command = understood(words, program)
     if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
-        raise UserError(f"--{other} is for what is read in: leave it out")
+        raise UserError("command/option-only-for-import", f"--{other} is for what is read in: leave it out")
     return None if command.config.adapter.base is None else Path(command.config.adapter.base)
 
 
@@ -61,34 +66,41 @@ def apart(words: list[str]) -> tuple[list[str], list[str]]:
     return own, of_fields
 
 
-def main() -> int:
-    """Convert, then say what was written and how to use it."""
-    words = sys.argv[1:]
-    verb = words.pop(0) if words[:1] in (["import"], ["export"], ["merge"]) else ""
-    parser = Options(usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter)
+def options(program: str = PROGRAM) -> Options:
+    """All but the fields of a config."""
+    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
+    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
-    forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
-    parser.add_argument("--to", "--format", choices=forms, default="hf" if verb == "export" else None)
+    parser.add_argument("--to", "--format", choices=("hf", "huggingface", "peft", "gguf", "onnx", "interchange"))
     parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
     parser.add_argument("--merge", action="store_true")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Convert, then say what was written and how to use it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words.pop(0) if words[:1] in (["import"], ["export"], ["merge"]) else ""
+    parser = options(program)
+    parser.set_defaults(to="hf" if verb == "export" else None)
     words, of_fields = apart(words)
     given, rest = parser.parse_known_intermixed_args(words)
     rest += of_fields
     if verb == "merge":
         if given.target is None or given.to is not None or given.quantize != "none":
             parser.error("merge takes the adapter's run and the folder of the new run, and no form")
-        print("\n".join(merge_run(given.source, given.target, moved_base(rest))))
+        print("\n".join(merge_run(given.source, given.target, moved_base(rest, program))))
         return 0
     if given.to is None or verb == "import":
         if given.target is None:
             parser.error("name the folder of the new run, or give --to FORM to write a run out")
         if given.quantize != "none" or given.merge:
             parser.error("--quantize and --merge are for what is written out: give --to FORM too, or leave them out")
-        command = understood(rest, "scripts/convert.py SOURCE RUN")
+        command = understood(rest, program)
         lines = import_run(given.source, given.target, command.config, command.overrides)
     else:
-        base = moved_base(rest)
+        base = moved_base(rest, program)
         form = "hf" if given.to == "huggingface" else given.to
         target = given.target or exported_to(given.source, form, given.quantize)
         if form == "onnx":
@@ -99,7 +111,3 @@ def main() -> int:
             lines = export_run(given.source, target, form, given.quantize, given.merge, base)
     print("\n".join(lines))
     return 0
-
-
-if __name__ == "__main__":
-    exits_cleanly(main)()

@@ -1,6 +1,6 @@
 """Make a data set of this Python's own docstrings: how a function or class is defined, and what it does.
 
-Usage: python scripts/docstrings.py OUT.jsonl [--limit N]
+Usage: twintrain docstrings OUT.jsonl [--limit N]
 
 Each line is {"prompt": signature, "completion": first paragraph of the docstring}. The sources are only parsed, never
 imported; the same Python gives the same file, on every machine. --limit takes N rows spread over the whole library.
@@ -14,12 +14,13 @@ import json
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coretrain.base.errors import Options, UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError
 from coretrain.base.files import write_atomically
 
+PROGRAM = "twintrain docstrings"
 SIGNATURE, PARAGRAPH = (12, 240), (24, 400)
 """Fewest and most characters that are kept: below is no sentence, above is a whole manual."""
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "__pycache__"}
@@ -75,16 +76,22 @@ def _paragraph(node: Definition) -> str:
     return words if plain and "->" not in words and ">>>" not in words else ""
 
 
-def main() -> int:
-    """Write the file, then say what is in it."""
-    parser = Options(usage=(__doc__ or "").partition("Usage: ")[2], formatter_class=argparse.RawTextHelpFormatter)
+def options(program: str = PROGRAM) -> Options:
+    """What can be asked for."""
+    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
+    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int)
-    given = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Write the file, then say what is in it."""
+    given = options(program).parse_args(argv)
     if given.limit is not None and given.limit < 1:
-        raise UserError(f"--limit {given.limit} leaves no row: give at least 1")
+        raise UserError("command/limit-below-one", f"--limit {given.limit} leaves no row: give at least 1")
     if given.out.exists():
-        raise UserError(f"{given.out} exists: choose another name")
+        raise UserError("command/output-exists", f"{given.out} exists: choose another name")
     found = list(rows(Path(sysconfig.get_path("stdlib"))))
     if given.limit is not None and given.limit < len(found):
         found = [found[index * len(found) // given.limit] for index in range(given.limit)]
@@ -93,7 +100,3 @@ def main() -> int:
     size = sum(len(text) for row in found for text in row.values())
     print(f"wrote {given.out}: {len(found):,} docstrings of Python {sys.version.split()[0]}, {size:,} characters")
     return 0
-
-
-if __name__ == "__main__":
-    exits_cleanly(main)()

@@ -1,8 +1,7 @@
-"""`python scripts/doctor.py`: what this machine has, what the trainers would choose here and why, its matmul peak."""
+"""`twintrain doctor`: what this machine has, what the trainers would choose here and why, its matmul peak."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import json
@@ -18,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import Options, UserError
 from coretrain.config.load import load_config
 
+PROGRAM = "twintrain doctor"
 PACKAGES = ("torch", "jax", "flax", "optax", "orbax-checkpoint", "grain", "chex", "tiktoken", "tokenizers", "numpy")
 OPTIONAL = {
     "deepspeed": "deepspeed",
@@ -32,6 +32,7 @@ OPTIONAL = {
     "transformers": "bench",
     "gguf": "export",
     "onnxruntime": "export",
+    "pytest": "parity",
 }
 """Optional package: the extra that installs it."""
 Rows = list[tuple[str, str]]
@@ -48,7 +49,7 @@ def version(package: str) -> str | None:
 def versions() -> Rows:
     """Python, and the packages at the heart."""
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    return rows + [(name, version(name) or "missing: pip install -e .") for name in PACKAGES]
+    return rows + [(name, version(name) or "missing: pip install twintrain brings it") for name in PACKAGES]
 
 
 def optional() -> Rows:
@@ -139,11 +140,16 @@ def show(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
     console.print()
 
 
-def main() -> None:
-    """Print every block."""
-    parser = argparse.ArgumentParser(description="What this machine has, what the trainers would choose, and why.")
+def options(program: str = PROGRAM) -> Options:
+    """What can be asked for."""
+    parser = Options(prog=program, description="What this machine has, what the trainers would choose, and why.")
     parser.add_argument("--no-peaks", action="store_true", help="leave the measurements out (some 20 seconds)")
-    given = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Print every block."""
+    given = options(program).parse_args(argv)
     console = Console(highlight=False)
     blocks: dict[str, Callable[[], Rows]] = {
         "Versions": versions,
@@ -155,7 +161,4 @@ def main() -> None:
         blocks["Measured matmul peak"] = peaks
     for title, block in blocks.items():
         show(console, title, block())
-
-
-if __name__ == "__main__":
-    main()
+    return 0

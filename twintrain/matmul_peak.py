@@ -35,7 +35,7 @@ def measure(framework: str, dtype: str) -> dict[str, float]:
     while size <= LARGEST:
         multiply = multiplier(framework, dtype, size)
         multiply()
-        times = []
+        times = list[float]()
         while not times or (sum(times) < BUDGET / 4 and len(times) < 50):
             begun = time.perf_counter()
             multiply()

@@ -1,8 +1,8 @@
 """What a run needs, takes and costs on a machine, and the setting to choose.
 
-Usage: python scripts/plan.py [CONFIG] --on MACHINE [--section.field VALUE ...]
-       python scripts/plan.py gpt2-1558m --on 4090x8 --price 2.5
-       python scripts/plan.py llama-7b --on v5e:16x16      # also through the TPU's own compiler, with no TPU
+Usage: twintrain plan [CONFIG] --on MACHINE [--section.field VALUE ...]
+       twintrain plan gpt2-1558m --on 4090x8 --price 2.5
+       twintrain plan llama-7b --on v5e:16x16      # also through the TPU's own compiler, with no TPU
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from coretrain.base.errors import Options, UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.planning.accelerators import TABLE, Machine, machine
@@ -37,6 +38,7 @@ from coretrain.planning.show import (
 )
 from coretrain.training.command_line import parse
 
+PROGRAM = "twintrain plan"
 VOCABULARIES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257}
 """Of tokenizers that need no data, specials included."""
 COMPILED_WITHIN = 7200
@@ -50,14 +52,17 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         name = config.data.tokenizer
         size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
         if size is None:
-            raise UserError(f"data.tokenizer = {name} is not read here: give --model.vocab")
+            raise UserError("command/plan-needs-vocab", f"data.tokenizer = {name} is not read here: give --model.vocab")
         config = config.with_vocab(size)
     if tokens is None:
         return config
     if tokens < config.tokens_per_update:
-        raise UserError(f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}")
+        raise UserError(
+            "command/tokens-below-one-update",
+            f"--tokens {tokens:g} is less than one update's {config.tokens_per_update:,}",
+        )
     updates = round(tokens / config.tokens_per_update)
-    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})
+    return config.changed(train__updates=updates)
 
 
 def command_line(best: Choice, on: Machine, name: str, overrides: tuple[tuple[str, str], ...]) -> str:
@@ -101,23 +106,27 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
             code, input=asked, capture_output=True, text=True, env=environment, timeout=COMPILED_WITHIN
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}") from None
+        raise UserError(
+            "command/tpu-compiler-timeout",
+            f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}",
+        ) from None
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
     if done.returncode == 2 and said:
-        raise UserError(said[-1].removeprefix("error: "))
+        raise UserError("command/tpu-program-refused", said[-1].removeprefix("error: "))
     if done.returncode:
         words = done.stderr.strip().splitlines()
         reason = words[-1] if words else f"it ended with code {done.returncode} and without a word"
         if done.returncode < 0:
             reason = f"signal {-done.returncode} ended it, as where memory is short"
-        raise UserError(f"the TPU's compiler failed: {reason} {leave}")
+        raise UserError("command/tpu-compiler-failed", f"the TPU's compiler failed: {reason} {leave}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def make_plan(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
-    """Read the command line and plan. Raises `UserError`."""
-    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(program: str = PROGRAM) -> Options:
+    """All but the fields of a config."""
+    text = (__doc__ or "").replace(PROGRAM, program)
+    parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
     parser.add_argument("--accelerators", type=Path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}")
     parser.add_argument("--price", type=float, help="of the whole machine for an hour (default: the table's)")
@@ -126,8 +135,13 @@ def make_plan(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--no-compile", action="store_true", help="TPU: leave the compiler out")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the choices")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    given, rest = parser.parse_known_args(argv)
-    asked = parse(rest, "scripts/plan.py", "")
+    return parser
+
+
+def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argparse.Namespace]:
+    """Read the command line and plan. Raises `UserError`."""
+    given, rest = options(program).parse_known_args(argv)
+    asked = parse(rest, program, "")
     name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
     on = machine(given.on, given.accelerators)
     config = planned(asked.config, given.tokens)
@@ -149,10 +163,9 @@ def make_plan(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
     return Plan(config.name, on, found, best, price, given.served, line, assumed, compiled, remark), given
 
 
-@exits_cleanly
-def main() -> int:
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Plan, then show it."""
-    plan, given = make_plan(sys.argv[1:])
+    plan, given = make_plan(sys.argv[1:] if argv is None else argv, program)
     if given.plot:
         picture(plan, given.plot)
     if given.json:
@@ -160,7 +173,3 @@ def main() -> int:
     else:
         show(plan, Console(highlight=False))
     return 0
-
-
-if __name__ == "__main__":
-    main()

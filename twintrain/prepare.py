@@ -1,6 +1,6 @@
 """Prepare a run's data: tokenizer and shards into the cache, then what is there.
 
-Usage: python scripts/prepare.py [CONFIG] [--data.source PATH] [--section.field VALUE ...]
+Usage: twintrain prepare [CONFIG] [--data.source PATH] [--section.field VALUE ...]
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import json
 import sys
 from collections.abc import Sequence
 
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.data.open import open_data
+
+PROGRAM = "twintrain prepare"
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
@@ -23,22 +25,26 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     while rest:
         key = rest.pop(0)
         if not key.startswith("--"):
-            raise UserError(f"unexpected argument {key}: write [CONFIG] --section.field value")
+            raise UserError(
+                "command/unexpected-argument",
+                f"unexpected argument {key}: write [CONFIG] --section.field value",
+            )
         key, equals, value = key[2:].partition("=")
         if not equals:
             if not rest:
-                raise UserError(f"--{key} needs a value: write --{key} VALUE")
+                raise UserError("command/option-without-value", f"--{key} needs a value: write --{key} VALUE")
             value = rest.pop(0)
         overrides.append((key, value))
     return load_config(config, overrides)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Prepare, then print each part's manifest summary."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
+        print((__doc__ or "").strip().replace(PROGRAM, program))
         return 0
-    data = open_data(parse(sys.argv[1:]))
+    data = open_data(parse(words))
     lines = data.summary()
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
@@ -47,7 +53,3 @@ def main() -> int:
         shards = json.loads((part.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
         print(f"{'shards':<{width}}  {len(shards)} in {part.folder / 'manifest.json'}")
     return 0
-
-
-if __name__ == "__main__":
-    exits_cleanly(main)()

@@ -1,17 +1,18 @@
 """Two runs of one config as a picture and three sentences: their losses, and how far apart they are.
 
-Usage: python scripts/twins.py RUN_A RUN_B PICTURE.png
+Usage: twintrain twins RUN_A RUN_B PICTURE.png
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError
 from coretrain.journal.metrics import read_metrics
 from coretrain.journal.page import compare_plot
 
+PROGRAM = "twintrain twins"
 STEPS = (1e-6, 1e-4)
 """Differences, in nats, up to which updates are counted."""
 
@@ -21,14 +22,19 @@ def sentences(folders: list[Path]) -> str:
     runs = []
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
-            raise UserError(f"{folder}: no metrics.jsonl there; name the folder of a run")
+            raise UserError(
+                "command/metrics-file-missing", f"{folder}: no metrics.jsonl there; name the folder of a run"
+            )
         updates, evaluations, _ = read_metrics(folder)
         finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
         runs.append((finite, {row["update"]: row["val_loss"] for row in evaluations}))
     (a, a_validation), (b, b_validation) = runs
     both = sorted(a.keys() & b.keys())
     if not both:
-        raise UserError(f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config")
+        raise UserError(
+            "command/no-common-update",
+            f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config",
+        )
     gaps = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]
     apart = sum(a[u]["batch_hash"] != b[u]["batch_hash"] for u in both)
     one, other = (next((i for i, gap in enumerate(gaps) if gap > step), len(gaps)) for step in STEPS)
@@ -44,17 +50,18 @@ def sentences(folders: list[Path]) -> str:
     return text
 
 
-def main() -> int:
-    """Draw, and say how far apart they are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def options(program: str = PROGRAM) -> Options:
+    """What is compared, and where the picture goes."""
+    parser = Options(prog=program, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("picture", type=Path, help="PNG to write")
-    given = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Draw, and say how far apart they are."""
+    given = options(program).parse_args(argv)
     text = sentences(given.runs)
     compare_plot(given.runs, [folder.resolve().name for folder in given.runs], given.picture)
     print(text, end="")
     return 0
-
-
-if __name__ == "__main__":
-    exits_cleanly(main)()

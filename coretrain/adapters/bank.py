@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coretrain.adapters.kinds import check_mergeable
 from coretrain.adapters.merge import added, other_field
-from coretrain.adapters.targets import adapter_targets, frozen_matrices, trained_table
+from coretrain.adapters.targets import adapter_targets, frozen_matrices, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
@@ -36,18 +36,28 @@ class AdapterBank(ABC):
         """
         name = config.adapter.name
         if name == self.active:
-            raise UserError(f"adapter {name} is at work: switch to another before it is replaced")
-        check_rows(trained_table(config), tensors, f"adapter {name}")
+            raise UserError(
+                "adapters/adapter-in-use",
+                f"adapter {name} is at work: switch to another before it is replaced",
+            )
+        check_rows(trainable_parameters(config), tensors, f"adapter {name}")
         if field := other_field(config.model, self.config.model):
             ours, theirs = getattr(self.config.model, field), getattr(config.model, field)
-            raise UserError(f"adapter {name} is of another model: its model.{field} = {theirs}, and here it is {ours}")
+            raise UserError(
+                "adapters/model-differs",
+                f"adapter {name} is of another model: its model.{field} = {theirs}, and here it is {ours}",
+            )
         if config.adapter.quantize != (here := self.config.adapter.quantize):
             raise UserError(
+                "adapters/base-quantize-differs",
                 f"adapter {name} was trained with adapter.quantize = {config.adapter.quantize}, and the weights here "
-                f"are held with {here}: open the base as it was trained"
+                f"are held with {here}: open the base as it was trained",
             )
         if config.adapter.kind == "dora" and self._rounded:
-            raise UserError(f"adapter {name} needs the norms of whole weights, and {self._rounded}")
+            raise UserError(
+                "adapters/norms-need-whole-weights",
+                f"adapter {name} needs the norms of whole weights, and {self._rounded}",
+            )
         self.kept[name] = config, tensors
 
     @property
@@ -62,7 +72,10 @@ class AdapterBank(ABC):
     def switch(self, name: str | None) -> None:
         """Put the adapter `name` to work, or none; one that is merged is taken out first."""
         if name is not None and name not in self.kept:
-            raise UserError(f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}")
+            raise UserError(
+                "adapters/unknown-adapter-name",
+                f"no adapter is named {name}: there are {', '.join(self.kept) or 'none'}",
+            )
         if self.merged:
             self.unmerge()
         self._clear()
@@ -76,15 +89,16 @@ class AdapterBank(ABC):
         Raises `UserError` where none is at work, or one that is no change of weights.
         """
         if self.active is None or self.merged:
-            raise UserError("no adapter is at work that isn't merged: switch to one first")
+            raise UserError("adapters/nothing-to-merge", "no adapter is at work that isn't merged: switch to one first")
         check_mergeable(self.kept[self.active][0])
         if (held := self.config.adapter.quantize) != "none":
             raise UserError(
+                "adapters/merge-into-quantized",
                 f"weights in {held} can't take an adapter in without being rounded again: leave it beside "
-                "them, or write a run of whole weights with scripts/convert.py merge"
+                "them, or write a run of whole weights with twintrain convert merge",
             )
         if self._rounded:
-            raise UserError(f"an adapter is added to whole weights, and {self._rounded}")
+            raise UserError("adapters/merge-into-rounded", f"an adapter is added to whole weights, and {self._rounded}")
         self._take_off()
         self._add(1)
         self.merged = True
@@ -92,7 +106,7 @@ class AdapterBank(ABC):
     def unmerge(self) -> None:
         """Take the merged adapter out of the weights; it is at work beside them again."""
         if not self.merged:
-            raise UserError("no adapter is merged: merge one first")
+            raise UserError("adapters/nothing-merged", "no adapter is merged: merge one first")
         self._add(-1)
         self.merged, self._of_weights = False, {}
         self.switch(self.active)

@@ -43,11 +43,13 @@ def prefix_rows(config: RunConfig, chosen: Sequence[Parameter]) -> list[tuple[Pa
     c, m = config.adapter, config.model
     if c.virtual_tokens > m.context:
         raise UserError(
-            f"adapter.virtual_tokens = {c.virtual_tokens} is above model.context = {m.context}: choose fewer"
+            "adapters/too-many-virtual-tokens",
+            f"adapter.virtual_tokens = {c.virtual_tokens} is above model.context = {m.context}: choose fewer",
         )
     if len({row.layer for row in chosen}) < m.layers:
         raise UserError(
-            "adapter.targets leaves layers out, and a prefix stands in all of them: leave adapter.targets out"
+            "adapters/prefix-needs-all-layers",
+            "adapter.targets leaves layers out, and a prefix stands in all of them: leave adapter.targets out",
         )
     keys = [row for row in chosen if row.name.endswith("attention.k.weight")] or chosen
     found = []
@@ -68,8 +70,9 @@ def bottleneck_rows(config: RunConfig, chosen: Sequence[Parameter]) -> list[tupl
     places = dict.fromkeys((row.layer, row.name.split(".")[2]) for row in chosen)
     if m.bias and any([part for _, part in places].count(name) != m.layers for _, name in places):
         raise UserError(
+            "adapters/bottleneck-layers-differ",
             "adapter.targets names some layers only, and the biases of bottlenecks can't be held so by stacked layers: "
-            "choose adapter.targets that are the same in all layers"
+            "choose adapter.targets that are the same in all layers",
         )
     rows = {row.name: row for row in chosen}
     return [
@@ -118,8 +121,9 @@ def check_mergeable(config: RunConfig) -> None:
     """Raise `UserError` for an adapter that no change of weights could replace."""
     if config.adapter.kind not in MERGEABLE:
         raise UserError(
+            "adapters/kind-not-mergeable",
             f"adapter.kind = {config.adapter.kind} is no change of the base's weights and can't be merged into them: "
-            "generate from the adapter's run itself, or train a lora or dora adapter"
+            "generate from the adapter's run itself, or train a lora or dora adapter",
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.adapters.kinds import check_mergeable, directed
-from coretrain.adapters.targets import adapter_targets, trained_table
+from coretrain.adapters.targets import adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
@@ -34,7 +34,7 @@ def added(config: RunConfig, tensors: Mapping[str, Array], base: Mapping[str, Ar
     DoRA's depends on the weights, which `base` has. Raises `UserError` for a kind that can't be merged.
     """
     check_mergeable(config)
-    check_rows(trained_table(config), tensors, f"adapter {config.adapter.name}")
+    check_rows(trainable_parameters(config), tensors, f"adapter {config.adapter.name}")
     result = {}
     for target in adapter_targets(config):
         a, b = (np.asarray(tensors[row.name], np.float64) for row in (target.a, target.b))

@@ -29,7 +29,7 @@ from coretrain.adapters.kinds import (
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-from coretrain.contract.dropout import uses_dropout
+from coretrain.contract.dropout import dropout_keys, uses_dropout
 from coretrain.contract.parameters import Parameter, initial_value, parameter_table
 from coretrain.contract.randomness import MASK_32, stream_key
 
@@ -91,8 +91,9 @@ def adapter_targets(config: RunConfig) -> tuple[Target, ...]:
         if not any(fnmatch.fnmatchcase(row.name, pattern) for row in possible):
             takes = f" that a {c.kind} takes" if c.kind not in MERGEABLE else ""
             raise UserError(
+                "adapters/target-matches-nothing",
                 f"adapter.targets: {pattern} matches no matrix of this model{takes}: "
-                f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}"
+                f"names are as {', '.join(row.name for row in possible[:2])} or {possible[-1].name}",
             )
     chosen = [row for row in possible if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in c.targets)]
     if c.kind not in MERGEABLE:
@@ -117,13 +118,15 @@ def _check_target(config: RunConfig, row: Parameter) -> None:
     c = config.adapter
     if c.rank > min(row.shape):
         raise UserError(
+            "adapters/adapter-rank-too-large",
             f"adapter.rank = {c.rank} is above the smaller side of {row.name} {row.shape}: "
-            f"choose at most {min(row.shape)}, or leave it out of adapter.targets"
+            f"choose at most {min(row.shape)}, or leave it out of adapter.targets",
         )
     if row.name == "embed.token" and config.model.tied:
         raise UserError(
+            "adapters/target-is-tied-embedding",
             "adapter.targets names embed.token, which is this tied model's head too: an adapter on one of the two "
-            "could not be merged; leave it out of adapter.targets"
+            "could not be merged; leave it out of adapter.targets",
         )
 
 
@@ -132,8 +135,9 @@ def _check_biases(config: RunConfig, chosen: Sequence[Parameter]) -> None:
     some = any(of_blocks.count(part) != config.model.layers for part in of_blocks)
     if config.adapter.bias == "lora_only" and config.model.bias and some:
         raise UserError(
+            "adapters/lora-bias-layers-differ",
             "adapter.bias = lora_only with adapters in some layers only can't be held by stacked layers: "
-            "choose adapter.targets that are the same in all layers, or adapter.bias = none or all"
+            "choose adapter.targets that are the same in all layers, or adapter.bias = none or all",
         )
 
 
@@ -151,19 +155,19 @@ def _target(row: Parameter, rank: int, kind: str) -> Target:
 
 
 @functools.cache
-def adapter_table(config: RunConfig) -> tuple[Parameter, ...]:
+def adapter_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The adapter's tensors, in the order of the parameter table."""
     return tuple(row for target in adapter_targets(config) for row in target.tensors)
 
 
 @functools.cache
-def whole_table(config: RunConfig) -> tuple[Parameter, ...]:
+def all_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The model's parameters and the adapter's."""
-    return parameter_table(config.model) + adapter_table(config)
+    return parameter_table(config.model) + adapter_parameters(config)
 
 
 @functools.cache
-def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
+def trainable_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for."""
     if config.adapter.kind == "none":
         return parameter_table(config.model)
@@ -174,7 +178,7 @@ def trained_table(config: RunConfig) -> tuple[Parameter, ...]:
         if row.name.endswith(".bias")
         and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
     ]
-    return adapter_table(config) + tuple(biases)
+    return adapter_parameters(config) + tuple(biases)
 
 
 @functools.cache
@@ -191,7 +195,9 @@ def frozen_matrices(config: RunConfig) -> tuple[Parameter, ...]:
 def initial_adapter(config: RunConfig) -> dict[str, NDArray[np.float32]]:
     """The adapter's tensors before the first update, by canonical name; but not DoRA's m, which the base decides."""
     base = _magnitudes(config)
-    return {row.name: initial_value(row, config.train.seed) for row in adapter_table(config) if row.name not in base}
+    return {
+        row.name: initial_value(row, config.train.seed) for row in adapter_parameters(config) if row.name not in base
+    }
 
 
 def _magnitudes(config: RunConfig) -> dict[str, Target]:
@@ -219,10 +225,11 @@ def adapter_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:
     return np.array(keys, np.uint32)
 
 
-def run_keys(config: RunConfig, update: int, model_keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """All keys of one update: the model's [1 + 2L], and behind them the adapter's where it has dropout."""
+def run_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:
+    """All keys of one update's dropout: the model's [1 + 2L], and behind them the adapter's where it has dropout."""
+    keys = dropout_keys(config.model, config.train.seed, update)
     dropped = config.adapter.kind != "none" and config.adapter.dropout > 0
-    return np.concatenate([model_keys, adapter_keys(config, update)]) if dropped else model_keys
+    return np.concatenate([keys, adapter_keys(config, update)]) if dropped else keys
 
 
 def run_uses_dropout(config: RunConfig) -> bool:

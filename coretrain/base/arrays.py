@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
+
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+Tensors = Mapping[str, NDArray[Any]]
+"""Tensors by name, in memory or made when they are asked for."""

@@ -7,11 +7,14 @@ import errno
 import functools
 import multiprocessing
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+UNREAD = 141
+"""Exit code as of a program that SIGPIPE ends."""
 OF_THE_PLACE = ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT")
 """Errors of the system, by name (each has its own numbers), that are for the user to mend."""
 ANEW = "free or change the place and run the same again"
@@ -21,7 +24,18 @@ RESUME = (
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (config, file, data): its text names the thing and the way out."""
+    """A mistake in what the user gave (config, file, data).
+
+    `code` names the rule that was broken, as "room/rule", and stays when the words improve: what a test or a program
+    compares. `text` is one sentence that names the thing and the way out: what a person reads.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)  # both, so that it can be sent to another process
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class Options(argparse.ArgumentParser):
@@ -29,21 +43,24 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
-        raise UserError(f"{message[0].lower()}{message[1:]} (--help says more)")
+        raise UserError("command/bad-arguments", f"{message[0].lower()}{message[1:]} (--help says more)")
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:
     """Wrap a command line's `main`: a `UserError` or a full disk becomes one sentence and exit code 2.
 
-    `way_out` is what to do about the disk.
+    `way_out` is what to do about the disk. A reader of the output who has seen enough is no error to tell.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
-            code = main()
+            try:
+                code = main()
+            finally:
+                sys.stdout.flush()  # where nobody reads it, it fails here and not while the interpreter ends
         except (UserError, OSError) as error:
-            code = said(error, way_out)
+            code = UNREAD if isinstance(error, BrokenPipeError) and _unread() else print_user_error(error, way_out)
             if code is None:
                 raise
         sys.exit(code or 0)
@@ -51,7 +68,20 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
     return wrapped
 
 
-def said(error: Exception, way_out: str = ANEW) -> int | None:
+def _unread() -> bool:
+    """Whether the program that reads this one's output has ended, as `head` does; then no more is written.
+
+    A pipe to another process, as of a data loader, may have broken instead, which is an error.
+    """
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    if not asked.poll(0):  # neither an error nor a reader that hung up
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
     """Say a `UserError` or a full disk in one sentence; the exit code. None for any other error: it isn't the user's.
 
     `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first
@@ -67,7 +97,7 @@ def said(error: Exception, way_out: str = ANEW) -> int | None:
     return None
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End this process at once, workers and all, whatever its threads wait for.
 
     An interpreter that ends orderly waits for some threads and aborts for others: orbax's wait for processes that don't

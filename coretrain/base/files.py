@@ -50,11 +50,11 @@ def read_json(path: Path, what: str, way_out: str = "restore it, or download it 
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, {what}: {way_out}") from None
+        raise UserError("base/json-file-missing", f"{path} is missing, {what}: {way_out}") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged ({what} should be a JSON object): {way_out}")
+        raise UserError("base/json-not-an-object", f"{path} is damaged ({what} should be a JSON object): {way_out}")
     return value
 
 

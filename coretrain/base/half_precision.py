@@ -21,7 +21,7 @@ class HalfPrecision(Mapping[str, Array]):
         with np.errstate(over="ignore"):
             half = value.astype(np.float16)
         if not np.isfinite(half).all():
-            raise UserError(f"{name} has values that float16 can't hold: give --quantize none")
+            raise UserError("base/float16-overflow", f"{name} has values that float16 can't hold: give --quantize none")
         return half
 
     def __iter__(self) -> Iterator[str]:

@@ -28,6 +28,6 @@ class LazyTensors(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Make all of them now and hold them: what they are made of is about to change."""
         self._make = {name: self._make(name) for name in self._names}.__getitem__

@@ -35,19 +35,23 @@ class TensorFile:
                 header = json.loads(file.read(length)) if length <= LARGEST_HEADER else None
             size = path.stat().st_size - 8 - length
         except OSError as error:
-            raise UserError(f"can't read {path}: {error.strerror}") from None
+            raise UserError("base/safetensors-unreadable", f"can't read {path}: {error.strerror}") from None
         except ValueError:
             header = None
         if not isinstance(header, dict):
-            raise UserError(f"{path} is damaged: it has no safetensors header")
+            raise UserError("base/safetensors-header-missing", f"{path} is damaged: it has no safetensors header")
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         try:
             self.metadata = {str(key): str(value) for key, value in self.metadata.items()}
             filled = _filled(header, path)
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{path} is damaged: its safetensors header isn't one") from None
+            raise UserError(
+                "base/safetensors-header-damaged", f"{path} is damaged: its safetensors header isn't one"
+            ) from None
         if filled != size:
-            raise UserError(f"{path} is damaged: its length is not what its header says")
+            raise UserError(
+                "base/safetensors-length-wrong", f"{path} is damaged: its length is not what its header says"
+            )
         self.start, self.header = 8 + length, header
 
     @property
@@ -59,7 +63,10 @@ class TensorFile:
         """A tensor's shape. Raises `UserError` where it isn't of floating point."""
         facts = self.header[name]
         if facts["dtype"] not in DTYPES:
-            raise UserError(f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read")
+            raise UserError(
+                "base/weights-not-floating-point",
+                f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read",
+            )
         return tuple(facts["shape"])
 
     def read(self, name: str) -> Array:
@@ -68,7 +75,7 @@ class TensorFile:
         offset = facts["data_offsets"][0]
         raw = np.fromfile(self.path, DTYPES[facts["dtype"]], math.prod(shape), offset=self.start + offset)
         if raw.size != math.prod(shape):
-            raise UserError(f"{self.path} is damaged: {name} reaches beyond its end")
+            raise UserError("base/safetensors-tensor-cut-off", f"{self.path} is damaged: {name} reaches beyond its end")
         if facts["dtype"] == "BF16":
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         elif facts["dtype"] == "F16":
@@ -85,7 +92,10 @@ def _filled(header: Mapping[str, Any], path: Path) -> int:
         dtype, shape = header[name]["dtype"], [operator.index(length) for length in header[name]["shape"]]
         size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else end - filled
         if operator.index(begin) != filled or end != filled + size or min(size, *shape, 0) < 0:
-            raise UserError(f"{path} is damaged: {name} doesn't lie where its shape and its neighbours say")
+            raise UserError(
+                "base/safetensors-tensor-misplaced",
+                f"{path} is damaged: {name} doesn't lie where its shape and its neighbours say",
+            )
         filled = operator.index(end)
     return filled
 

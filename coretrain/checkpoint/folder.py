@@ -119,12 +119,12 @@ class CheckpointFolder:
         world = world or World()
         best = self.best() if best_first else None
         order = sorted(self.complete(), key=lambda path: path != best)
-        for name in world.told("\n".join(path.name for path in order)).split():
+        for name in world.broadcast("\n".join(path.name for path in order)).split():
             path = self.path / name
             damage, result = "", None
             try:
-                manifest = world.together(functools.partial(self._seen, path, world))
-                result = world.together(functools.partial(loader, path, manifest.progress))
+                manifest = world.collectively(functools.partial(self._seen, path, world))
+                result = world.collectively(functools.partial(loader, path, manifest.progress))
             except (DamagedCheckpoint, PeerError) as fault:
                 damage = str(fault)
                 if world.size > 1 and not world.any(isinstance(fault, DamagedCheckpoint)):
@@ -132,11 +132,17 @@ class CheckpointFolder:
             if not damage:
                 return path, result  # type: ignore[return-value]  # the loader's own result
             say(f"skipping checkpoint {path.name}: {damage}")
-        raise UserError(f"no usable checkpoint in {self.path}: start the run anew, or restore one there")
+        raise UserError(
+            "checkpoint/no-usable-checkpoint",
+            f"no usable checkpoint in {self.path}: start the run anew, or restore one there",
+        )
 
     def _seen(self, path: Path, world: World) -> Manifest:
         if not path.is_dir():
-            raise UserError(f"{path} is not there for every process: put the run on a file system that all hosts share")
+            raise UserError(
+                "checkpoint/folder-not-shared",
+                f"{path} is not there for every process: put the run on a file system that all hosts share",
+            )
         return verify(path, world.rank, world.size)
 
 

@@ -105,12 +105,15 @@ def read_fragments(folder: Path) -> dict[str, FragmentedGroup]:
         try:
             rows = json.loads(path.read_bytes())["fragments"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"{path} can't be read: {error}") from None
+            raise DamagedCheckpoint("checkpoint/fragments-unreadable", f"{path} can't be read: {error}") from None
         for row in rows:
             row["file"] = path.with_suffix(".safetensors")
             places.setdefault(row["group"], {}).setdefault(row["name"], []).append(row)
     if "parameters" not in places:
-        raise DamagedCheckpoint(f"{folder} holds no parameters: it is no torch checkpoint, or a part of one")
+        raise DamagedCheckpoint(
+            "checkpoint/no-parameters",
+            f"{folder} holds no parameters: it is no torch checkpoint, or a part of one",
+        )
     for group, tensors in places.items():
         for name, pieces in tensors.items():
             _check_whole(folder, f"{group}/{name}", pieces)
@@ -127,13 +130,21 @@ def _check_whole(folder: Path, name: str, pieces: list[dict[str, Any]]) -> None:
         at = 0
         for piece in sorted(of_block, key=lambda piece: (piece["start"], piece["stop"])):
             if piece["start"] != at:
-                raise DamagedCheckpoint(f"{folder}: {name} has a gap or an overlap at number {at} of a block")
+                raise DamagedCheckpoint(
+                    "checkpoint/fragments-gap",
+                    f"{folder}: {name} has a gap or an overlap at number {at} of a block",
+                )
             at = piece["stop"]
         if at != size_of(of_block[0]["block"]):
-            raise DamagedCheckpoint(f"{folder}: {name} is cut off at number {at} of a block")
+            raise DamagedCheckpoint(
+                "checkpoint/fragments-cut-off", f"{folder}: {name} is cut off at number {at} of a block"
+            )
         found += at
     if found != math.prod(pieces[0]["shape"]) or len({json.dumps(piece["shape"]) for piece in pieces}) > 1:
-        raise DamagedCheckpoint(f"{folder}: {name} has {found} numbers of {math.prod(pieces[0]['shape'])}")
+        raise DamagedCheckpoint(
+            "checkpoint/fragments-incomplete",
+            f"{folder}: {name} has {found} numbers of {math.prod(pieces[0]['shape'])}",
+        )
 
 
 class FragmentedGroup(Mapping[str, Array]):
@@ -156,7 +167,9 @@ class FragmentedGroup(Mapping[str, Array]):
                 with safe_open(piece["file"], framework="np") as file:
                     blocks[key][piece["start"] : piece["stop"]] = file.get_tensor(piece["key"])
             except (SafetensorError, OSError, ValueError) as error:
-                raise DamagedCheckpoint(f"{piece['file']} can't be read: {error}") from None
+                raise DamagedCheckpoint(
+                    "checkpoint/fragment-unreadable", f"{piece['file']} can't be read: {error}"
+                ) from None
         for key, values in blocks.items():
             block = json.loads(key)
             if values.size != whole.size:

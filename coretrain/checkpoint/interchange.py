@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.safetensors import TensorWriter
@@ -46,7 +46,7 @@ class Tensors(Mapping[str, Array]):
             with safe_open(path, framework="np") as shard:
                 tensor: Array = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise DamagedCheckpoint(f"{path} can't be read: {error}") from None
+            raise DamagedCheckpoint("checkpoint/weights-unreadable", f"{path} can't be read: {error}") from None
         return tensor
 
     def __contains__(self, name: object) -> bool:
@@ -86,7 +86,9 @@ def save_interchange(
     and OSError on a full disk.
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is no checkpoint: choose another folder")
+        raise UserError(
+            "checkpoint/target-not-a-checkpoint", f"{folder} exists and is no checkpoint: choose another folder"
+        )
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -108,7 +110,10 @@ def _write_group(folder: Path, group: str, tensors: Mapping[str, Array], limit: 
         for at, name in enumerate(names):
             value = np.ascontiguousarray(tensors[name])
             if str(value.dtype) not in DTYPES:
-                raise UserError(f"{name} is {value.dtype}: an interchange checkpoint holds {' or '.join(DTYPES)}")
+                raise UserError(
+                    "checkpoint/interchange-dtype-wrong",
+                    f"{name} is {value.dtype}: an interchange checkpoint holds {' or '.join(DTYPES)}",
+                )
             if writer is None or writer.filled + value.nbytes > limit:
                 opened.close()
                 shards += 1
@@ -127,7 +132,7 @@ def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], wher
         for group, tensors in index.items()
     }
     parameters = shapes.get("parameters", {})
-    table = trained_table(config)
+    table = trainable_parameters(config)
     check_rows(table, parameters, f"{where} (group parameters)")
     for group, tensors in shapes.items():
         check_rows(table, parameters | tensors, f"{where} (group {group})")
@@ -140,7 +145,10 @@ def load_interchange(folder: Path) -> Interchange:
     """
     manifest = verify(folder)
     if "parameters" not in manifest.tensors:
-        raise UserError(f"{folder} is a native {manifest.stack} checkpoint, not an interchange one")
+        raise UserError(
+            "checkpoint/not-interchange",
+            f"{folder} is a native {manifest.stack} checkpoint, not an interchange one",
+        )
     _check_index(manifest.config, manifest.tensors, str(folder))
     groups = {group: Tensors(folder, index) for group, index in manifest.tensors.items()}
     return Interchange(manifest.config, groups, manifest.progress, manifest.stack, folder)
@@ -158,8 +166,12 @@ def newest_interchange(run: Path) -> Path:
     if found := CheckpointFolder(run / "interchange").complete():
         return found[0]
     if not run.exists():
-        raise UserError(f"{run} does not exist: give the folder of a run, or of an interchange checkpoint")
+        raise UserError(
+            "checkpoint/run-not-found",
+            f"{run} does not exist: give the folder of a run, or of an interchange checkpoint",
+        )
     raise UserError(
+        "checkpoint/no-interchange-in-run",
         f"{run} has no interchange checkpoint (a run writes one into {run / 'interchange'} when it ends): "
-        "finish the run, or give the folder of a checkpoint"
+        "finish the run, or give the folder of a checkpoint",
     )

@@ -58,7 +58,10 @@ class Progress:
         """The inverse of `to_json`. Raises `DamagedCheckpoint` unless it has exactly these fields."""
         names = {f.name for f in fields(Progress)}
         if odd := sorted(names ^ set(raw)):
-            raise DamagedCheckpoint(f"progress has fields other than this version's: {', '.join(odd)}")
+            raise DamagedCheckpoint(
+                "checkpoint/progress-fields-wrong",
+                f"progress has fields other than this version's: {', '.join(odd)}",
+            )
         return Progress(**raw)
 
 
@@ -158,17 +161,22 @@ def _read(path: Path) -> dict[str, Any]:
         raw: dict[str, Any] = json.loads(path.read_bytes())
         checksum, version = raw.pop("checksum"), raw["version"]
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path.parent} is no complete checkpoint: it has no {path.name}") from None
+        raise DamagedCheckpoint(
+            "checkpoint/manifest-missing", f"{path.parent} is no complete checkpoint: it has no {path.name}"
+        ) from None
     except OSError as error:
-        raise DamagedCheckpoint(f"{path} can't be read: {error.strerror}") from None
+        raise DamagedCheckpoint("checkpoint/manifest-unreadable", f"{path} can't be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedCheckpoint(f"{path} is damaged: it is no manifest of a checkpoint") from None
+        raise DamagedCheckpoint(
+            "checkpoint/manifest-damaged", f"{path} is damaged: it is no manifest of a checkpoint"
+        ) from None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {version}, newer than this twintrain's {FORMAT_VERSION}: upgrade twintrain"
+            "checkpoint/format-too-new",
+            f"{path} has format version {version}, newer than this twintrain's {FORMAT_VERSION}: upgrade twintrain",
         )
     if _checksum(raw) != checksum:
-        raise DamagedCheckpoint(f"{path} is damaged: its checksum is wrong")
+        raise DamagedCheckpoint("checkpoint/manifest-checksum-wrong", f"{path} is damaged: its checksum is wrong")
     return raw
 
 
@@ -176,10 +184,15 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
     try:
         found = path.stat().st_size
         if found != size:
-            raise DamagedCheckpoint(f"{path} is damaged: it has {found} bytes, {size} were written")
+            raise DamagedCheckpoint(
+                "checkpoint/file-length-wrong", f"{path} is damaged: it has {found} bytes, {size} were written"
+            )
         if sha256_of(path) != sha256:
-            raise DamagedCheckpoint(f"{path} is damaged: its SHA-256 is not that of what was written")
+            raise DamagedCheckpoint(
+                "checkpoint/file-checksum-wrong",
+                f"{path} is damaged: its SHA-256 is not that of what was written",
+            )
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path} is missing from the checkpoint") from None
+        raise DamagedCheckpoint("checkpoint/file-missing", f"{path} is missing from the checkpoint") from None
     except OSError as error:
-        raise DamagedCheckpoint(f"{path} can't be read: {error.strerror}") from None
+        raise DamagedCheckpoint("checkpoint/file-unreadable", f"{path} can't be read: {error.strerror}") from None

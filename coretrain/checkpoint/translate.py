@@ -18,4 +18,7 @@ def translate(stack_name: str, folder: Path, name: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}")
+        raise UserError(
+            "checkpoint/translation-failed",
+            f"{folder.name}/{name} was written by {stack_name} and could not be translated: {last}",
+        )

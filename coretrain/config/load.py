@@ -20,7 +20,9 @@ from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
 from coretrain.config.training import ScheduleConfig
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs"
+INSTALLED = Path(__file__).resolve().parent / "presets"
+PRESETS = INSTALLED if INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+"""The presets' folder: beside this file in an installed copy, where setup.py puts it, and configs/ in a checkout."""
 
 
 def presets() -> list[str]:
@@ -38,11 +40,11 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
     if not path.is_file():
         near = difflib.get_close_matches(source, presets(), 1)
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets())}"
-        raise UserError(f"no config named {source}: {hint}")
+        raise UserError("config/unknown-config-name", f"no config named {source}: {hint}")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+        raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)
@@ -58,7 +60,10 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise UserError(f"{parent} = {place!r} is not a section: write [{parent}] with its fields below it")
+                raise UserError(
+                    "config/not-a-section",
+                    f"{parent} = {place!r} is not a section: write [{parent}] with its fields below it",
+                )
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
             continue
@@ -115,7 +120,10 @@ def known_key(key: str) -> None:
         or [name for name in known if name.endswith("." + leaf)][:1]
         or difflib.get_close_matches(key, known, 1, 0.5)
     )
-    raise UserError(f"unknown field {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all fields"))
+    raise UserError(
+        "config/unknown-field",
+        f"unknown field {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all fields"),
+    )
 
 
 def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, str]] = ()) -> RunConfig:
@@ -135,12 +143,14 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
             try:
                 known_key(key)
             except UserError as unknown:
-                raise UserError(f"{where}: {unknown}") from None
+                raise UserError("config/unknown-field-in-file", f"{where}: {unknown}") from None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
-            raise UserError(f"{where}: {message}") from None
+            raise UserError("config/fields-conflict", f"{where}: {message}") from None
         value = words.get(key) or f"{where}: {key} = {first['input']!r}"
-        raise UserError(f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}") from None
+        raise UserError(
+            "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
+        ) from None
 
 
 def config_from_json(text: str) -> RunConfig:

@@ -108,5 +108,8 @@ class ModelConfig(Section):
     def vocabulary(self) -> int:
         """Vocabulary V, once the tokenizer has set it."""
         if self.vocab is None:
-            raise UserError("model.vocab is not set: give it, or load the run's data so that the tokenizer sets it")
+            raise UserError(
+                "config/model-vocab-not-set",
+                "model.vocab is not set: give it, or load the run's data so that the tokenizer sets it",
+            )
         return self.vocab

@@ -87,20 +87,36 @@ class RunConfig(Section):
         """Tokens of one update's global batch."""
         return self.train.batch_size * self.row_tokens
 
+    def changed(self, **fields: Any) -> RunConfig:
+        """The same run with other values, as `section__field=value`; a bare name is a whole section or a top field.
+
+        The values come from code and are taken as they are. Raises `ValueError` for a field that there isn't.
+        """
+        whole: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in fields.items():
+            section, _, field = name.partition("__")
+            owner = getattr(self, section, None) if field else self
+            if not isinstance(owner, Section) or (field or section) not in type(owner).model_fields:
+                raise ValueError(f"RunConfig has no field {name.replace('__', '.')}")
+            if field:
+                parts.setdefault(section, {})[field] = value
+            else:
+                whole[section] = value
+        for section, values in parts.items():
+            whole[section] = whole.get(section, getattr(self, section)).model_copy(update=values)
+        return self.model_copy(update=whole)
+
     def with_vocab(self, vocab: int) -> RunConfig:
         """The same run with the tokenizer's vocabulary filled in; a smaller one in the config is refused."""
         if self.model.vocab is not None and self.model.vocab < vocab:
             raise UserError(
-                f"model.vocab = {self.model.vocab} is smaller than the tokenizer's {vocab}: raise it or leave it out"
+                "config/vocab-too-small",
+                f"model.vocab = {self.model.vocab} is smaller than the tokenizer's {vocab}: raise it or leave it out",
             )
         size = vocab if self.model.vocab is None else self.model.vocab
-        return self.model_copy(update={"model": self.model.model_copy(update={"vocab": size})})
+        return self.changed(model__vocab=size)
 
     def to_json(self) -> str:
         """The config as canonical JSON, as checkpoints and run folders keep it."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True)
-
-
-def until(config: RunConfig, updates: int) -> RunConfig:
-    """The same run, ended after so many updates."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"updates": updates})})

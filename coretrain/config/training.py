@@ -48,6 +48,9 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """How long, how much at once, how often to look."""
 
+    objective: Literal["cross_entropy"] = Field(
+        "cross_entropy", description="What an update makes smaller: the cross-entropy of the next token."
+    )
     updates: Positive = Field(600, description="Optimizer updates in the run.")
     batch_size: Positive = Field(
         16, description="Rows of context tokens in one update, over all micro-batches and ranks."

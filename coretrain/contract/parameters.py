@@ -177,18 +177,24 @@ def check_names_of(table: Sequence[Parameter], tensors: Mapping[str, Array], whe
     names = {row.name for row in table}
     if missing := [row.name for row in table if row.name not in tensors]:
         raise UserError(
+            "contract/tensor-missing",
             f"{where} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + ": it belongs to another model config"
+            + ": it belongs to another model config",
         )
     if extra := [name for name in tensors if name not in names]:
-        raise UserError(f"{where} has {extra[0]}, which this model doesn't: it belongs to another model config")
+        raise UserError(
+            "contract/tensor-unexpected",
+            f"{where} has {extra[0]}, which this model doesn't: it belongs to another model config",
+        )
 
 
 def check_shape(row: Parameter, value: Array, where: str) -> None:
     """Raise `UserError` unless `value` has the parameter's shape."""
     if value.shape != row.shape:
-        raise UserError(f"{where}: {row.name} has shape {value.shape}, the config says {row.shape}")
+        raise UserError(
+            "contract/tensor-shape-wrong", f"{where}: {row.name} has shape {value.shape}, the config says {row.shape}"
+        )
 
 
 def to_jax_tree(model: ModelConfig, tensors: Mapping[str, Array], vocab_multiple: int = 1) -> dict[str, Array]:

@@ -64,7 +64,7 @@ class Quantized:
 
 
 @functools.cache
-def quantized_table(config: RunConfig) -> tuple[Parameter, ...]:
+def quantized_parameters(config: RunConfig) -> tuple[Parameter, ...]:
     """The frozen matrices that a run holds in `adapter.quantize`: those of the blocks; none where that is none.
 
     Embeddings and head stay whole, as in QLoRA: they are looked up, or share their numbers, or end in the logits, where
@@ -100,7 +100,7 @@ def held_bytes(kind: str, size: int) -> int:
 
 def as_held(config: RunConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """A base's tensors as a run holds them: the quantized ones as the numbers that their bytes mean, in their dtype."""
-    kinds = {row.name: config.adapter.quantize for row in quantized_table(config)}
+    kinds = {row.name: config.adapter.quantize for row in quantized_parameters(config)}
     held = {}
     for name in tensors:
         value = tensors[name]  # once: it may be read from a file
@@ -114,7 +114,9 @@ def _check_blocks(size: int, kind: str, name: str) -> None:
     if size % BLOCK[kind]:
         way = "nf4, whose blocks are of 64" if kind != "nf4" and size % BLOCK["nf4"] == 0 else "none"
         raise UserError(
-            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: set adapter.quantize = {way}"
+            "contract/quantize-partial-block",
+            f"{name} has {size:,} numbers, and {kind} takes whole blocks of {BLOCK[kind]}: "
+            f"set adapter.quantize = {way}",
         )
 
 
@@ -123,7 +125,9 @@ def quantize(weight: NDArray[np.generic], kind: str, name: str = "a weight") -> 
     _check_blocks(weight.size, kind, name)
     blocks = weight.astype(np.float32).reshape(-1, BLOCK[kind])
     if not np.isfinite(blocks).all():
-        raise UserError(f"{name} holds numbers that are not finite: it can't be quantized")
+        raise UserError(
+            "contract/quantize-not-finite", f"{name} holds numbers that are not finite: it can't be quantized"
+        )
     largest = np.abs(blocks).max(1)
     if kind == "nf4":
         return Quantized(kind, weight.shape, {"values": _packed(_levels(blocks, largest)), **_scales(largest)})

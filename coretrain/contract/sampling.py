@@ -23,11 +23,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature:g} is below 0: give 0 for greedy, about 0.8 for variety")
+            raise UserError(
+                "contract/temperature-negative",
+                f"temperature {self.temperature:g} is below 0: give 0 for greedy, about 0.8 for variety",
+            )
         if self.top_k < 0:
-            raise UserError(f"top-k {self.top_k} is below 0: give 0 for all tokens")
+            raise UserError("contract/top-k-negative", f"top-k {self.top_k} is below 0: give 0 for all tokens")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top-p {self.top_p:g} is not in (0, 1]: give 1 for all tokens")
+            raise UserError(
+                "contract/top-p-outside-range", f"top-p {self.top_p:g} is not in (0, 1]: give 1 for all tokens"
+            )
 
 
 def choose_tokens(logits: NDArray[np.floating], sampling: Sampling, position: int) -> NDArray[np.int64]:
@@ -79,15 +84,22 @@ def pad_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, toke
     """Left-pad `prompts`; `UserError` for an empty prompt, an id outside the vocabulary, or too little context."""
     longest = max(map(len, prompts), default=0)
     if min(map(len, prompts), default=0) == 0:
-        raise UserError("a prompt is empty: give at least one token, <|endoftext|> for a fresh document")
+        raise UserError(
+            "contract/prompt-empty",
+            "a prompt is empty: give at least one token, <|endoftext|> for a fresh document",
+        )
     if longest + tokens > context:
         raise UserError(
+            "contract/prompt-exceeds-context",
             f"a prompt of {longest} tokens and {tokens} new ones don't fit in model.context = {context}: "
-            f"ask for at most {max(0, context - longest)} tokens, or shorten the prompt"
+            f"ask for at most {max(0, context - longest)} tokens, or shorten the prompt",
         )
     for prompt in prompts:
         if not 0 <= min(prompt) <= max(prompt) < vocab:
-            raise UserError(f"a prompt has a token id outside the vocabulary of {vocab}: encode it with the run's own")
+            raise UserError(
+                "contract/prompt-outside-vocabulary",
+                f"a prompt has a token id outside the vocabulary of {vocab}: encode it with the run's own",
+            )
     first = np.array([longest - len(prompt) for prompt in prompts])
     padded = np.array([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], np.int32)
     positions = np.maximum(np.arange(longest) - first[:, None], 0).astype(np.int32)

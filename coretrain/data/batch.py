@@ -1,20 +1,88 @@
-"""One batch: input ids, labels and positions."""
+"""A batch of rows on its way from the loader to the loss: its form, its hash, how it is cut and how it is padded."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.int32]
 IGNORED = -100
-"""Label of a position that is no target, as the stacks' losses have it."""
+"""Label of a position that is no target."""
 
 
-def planes(batch: Any) -> tuple[Any, ...]:
-    """Inputs [B, T] and labels [B, T] of a batch of either kind, and of packed rows positions [B, T] after them.
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens [B, T] and what is to be predicted at each. On the host its arrays are numpy's, later a stack's.
 
-    Takes numpy's arrays and any framework's that are cut in the same way.
+    `labels[b, t]` is the id that follows `tokens[b, t]`, or `IGNORED` where there is no target.
     """
-    return (batch[:, :-1], batch[:, 1:]) if batch.ndim == 2 else (batch[:, 0], batch[:, 1], batch[:, 2])
+
+    tokens: Any
+    """Token ids, int32 [B, T]."""
+    labels: Any
+    """Ids to be predicted, int32 [B, T]."""
+    positions: Any = None
+    """Of packed rows, int32 [B, T]: a token's place in its own sample, whose tokens alone it sees. None: its place in
+    the row."""
+    weights: Any = None
+    """What each target counts, float32 [B, T], in the sum of losses and in the number of targets. None: 1."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def map(self, change: Callable[[Any], Any]) -> Batch:
+        """`change` of each array that is there."""
+        return Batch(*(None if array is None else change(array) for array in _arrays(self)))
+
+    def rows(self, part: slice) -> Batch:
+        """Some of the rows."""
+        return self.map(lambda array: array[part])
+
+    def cut(self, rows: int) -> Iterator[Batch]:
+        """Pieces of so many rows, in order; the last may have fewer."""
+        return (self.rows(slice(start, start + rows)) for start in range(0, len(self), rows))
+
+    def padded(self, rows: int) -> Batch:
+        """On the host: with rows of zeros without a target behind its own, `rows` in all."""
+        missing = rows - len(self)
+        if missing == 0:
+            return self
+        padded = self.map(lambda array: np.pad(array, ((0, missing), (0, 0))))
+        padded.labels[len(self) :] = IGNORED
+        return padded
+
+    @property
+    def targets(self) -> int:
+        """Labels that are to be predicted."""
+        return int((self.labels != IGNORED).sum())
+
+
+def _arrays(batch: Batch) -> tuple[Any, ...]:
+    return batch.tokens, batch.labels, batch.positions, batch.weights
+
+
+def windows(rows: npt.NDArray[np.integer[Any]]) -> Batch:
+    """Rows of running text, [B, T + 1] or one [T + 1]: all but the last are inputs, all but the first are labels."""
+    return Batch(rows[..., :-1], rows[..., 1:])
+
+
+def stacked(rows: Sequence[Batch]) -> Batch:
+    """A batch of single rows, all of one kind."""
+    columns = zip(*map(_arrays, rows), strict=True)
+    return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
+
+
+def batch_hash(batch: Batch) -> str:
+    """16 hex digits of a batch's content, row order included: equal logs mean equal batches."""
+    if batch.positions is None and np.array_equal(batch.labels[:, :-1], batch.tokens[:, 1:]):
+        whole = np.concatenate([batch.tokens, batch.labels[:, -1:]], 1)  # windows of running text
+    else:
+        whole = np.stack([array for array in _arrays(batch)[:3] if array is not None], 1)
+    digest = hashlib.blake2b(np.ascontiguousarray(whole, "<i4").tobytes(), digest_size=8, person=b"batch")
+    if batch.weights is not None:
+        digest.update(np.ascontiguousarray(batch.weights, "<f4").tobytes())
+    return digest.hexdigest()

@@ -10,16 +10,14 @@ import numpy as np
 
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
-from coretrain.data.batch import IGNORED, Tokens, planes
+from coretrain.data.batch import IGNORED, Batch, stacked
 from coretrain.data.order import parts_at, rows_of_update
 from coretrain.data.splits import Data, Split
 
 
 @dataclass(frozen=True)
 class Updates:
-    """A run's training batches by update: item n is rows [start, stop) of update n's global batch, int32 [b, T+1].
-
-    Packed rows of conversations are int32 [b, 3, T] (see packing.py).
+    """A run's training batches by update: item n is rows [start, stop) of update n's global batch.
 
     Random access, so that grain and torch's DataLoader can carry it; made by `updates_of`, cheap to send to a worker.
     """
@@ -37,31 +35,34 @@ class Updates:
     def __len__(self) -> int:
         return self.updates
 
-    def __getitem__(self, update: SupportsIndex) -> Tokens:
+    def __getitem__(self, update: SupportsIndex) -> Batch:
         number = operator.index(update)
         if not 0 <= number < self.updates:
             raise IndexError(f"update {number} of {self.updates}")
         return self.batch(number)
 
-    def batch(self, update: int) -> Tokens:
+    def batch(self, update: int) -> Batch:
         """Item `update`, also beyond the run's last; only these rows are read."""
         windows = [split.windows(self.context) for split in self.splits]
         rows = rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
-        return np.stack(
+        return stacked(
             [self.splits[part].read(int(window), self.context) for part, window in rows[self.start : self.stop]]
         )
 
 
-def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_count: int = 1) -> Updates:
-    """The batches of process p of n: rows [p x B/n, (p+1) x B/n) of each global batch, for `train.updates` updates.
+def updates_of(
+    data: Data, config: RunConfig, process_index: int = 0, process_count: int = 1, updates: int | None = None
+) -> Updates:
+    """The batches of process p of n: rows [p x B/n, (p+1) x B/n) of each global batch, for so many `updates`.
 
-    Raises `UserError` when n does not divide B.
+    By default for `train.updates`. Raises `UserError` when n does not divide B.
     """
     batch_size = config.train.batch_size
     if batch_size % process_count:
         raise UserError(
+            "data/batch-size-not-divisible",
             f"train.batch_size = {batch_size} can't be shared by {process_count} processes: "
-            f"make it a multiple of {process_count}"
+            f"make it a multiple of {process_count}",
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")
@@ -75,17 +76,17 @@ def updates_of(data: Data, config: RunConfig, process_index: int = 0, process_co
         batch_size,
         process_index * share,
         (process_index + 1) * share,
-        config.train.updates,
+        config.train.updates if updates is None else updates,
     )
 
 
-def global_batch(data: Data, config: RunConfig, update: int) -> Tokens:
-    """The global batch of an update, int32 [B, T+1]: inputs [:, :-1], labels [:, 1:]. A pure function."""
+def global_batch(data: Data, config: RunConfig, update: int) -> Batch:
+    """The global batch of an update. A pure function."""
     return updates_of(data, config).batch(update)
 
 
-def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
-    """The validation set: the first windows, int32 [b, T+1] each, the same every time; a mixture's in its proportions.
+def validation_batches(data: Data, config: RunConfig) -> list[Batch]:
+    """The validation set: the first windows, the same every time; a mixture's in its proportions.
 
     At most `train.eval_batches` batches of `train.batch_size` rows; fewer where the split has fewer.
     """
@@ -99,15 +100,16 @@ def validation_batches(data: Data, config: RunConfig) -> list[Tokens]:
     ]
     if not rows:
         raise UserError(
+            "data/context-exceeds-validation",
             f"model.context = {context} is longer than the validation split of {data.validation.tokens} "
-            "tokens: lower it, or raise data.validation_fraction"
+            "tokens: lower it, or raise data.validation_fraction",
         )
-    return [np.stack(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
+    return [stacked(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 
 
 def validation_bytes_per_token(data: Data, config: RunConfig) -> float:
     """Bytes of text a label of `validation_batches` stands for, exactly; bits per byte = loss / ln 2 / this."""
     lengths = data.tokenizer.byte_lengths()
-    labels = np.concatenate([planes(batch)[1].ravel() for batch in validation_batches(data, config)])
+    labels = np.concatenate([batch.labels.ravel() for batch in validation_batches(data, config)])
     labels = labels[labels != IGNORED]
     return float(lengths[labels].sum(dtype=np.int64) / len(labels))

@@ -21,9 +21,9 @@ from coretrain.config.run import RunConfig
 from coretrain.data.sources import Source, open_rows
 from coretrain.tokenizers.chat_template import (
     Message,
-    Misfit,
+    SampleError,
     Template,
-    Unfit,
+    TemplateError,
     open_template,
 )
 from coretrain.tokenizers.tokenizer import Ids, Tokenizer
@@ -34,26 +34,40 @@ ROLES = ("system", "user", "assistant")
 def messages_of(row: Any, where: str) -> list[Message]:
     """The conversation of one row. Raises `UserError` that says `where` and what the row lacks."""
     if not isinstance(row, dict):
-        raise UserError(f"{where} is no object: write messages, or prompt and completion")
+        raise UserError("data/row-not-an-object", f"{where} is no object: write messages, or prompt and completion")
     row = {name: value for name, value in row.items() if value is not None}  # a column of a table that has both forms
     if "messages" in row:
         given = row["messages"]
         if not isinstance(given, list) or not given:
-            raise UserError(f"{where}: messages is no list of messages: write [{{role, content}}, ...]")
+            raise UserError(
+                "data/messages-not-a-list",
+                f"{where}: messages is no list of messages: write [{{role, content}}, ...]",
+            )
         messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(given, 1)]
     elif "prompt" in row and "completion" in row:
         for name in ("prompt", "completion"):
             if not isinstance(row[name], str):
-                raise UserError(f"{where}: {name} is no text: write a string, or a row of messages")
+                raise UserError(
+                    "data/prompt-not-text", f"{where}: {name} is no text: write a string, or a row of messages"
+                )
         messages = [_said("user", row["prompt"]), _said("assistant", row["completion"])]
     else:
         found = ", ".join(map(str, row)) or "nothing"
-        raise UserError(f"{where} has neither messages nor prompt and completion, only {found}: give one of the two")
+        raise UserError(
+            "data/row-without-messages",
+            f"{where} has neither messages nor prompt and completion, only {found}: give one of the two",
+        )
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise UserError(f"{where} has no message of the assistant: there is nothing to learn; leave the row out")
+        raise UserError(
+            "data/no-assistant-message",
+            f"{where} has no message of the assistant: there is nothing to learn; leave the row out",
+        )
     if any(not answer["content"].strip() for answer in answers):
-        raise UserError(f"{where} has an empty answer: fill the completion, or leave the row out")
+        raise UserError(
+            "data/answer-empty",
+            f"{where} has an empty answer: fill the completion, or leave the row out",
+        )
     return messages
 
 
@@ -64,11 +78,11 @@ def _said(role: str, content: str) -> Message:
 def _message(one: Any, where: str) -> Message:
     for name in ("role", "content"):
         if not isinstance(one, dict) or name not in one:
-            raise UserError(f"{where} has no {name}: a message is {{role, content}}")
+            raise UserError("data/message-field-missing", f"{where} has no {name}: a message is {{role, content}}")
         if not isinstance(one[name], str):
-            raise UserError(f"{where}: {name} is no text: write a string")
+            raise UserError("data/message-field-not-text", f"{where}: {name} is no text: write a string")
     if one["role"] not in ROLES:
-        raise UserError(f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
+        raise UserError("data/message-role-unknown", f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
     return _said(one["role"], one["content"])
 
 
@@ -90,19 +104,22 @@ def said_in(document: str) -> str:
 
 @contextlib.contextmanager
 def located(source: Source) -> Iterator[None]:
-    """Turn what a `ChatCoder` says about a conversation into a `UserError` with its file and line."""
+    """Turn what a `ConversationEncoder` says about a conversation into a `UserError` with its file and line."""
     try:
         yield
-    except Unfit as error:
+    except TemplateError as error:
         reason, document = error.args
         for where, row in open_rows(source.name).rows():
             if json.dumps(messages_of(row, where)) == document:
-                raise UserError(f"{where}: {reason}") from None
-        raise UserError(f"data.source = {source.name} has changed while it was read: {reason}") from None
+                raise UserError("data/sample-refused", f"{where}: {reason}") from None
+        raise UserError(
+            "data/source-changed-since-read",
+            f"data.source = {source.name} has changed while it was read: {reason}",
+        ) from None
 
 
 @dataclass(frozen=True)
-class ChatCoder:
+class ConversationEncoder:
     """Conversations to facts, in the place of a tokenizer where data is prepared."""
 
     template: Template
@@ -136,17 +153,17 @@ class ChatCoder:
         return 2 * own  # a shard's header has room for 32 bytes
 
     def encode(self, text: str) -> Ids:
-        """Facts of a conversation, uint32 [n]; none of one that is dropped. Raises `Unfit` with reason and `text`."""
+        """Labelled ids of a conversation, uint32 [n]; none where it is dropped. `TemplateError` says why it can't."""
         try:
             ids, targets = self.template.sample(json.loads(text))
             if len(ids) - 1 > self.context:
-                raise Misfit(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
-        except Misfit as error:
+                raise SampleError(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
+        except SampleError as error:
             if self.misfits == "drop":
                 return np.empty(0, np.uint32)
-            raise Unfit(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
-        except Unfit as error:
-            raise Unfit(error.args[0], text) from None
+            raise TemplateError(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
+        except TemplateError as error:
+            raise TemplateError(error.args[0], text) from None
         facts: Ids = 2 * ids + targets.astype(np.uint32)
         return facts
 
@@ -155,11 +172,12 @@ class ChatCoder:
         self.tokenizer.save(folder)
 
 
-def open_coder(config: RunConfig, tokenizer: Tokenizer) -> ChatCoder:
+def open_encoder(config: RunConfig, tokenizer: Tokenizer) -> ConversationEncoder:
     """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
     template = open_template(config.data.chat_template, tokenizer, config.data.chat_date)
     if config.row_tokens > config.model.context:
         raise UserError(
-            f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it"
+            "data/row-tokens-exceed-context",
+            f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it",
         )
-    return ChatCoder(template, config.row_tokens, config.data.misfits)
+    return ConversationEncoder(template, config.row_tokens, config.data.misfits)

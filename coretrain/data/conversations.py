@@ -10,7 +10,7 @@ from coretrain.config.run import RunConfig
 from coretrain.data.chat import (
     chat_source,
     located,
-    open_coder,
+    open_encoder,
     said_in,
 )
 from coretrain.data.packing import PackedSplit
@@ -27,7 +27,7 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
         tokenizer = trained_tokenizer(sources, config.data, say, said_in)
     else:
         tokenizer = named_tokenizer(config.data.tokenizer)
-    coder, parts = open_coder(config, tokenizer), []
+    coder, parts = open_encoder(config, tokenizer), []
     kind = functools.partial(PackedSplit, context=config.row_tokens)
     for source, (_, weight) in zip(sources, names, strict=True):
         with located(source):
@@ -37,7 +37,8 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
         for split in (part.train, part.validation):
             if not split.windows(config.row_tokens):
                 raise UserError(
+                    "data/row-tokens-too-few",
                     f"a row's {config.row_tokens} tokens are too few for every {split.name} sample of "
-                    f"{part.source}: raise data.row_tokens, or give shorter samples"
+                    f"{part.source}: raise data.row_tokens, or give shorter samples",
                 )
     return Data(tokenizer, tuple(parts), coder.template)

@@ -33,7 +33,7 @@ class HasText(Protocol):
         """The text."""
 
 
-class Coder(Protocol):
+class Encoder(Protocol):
     """What turns documents into numbers that a shard can hold: a tokenizer, or that of conversations."""
 
     @property
@@ -63,7 +63,9 @@ D = TypeVar("D", bound=HasText)
 Encoded = tuple[D, npt.NDArray[Any]]
 
 
-def encode_in_order(documents: Iterable[D], tokenizer: Coder, processes: int, size: int | None) -> Iterator[Encoded[D]]:
+def encode_in_order(
+    documents: Iterable[D], tokenizer: Encoder, processes: int, size: int | None
+) -> Iterator[Encoded[D]]:
     """Pairs (document, ids [n], `<|endoftext|>` last), in the documents' order, the same for any number of processes.
 
     `processes` 0 takes one for each core, but no more than `size` bytes of text are worth starting.
@@ -85,8 +87,9 @@ def encode_in_order(documents: Iterable[D], tokenizer: Coder, processes: int, si
             yield from _first(waiting)
     except BrokenProcessPool:
         raise UserError(
+            "data/tokenizing-process-died",
             "a process that tokenizes died (out of memory?): lower data.prepare_processes, then run again; "
-            "finished shards are kept"
+            "finished shards are kept",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -114,14 +117,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _encode(tokenizer: Coder, text: str) -> npt.NDArray[Any]:
+def _encode(tokenizer: Encoder, text: str) -> npt.NDArray[Any]:
     return np.append(tokenizer.encode(text), np.uint32(tokenizer.eot))
 
 
-_worker_tokenizer: list[Coder] = []
+_worker_tokenizer: list[Encoder] = []
 
 
-def _start(tokenizer: Coder) -> None:
+def _start(tokenizer: Encoder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_tokenizer[:] = [tokenizer]
     end_with_parent()

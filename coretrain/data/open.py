@@ -39,8 +39,9 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
             if not split.windows(config.model.context):
                 way_out = "" if split.name == "train" else " or raise data.validation_fraction"
                 raise UserError(
+                    "data/context-exceeds-source",
                     f"model.context = {config.model.context} is longer than the {split.tokens} "
-                    f"{split.name} tokens of {part.source}: lower it, give more text{way_out}"
+                    f"{split.name} tokens of {part.source}: lower it, give more text{way_out}",
                 )
     return Data(tokenizer, tuple(parts))
 

@@ -114,9 +114,3 @@ def _mix(values: UInt64s) -> UInt64s:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def batch_hash(tokens: npt.NDArray[Any]) -> str:
-    """16 hex digits of a batch's token ids [B, T+1], row order included: equal logs mean equal batches."""
-    body = np.ascontiguousarray(tokens, "<i4")
-    return hashlib.blake2b(body.tobytes(), digest_size=8, person=b"batch").hexdigest()

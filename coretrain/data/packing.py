@@ -1,7 +1,7 @@
 """Conversations packed into rows of context tokens: several to a row, none cut.
 
-A packed row is int32 [3, T]: inputs, labels (`IGNORED` where there is no target), and each token's position in its own
-sample, which says where the sample begins too. What is left of a row is a sample of zeros without a target.
+A packed row has positions: each token's place in its own sample, which says where the sample begins too. What is left
+of a row is a sample of zeros without a target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.data.batch import IGNORED, Tokens
+from coretrain.data.batch import IGNORED, Batch
 from coretrain.data.shards import Shard
 from coretrain.data.splits import Split
 
@@ -80,22 +80,22 @@ class PackedSplit(Split):
         self._same(context)
         return len(self._rows)
 
-    def read(self, window: int, context: int) -> Tokens:
-        """Packed row i, int32 [3, T]: inputs, labels, positions."""
+    def read(self, window: int, context: int) -> Batch:
+        """Packed row i, of arrays [T]."""
         if not 0 <= window < self.windows(context):
             raise IndexError(f"row {window} of {self.windows(context)} in {self.name}")
-        row = np.zeros((3, context), np.int32)
-        row[1] = IGNORED
+        tokens, labels, positions = np.zeros((3, context), np.int32)
+        labels[:] = IGNORED
         at = 0
         for shard, start, stop in self._samples[self._rows[window]]:
             facts = np.asarray(self._map(shard)[start:stop]).astype(np.int32)
             ids, targets, n = facts >> 1, facts & 1, len(facts) - 1
-            row[0, at : at + n] = ids[:-1]
-            row[1, at : at + n] = np.where(targets[1:], ids[1:], IGNORED)
-            row[2, at : at + n] = np.arange(n)
+            tokens[at : at + n] = ids[:-1]
+            labels[at : at + n] = np.where(targets[1:], ids[1:], IGNORED)
+            positions[at : at + n] = np.arange(n)
             at += n
-        row[2, at:] = np.arange(context - at)
-        return row
+        positions[at:] = np.arange(context - at)
+        return Batch(tokens, labels, positions)
 
     def describe(self) -> str:
         """Samples, tokens, targets and how full the rows are, in words."""

@@ -23,7 +23,9 @@ def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Seq
     for entry in manifest["shards"]:
         shard = read_shard(folder / entry["file"], manifest["tokenizer_fingerprint"], manifest["vocab"])
         if (shard.tokens, shard.documents, shard.text_bytes) != (entry["tokens"], entry["documents"], entry["bytes"]):
-            raise UserError(f"{shard.path} is not the shard that its manifest lists: {AGAIN}")
+            raise UserError(
+                "data/shard-not-in-manifest", f"{shard.path} is not the shard that its manifest lists: {AGAIN}"
+            )
         splits[entry["split"]].append(shard)
     _verify(
         folder,

@@ -30,8 +30,8 @@ from coretrain.base.files import (
 )
 from coretrain.config.data import DataConfig
 from coretrain.data.encode import (
-    Coder,
     Encoded,
+    Encoder,
     encode_in_order,
     progress_bar,
 )
@@ -70,7 +70,7 @@ class Writer:
 
     split: str
     folder: Path
-    tokenizer: Coder
+    tokenizer: Encoder
     limit: int
     finished: list[dict[str, Any]]
     reused: int = 0
@@ -162,11 +162,12 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
         lowest = min(lowest or document.digest, document.digest, key=_by_share)
         highest = max(highest or document.digest, document.digest, key=_by_share)
     if not splits:
-        raise UserError(f"data.source = {source.name} has no text: give another source")
+        raise UserError("data/source-without-text", f"data.source = {source.name} has no text: give another source")
     if lowest == highest:
         raise UserError(
+            "data/single-document",
             f"data.source = {source.name} has a single document, but training and validation need one "
-            "each: give more text, or cut it into several documents"
+            "each: give more text, or cut it into several documents",
         )
     return {lowest: "validation"} if splits == {"train"} else {highest: "train"}
 
@@ -215,7 +216,7 @@ def trained_tokenizer(
         return tokenizer
 
 
-def prepared_folder(source: Source, tokenizer: Coder, data: DataConfig, say: Callable[[str], None] = print) -> Path:
+def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: Callable[[str], None] = print) -> Path:
     """The folder of this source's shards, prepared now unless it is there already; its manifest is written last."""
     key = short_hash(
         "shards",
@@ -242,7 +243,8 @@ def prepared_folder(source: Source, tokenizer: Coder, data: DataConfig, say: Cal
                     _prepare(source, tokenizer, data, folder)
                 except SourceChanged:
                     raise UserError(
-                        f"data.source = {source.name} changes while it is read: wait until it stays the same"
+                        "data/source-still-changing",
+                        f"data.source = {source.name} changes while it is read: wait until it stays the same",
                     ) from None
     return folder
 
@@ -252,11 +254,13 @@ def _cache_folder(data: DataConfig) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"data.cache = {data.cache} is no folder: give one that can be written") from None
+        raise UserError(
+            "data/cache-not-a-folder", f"data.cache = {data.cache} is no folder: give one that can be written"
+        ) from None
     return folder
 
 
-def _prepare(source: Source, tokenizer: Coder, data: DataConfig, folder: Path) -> None:
+def _prepare(source: Source, tokenizer: Encoder, data: DataConfig, folder: Path) -> None:
     finished = _finished(folder, tokenizer)
     remove(path for path in folder.glob("*.bin") if path.name not in {entry["file"] for entry in finished})
     remove(folder.glob(f"{TEMPORARY}*"))
@@ -288,7 +292,7 @@ def _prepare(source: Source, tokenizer: Coder, data: DataConfig, folder: Path) -
     remove([folder / PROGRESS])
 
 
-def _finished(folder: Path, tokenizer: Coder) -> list[dict[str, Any]]:
+def _finished(folder: Path, tokenizer: Encoder) -> list[dict[str, Any]]:
     """Entries of progress.jsonl whose shards are whole, up to each split's first that isn't."""
     if not (folder / PROGRESS).is_file():
         return []
@@ -310,7 +314,7 @@ def _finished(folder: Path, tokenizer: Coder) -> list[dict[str, Any]]:
     return good
 
 
-def _manifest(source: Source, tokenizer: Coder, writers: dict[str, Writer]) -> dict[str, Any]:
+def _manifest(source: Source, tokenizer: Encoder, writers: dict[str, Writer]) -> dict[str, Any]:
     shards = [entry for writer in writers.values() for entry in writer.finished]
     totals = {
         split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}
@@ -340,13 +344,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, "the manifest of prepared data", AGAIN)
     if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
         raise UserError(
+            "data/manifest-too-new",
             f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
-            "upgrade twintrain, or give another data.cache"
+            "upgrade twintrain, or give another data.cache",
         )
     try:
         right = manifest["fingerprint"] == manifest_fingerprint(manifest["tokenizer_fingerprint"], manifest["shards"])
     except (KeyError, TypeError):
         right = False
     if not right:
-        raise UserError(f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}")
+        raise UserError(
+            "data/manifest-fingerprint-wrong", f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}"
+        )
     return manifest

@@ -58,7 +58,10 @@ class Shard:
     def check(self, sha256: str) -> None:
         """Raise `UserError` unless the whole file has this SHA-256 and every id is in the vocabulary."""
         if sha256_of(self.path) != sha256:
-            raise UserError(f"{self.path} is damaged (its SHA-256 is not the manifest's): {AGAIN}")
+            raise UserError(
+                "data/shard-checksum-wrong",
+                f"{self.path} is damaged (its SHA-256 is not the manifest's): {AGAIN}",
+            )
         check_ids(self.ids(), self.vocab, str(self.path))
 
 
@@ -102,23 +105,29 @@ def read_shard(path: Path, tokenizer: str, vocab: int) -> Shard:
         with open(path, "rb") as file:
             raw = file.read(HEADER.size)
     except OSError as error:
-        raise UserError(f"can't read {path} ({error.strerror}): {AGAIN}") from None
+        raise UserError("data/shard-unreadable", f"can't read {path} ({error.strerror}): {AGAIN}") from None
     if len(raw) < HEADER.size or raw[:8] != MAGIC:
-        raise UserError(f"{path} is no shard, or its header is damaged: {AGAIN}")
+        raise UserError("data/not-a-shard", f"{path} is no shard, or its header is damaged: {AGAIN}")
     _, version, width, size, owner, tokens, documents, text_bytes, documents_hash = HEADER.unpack(raw)
     if version > VERSION:
         raise UserError(
-            f"{path} has format version {version}, newer than this twintrain's {VERSION}: upgrade twintrain, or {AGAIN}"
+            "data/shard-format-too-new",
+            f"{path} has format version {version}, newer than this twintrain's {VERSION}: "
+            f"upgrade twintrain, or {AGAIN}",
         )
     if owner.hex() != tokenizer or size != vocab:
         raise UserError(
+            "data/shard-tokenizer-differs",
             f"{path} was made with another tokenizer ({owner.hex()[:12]}, vocabulary {size}; wanted "
-            f"{tokenizer[:12]}, {vocab}): {AGAIN}"
+            f"{tokenizer[:12]}, {vocab}): {AGAIN}",
         )
     if version < 1 or width != id_dtype(vocab).itemsize:
-        raise UserError(f"{path} has a damaged header: {AGAIN}")
+        raise UserError("data/shard-header-damaged", f"{path} has a damaged header: {AGAIN}")
     shard = Shard(path, id_dtype(vocab), vocab, tokenizer, tokens, documents, text_bytes, documents_hash.hex())
     found = path.stat().st_size
     if found != shard.file_size:
-        raise UserError(f"{path} is damaged: it has {found} bytes where its header says {shard.file_size}: {AGAIN}")
+        raise UserError(
+            "data/shard-length-wrong",
+            f"{path} is damaged: it has {found} bytes where its header says {shard.file_size}: {AGAIN}",
+        )
     return shard

@@ -57,7 +57,8 @@ def _stdlib() -> Source:
     ]
     if not files:
         raise UserError(
-            "data.source = stdlib: this Python comes without its .py files: give a file or a folder of text"
+            "data/stdlib-without-sources",
+            "data.source = stdlib: this Python comes without its .py files: give a file or a folder of text",
         )
 
     def documents() -> Iterator[str]:
@@ -72,14 +73,23 @@ def _stdlib() -> Source:
 def _local(name: str, path: Path, text_field: str) -> Source:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"data.source = {name}: unknown kind of file: use one of {' '.join(SUFFIXES)}")
+            raise UserError(
+                "data/file-kind-unknown",
+                f"data.source = {name}: unknown kind of file: use one of {' '.join(SUFFIXES)}",
+            )
         files, root = [path], path.parent
     elif path.is_dir():
         files, root = _walk(path, SUFFIXES, set()), path
         if not files:
-            raise UserError(f"data.source = {name}: no {' '.join(SUFFIXES)} file in that folder")
+            raise UserError(
+                "data/folder-without-files",
+                f"data.source = {name}: no {' '.join(SUFFIXES)} file in that folder",
+            )
     else:
-        raise UserError(f"data.source = {name}: no such file or folder: give a path that exists, stdlib, or hf:NAME")
+        raise UserError(
+            "data/source-not-found",
+            f"data.source = {name}: no such file or folder: give a path that exists, stdlib, or hf:NAME",
+        )
 
     def documents() -> Iterator[str]:
         for file in files:
@@ -112,11 +122,17 @@ def open_rows(name: str) -> Rows:
     elif path.is_dir():
         files, root = _walk(path, RECORDS, set()), path
     elif path.exists():
-        raise UserError(f"data.source = {name}: data.format = chat reads {kinds}: give a file or a folder of these")
+        raise UserError(
+            "data/chat-file-kind-unknown",
+            f"data.source = {name}: data.format = chat reads {kinds}: give a file or a folder of these",
+        )
     else:
-        raise UserError(f"data.source = {name}: no such file or folder: data.format = chat needs one of {kinds}")
+        raise UserError(
+            "data/chat-source-not-found",
+            f"data.source = {name}: no such file or folder: data.format = chat needs one of {kinds}",
+        )
     if not files:
-        raise UserError(f"data.source = {name}: no {kinds} file in that folder")
+        raise UserError("data/chat-folder-without-files", f"data.source = {name}: no {kinds} file in that folder")
 
     def rows() -> Iterator[tuple[str, Any]]:
         for file in files:
@@ -141,7 +157,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _hub(name: str, text_field: str) -> Source:
     parts = name.split(":")[1:]
     if len(parts) > 3 or not parts[0]:
-        raise UserError(f"data.source = {name}: write hf:NAME, hf:NAME:SUBSET or hf:NAME:SUBSET:SPLIT")
+        raise UserError(
+            "data/hf-name-malformed",
+            f"data.source = {name}: write hf:NAME, hf:NAME:SUBSET or hf:NAME:SUBSET:SPLIT",
+        )
     dataset, subset, split = (*parts, *[""] * (3 - len(parts)))
     folder = Path(dataset).expanduser()
     listing = _stats(_walk(folder, ("",), set()), folder) if folder.is_dir() else []
@@ -151,22 +170,27 @@ def _hub(name: str, text_field: str) -> Source:
             import datasets
         except ImportError:
             raise UserError(
-                f"data.source = {name} needs the package datasets: pip install 'twintrain[datasets]'"
+                "data/datasets-package-missing",
+                f"data.source = {name} needs the package datasets: pip install 'twintrain[datasets]'",
             ) from None
         try:
             rows = datasets.load_dataset(dataset, subset or None, split=split or "train", streaming=True)
             columns = rows.column_names
             for row in rows:
                 if text_field not in row:
-                    raise UserError(_no_field(name, text_field, columns or row))
+                    raise UserError("data/hf-field-missing", _no_field(name, text_field, columns or row))
                 if isinstance(row[text_field], str):
                     yield row[text_field]
                 elif row[text_field] is not None:
-                    raise UserError(f"{name}: field {text_field} is no text: set data.text_field")
+                    raise UserError(
+                        "data/hf-field-not-text",
+                        f"{name}: field {text_field} is no text: set data.text_field",
+                    )
         except (ValueError, OSError) as error:  # unknown subset or split; no connection, no such dataset
             raise UserError(
+                "data/hf-source-unreadable",
                 f"data.source = {name} can't be read: {str(error).splitlines()[0]}; look at the name and the network, "
-                "or try --data.source stdlib"
+                "or try --data.source stdlib",
             ) from None
 
     return Source(name, ("hf", dataset, subset, split, text_field, *listing), documents)
@@ -207,7 +231,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it or leave it out") from None
+        raise UserError(
+            "data/file-not-utf-8", f"{path} is not UTF-8 text (byte {error.start}): convert it or leave it out"
+        ) from None
 
 
 def _no_field(where: str, text_field: str, columns: Any) -> str:
@@ -227,7 +253,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path} can't be read ({str(error).splitlines()[0]}): it is damaged or of another kind than its name says"
+            "data/file-unreadable",
+            f"{path} can't be read ({str(error).splitlines()[0]}): it is damaged or of another kind than its name says",
         ) from None
 
 
@@ -238,10 +265,12 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
     with pq.ParquetFile(path) as file:
         columns = file.schema_arrow.names
         if text_field not in columns:
-            raise UserError(_no_field(str(path), text_field, columns))
+            raise UserError("data/parquet-field-missing", _no_field(str(path), text_field, columns))
         kind = file.schema_arrow.field(text_field).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"{path}: field {text_field} is {kind}, no text: set data.text_field")
+            raise UserError(
+                "data/parquet-field-not-text", f"{path}: field {text_field} is {kind}, no text: set data.text_field"
+            )
         for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)
 
@@ -249,11 +278,13 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 def _jsonl(path: Path, text_field: str) -> Iterator[str]:
     for where, row in json_rows(path):
         if not isinstance(row, dict) or text_field not in row:
-            raise UserError(_no_field(where, text_field, row if isinstance(row, dict) else ()))
+            raise UserError(
+                "data/jsonl-field-missing", _no_field(where, text_field, row if isinstance(row, dict) else ())
+            )
         if isinstance(row[text_field], str):
             yield row[text_field]
         elif row[text_field] is not None:
-            raise UserError(f"{where}: field {text_field} is no text: set data.text_field")
+            raise UserError("data/jsonl-field-not-text", f"{where}: field {text_field} is no text: set data.text_field")
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -270,5 +301,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                raise UserError(f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out") from None
+                raise UserError(
+                    "data/line-not-json", f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out"
+                ) from None
             yield f"{path}, line {number}", row

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coretrain.data.batch import Tokens
+from coretrain.data.batch import Batch, windows
 from coretrain.data.shards import Shard
 from coretrain.tokenizers.chat_template import Template
 from coretrain.tokenizers.tokenizer import Tokenizer
@@ -52,8 +52,8 @@ class Split:
         """How many windows of `context` inputs there are; 0 where the split is too short for one."""
         return max(0, (self.tokens - 1) // context)
 
-    def read(self, window: int, context: int) -> Tokens:
-        """Window i: tokens[i x T : i x T + T + 1], int32 [T+1]; the first T are inputs, the last T labels."""
+    def read(self, window: int, context: int) -> Batch:
+        """Row i, of arrays [T]: of tokens[i x T : i x T + T + 1] the first T are inputs, the last T labels."""
         start = window * context
         if not 0 <= start <= self.tokens - context - 1:
             raise IndexError(f"window {window} of {self.windows(context)} in {self.name}")
@@ -64,7 +64,7 @@ class Split:
             piece = self._map(number)[offset : offset + context + 1 - filled]
             row[filled : filled + len(piece)] = piece
             filled, number = filled + len(piece), number + 1
-        return row
+        return windows(row)
 
     def _map(self, number: int) -> npt.NDArray[Any]:
         ids = self._ids[number]

@@ -15,7 +15,7 @@ POINTS = 600
 
 @dataclass(frozen=True)
 class Line:
-    """One value an update; non-finite ones leave a gap. `look` is a class of report.css: main or faint."""
+    """One value an update; non-finite ones leave a gap. `look` is a class of page.css: main or faint."""
 
     name: str
     values: Sequence[float]

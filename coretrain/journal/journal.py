@@ -32,7 +32,7 @@ from coretrain.journal.metrics import (
     rewound,
 )
 from coretrain.journal.page import write_report
-from coretrain.journal.trackers import Boards, require_wandb
+from coretrain.journal.trackers import Trackers, require_wandb
 from coretrain.planning.flops import stated_peak, update_flops_per_token
 
 SMOOTHING = 0.95
@@ -226,9 +226,9 @@ class Journal:
             self.live.stop()
             self.live = None
 
-    def _boards(self) -> Boards | None:
+    def _boards(self) -> Trackers | None:
         if self.config.journal.tensorboard or self.config.journal.wandb:
-            return Boards(self.folder, self.config, self.first, self.evaluations)
+            return Trackers(self.folder, self.config, self.first, self.evaluations)
         return None
 
     def _board(self, update: int, values: Mapping[str, float]) -> None:

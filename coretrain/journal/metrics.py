@@ -38,7 +38,10 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(row, dict):
             yield line, row
         elif index + 1 < len(lines):
-            raise UserError(f"{path}, line {index + 1}, is damaged: delete that line to go on without it")
+            raise UserError(
+                "journal/line-damaged",
+                f"{path}, line {index + 1}, is damaged: delete that line to go on without it",
+            )
 
 
 def rewound(folder: Path, start_update: int, redone: Collection[str] = (), keep: Collection[str] = ()) -> Any:

@@ -50,7 +50,7 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
     parts.append(f"<section><details><summary>Configuration</summary>{_table(fields)}</details></section>")
     parts.append("<footer>Made by twintrain from metrics.jsonl, which has every figure at full precision.</footer>")
     here = Path(__file__).parent
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

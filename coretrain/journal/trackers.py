@@ -18,12 +18,13 @@ def require_wandb() -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false"
+            "journal/wandb-package-missing",
+            "journal.wandb needs the wandb package: pip install 'twintrain[wandb]', or set it to false",
         ) from None
     return wandb
 
 
-class Boards:
+class Trackers:
     """TensorBoard's event file, and Weights & Biases where asked for."""
 
     def __init__(

@@ -83,19 +83,28 @@ def accelerators(path: Path = TABLE) -> dict[str, Accelerator]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--accelerators {path} can't be read: {error.strerror}") from None
+        raise UserError(
+            "planning/accelerators-unreadable", f"--accelerators {path} can't be read: {error.strerror}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+        raise UserError("planning/toml-invalid", f"{path} is not valid TOML: {error}") from None
     try:
         found = {name.lower(): Accelerator(**{**row, "name": name.lower()}) for name, row in raw.items()}
     except TypeError:
-        raise UserError(f"{path}: every entry is a section, as in [my-gpu]; see {TABLE.name}") from None
+        raise UserError(
+            "planning/accelerator-not-a-section", f"{path}: every entry is a section, as in [my-gpu]; see {TABLE.name}"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {field} of {error.title} is wrong: {first['msg'].lower()}") from None
+        raise UserError(
+            "planning/accelerator-field-wrong", f"{path}: {field} of {error.title} is wrong: {first['msg'].lower()}"
+        ) from None
     if not found:
-        raise UserError(f"{path} has no accelerator: write a section for each, as in {TABLE.name}")
+        raise UserError(
+            "planning/accelerators-empty",
+            f"{path} has no accelerator: write a section for each, as in {TABLE.name}",
+        )
     return found
 
 
@@ -111,21 +120,30 @@ def machine(text: str, path: Path = TABLE) -> Machine:
         asked = text.strip().lower().partition(":")[0]  # rtx4090 is no `rt` of which there are 4090
         near = difflib.get_close_matches(name, table, 1) or difflib.get_close_matches(asked, table, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}"
-        raise UserError(f"--on {text}: no such accelerator is known: {hint} (--accelerators FILE takes others)")
+        raise UserError(
+            "planning/unknown-accelerator",
+            f"--on {text}: no such accelerator is known: {hint} (--accelerators FILE takes others)",
+        )
     found, topology = table[name], fits["topology"]
     if topology and not found.tpu:
-        raise UserError(f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices")
+        raise UserError(
+            "planning/topology-without-tpu",
+            f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices",
+        )
     devices = math.prod(int(part) for part in topology.split("x")) if topology else int(fits["count"] or 1)
     if devices < 1:
-        raise UserError(f"--on {text}: there must be at least one device")
+        raise UserError("planning/no-devices", f"--on {text}: there must be at least one device")
     if not found.tpu and devices > found.node and devices % found.node:
         whole = devices // found.node * found.node
         raise UserError(
+            "planning/hosts-not-filled",
             f"--on {text}: hosts of {name} have {found.node} devices, and {devices} don't fill whole ones: take "
-            f"{whole} or {whole + found.node} (--accelerators FILE takes hosts of another size)"
+            f"{whole} or {whole + found.node} (--accelerators FILE takes hosts of another size)",
         )
     if found.most and devices > found.most:
-        raise UserError(f"--on {text}: the largest slice of {name} has {found.most} devices")
+        raise UserError(
+            "planning/slice-too-large", f"--on {text}: the largest slice of {name} has {found.most} devices"
+        )
     return Machine(found, devices, topology)
 
 

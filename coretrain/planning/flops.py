@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from coretrain.adapters.targets import adapter_table
+from coretrain.adapters.targets import adapter_parameters
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
@@ -53,7 +53,7 @@ def update_flops_per_token(config: RunConfig) -> float:
     whole = flops_per_token(config.model, config.row_tokens)
     if config.adapter.kind == "none":
         return whole
-    return whole - 2.0 * matmul_parameters(config.model) + 6.0 * sum(row.size for row in adapter_table(config))
+    return whole - 2.0 * matmul_parameters(config.model) + 6.0 * sum(row.size for row in adapter_parameters(config))
 
 
 def convention(config: RunConfig) -> str:

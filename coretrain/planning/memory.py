@@ -12,16 +12,16 @@ import functools
 from dataclasses import dataclass
 
 from coretrain.adapters.targets import (
-    adapter_table,
+    adapter_parameters,
     adapter_targets,
     frozen_matrices,
-    trained_table,
+    trainable_parameters,
 )
 from coretrain.config.fields import StackName
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import padded_vocab, parameter_table
-from coretrain.contract.quantization import held_bytes, quantized_table
+from coretrain.contract.quantization import held_bytes, quantized_parameters
 from coretrain.processes.layout import Layout
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -142,7 +142,7 @@ def footprint(
 
 def trained_numbers(config: RunConfig) -> int:
     """Numbers that have gradients and moments: of a run with an adapter, its own."""
-    return sum(row.size for row in trained_table(config))
+    return sum(row.size for row in trainable_parameters(config))
 
 
 def _head_trains(config: RunConfig) -> bool:
@@ -152,13 +152,13 @@ def _head_trains(config: RunConfig) -> bool:
 
 def _weights(config: RunConfig, layout: Layout, n: Sizes, master: int, share: float) -> float:
     """Bytes of all weights on a device that has `share` of what is cut; an adapter's and bytes are whole everywhere."""
-    quantized = quantized_table(config)
+    quantized = quantized_parameters(config)
     less = sum(row.size for row in quantized) * float(master)
     if not quantized:
         less = sum(row.size for row in frozen_matrices(config)) * float(master - BYTES[config.precision.compute])
     cut = n.total * master - less / (layout.tensor * layout.pipeline)
     whole = sum(held_bytes(config.adapter.quantize, row.size) for row in quantized)
-    return cut * share + whole + sum(row.size for row in adapter_table(config)) * master
+    return cut * share + whole + sum(row.size for row in adapter_parameters(config)) * master
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     else:
         saved, copies = one["input"] * layers, layer
         block = one["everything"] + backward + 4 * form
-    if quantized := quantized_table(config):
+    if quantized := quantized_parameters(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
         block, copies, layer = block + max(row.size for row in quantized) * each / tokens, 0.0, n.layer * layer_cast
@@ -260,7 +260,9 @@ def _buffers(
         bucket = min(BUCKET, n.total) * master
         return bucket + (2 * max(n.layer, n.embedding) * master if zero == 3 else bucket)
     if layout.fsdp > 1:
-        none = config.execution.checkpoint_activations == "none" or quantized_table(config)  # bytes aren't gathered
+        none = config.execution.checkpoint_activations == "none" or quantized_parameters(
+            config
+        )  # bytes aren't gathered
         ahead = 0 if none else 2 * n.layer * compute
         return float(ahead + n.embedding * master * (1 if config.model.tied else 2))
     return 0.0

@@ -94,9 +94,15 @@ def dtype_peak(config: RunConfig, machine: Machine) -> float:
     """Peak FLOP/s of one device in the run's dtype. Raises `UserError` for a dtype that it doesn't have."""
     a, dtype = machine.accelerator, config.precision.compute
     if dtype == "float64":
-        raise UserError("precision.compute = float64 is for proofs: plan with bfloat16, or float32")
+        raise UserError(
+            "planning/float64-not-planned",
+            "precision.compute = float64 is for proofs: plan with bfloat16, or float32",
+        )
     if dtype == "bfloat16" and not a.bfloat16:
-        raise UserError(f"{a.name} has no bfloat16 units: plan with --precision.compute float16, or another device")
+        raise UserError(
+            "planning/bfloat16-not-available",
+            f"{a.name} has no bfloat16 units: plan with --precision.compute float16, or another device",
+        )
     return 1e12 * (a.tflops32 if dtype == "float32" else a.tflops)
 
 
@@ -188,8 +194,9 @@ def layouts(config: RunConfig, machine: Machine, stack: StackName, fixed: frozen
         if len(kept) > 1:
             words += f" ({math.prod(size or 1 for size in kept.values())} together)"
         raise UserError(
+            "planning/no-layout-fits-axes",
             f"no way to share the run over {machine} has {words}: choose axes that divide its {machine.devices} "
-            "devices and, for pipeline, the model's layers, or leave them out"
+            "devices and, for pipeline, the model's layers, or leave them out",
         )
     return found
 
@@ -230,35 +237,34 @@ def choices(
     if "execution.checkpoint_activations" in fixed:
         policies = (config.execution.checkpoint_activations,)
     asked = {key.split(".")[1]: getattr(config.parallel, key.split(".")[1]) for key in fixed if key in PARALLEL}
-    check_combination(config.model_copy(update={"parallel": ParallelConfig(**asked)}), stack)
+    check_combination(config.changed(parallel=ParallelConfig(**asked)), stack)
     refusals: list[UserError] = []
     for layout in layouts(config, machine, stack, fixed):
         for accumulation in splits:
-            train = config.train.model_copy(update={"accumulation": accumulation})
+            split = config.changed(train__accumulation=accumulation)
             try:
-                check_layout(config.model_copy(update={"train": train}), layout)
+                check_layout(split, layout)
             except UserError as refusal:
                 refusals.append(refusal)
                 continue
             for zero, offload in _sharding(config, layout, stack, fixed):
-                axes = {axis: size for axis, size in dataclasses.asdict(layout).items() if axis != "data"}
-                parallel = config.parallel.model_copy(update=axes | {"data": None, "zero": zero, "offload": offload})
-                sharing = config.model_copy(update={"parallel": parallel})
+                axes = dataclasses.asdict(layout) | {"data": None, "zero": zero, "offload": offload}
+                sharing = split.changed(**{f"parallel__{name}": value for name, value in axes.items()})
                 try:
                     check_combination(sharing, stack, layout)
                 except UserError as refusal:
                     refusals.append(refusal)
                     continue
                 for policy in policies:
-                    execution = config.execution.model_copy(update={"checkpoint_activations": policy})
-                    parts = {"train": train, "parallel": parallel, "execution": execution}
-                    found.append(estimate(config.model_copy(update=parts), layout, machine, stack, assumed))
+                    tried = sharing.changed(execution__checkpoint_activations=policy)
+                    found.append(estimate(tried, layout, machine, stack, assumed))
     if not found and fixed & PARALLEL:
         raise refusals[0]
     if not found:
         raise UserError(
+            "planning/batch-size-not-divisible",
             f"train.batch_size = {batch} rows can't be split over {machine}: take a number of devices whose shares "
-            f"divide it, or --train.batch_size {-(-batch // machine.devices) * machine.devices}"
+            f"divide it, or --train.batch_size {-(-batch // machine.devices) * machine.devices}",
         )
     return sorted(found, key=lambda choice: (choice.update, choice.memory.total))
 
@@ -269,9 +275,10 @@ def recommend(found: list[Choice], machine: Machine) -> Choice:
     if not fitting:
         nearest = min(found, key=lambda choice: choice.memory.total)
         raise UserError(
+            "planning/memory-too-small",
             f"the run fits nowhere on {machine}: the nearest, {nearest}, needs {nearest.memory.total / GIB:.1f} GiB of "
             f"{machine.accelerator.memory * (1 - HEADROOM):.1f} on a device ({nearest.memory.host / GIB:.0f} GiB of "
-            f"{machine.accelerator.host_memory * (1 - HEADROOM):.0f} on its host): take more or larger devices"
+            f"{machine.accelerator.host_memory * (1 - HEADROOM):.0f} on its host): take more or larger devices",
         )
     # what is within 2% of the fastest is as fast: there, the simplest that leaves most memory
     close = [choice for choice in fitting if choice.update <= 1.02 * fitting[0].update]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from coretrain.base.errors import leave
+from coretrain.base.errors import exit_now
 from coretrain.processes.world import World
 
 SAID = 3
@@ -96,7 +96,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.world.size > 1:
-            self.world.by_first(self._clear)
+            self.world.on_rank0(self._clear)
             self._write()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -138,7 +138,7 @@ class Watch:
             if fault and not self._end.is_set():
                 # for the others to read it too, and to be gone before the first, whose end would break their talk
                 time.sleep((4 if self.world.first else 2) * self.interval)
-                leave(SAID)  # the main thread is inside a collective and can't be called back
+                exit_now(SAID)  # the main thread is inside a collective and can't be called back
 
     def _say(self, fault: str) -> None:
         """Print the sentence and leave it for the others, unless another that looks has just done so."""

@@ -46,15 +46,17 @@ def layout_of(config: RunConfig, devices: int) -> Layout:
     words = " x ".join(f"{name} {size}" for name, size in others.items() if size > 1) or "the other axes' 1"
     if p.data is None and devices % taken:
         raise UserError(
+            "processes/axes-not-dividing-devices",
             f"parallel: {words} = {taken} does not divide the {devices} devices: "
-            f"choose axes that do, or start {taken} processes (here on the CPU: --spawn)"
+            f"choose axes that do, or start {taken} processes (here on the CPU: --spawn)",
         )
     layout = Layout(p.data or devices // taken, **others)
     if layout.devices != devices:
         raise UserError(
+            "processes/device-count-differs",
             f"parallel: {layout} = {layout.devices} devices, but there are {devices}: "
             f"start {layout.devices} processes (here on the CPU: --spawn), or change an axis (parallel.data unset "
-            "takes what is left)"
+            "takes what is left)",
         )
     check_layout(config, layout)
     return layout
@@ -88,11 +90,15 @@ def check_layout(config: RunConfig, layout: Layout) -> None:
             number = "" if "=" in what else f" = {size}"
             smaller = axis == "data x fsdp" and config.train.accumulation > 1
             also = ", and so may a smaller train.accumulation" if smaller else ""
-            raise UserError(f"parallel.{axis} = {axes[axis]} does not divide {what}{number}: {fits} does{also}")
+            raise UserError(
+                "processes/axis-does-not-divide",
+                f"parallel.{axis} = {axes[axis]} does not divide {what}{number}: {fits} does{also}",
+            )
     if layout.pipeline > 1 and config.train.accumulation < layout.pipeline:
         raise UserError(
+            "processes/accumulation-below-pipeline",
             f"train.accumulation = {config.train.accumulation} is below parallel.pipeline = {layout.pipeline}: "
-            "a pipeline is fed with micro-batches, at least one for each stage"
+            "a pipeline is fed with micro-batches, at least one for each stage",
         )
 
 

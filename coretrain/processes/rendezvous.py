@@ -28,12 +28,16 @@ def meet(address: str, count: int, rank: int, timeout: float, bound: str | None 
         return
     host, _, port = ((bound if rank == 0 else None) or address).rpartition(":")
     if not port.isdecimal() or int(port) >= 2**16:
-        raise UserError(f"parallel.coordinator = {address} is no address: give it as ADDRESS:PORT")
+        raise UserError(
+            "processes/coordinator-not-an-address",
+            f"parallel.coordinator = {address} is no address: give it as ADDRESS:PORT",
+        )
     ours = (int(port), count, timeout)
     if fault := _expect(*ours) if rank == 0 else _visit(host, rank, *ours):
         raise UserError(
+            "processes/rendezvous-failed",
             f"{fault}: start all processes alike, with one address to meet at (here {address}, for parallel.timeout = "
-            f"{timeout:.0f} s)"
+            f"{timeout:.0f} s)",
         )
 
 
@@ -46,8 +50,9 @@ def _expect(port: int, count: int, timeout: float) -> str:
             listener = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
         except OSError as error:
             raise UserError(
+                "processes/port-not-available",
                 f"rank 0 can't listen on port {port}, where the processes meet ({error.strerror}): give another one "
-                "(in parallel.coordinator, in MASTER_PORT, or as torchrun's --master-port)"
+                "(in parallel.coordinator, in MASTER_PORT, or as torchrun's --master-port)",
             ) from None
         opened.enter_context(listener)
         here: dict[int, socket.socket] = {}

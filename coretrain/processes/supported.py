@@ -17,13 +17,14 @@ def check_combination(config: RunConfig, stack: StackName, layout: Layout | None
     of_stack = _in_torch(config, layout) if stack == "torch" else _in_jax(config)
     for wrong, sentence in [*_packed(config), *_with_adapter(config, stack), *of_stack]:
         if wrong:
-            raise UserError(sentence)
+            raise UserError("processes/combination-unsupported", sentence)
     if stack == "torch":
         for name in ("coordinator", "hosts", "host"):
             if getattr(p, name) is not None:
                 raise UserError(
+                    "processes/field-only-for-jax",
                     f"parallel.{name} is for JAX: torch's processes are told by their launcher (torchrun, deepspeed, "
-                    "--spawn); leave it out"
+                    "--spawn); leave it out",
                 )
 
 

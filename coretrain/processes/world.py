@@ -26,7 +26,7 @@ class World:
         """Each process's text, by rank, on all of them."""
         return [text]
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done."""
 
     @property
@@ -42,30 +42,34 @@ class World:
         """Whether `flag` holds on every process."""
         return not self.any(not flag)
 
-    def told(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """The first process's text, on all of them."""
         return self.gather(text)[0]
+
+    def broadcast_bool(self, flag: bool) -> bool:
+        """The first process's answer, on all of them."""
+        return bool(self.broadcast("1" if flag else ""))
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.gather("")
 
-    def together(self, do: Callable[[], Result]) -> Result:
+    def collectively(self, do: Callable[[], Result]) -> Result:
         """What `do` gives, run on every process; where it fails on one, it fails on all.
 
         The process at fault raises its own error; the others raise `PeerError` with its rank and its words.
         """
         return do() if self.size == 1 else self._run(do, lambda result: "")[0]
 
-    def share(self, do: Callable[[], str]) -> list[str]:
-        """What `do` gives on each process, by rank, on all of them; a fault as in `together`."""
+    def gather_results(self, do: Callable[[], str]) -> list[str]:
+        """What `do` gives on each process, by rank, on all of them; a fault as in `collectively`."""
         return self._run(do, str)[1]
 
     def ended(self, work: Future[Any], wait: bool = True) -> bool:
         """Whether the `work` of every process has ended; with `wait`, once it has.
 
-        As soon as it fails on one it fails on all, as in `together`: also where the others' still goes on, for it may
-        be waiting for the one that failed.
+        As soon as it fails on one it fails on all, as in `collectively`: also where the others' still goes on, for it
+        may be waiting for the one that failed.
         """
 
         def told() -> str:
@@ -75,7 +79,7 @@ class World:
             return "ended"
 
         while True:
-            ended = all(self.share(told))
+            ended = all(self.gather_results(told))
             if ended or not wait:
                 return ended
 
@@ -89,10 +93,10 @@ class World:
             raise
         told = self.gather(f".{words(result)}")
         if faults := [f"rank {rank}: {text[1:]}" for rank, text in enumerate(told) if text.startswith("!")]:
-            raise PeerError(faults[0])
+            raise PeerError("processes/other-process-failed", faults[0])
         return result, [text[1:] for text in told]
 
-    def by_first(self, do: Callable[[], None]) -> None:
+    def on_rank0(self, do: Callable[[], None]) -> None:
         """Have the first process do something, the others wait for it; a fault of it is raised on all.
 
         It may take longer than any timeout between the processes: they hear from each other meanwhile.
@@ -102,11 +106,14 @@ class World:
         else:
             self.ended(in_background(do if self.first else lambda: None))
 
-    def same(self, text: str, what: str) -> None:
+    def assert_same(self, text: str, what: str) -> None:
         """Raise `UserError` on every process unless all hold the same `text`."""
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
-            raise UserError(f"rank {odd[0]} has another {what} than rank 0: start every process with the same one")
+            raise UserError(
+                "processes/ranks-differ",
+                f"rank {odd[0]} has another {what} than rank 0: start every process with the same one",
+            )
 
 
 def _ended(work: Future[None], seconds: float) -> bool:

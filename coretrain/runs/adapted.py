@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coretrain.adapters.kinds import check_mergeable, shown
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import adapter_targets, trained_table
+from coretrain.adapters.targets import adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -24,7 +24,7 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
-from coretrain.contract.quantization import as_held, held_bytes, quantized_table
+from coretrain.contract.quantization import as_held, held_bytes, quantized_parameters
 from coretrain.runs.base import Base, BaseTensors, base_run
 from coretrain.runs.folder import open_run, run_of
 from coretrain.runs.translate import best_interchange
@@ -33,7 +33,7 @@ from coretrain.tokenizers.registry import load_tokenizer, saved_tokenizer
 from coretrain.tokenizers.tokenizer import SAVED_FACTS
 
 
-def settled(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
+def with_base(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
     """The config with its base's fingerprint, and the base's weights; None where the run trains all of a model.
 
     Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
@@ -45,9 +45,12 @@ def settled(config: RunConfig) -> tuple[RunConfig, BaseTensors | None]:
 
 
 def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
-    """As `settled`, of an adapter's config: the base as it is, at its own context."""
+    """As `with_base`, of an adapter's config: the base as it is, at its own context."""
     if config.adapter.base is None:
-        raise UserError("adapter.base is not set: give the folder of the base, as --adapter.base runs/X")
+        raise UserError(
+            "runs/adapter-base-not-set",
+            "adapter.base is not set: give the folder of the base, as --adapter.base runs/X",
+        )
     return Base(Path(config.adapter.base)).under(config)
 
 
@@ -55,10 +58,12 @@ def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
     """The config of an adapter's run, on `base` where one is given. Raises `UserError` where it has no adapter."""
     config = open_run(folder)
     if config.adapter.kind == "none":
-        raise UserError(f"{folder} trained a whole model and no adapter: give an adapter's run")
+        raise UserError(
+            "runs/not-an-adapter-run", f"{folder} trained a whole model and no adapter: give an adapter's run"
+        )
     if base is None:
         return config
-    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"base": str(base)})})
+    return config.changed(adapter__base=str(base))
 
 
 def open_adapters(
@@ -74,16 +79,17 @@ def open_adapters(
         config, loaded = base.under(adapter_config(folder, place))
         name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.absolute().name)
         if any(name == other.adapter.name for other, _ in result):
-            raise UserError(f"--adapter: two folders are named {name}: rename one of them")
-        adapter = config.adapter.model_copy(update={"name": name})
+            raise UserError("runs/adapter-names-repeat", f"--adapter: two folders are named {name}: rename one of them")
+        config = config.changed(adapter__name=name)
         tensors = best_interchange(folder, say).groups["parameters"]
-        result.append((config.model_copy(update={"adapter": adapter}), tensors))
+        result.append((config, tensors))
         for field in ("quantize", "fingerprint"):
-            ours, first = getattr(adapter, field), getattr(result[0][0].adapter, field)
+            ours, first = getattr(config.adapter, field), getattr(result[0][0].adapter, field)
             if ours != first:
                 raise UserError(
+                    "runs/adapter-bases-differ",
                     f"--adapter: adapter.{field} of {folder} is {ours}, that of {folders[0]} {first}, and one base "
-                    "can't be both: ask them one at a time"
+                    "can't be both: ask them one at a time",
                 )
     return result, BaseTensors(loaded, result[0][0].model.context)
 
@@ -95,8 +101,9 @@ def check_tokenizer(config: RunConfig, found: str) -> None:
         return
     if load_tokenizer(base_run(base)).fingerprint != found:
         raise UserError(
+            "runs/tokenizer-not-base",
             f"data.tokenizer = {config.data.tokenizer} isn't the base's: leave it out, or give "
-            f"{saved_tokenizer(base_run(base))}"
+            f"{saved_tokenizer(base_run(base))}",
         )
 
 
@@ -114,7 +121,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
     c = config.adapter
     if c.kind == "none":
         return []
-    trained = sum(row.size for row in trained_table(config))
+    trained = sum(row.size for row in trainable_parameters(config))
     share = trained / sum(row.size for row in parameter_table(config.model))
     return [
         ("adapter", f"{c.name}: {shown(config, len(adapter_targets(config)))}"),
@@ -126,7 +133,7 @@ def adapter_summary(config: RunConfig) -> Sequence[tuple[str, str]]:
 
 def _held(config: RunConfig) -> Sequence[tuple[str, str]]:
     """What of the base is in how many bits, and what that takes."""
-    kind, rows = config.adapter.quantize, quantized_table(config)
+    kind, rows = config.adapter.quantize, quantized_parameters(config)
     if not rows:
         return []
     master = 8 if config.precision.compute == "float64" else 4
@@ -147,9 +154,10 @@ def load_on(checkpoint: Path, base: Path | None) -> Interchange:
     if base is None:
         return loaded
     if loaded.config.adapter.kind == "none":
-        raise UserError(f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out")
-    adapter = loaded.config.adapter.model_copy(update={"base": str(base)})
-    return replace(loaded, config=loaded.config.model_copy(update={"adapter": adapter}))
+        raise UserError(
+            "runs/base-for-whole-model", f"{checkpoint} holds a whole model and no adapter: leave --adapter.base out"
+        )
+    return replace(loaded, config=loaded.config.changed(adapter__base=str(base)))
 
 
 def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
@@ -159,8 +167,7 @@ def merged_model(loaded: Interchange) -> tuple[RunConfig, dict[str, Array]]:
     """
     config, base = on_its_base(loaded.config)
     tensors = merged(config, as_held(config, base.groups["parameters"]), loaded.groups["parameters"])
-    model = config.model.model_copy(update={"context": base.config.model.context})
-    return config.model_copy(update={"model": model, "adapter": AdapterConfig()}), tensors
+    return config.changed(model__context=base.config.model.context, adapter=AdapterConfig()), tensors
 
 
 def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]:
@@ -169,13 +176,13 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
     `base` is the base's new place, if it has one.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError("runs/merge-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     check_mergeable(adapter_config(source))
     path = newest_interchange(source)
     loaded = load_on(path, base)
     config, tensors = merged_model(loaded)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
-    whole, adapter = config.model_copy(update={"name": name}), loaded.config.adapter
+    whole, adapter = config.changed(name=name), loaded.config.adapter
     save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
     if (run_of(source) / SAVED_FACTS).is_file():
         load_tokenizer(run_of(source)).save(folder)

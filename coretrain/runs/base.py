@@ -43,7 +43,8 @@ def check_there(place: Path) -> None:
             else ("name its place with --adapter.base")
         )
         raise UserError(
-            f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN"
+            "runs/base-not-found",
+            f"adapter.base = {place} is not there: {hint}, or for text generate BASE_RUN PROMPT --adapter RUN",
         )
 
 
@@ -82,12 +83,12 @@ class Base:
             self._check_model(config, loaded.config)
             found = found or self._fingerprint(path)
             if wanted in ("", self._fingerprint(path)):
-                filled = config.adapter.model_copy(update={"fingerprint": self._fingerprint(path)})
-                return config.model_copy(update={"adapter": filled}), loaded
+                return config.changed(adapter__fingerprint=self._fingerprint(path)), loaded
         raise UserError(
+            "runs/base-fingerprint-differs",
             f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "
             "give that base as it was then (its folder or one of its checkpoints, as --adapter.base "
-            "runs/X/interchange/update-N), or train a new adapter on this one"
+            "runs/X/interchange/update-N), or train a new adapter on this one",
         )
 
     def _open(self, path: Path) -> Interchange:
@@ -95,7 +96,8 @@ class Base:
             self._opened[path] = load_interchange(path)
         if self._opened[path].config.adapter.kind != "none":
             raise UserError(
-                f"adapter.base = {self.place} holds an adapter: merge it first, with scripts/convert.py merge"
+                "runs/base-holds-adapter",
+                f"adapter.base = {self.place} holds an adapter: merge it first, with twintrain convert merge",
             )
         return self._opened[path]
 
@@ -108,8 +110,9 @@ class Base:
     def _check_model(self, config: RunConfig, base: RunConfig) -> None:
         if other := other_field(config.model, base.model):
             raise UserError(
+                "runs/base-model-differs",
                 f"model.{other} = {getattr(config.model, other)}, the base {self.place} has "
-                f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to"
+                f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to",
             )
         check_context(config, base)
 
@@ -134,6 +137,7 @@ def check_context(config: RunConfig, base: RunConfig) -> None:
     ours, theirs = config.model.context, base.model.context
     if ours > theirs:
         raise UserError(
+            "runs/context-exceeds-base",
             f"model.context = {ours} is longer than the {theirs} of the base {config.adapter.base}: lower it, "
-            "or leave it out"
+            "or leave it out",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.runs.folder import open_run, run_of
-from coretrain.tokenizers.chat_template import Template, Unfit, open_template
+from coretrain.tokenizers.chat_template import Template, TemplateError, open_template
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.tokenizer import Tokenizer
 
@@ -28,11 +28,12 @@ def chat_prompts(
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
         raise UserError(
-            f"--chat: {folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there"
+            "runs/chat-template-missing",
+            f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there",
         )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
     ends = (*tokenizer.ends, template.end())
     try:
         return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
-    except Unfit as error:
-        raise UserError(f"--chat: {error}: ask another question") from None
+    except TemplateError as error:
+        raise UserError("runs/question-refused", f"{error}: ask another question") from None

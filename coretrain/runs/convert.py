@@ -1,4 +1,4 @@
-"""What `scripts/convert.py` does: a run's checkpoint out to another form, and a pretrained model in as a run."""
+"""What `twintrain convert` does: a run's checkpoint out to another form, and a pretrained model in as a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def tokenizer_folder(checkpoint: Path) -> Path | None:
 def exported_to(source: Path, form: str, quantization: str = "none") -> Path:
     """Where an export of a run goes if no place is given: into its own folder."""
     if (source / MANIFEST).is_file():
-        raise UserError(f"{source} is a checkpoint, which is sealed: name a target for the export after it")
+        raise UserError(
+            "runs/export-into-checkpoint",
+            f"{source} is a checkpoint, which is sealed: name a target for the export after it",
+        )
     return _in_export(source, source.absolute().name + ("" if quantization == "none" else f"-{quantization}"), form)
 
 
@@ -86,25 +89,35 @@ def export_run(
     that lies now. Raises `UserError` naming what is missing, damaged or not exportable.
     """
     if form != "gguf" and quantization not in ("none", "f16"):
-        raise UserError(f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}")
+        raise UserError(
+            "runs/quantize-without-gguf",
+            f"--quantize {quantization} is a form of GGUF files: give --to gguf, or none or f16 for {form}",
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty: choose another folder")
+        raise UserError("runs/export-target-not-empty", f"{target} exists and is not empty: choose another folder")
     if target.resolve() == Path.cwd():
-        raise UserError(f"{target} is the folder you are in, which a finished one would replace: choose another folder")
+        raise UserError(
+            "runs/export-target-is-cwd",
+            f"{target} is the folder you are in, which a finished one would replace: choose another folder",
+        )
     path = newest_interchange(source)
     loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
     if form == "interchange":
         if quantization != "none" or merge:
             raise UserError(
-                "an interchange checkpoint holds what its run does, in float32: leave --quantize and --merge out"
+                "runs/interchange-takes-no-options",
+                "an interchange checkpoint holds what its run does, in float32: leave --quantize and --merge out",
             )
         save_interchange(target, loaded.config, loaded.groups, loaded.progress, loaded.stack)
         return [f"wrote {target}: {done} with {', '.join(loaded.groups)}"]
     tokenizer = tokenizer_folder(path)
     if form == "peft":
         if merge:
-            raise UserError("PEFT's files hold an adapter alone: leave --merge out, or give --to hf")
+            raise UserError(
+                "runs/peft-takes-no-merge",
+                "PEFT's files hold an adapter alone: leave --merge out, or give --to hf",
+            )
         beside, how = base_export(loaded.config)
         return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, how, quantization == "f16")]
     config, parameters = whole_model(source, loaded, merge)
@@ -127,9 +140,10 @@ def whole_model(source: Path, loaded: Interchange, merge: bool = False) -> tuple
     """
     if (loaded.config.adapter.kind != "none") != merge:
         raise UserError(
+            "runs/merge-option-wrong",
             f"{source} is a whole model: leave --merge out"
             if merge
-            else f"{source} holds an adapter alone: add --merge to write it and its base as one, or give --to peft"
+            else f"{source} holds an adapter alone: add --merge to write it and its base as one, or give --to peft",
         )
     return merged_model(loaded) if merge else (loaded.config, loaded.groups["parameters"])
 
@@ -144,9 +158,14 @@ def _export_gguf(
     done: str,
 ) -> list[str]:
     if tokenizer is None:
-        raise UserError(f"{source} has no tokenizer ({SAVED_FACTS}), which a GGUF file holds: give the run's folder")
+        raise UserError(
+            "runs/gguf-without-tokenizer",
+            f"{source} has no tokenizer ({SAVED_FACTS}), which a GGUF file holds: give the run's folder",
+        )
     if target.is_dir():
-        raise UserError(f"{target} is a folder: name a file, as in {target / 'model.gguf'}")
+        raise UserError(
+            "runs/export-target-is-folder", f"{target} is a folder: name a file, as in {target / 'model.gguf'}"
+        )
     words, template = load_tokenizer(tokenizer), read_chat_template(tokenizer)
     remark = export_gguf(target, config.name, config.model, tensors, words, template, quantization)
     lines = [f"wrote {target}: {done}, {target.stat().st_size:,} bytes, {quantization}", remark or ""]
@@ -166,11 +185,14 @@ def import_run(
     there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError("runs/import-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)
     if base and base.adapter.base is not None:
-        raise UserError(f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out")
+        raise UserError(
+            "runs/import-base-without-peft",
+            f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out",
+        )
     found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
     asked = dict(overrides).get("data.tokenizer")
     tokenizer = _tokenizer(source, found, asked)
@@ -199,7 +221,7 @@ def import_run(
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """A pretrained model, as it was found."""
 
     model: ModelConfig
@@ -209,27 +231,35 @@ class Source:
     chat_template: str | None
 
 
-def _gguf_source(path: Path) -> Source:
+def _gguf_source(path: Path) -> Pretrained:
     file = GGUFFile(path)
     model = gguf_model(file)
-    return Source(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
+    return Pretrained(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
 
 
-def _huggingface_source(folder: Path) -> Source:
+def _huggingface_source(folder: Path) -> Pretrained:
     model, tensors = import_huggingface(folder)
-    return Source(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
+    return Pretrained(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
 
 
-def _tokenizer(source: Path, found: Source, asked: str | None) -> Tokenizer:
+def _tokenizer(source: Path, found: Pretrained, asked: str | None) -> Tokenizer:
     """The source's own tokenizer, or the one that `asked` names; its vocabulary is the model's, up to padding."""
     way_out = "give the tokenizer that the model was trained with, as --data.tokenizer gpt2, or the path of its file"
     if asked == "trained":
-        raise UserError(f"data.tokenizer = trained can't be the tokenizer of trained weights, {source}: {way_out}")
+        raise UserError(
+            "runs/import-tokenizer-trained",
+            f"data.tokenizer = trained can't be the tokenizer of trained weights, {source}: {way_out}",
+        )
     try:
         tokenizer = named_tokenizer(asked) if asked else found.tokenizer()
     except UserError as obstacle:
-        raise (obstacle if asked else UserError(f"{obstacle}; or {way_out}")) from None
+        raise (
+            obstacle if asked else UserError("runs/import-tokenizer-unusable", f"{obstacle}; or {way_out}")
+        ) from None
     if not 0 <= found.model.vocabulary - tokenizer.vocab < PADDING:
         held = found.model.vocabulary
-        raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {source} {held}: {way_out}")
+        raise UserError(
+            "runs/import-vocabulary-differs",
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {source} {held}: {way_out}",
+        )
     return tokenizer

@@ -20,7 +20,7 @@ def with_own_files(config: RunConfig, run: Path | None) -> RunConfig:
         own["tokenizer"] = str(tokenizer.absolute())
     if run is not None and config.data.format == "chat" and (run / CHAT_TEMPLATE).is_file():
         own["chat_template"] = str((run / CHAT_TEMPLATE).absolute())
-    return config.model_copy(update={"data": config.data.model_copy(update=own)})
+    return config.changed(**{f"data__{name}": path for name, path in own.items()})
 
 
 def first_template(config: RunConfig, found: str | None) -> str | None:
@@ -31,4 +31,7 @@ def first_template(config: RunConfig, found: str | None) -> str | None:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"data.chat_template = {path} can't be read: give a file of a Jinja template") from None
+        raise UserError(
+            "runs/chat-template-unreadable",
+            f"data.chat_template = {path} can't be read: give a file of a Jinja template",
+        ) from None

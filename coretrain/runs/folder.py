@@ -20,12 +20,12 @@ def run_of(path: Path) -> Path:
     """The run's folder, for a run or for one of its checkpoints. Raises `UserError` where there is no run."""
     hint = "give the folder of a run, as runs/NAME"
     if not path.exists():
-        raise UserError(f"{path} does not exist: {hint}")
+        raise UserError("runs/folder-not-found", f"{path} does not exist: {hint}")
     if (path / "config.json").is_file():
         return path
     folder = path.resolve().parent.parent
     if path.resolve().parent.name not in ("checkpoints", "interchange") or not (folder / "config.json").is_file():
-        raise UserError(f"{path} holds no run (no config.json): {hint}")
+        raise UserError("runs/not-a-run", f"{path} holds no run (no config.json): {hint}")
     return folder
 
 
@@ -34,8 +34,9 @@ def _check_newest(path: Path, folder: Path) -> None:
     newest = next((whole[0] for whole in kept if whole), None)
     if newest and path.resolve() != folder.resolve() and path.resolve().name != newest.name:
         raise UserError(
+            "runs/resume-not-newest-checkpoint",
             f"{path} is not its run's newest checkpoint, {newest.name}, from which --resume goes on: "
-            "to start from an older one, copy the run's folder without the newer ones and resume the copy"
+            "to start from an older one, copy the run's folder without the newer ones and resume the copy",
         )
 
 
@@ -45,22 +46,26 @@ def open_run(folder: Path) -> RunConfig:
     try:
         return config_from_json(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or start a new run") from None
+        raise UserError("runs/config-damaged", f"{path} is damaged ({error}): restore it, or start a new run") from None
 
 
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
     """The run's own config with `overrides`, of which none may make it another training."""
     for key, _ in overrides:
         if key.split(".")[0] in ("model", "data", "adapter") and key not in FREE_AT_RESUME:
-            raise UserError(f"{key} can't change at --resume, since it would be another training: start a new run")
+            raise UserError(
+                "runs/resume-changes-field",
+                f"{key} can't change at --resume, since it would be another training: start a new run",
+            )
     run = open_run(folder)
     raw = _without_nulls(run.model_dump(mode="json"))
     config = build_config(apply_overrides(raw, overrides), str(folder / "config.json"), overrides)
     old, new = run.optimizer.name, config.optimizer.name
     if old != new and "muon" in (old, new) and _has_moments(folder):
         raise UserError(
+            "runs/optimizer-moments-differ",
             f"optimizer.name = {new} keeps other moments than {old}, whose are in {folder}: leave it out, or start a "
-            "new run"
+            "new run",
         )
     return config
 

@@ -35,13 +35,15 @@ def export_adapter(
     config = loaded.config
     if config.adapter.kind not in ("lora", "dora"):
         what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
-        raise UserError(f"{source} holds {what}, not low-rank adapters: give --to hf or gguf")
+        raise UserError(
+            "runs/peft-needs-low-rank", f"{source} holds {what}, not low-rank adapters: give --to hf or gguf"
+        )
     tensors: Mapping[str, Array] = loaded.groups["parameters"]
     weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
     tensors = HalfPrecision(tensors) if half else tensors
     card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
-    say = "" if base.is_dir() else f", to be written with: python scripts/convert.py {how}"
+    say = "" if base.is_dir() else f", to be written with: twintrain convert {how}"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
 
 
@@ -53,19 +55,21 @@ def import_adapter(
     Its config is `given` with the base's model and tokenizer and the adapter's fields, then `overrides`.
     """
     if given.adapter.base is None:
-        raise UserError(f"{source} is an adapter: name the run of its base, as --adapter.base runs/X")
+        raise UserError(
+            "runs/import-base-not-set", f"{source} is an adapter: name the run of its base, as --adapter.base runs/X"
+        )
     base = open_run(base_run(given.adapter.base))
     if base.adapter.kind != "none":
         raise UserError(
-            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py "
-            "merge"
+            "runs/import-base-is-adapter",
+            f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with twintrain convert "
+            "merge",
         )
     words = saved_tokenizer(base_run(given.adapter.base)) is not None
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))
     if field := next(fixed, None):
-        raise UserError(f"{field} is the base's, {given.adapter.base}: leave it out")
-    beside = given.adapter.model_copy(update={"fingerprint": trained_beside(source)})
-    config, whole = on_its_base(given.model_copy(update={"model": base.model, "adapter": beside}))
+        raise UserError("runs/import-sets-base-field", f"{field} is the base's, {given.adapter.base}: leave it out")
+    config, whole = on_its_base(given.changed(model=base.model, adapter__fingerprint=trained_beside(source)))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
     config = _named(config, folder, overrides)
     template = first_template(config, None)
@@ -94,5 +98,8 @@ def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]
     named = build_config(apply_overrides(raw, overrides), str(folder), overrides)
     for field in ("rank", "alpha", "rslora", "targets", "bias", "kind"):
         if getattr(named.adapter, field) != getattr(config.adapter, field):
-            raise UserError(f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out")
+            raise UserError(
+                "runs/import-sets-peft-field",
+                f"adapter.{field} is the PEFT adapter's, {getattr(config.adapter, field)}: leave it out",
+            )
     return named

@@ -39,11 +39,11 @@ TRIAL: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assista
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
 
 
-class Unfit(Exception):
+class TemplateError(Exception):
     """Why a conversation can't be turned into tokens by this template; `args[0]` is the reason."""
 
 
-class Misfit(Unfit):
+class SampleError(TemplateError):
     """A conversation that can't be trained on as it is, where others can: `data.misfits` says what becomes of it."""
 
 
@@ -78,45 +78,56 @@ class Template:
     def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """The text of `messages`; with `prompt`, the head of the assistant's next turn after it.
 
-        Raises `Unfit` with what the template says against them.
+        Raises `TemplateError` with what the template says against them.
         """
         try:
             text = self._compiled.render(messages=messages, add_generation_prompt=prompt, tools=None, **self._roles)
             return str(text)
         except Exception as error:  # a template is foreign code: 1/0, a macro that calls itself, a range too long
             reason = str(error) or type(error).__name__
-            raise Unfit(f"{self.name} refuses it ({reason})") from None
+            raise TemplateError(f"{self.name} refuses it ({reason})") from None
 
     def check(self) -> None:
-        """Raise `UserError` or `Unfit` where it is no Jinja, where the tokenizer lacks a special token that it writes,
-        where it leaves out what is said, or writes turns that can't be told apart."""
+        """Raise `UserError` or `TemplateError` where it is no Jinja, where the tokenizer lacks a special token that it
+        writes, where it leaves out what is said, or writes turns that can't be told apart."""
         from jinja2 import TemplateSyntaxError
 
         try:
             self._compiled  # noqa: B018  # compiled now, for the error
         except TemplateSyntaxError as error:
-            raise UserError(f"{self.name} is no Jinja template (line {error.lineno}: {error.message})") from None
+            raise UserError(
+                "tokenizers/template-not-jinja",
+                f"{self.name} is no Jinja template (line {error.lineno}: {error.message})",
+            ) from None
         except Exception as error:  # nested too deeply, or a filter that isn't there
-            raise UserError(f"{self.name} can't be compiled ({error or type(error).__name__})") from None
+            raise UserError(
+                "tokenizers/template-not-compiled", f"{self.name} can't be compiled ({error or type(error).__name__})"
+            ) from None
         try:
             text = self.render(TRIAL, prompt=True)
-        except Unfit as error:
-            raise UserError(f"a question and its answer: {error}: give another data.chat_template") from None
+        except TemplateError as error:
+            raise UserError(
+                "tokenizers/template-trial-failed",
+                f"a question and its answer: {error}: give another data.chat_template",
+            ) from None
         missing = [word for word in SPECIAL_FORM.findall(text) if word not in self.tokenizer.specials]
         if missing:
             raise UserError(
+                "tokenizers/template-token-missing",
                 f"{self.name} writes {missing[0]}, for which tokenizer {self.tokenizer.name} has no special token: "
-                "give a data.chat_template of its own, or its model's data.tokenizer"
+                "give a data.chat_template of its own, or its model's data.tokenizer",
             )
         head, answer = self._spans(TRIAL)
         if QUESTION not in head or ANSWER not in answer:
             what = "the question" if QUESTION not in head else "the answer"
-            raise Unfit(
+            raise TemplateError(
                 f"{self.name} leaves out {what} of a question and its answer: contents are texts here, no parts"
             )
         theirs = self.tokenizer.read(text)
         if theirs is not None and not np.array_equal(theirs, self.ids(text)):
-            raise Unfit(f"{self.name} puts blanks beside special tokens of {self.tokenizer.name} that swallow them")
+            raise TemplateError(
+                f"{self.name} puts blanks beside special tokens of {self.tokenizer.name} that swallow them"
+            )
 
     def ids(self, text: str, mark: str = "", inner: bool = False) -> Ids:
         """Token ids of a rendered text, uint32 [n]: special tokens where the template wrote them, else text.
@@ -150,7 +161,8 @@ class Template:
         """Ids of a conversation up to its last answer's end, and which of them are the assistant's, both [n].
 
         An answer is what stands between the head of its turn and the last special token that the template writes in
-        it, that one included. Raises `Unfit`, or `Misfit` where an answer's first token would reach into its head.
+        it, that one included. Raises `TemplateError`, or `SampleError` where an answer's first token would reach into
+        its head.
         """
         mark, hidden = self._hide(messages)
         spans, turns, targets = self._spans(hidden), [], []
@@ -158,7 +170,9 @@ class Template:
             head, answer = spans[number : number + 2]
             given, ids = (self.ids(text, mark, inner=number > 0) for text in (head, head + answer))
             if not np.array_equal(given, ids[: len(given)]):
-                raise Misfit("an answer begins with characters that form one token with the text before them: strip it")
+                raise SampleError(
+                    "an answer begins with characters that form one token with the text before them: strip it"
+                )
             turns.append(ids)
             targets.append(np.arange(len(ids)) >= len(given))
         return np.concatenate(turns), np.concatenate(targets)
@@ -171,10 +185,12 @@ class Template:
                 continue
             head, turn = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
             if not (whole.startswith(turn) and turn.startswith(head) and len(head) >= at):
-                raise Unfit(f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart")
+                raise TemplateError(
+                    f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart"
+                )
             ends = [match.end() for match in self._specials.finditer(turn, len(head))]
             if not ends:
-                raise Unfit(f"{self.name} ends an answer with no special token to stop at")
+                raise TemplateError(f"{self.name} ends an answer with no special token to stop at")
             spans += [whole[at : len(head)], whole[len(head) : ends[-1]]]
             at = ends[-1]
         return spans
@@ -184,7 +200,7 @@ class Template:
         said = "".join(message["content"] for message in messages)
         free = [chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in said]  # noncharacters of Unicode
         if not free:
-            raise Misfit("it holds all of Unicode's noncharacters U+FDD0 to U+FDEF, of which one must be free")
+            raise SampleError("it holds all of Unicode's noncharacters U+FDD0 to U+FDEF, of which one must be free")
         mark = free[0]
         numbers = {name: number for number, name in enumerate(self.tokenizer.specials)}
 
@@ -203,7 +219,10 @@ def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = 
     try:
         source = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"data.chat_template = {path} can't be read: give a file of a Jinja template") from None
+        raise UserError(
+            "tokenizers/template-unreadable",
+            f"data.chat_template = {path} can't be read: give a file of a Jinja template",
+        ) from None
     return checked(Template(source, f"chat template {path}", tokenizer, date))
 
 
@@ -211,8 +230,8 @@ def checked(template: Template) -> Template:
     """`template`, compiled and tried out. Raises `UserError` naming it where it is no Jinja or can't be used."""
     try:
         template.check()
-    except Unfit as error:
-        raise UserError(f"{error}: give another data.chat_template") from None
+    except TemplateError as error:
+        raise UserError("tokenizers/template-refused", f"{error}: give another data.chat_template") from None
     return template
 
 

@@ -18,7 +18,10 @@ def read_chat_template(folder: Path) -> str | None:
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"{path} is no text in UTF-8: restore it, or delete it to go without one") from None
+            raise UserError(
+                "tokenizers/template-not-utf-8",
+                f"{path} is no text in UTF-8: restore it, or delete it to go without one",
+            ) from None
     facts = folder / "tokenizer_config.json"
     template = read_json(facts, "the tokenizer's facts").get("chat_template") if facts.is_file() else None
     if isinstance(template, list):  # several by name

@@ -12,7 +12,7 @@ from typing import Any
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
 from coretrain.tokenizers.byte_alphabet import byte_characters
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer, added_specials
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
     DIGITS_PATTERN,
     SAMPLES,
@@ -35,12 +35,14 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         specials = added_specials(raw)
         name, roles = folder.absolute().name, _roles(folder, specials)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise UserError(f"{folder} has a damaged tokenizer: download it again") from None
+        raise UserError(
+            "tokenizers/hf-tokenizer-damaged", f"{folder} has a damaged tokenizer: download it again"
+        ) from None
     raw |= {"truncation": None, "padding": None}  # of texts for other models: a document is encoded whole
     try:
         return _ranked(path, raw, name, roles)
     except UserError:
-        tokenizer = KeptTokenizer(
+        tokenizer = JsonTokenizer(
             name, json.dumps(raw, ensure_ascii=False), end_of_text(str(path), specials, roles), roles
         )
     tokenizer.check(SAMPLES)
@@ -54,8 +56,9 @@ def _raw(folder: Path) -> tuple[Path, dict[str, Any]]:
     if vocab.is_file() and merges.is_file():
         return vocab, _gpt2_files(folder, read_json(vocab, "the tokens of a tokenizer"), merges)
     raise UserError(
+        "tokenizers/hf-files-missing",
         f"{path} is missing, and so are vocab.json and merges.txt: write it with transformers' "
-        "AutoTokenizer.from_pretrained and save_pretrained"
+        "AutoTokenizer.from_pretrained and save_pretrained",
     )
 
 
@@ -78,8 +81,9 @@ def _gpt2_files(folder: Path, vocab: dict[str, int], merges: Path) -> dict[str, 
     kind = facts.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         raise UserError(
+            "tokenizers/hf-kind-without-json",
             f"{folder} has no {FILE}, and vocab.json and merges.txt are of a {kind}: write it with transformers' "
-            "AutoTokenizer.from_pretrained and save_pretrained"
+            "AutoTokenizer.from_pretrained and save_pretrained",
         )
     more = folder / "added_tokens.json"
     ids = vocab | (read_json(more, "added tokens") if more.is_file() else {})
@@ -125,15 +129,20 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
     try:
         model = raw["model"]
         if model.get("type", "BPE") != "BPE" or raw.get("normalizer"):
-            raise UserError(f"{path} is no byte-level BPE without a normalizer")
+            raise UserError("tokenizers/bpe-with-normalizer", f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
         if specials != added_specials(raw):
-            raise UserError(f"{path} has added tokens that are text, which ranks can't describe")
+            raise UserError(
+                "tokenizers/added-tokens-are-text",
+                f"{path} has added tokens that are text, which ranks can't describe",
+            )
         words = {word: operator.index(rank) for word, rank in model["vocab"].items() if word not in specials}
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
+        raise UserError(
+            "tokenizers/bpe-fields-unusable", f"{path} is no byte-level BPE that ranks can describe"
+        ) from None
     tokenizer = ranked_tokenizer(path, name, words, pairs, pattern, specials, roles)
     check_same_ids(tokenizer, load_fast(path, raw), "imported")
     return tokenizer
@@ -146,7 +155,9 @@ def load_fast(path: Path, raw: Mapping[str, Any]) -> Any:
     try:
         return Fast.from_str(json.dumps(raw))
     except Exception as error:  # the package raises nothing more particular
-        raise UserError(f"{path} can't be read by the package tokenizers: {error}") from None
+        raise UserError(
+            "tokenizers/hf-file-unreadable", f"{path} can't be read by the package tokenizers: {error}"
+        ) from None
 
 
 def ranked_tokenizer(
@@ -172,11 +183,16 @@ def ranked_tokenizer(
         ranks = {as_bytes(word): rank for word, rank in words.items()}
         merged = [(as_bytes(a), as_bytes(b)) for a, b in pairs]
     except (KeyError, ValueError):
-        raise UserError(f"{path} is no byte-level BPE that ranks can describe") from None
+        raise UserError(
+            "tokenizers/bpe-not-byte-level", f"{path} is no byte-level BPE that ranks can describe"
+        ) from None
     # A list made of ranks may name every way to make a token; each merge comes when its token's rank does all the same.
     order = [ranks.get(a + b, -1) for a, b in merged]
     if any(b < max(a, 0) for a, b in pairwise([0, *order])) or not set(merge_list(ranks)) <= set(merged):
-        raise UserError(f"{path}: the ids don't have the order of the merges, so that ranks can't describe it")
+        raise UserError(
+            "tokenizers/ids-not-merge-order",
+            f"{path}: the ids don't have the order of the merges, so that ranks can't describe it",
+        )
     eot = end_of_text(str(path), specials, roles)
     partial = any(character not in words for character in characters)
     return Tokenizer(name, ranks, pattern, eot, specials, {"eos": eot, **roles}, partial)
@@ -187,17 +203,26 @@ def _pattern(pre_tokenizer: Any) -> str | None:
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     *before, last = steps
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        raise UserError(f"the pre-tokenizer {last['type']} with these settings can't be described by one pattern")
+        raise UserError(
+            "tokenizers/pre-tokenizer-unsupported",
+            f"the pre-tokenizer {last['type']} with these settings can't be described by one pattern",
+        )
     regex = last.get("use_regex", True)  # older files have no other way
     if before and before[0] == {"type": "Digits", "individual_digits": True} and len(before) == 1 and regex:
         return DIGITS_PATTERN
     if before and regex:
-        raise UserError("the pre-tokenizer's steps can't be described by one pattern")
+        raise UserError(
+            "tokenizers/steps-before-regex",
+            "the pre-tokenizer's steps can't be described by one pattern",
+        )
     if regex:
         return GPT2_PATTERN
     if not before:
         return None
     if len(before) > 1 or before[0]["type"] != "Split" or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
-        raise UserError("the pre-tokenizer's steps can't be described by one pattern")
+        raise UserError(
+            "tokenizers/pattern-not-expressible",
+            "the pre-tokenizer's steps can't be described by one pattern",
+        )
     pattern: str = before[0]["pattern"]["Regex"]
     return pattern

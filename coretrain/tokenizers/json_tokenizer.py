@@ -45,7 +45,7 @@ def added_specials(raw: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-class KeptTokenizer(Tokenizer):
+class JsonTokenizer(Tokenizer):
     """A tokenizer.json behind the names of `Tokenizer`; it has no ranks. Cheap to send to another process."""
 
     file = SAVED_JSON
@@ -75,7 +75,7 @@ class KeptTokenizer(Tokenizer):
         self.fingerprint = digest.hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KeptTokenizer, (self.name, self.text, self.eot, self.roles)
+        return JsonTokenizer, (self.name, self.text, self.eot, self.roles)
 
     @functools.cached_property
     def _fast(self) -> Any:
@@ -99,7 +99,10 @@ class KeptTokenizer(Tokenizer):
         try:
             fast = Fast.from_str(json.dumps(raw))
         except Exception as error:  # the package raises nothing more particular
-            raise UserError(f"tokenizer {self.name} can't be read by the package tokenizers: {error}") from None
+            raise UserError(
+                "tokenizers/json-refused-by-package",
+                f"tokenizer {self.name} can't be read by the package tokenizers: {error}",
+            ) from None
         fast.encode_special_tokens = True  # as text, that is
         return fast
 
@@ -139,7 +142,10 @@ class KeptTokenizer(Tokenizer):
             ids = self.encode(text)
             theirs: str = self._fast.decode(ids.tolist(), skip_special_tokens=False)
             if self.decode(ids) not in (theirs, f" {theirs}"):
-                raise UserError(f"tokenizer {self.name} can't be used: its ids of {text[:40]!r} become other text here")
+                raise UserError(
+                    "tokenizers/decoded-text-differs",
+                    f"tokenizer {self.name} can't be used: its ids of {text[:40]!r} become other text here",
+                )
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into `folder`: its tokenizer.json and the facts that tell it from others."""
@@ -148,17 +154,23 @@ class KeptTokenizer(Tokenizer):
         write_facts(folder / SAVED_FACTS, self, {"version": 3, "roles": self.roles})
 
 
-def load_kept(path: Path, facts: Mapping[str, Any]) -> KeptTokenizer:
-    """What `KeptTokenizer.save` wrote. Raises `UserError` naming the file where it is missing or damaged."""
+def load_json_tokenizer(path: Path, facts: Mapping[str, Any]) -> JsonTokenizer:
+    """What `JsonTokenizer.save` wrote. Raises `UserError` naming the file where it is missing or damaged."""
     try:
         text = path.read_bytes().decode()
-        return KeptTokenizer(facts["name"], text, facts["eot"], facts.get("roles") or {})
+        return JsonTokenizer(facts["name"], text, facts["eot"], facts.get("roles") or {})
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
+        raise UserError("tokenizers/saved-json-unreadable", f"can't read {path}: {error.strerror}") from None
     except UserError as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or make the tokenizer again") from None
+        raise UserError(
+            "tokenizers/saved-json-refused",
+            f"{path} is damaged ({error}): restore it, or make the tokenizer again",
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: restore it, or make the tokenizer again") from None
+        raise UserError(
+            "tokenizers/saved-json-damaged",
+            f"{path} is damaged: restore it, or make the tokenizer again",
+        ) from None
 
 
 def _ids(fast: Any, text: str) -> Ids:
@@ -191,8 +203,9 @@ def _speller(name: str, raw: Mapping[str, Any]) -> Any:
     blanks += [step["pattern"]["String"] for step in replaced if "String" in step["pattern"]]
     if len(blanks) != 1 or not kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
         raise UserError(
+            "tokenizers/decoder-unknown",
             f"tokenizer {name} turns ids into text by {', '.join(sorted(kinds)) or 'no rule'}, which isn't known here: "
-            "byte-level tokenizers and SentencePiece's are"
+            "byte-level tokenizers and SentencePiece's are",
         )
 
     def spelled_out(word: str) -> bytes:

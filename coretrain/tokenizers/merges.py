@@ -80,8 +80,9 @@ def check_same_ids(tokenizer: Tokenizer, fast: Any, done: str = "exported") -> N
     for text in texts:
         if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
             raise UserError(
+                "tokenizers/ids-differ-from-hf",
                 f"tokenizer {tokenizer.name} can't be {done}: Hugging Face's would give other ids, as for "
-                f"{text[:40]!r}; use gpt2, trained or bytes"
+                f"{text[:40]!r}; use gpt2, trained or bytes",
             )
 
 

@@ -37,8 +37,9 @@ def openai_tokenizer(name: str) -> Tokenizer:
         encoding = tiktoken.get_encoding(name)
     except OSError as error:  # requests' errors are OSErrors
         raise UserError(
+            "tokenizers/download-failed",
             f"data.tokenizer = {name} could not be downloaded ({type(error).__name__}): go online once, or "
-            "use gpt2, trained or bytes, which need no download"
+            "use gpt2, trained or bytes, which need no download",
         ) from None
     return Tokenizer(name, dict(encoding._mergeable_ranks), encoding._pat_str, encoding.eot_token)
 
@@ -48,8 +49,9 @@ def file_tokenizer(path: Path) -> Tokenizer:
     the tokenizer.json of a run, or of a Hugging Face folder."""
     if not path.is_file():
         raise UserError(
+            "tokenizers/file-not-found",
             f"data.tokenizer: no file {path}: give the path of a .tiktoken file or a {SAVED_JSON}, or trained, gpt2, "
-            "cl100k_base, o200k_base or bytes"
+            "cl100k_base, o200k_base or bytes",
         )
     if saved_tokenizer(path.parent) == path:
         return load_tokenizer(path.parent)
@@ -71,16 +73,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
     if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
-        raise UserError(f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again")
+        raise UserError(
+            "tokenizers/saved-facts-damaged",
+            f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again",
+        )
     if facts["version"] > 3:
         raise UserError(
-            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain"
+            "tokenizers/saved-version-too-new",
+            f"{folder / SAVED_FACTS} has version {facts['version']}, newer than this twintrain's 3: upgrade twintrain",
         )
     if facts["version"] == 3:
-        from coretrain.tokenizers.json_tokenizer import load_kept
+        from coretrain.tokenizers.json_tokenizer import load_json_tokenizer
 
         path = folder / SAVED_JSON
-        tokenizer: Tokenizer = load_kept(path, facts)
+        tokenizer: Tokenizer = load_json_tokenizer(path, facts)
     else:
         path = folder / SAVED_RANKS
         tokenizer = Tokenizer(
@@ -94,8 +100,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
+            "tokenizers/fingerprint-differs",
             f"{path} does not match the fingerprint in {SAVED_FACTS}: "
-            "one of the two was changed; restore them, or make the tokenizer again"
+            "one of the two was changed; restore them, or make the tokenizer again",
         )
     return tokenizer
 
@@ -111,6 +118,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     if name.endswith((".tiktoken", SAVED_JSON)):
         return file_tokenizer(Path(name).expanduser())
     raise UserError(
+        "tokenizers/unknown-tokenizer-name",
         f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
-        f"or the path of a .tiktoken file or a {SAVED_JSON}"
+        f"or the path of a .tiktoken file or a {SAVED_JSON}",
     )

@@ -67,11 +67,15 @@ class Tokenizer:
         missing = [bytes([byte]) for byte in range(256) if bytes([byte]) not in ranks]
         if missing and not partial:
             raise UserError(
+                "tokenizers/byte-without-token",
                 f"tokenizer {name} has no token for byte {missing[0][0]}, so it can't encode every text: "
-                "use a byte-level tokenizer"
+                "use a byte-level tokenizer",
             )
         if len(self._bytes) != len(ranks) or not self._bytes.keys().isdisjoint({eot, *self.specials.values()}):
-            raise UserError(f"tokenizer {name} gives one id to two tokens: its file is damaged, make it again")
+            raise UserError(
+                "tokenizers/id-given-twice",
+                f"tokenizer {name} gives one id to two tokens: its file is damaged, make it again",
+            )
         # tiktoken wants a token for every byte: those that are missing get ids beyond the vocabulary, which are dropped
         whole = ranks | {byte: self.vocab + place for place, byte in enumerate(missing)}
         self._drops = bool(missing)
@@ -84,7 +88,9 @@ class Tokenizer:
             self.fingerprint: str = self._fingerprint()
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"tokenizer {name} can't be run, by its pattern or its ids ({error}): restore its file, or take another"
+                "tokenizers/pattern-or-ids-unusable",
+                f"tokenizer {name} can't be run, by its pattern or its ids ({error}): "
+                "restore its file, or take another",
             ) from None
 
     @property
@@ -201,7 +207,10 @@ def end_of_text(where: str, specials: Mapping[str, int], roles: Mapping[str, int
     """The special token that ends a document. Raises `UserError` naming `where` where there is none."""
     eot = specials.get(END_OF_TEXT, roles.get("eos"))
     if eot is None:
-        raise UserError(f"{where} has no special token that ends a text: neither {END_OF_TEXT} nor an eos_token")
+        raise UserError(
+            "tokenizers/end-of-text-missing",
+            f"{where} has no special token that ends a text: neither {END_OF_TEXT} nor an eos_token",
+        )
     return eot
 
 
@@ -210,18 +219,24 @@ def read_ranks(path: Path, sha256: str | None = None) -> dict[bytes, int]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
+        raise UserError("tokenizers/tiktoken-file-unreadable", f"can't read {path}: {error.strerror}") from None
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged (its SHA-256 is wrong): install twintrain again")
+        raise UserError(
+            "tokenizers/bundled-file-damaged",
+            f"{path} is damaged (its SHA-256 is wrong): install twintrain again",
+        )
     try:
         pairs = [line.split() for line in raw.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
         raise UserError(
-            f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it again"
+            "tokenizers/not-a-tiktoken-file",
+            f"{path} is no .tiktoken file (lines of `base64 rank`): give another, or make it again",
         ) from None
     if len(ranks) != len(pairs) or not ranks or min(ranks.values()) < 0:
-        raise UserError(f"{path} is damaged (repeated or no tokens): make it again")
+        raise UserError(
+            "tokenizers/tiktoken-tokens-damaged", f"{path} is damaged (repeated or no tokens): make it again"
+        )
     return ranks
 
 
@@ -231,6 +246,7 @@ def check_ids(ids: Sequence[int] | npt.NDArray[Any], vocab: int, where: str) -> 
     if array.size and (int(array.max()) >= vocab or int(array.min()) < 0):
         bad = int(array.max()) if int(array.max()) >= vocab else int(array.min())
         raise UserError(
+            "tokenizers/id-outside-vocabulary",
             f"{where} has token id {bad}, outside of the vocabulary of {vocab}: prepare the data again "
-            "with this tokenizer"
+            "with this tokenizer",
         )

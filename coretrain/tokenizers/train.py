@@ -32,7 +32,8 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
         from tokenizers import Tokenizer as Trainable
     except ImportError:
         raise UserError(
-            "data.tokenizer = trained needs the package tokenizers: pip install tokenizers, or use gpt2 or bytes"
+            "tokenizers/package-missing",
+            "data.tokenizer = trained needs the package tokenizers: pip install tokenizers, or use gpt2 or bytes",
         ) from None
     split = pre_tokenizers.Split(Regex(TRAINED_PATTERN), "isolated")
     trainable = Trainable(models.BPE())

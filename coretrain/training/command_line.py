@@ -26,6 +26,9 @@ from coretrain.runs.folder import _check_newest, resumed_config, run_of
 
 PLACES = ("output", "resume")
 FLAGS = ("spawn",)
+WIDE: tuple[tuple[str, int | None], ...] = (("field", 34), ("type, limits", 30), ("default run", 18), ("meaning", None))
+NARROW = 110
+"""Columns of a terminal below which there is no room for a field's meaning beside the rest."""
 EXAMPLES = """\
   {program}                                               the default run
   {program} gpt2-124m --data.source stdlib                a preset on this Python's own library: no download
@@ -62,28 +65,34 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         word = words.pop(0)
         if not word.startswith("--"):
             if not word:
-                raise UserError("the name of the config is empty: give a preset or a .toml file, or leave it out")
+                raise UserError(
+                    "training/config-name-empty",
+                    "the name of the config is empty: give a preset or a .toml file, or leave it out",
+                )
             if name is not None:
-                raise UserError(f"two configs are given, {name} and {word}: give one")
+                raise UserError("training/two-configs-given", f"two configs are given, {name} and {word}: give one")
             name = word
             continue
         key, equals, value = word[2:].partition("=")
         if key in FLAGS:
             if equals:
-                raise UserError(f"--{key} takes no value")
+                raise UserError("training/flag-takes-no-value", f"--{key} takes no value")
             spawn = True
             continue
         if not equals:
             _known_option(key)
             if not words or words[0].startswith("--"):
                 raise UserError(
+                    "training/option-without-value",
                     f"--{key} has no value: give one after it, as in --train.updates 200 "
-                    f"(or --{key}=VALUE where the value starts with --)"
+                    f"(or --{key}=VALUE where the value starts with --)",
                 )
             value = words.pop(0)
         _known_option(key)
         if key in PLACES and (not value or any(key == other for other, _ in given)):
-            raise UserError(f"--{key} is {'given twice' if value else 'empty'}: give one folder")
+            raise UserError(
+                "training/folder-empty-or-twice", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
+            )
         given.append((key, value))
     places = {key: Path(value) for key, value in given if key in PLACES}
     overrides = tuple((key, value) for key, value in given if key not in PLACES)
@@ -92,10 +101,14 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
         return Command(load_config(name, overrides), output, None, overrides, spawn)
     if name is not None:
         raise UserError(
-            f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out"
+            "training/config-with-resume",
+            f"config {name} and --resume {resume} are given: a resumed run has its own config; leave one out",
         )
     if output is not None:
-        raise UserError("--output and --resume are given: a resumed run goes on in its own folder; leave one out")
+        raise UserError(
+            "training/output-with-resume",
+            "--output and --resume are given: a resumed run goes on in its own folder; leave one out",
+        )
     folder = run_of(resume)
     _check_newest(resume, folder)
     return Command(resumed_config(folder, overrides), None, folder, overrides, spawn)
@@ -105,26 +118,33 @@ def _known_option(key: str) -> None:
     if key in PLACES:
         return
     if near := difflib.get_close_matches(key, (*PLACES, *FLAGS, "help"), 1, 0.7):
-        raise UserError(f"unknown option --{key}: did you mean --{near[0]}?")
+        raise UserError("training/unknown-option", f"unknown option --{key}: did you mean --{near[0]}?")
     known_key(key)
 
 
-def print_help(program: str, summary: str) -> None:
-    """Print usage and every field: meaning, type and limits, default."""
+def print_help(program: str, summary: str, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print usage and every field: meaning, type and limits, default.
+
+    `more` are options that `program` has on top, and what they do.
+    """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    own = "".join(f" \\[{option}]" for option, _ in more)
     console.print(
-        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]\n\n"
-        f"{summary}\n"
+        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]"
+        f"{own}\n\n{summary}\n"
     )
     console.print(
         f"CONFIG    a preset ({', '.join(presets())}) or the path of a .toml file; default tiny, whose values are below"
     )
+    for option, words in more:
+        console.print(f"{option.partition(' ')[0]:<10}{words}", markup=False)
     console.print("--output  folder of the run; default runs/NAME-TIME")
     console.print("--resume  go on with a run, whichever stack wrote it; its config is kept, overrides apply on top")
     console.print(
         "--spawn   start one process for each device of parallel here, on the CPU: a rehearsal of a cluster\n"
     )
-    section, chosen = "", load_config()
+    section, chosen, narrow = "", load_config(), console.width < NARROW
+    columns = (WIDE[0], ("type, limits; default run; meaning", None)) if narrow else WIDE
     table = Table()
     for name, (owner, leaf) in fields().items():
         head = name.rpartition(".")[0]
@@ -133,11 +153,12 @@ def print_help(program: str, summary: str) -> None:
                 console.print(table)
             section = head
             table = Table(title=f"{head or 'run'}: {(owner.__doc__ or '').strip()}", title_justify="left", box=None)
-            for column, width in (("field", 34), ("type, limits", 30), ("default run", 18), ("meaning", None)):
+            for column, width in columns:
                 table.add_column(column, width=width, overflow="fold")
         info = owner.model_fields[leaf]
         value: Any = functools.reduce(getattr, name.split("."), chosen)
         default = "" if value is None else str(value)
-        table.add_row(f"--{name}", describe_type(owner, leaf), default or "unset", info.description or "")
+        cells = (describe_type(owner, leaf), default or "unset", info.description or "")
+        table.add_row(f"--{name}", *(["; ".join(cells[:2]) + "\n" + cells[2]] if narrow else cells))
     console.print(table)
     console.print(f"\nexamples\n{EXAMPLES.format(program=program)}", markup=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.base.errors import Options
+from coretrain.base.errors import Options, UserError
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.execution import ParallelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.contract.sampling import Sampling
-from coretrain.runs.adapted import adapter_config, open_adapters, settled
+from coretrain.runs.adapted import adapter_config, open_adapters, with_base
 from coretrain.runs.chat import chat_prompts
 from coretrain.runs.folder import open_run
 from coretrain.tokenizers.registry import load_tokenizer
@@ -29,12 +31,10 @@ from coretrain.training.stack import Stack
 GenerateEach = Callable[..., Iterator[list[list[int]]]]
 
 
-def alone(config: RunConfig) -> RunConfig:
+def on_one_device(config: RunConfig) -> RunConfig:
     """A run's config for one device of this machine: how the run was shared is no matter."""
-    train = config.train.model_copy(update={"accumulation": 1})
-    return config.model_copy(
-        update={"parallel": ParallelConfig(data=1, timeout=config.parallel.timeout), "train": train}
-    )
+    parallel = ParallelConfig(data=1, timeout=config.parallel.timeout)
+    return config.changed(parallel=parallel, train__accumulation=1)
 
 
 def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | None = None) -> Stack:
@@ -43,7 +43,7 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
     """
     run = adapter or folder
-    config, base = settled(alone(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    config, base = with_base(on_one_device(adapter_config(adapter, folder) if adapter else open_run(folder)))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, _warn, for_text=True)
     return stack
@@ -54,7 +54,7 @@ def _warn(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompts:
     """Prompts as a run wants them: in its tokenizer's ids and, of questions, in its template's form."""
 
     tokenizer: Tokenizer
@@ -63,52 +63,105 @@ class Asked:
     """Ids that end an answer."""
 
 
-def asked(run: Path, texts: Sequence[str], chat: bool) -> Asked:
+def encode_prompts(run: Path, texts: Sequence[str], chat: bool) -> Prompts:
     """Texts, or questions, for the run that answers them. Raises `UserError` where it has no template for these."""
     tokenizer = load_tokenizer(run)
     if chat:
-        return Asked(tokenizer, *chat_prompts(run, tokenizer, texts))
+        return Prompts(tokenizer, *chat_prompts(run, tokenizer, texts))
     prompts = [[int(token) for token in tokenizer.encode(text)] or [tokenizer.eot] for text in texts]
-    return Asked(tokenizer, prompts, tokenizer.ends)
+    return Prompts(tokenizer, prompts, tokenizer.ends)
 
 
-def generate_text(argv: list[str], stack_name: str, make_stack: MakeStack, each: GenerateEach) -> None:
+def generate_text(
+    argv: Sequence[str],
+    stack_name: str,
+    make_stack: MakeStack,
+    each: GenerateEach,
+    program: str = "",
+    chat: bool = False,
+) -> None:
     """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
 
-    With several adapters each prompt is answered by each, over one base, and asked in each one's own form.
+    With several adapters each prompt is answered by each, over one base, and asked in each one's own form. With `chat`
+    the prompts are questions, and where there are none they are read from the terminal. `program` is what was typed.
     """
-    given = _parser(MODULES[stack_name]).parse_intermixed_args(argv)  # options may stand before the prompts
+    program = program or f"python -m {MODULES[stack_name]}.generate"
+    given = options(program, chat).parse_intermixed_args(argv)  # options may stand before the prompts
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
     answering = given.adapter or [given.run]
+    conversing = chat and not given.prompts
+    if conversing:
+        if len(answering) > 1:
+            raise UserError(
+                "training/several-adapters-without-line",
+                "several adapters answer questions that stand on the line: add one, or give one --adapter",
+            )
+        encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened
     if len(answering) > 1:
         adapters, base = open_adapters(answering, given.run, _warn)
         # the one whose base is held whole serves all: DoRA's
         config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
-        stack = make_stack(alone(config.model_copy(update={"model": adapters[0][0].model})), base)
+        stack = make_stack(on_one_device(config.changed(model=adapters[0][0].model)), base)
     else:
         stack = open_for_generation(given.run, make_stack, answering[0] if given.adapter else None)
-    each_asked = [asked(run, given.prompts, given.chat) for run in answering]
     shortest = min(open_run(folder).model.context for folder in (given.run, *given.adapter))
-    room = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
-    tokens = given.tokens if given.tokens is not None else max(0, min(200, room))
-    gap = "\n" if given.chat else ""
+
+    def room(*each_asked: Prompts) -> int:
+        left = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
+        return int(given.tokens) if given.tokens is not None else max(0, min(200, left))
+
+    if conversing:
+        for question in questions():
+            with _said():
+                one = encode_prompts(answering[0], [question], True)
+                _stream(stack, one, room(one), sampling)
+        return
+    texts, gap = given.prompts or [""], "\n" if given.chat else ""
+    each_asked = [encode_prompts(run, texts, given.chat) for run in answering]
+    tokens = room(*each_asked)
     if len(answering) > 1:
         for (config, _), one, rows in zip(
             adapters, each_asked, each(stack, adapters, each_asked, tokens, sampling), strict=True
         ):
-            _show(given.prompts, rows, one.tokenizer, gap, f"[{config.adapter.name}] ")
+            _show(texts, rows, one.tokenizer, gap, f"[{config.adapter.name}] ")
         return
-    tokenizer, prompts, stop = each_asked[0].tokenizer, each_asked[0].prompts, each_asked[0].stop
-    if len(prompts) > 1:
-        _show(given.prompts, stack.generate(prompts, tokens, sampling, stop), tokenizer, gap)
+    (one,) = each_asked
+    if len(texts) > 1:
+        _show(texts, stack.generate(one.prompts, tokens, sampling, one.stop), one.tokenizer, gap)
         return
-    decoder = tokenizer.stream()
-    print(given.prompts[0], end=gap, flush=True)
+    print(texts[0], end=gap, flush=True)
+    _stream(stack, one, tokens, sampling)
+
+
+def questions() -> Iterator[str]:
+    """Lines of the terminal, or of what is piped in, up to an empty one, the end (Ctrl-D) or Ctrl-C."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):  # Python may be built without it
+            importlib.import_module("readline")  # with it, `input` has a history and the arrow keys
+    try:
+        while line := input("> " if terminal else "").strip():
+            yield line
+    except (EOFError, KeyboardInterrupt):
+        print()
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """A question that can't be answered, as one too long, doesn't end a conversation."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _stream(stack: Stack, one: Prompts, tokens: int, sampling: Sampling) -> None:
+    decoder = one.tokenizer.stream()
 
     def show(ids: NDArray[np.int64]) -> None:
         print(decoder.push(int(ids[0])), end="", flush=True)
 
-    stack.generate(prompts, tokens, sampling, stop, show)
+    stack.generate(one.prompts, tokens, sampling, one.stop, show)
     print(decoder.finish())
 
 
@@ -117,19 +170,31 @@ def _show(texts: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokeni
         print(f"{head}{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
 
 
-def _parser(module: str) -> argparse.ArgumentParser:
-    parser = Options(prog=f"python -m {module}.generate", description="Text from a trained run, by either stack.")
+CHATS = """\
+Answers of a trained run, by either stack: its chat template is used. Without a
+question, each line that you type is one, answered by itself; an empty line or
+Ctrl-D ends."""
+
+
+def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
+    """The options of `program`, where all prompts are questions if `chat`."""
+    text = CHATS if chat else "Text from a trained run, by either stack."
+    parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
-    parser.add_argument("prompts", nargs="*", default=[""], help="one or more prompts (none: a fresh document)")
+    if chat:
+        parser.add_argument("prompts", nargs="*", metavar="question", help="one or more (none: they are typed)")
+        parser.set_defaults(chat=True)
+    else:
+        parser.add_argument("prompts", nargs="*", help="one or more prompts (none: a fresh document)")
+        parser.add_argument(
+            "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
+        )
     parser.add_argument(
         "--adapter",
         type=Path,
         action="append",
         default=[],
         help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
-    )
-    parser.add_argument(
-        "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
     )
     parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")

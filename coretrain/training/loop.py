@@ -21,14 +21,13 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.health import HealthMonitor
 from coretrain.contract.sampling import Sampling
 from coretrain.contract.schedule import clip_factor, learning_rate
-from coretrain.data.batch import IGNORED, planes
+from coretrain.data.batch import Batch, batch_hash
 from coretrain.data.batches import validation_batches, validation_bytes_per_token
-from coretrain.data.order import batch_hash
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal
 from coretrain.processes.world import World
 from coretrain.training.saver import Saver
-from coretrain.training.stack import Stack, Tokens
+from coretrain.training.stack import Stack
 
 SCALE_GROWS_AFTER = 2000
 
@@ -170,9 +169,9 @@ class Loop:
             self.journal.update(**row)
             return preemption.requested or ""
 
-        return next(filter(None, self.world.share(told)), "")
+        return next(filter(None, self.world.gather_results(told)), "")
 
-    def batches(self) -> Iterator[Tokens]:
+    def batches(self) -> Iterator[Batch]:
         """The batches that are left, from the data cursor on."""
         start, left = self.progress.data_index, self.config.train.updates - self.progress.update
         return self.stack.batches(self.data, start, start + left)
@@ -194,7 +193,7 @@ class Loop:
         total, targets = 0.0, 0
         for batch in validation_batches(self.data, self.config):
             total += self.stack.evaluate(batch)
-            targets += int((planes(batch)[1] != IGNORED).sum())
+            targets += batch.targets
         loss = total / targets
         bits = loss / math.log(2) / validation_bytes_per_token(self.data, self.config)
         self.journal.evaluation(self.progress.update, loss, bits)
@@ -212,7 +211,7 @@ class Loop:
         if wait:
             self.saver.finish()
 
-    def roll_back(self) -> Iterator[Tokens]:
+    def roll_back(self) -> Iterator[Batch]:
         """Return to the newest checkpoint and skip past the data that did the damage."""
         self.at(f"the way back from update {self.progress.update}")
         self.saver.finish()

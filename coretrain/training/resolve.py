@@ -1,20 +1,111 @@
-"""From a command line to a run that is ready."""
+"""From a command line to a run that is ready. Read from top to bottom: this is all that ever happens to a config.
+
+`completed` needs nothing but files, and gives what the processes of a run are started with. `resolve` goes on once they
+have met. After it no config is changed.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coretrain.adapters.merge import FREE
 from coretrain.adapters.targets import adapter_targets
 from coretrain.base.errors import UserError
-from coretrain.contract.quantization import quantized_table
-from coretrain.runs.base import base_run, check_context
+from coretrain.config.run import RunConfig
+from coretrain.contract.quantization import quantized_parameters
+from coretrain.data.open import open_data
+from coretrain.data.splits import Data
+from coretrain.processes.world import World
+from coretrain.runs.adapted import check_tokenizer, with_base
+from coretrain.runs.base import BaseTensors, base_run, check_context
+from coretrain.runs.files import with_own_files
 from coretrain.runs.folder import open_run
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.registry import saved_tokenizer
 from coretrain.training.command_line import Command
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run that is ready to be made."""
+
+    config: RunConfig
+    data: Data
+    base: BaseTensors | None
+    """The frozen weights under an adapter; None where the whole model trains."""
+    folder: Path
+    resumed: bool
+
+
+def completed(command: Command) -> Command:
+    """`command` with what a new adapter's run takes from its base: model, tokenizer and chat template.
+
+    Any other command is returned as it is. Raises `UserError` where there is no such base, or a field contradicts it.
+    """
+    adapter = command.config.adapter
+    if adapter.kind == "none" and adapter.base is not None:
+        raise UserError(
+            "training/base-without-adapter",
+            f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
+            "adapter.kind = lora, or adapter.base = none",
+        )
+    if adapter.kind == "none" or command.resume is not None:
+        return command
+    if adapter.base is None:
+        raise UserError(
+            "training/adapter-without-base",
+            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X",
+        )
+    folder = base_run(adapter.base)
+    base = open_run(folder)
+    if base.adapter.kind != "none":
+        raise UserError(
+            "training/base-is-adapter",
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge",
+        )
+    given = {key for key, _ in command.overrides}
+    if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
+        raise UserError("training/field-set-by-base", f"{fixed[0]} is the base's, {adapter.base}: leave it out")
+
+    config = command.config.changed(model=base.model, **_free_fields(command, given))
+    check_context(config, base)
+    if "data.tokenizer" not in given and (saved := saved_tokenizer(folder)):
+        config = config.changed(data__tokenizer=str(saved.absolute()))
+    template = folder / CHAT_TEMPLATE
+    if config.data.format == "chat" and config.data.chat_template is None and template.is_file():
+        config = config.changed(data__chat_template=str(template.absolute()))
+    adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
+    quantized_parameters(config)  # and a matrix that isn't whole blocks
+    return replace(command, config=config)
+
+
+def _free_fields(command: Command, given: set[str]) -> dict[str, object]:
+    """The model's fields in which an adapter may differ from its base: what was typed, and what its own file says."""
+    # a file that says nothing of adapters is of another training, whose context and dropout aren't this one's
+    of_file = {name for name in command.config.adapter.model_fields_set if f"adapter.{name}" not in given}
+    stated = command.config.model.model_fields_set if of_file else set()
+    chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
+    return {f"model__{name}": getattr(command.config.model, name) for name in chosen}
+
+
+def resolve(command: Command, world: World) -> ResolvedRun:
+    """The run that a `completed` command asks for, the same on every process of `world`.
+
+    Raises `UserError` where processes were started with different commands or see different data, and where data,
+    tokenizer or base don't fit.
+    """
+    config = command.config.changed(parallel__host=None)  # each process has its own; all else they have in common
+    world.assert_same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
+    data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
+    world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
+    final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
+    # of several processes absolute: they may be started in different places
+    here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
+    folder = Path(world.broadcast(str(here)))
+    world.assert_same(data.fingerprint, "data fingerprint")
+    return ResolvedRun(final, data, base, folder, command.resume is not None)
 
 
 def run_folder(command: Command) -> Path:
@@ -23,62 +114,16 @@ def run_folder(command: Command) -> Path:
         return command.resume
     if command.output:
         if command.output.exists() and not command.output.is_dir():
-            raise UserError(f"{command.output} is a file: --output takes a folder, which need not exist")
+            raise UserError(
+                "training/output-is-file",
+                f"{command.output} is a file: --output takes a folder, which need not exist",
+            )
         if (command.output / "config.json").exists():
             raise UserError(
-                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another"
+                "training/output-holds-run",
+                f"{command.output} already holds a run: go on with --resume {command.output}, or choose another",
             )
         return command.output
     stem = Path("runs") / f"{command.config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = [stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 1000))]
     return next(folder for folder in candidates if not folder.exists())
-
-
-def with_template(command: Command) -> Command:
-    """A new run on conversations with its `data.chat_template`: the one asked for, or its base's."""
-    config = command.config
-    if config.data.format != "chat" or config.data.chat_template is not None or config.adapter.base is None:
-        return command
-    path = base_run(config.adapter.base) / CHAT_TEMPLATE
-    if command.resume is not None or not path.is_file():
-        return command
-    data = config.data.model_copy(update={"chat_template": str(path.absolute())})
-    return replace(command, config=config.model_copy(update={"data": data}))
-
-
-def on_base(command: Command) -> Command:
-    """A new run with `adapter.base`, its model and tokenizer those of the base. Others are returned as they are."""
-    adapter = command.config.adapter
-    if adapter.kind == "none" and adapter.base is not None:
-        raise UserError(
-            f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
-            "adapter.kind = lora, or adapter.base = none"
-        )
-    if adapter.kind == "none" or command.resume is not None:
-        return command
-    if adapter.base is None:
-        raise UserError(
-            f"adapter.kind = {adapter.kind} has no base: give the folder of the run to adapt, as --adapter.base runs/X"
-        )
-    base = open_run(base_run(adapter.base))
-    if base.adapter.kind != "none":
-        raise UserError(
-            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge"
-        )
-    given = {key for key, _ in command.overrides}
-    if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
-        raise UserError(f"{fixed[0]} is the base's, {adapter.base}: leave it out")
-    # a file that says nothing of adapters is of another training, whose context and dropout aren't this one's
-    of_file = {name for name in command.config.adapter.model_fields_set if f"adapter.{name}" not in given}
-    stated = command.config.model.model_fields_set if of_file else set()
-    chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
-    free = {name: getattr(command.config.model, name) for name in chosen}
-    config = command.config.model_copy(update={"model": base.model.model_copy(update=free)})
-    check_context(config, base)
-    saved = saved_tokenizer(base_run(adapter.base))
-    if "data.tokenizer" not in given and saved:
-        data = config.data.model_copy(update={"tokenizer": str(saved.absolute())})
-        config = config.model_copy(update={"data": data})
-    adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
-    quantized_table(config)  # and a matrix that isn't whole blocks
-    return replace(command, config=config)

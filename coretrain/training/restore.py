@@ -20,15 +20,19 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
     """Raise `UserError` where going on would be another training than the one that was saved."""
     if progress.data_fingerprint != data.fingerprint:
         raise UserError(
+            "training/data-fingerprint-differs",
             f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
-            "restore the same files and tokenizer, or start a new run"
+            "restore the same files and tokenizer, or start a new run",
         )
     for field, saved, now in (
         ("train.batch_size", progress.batch_size, config.train.batch_size),
         ("train.seed", progress.seed, config.train.seed),
     ):
         if saved != now:
-            raise UserError(f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run")
+            raise UserError(
+                "training/field-differs-from-checkpoint",
+                f"{field} = {now}, the checkpoint was trained with {saved}: keep it, or start a new run",
+            )
 
 
 def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, world: World | None = None) -> Path:
@@ -42,7 +46,7 @@ def export(stack: Stack, config: RunConfig, progress: Progress, folder: Path, wo
     if world.size == 1:
         save_interchange(target, config, stack.export(), progress, stack.name)
     else:
-        world.by_first(lambda: translate(stack.name, folder, name))
+        world.on_rank0(lambda: translate(stack.name, folder, name))
     if world.first:
         CheckpointFolder(target.parent).prune(keep=1)
     return target
@@ -64,13 +68,13 @@ def restore(
             return progress
         translated = folder / "interchange" / path.name
         stale = not translated.exists() or read_sealed(translated).progress != progress
-        if world.told("1" if stale else ""):
-            world.by_first(lambda: translate(sealed.stack, folder, path.name))
+        if world.broadcast_bool(stale):
+            world.on_rank0(lambda: translate(sealed.stack, folder, path.name))
         return adopt(stack, translated, for_text)
 
-    if not world.told("1" if checkpoints.complete() else ""):
-        newest = world.told(str(world.together(lambda: newest_interchange(folder) if world.first else "")))
-        return world.together(lambda: adopt(stack, Path(newest), for_text))
+    if not world.broadcast_bool(bool(checkpoints.complete())):
+        newest = world.broadcast(str(world.collectively(lambda: newest_interchange(folder) if world.first else "")))
+        return world.collectively(lambda: adopt(stack, Path(newest), for_text))
     return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
 
 

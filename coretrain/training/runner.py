@@ -6,24 +6,21 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import (
     RESUME,
     UserError,
-    leave,
-    said,
+    exit_now,
+    print_user_error,
 )
 from coretrain.base.files import write_atomically
 from coretrain.checkpoint.manifest import Progress
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
-from coretrain.data.open import open_data
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal, SilentJournal
 from coretrain.planning.flops import batch_sentence, summary
@@ -33,15 +30,12 @@ from coretrain.processes.world import World
 from coretrain.runs.adapted import (
     adapter_summary,
     carry_chat_template,
-    check_tokenizer,
-    settled,
 )
 from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
-from coretrain.runs.files import with_own_files
 from coretrain.training.command_line import Command, parse
 from coretrain.training.loop import Loop
-from coretrain.training.resolve import on_base, run_folder, with_template
+from coretrain.training.resolve import completed, resolve
 from coretrain.training.restore import (
     check_resumable,
     export,
@@ -51,7 +45,6 @@ from coretrain.training.restore import (
 from coretrain.training.spawn import line_that_goes_on, spawn
 from coretrain.training.stack import Stack
 
-Tensors = Mapping[str, NDArray[np.generic]]
 MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30
@@ -60,46 +53,47 @@ LEAVES_LAST = 2.0
 """Seconds by which the first process outlasts the others, where all end by an error: JAX's coordinator lives in it."""
 
 
-def run(argv: list[str], stack_name: str, make_stack: MakeStack, join: Join = lambda config: World()) -> int:
-    """The whole of `python -m torchtrain.run` or its twin; the exit code.
+def run(
+    argv: Sequence[str],
+    stack_name: str,
+    make_stack: MakeStack,
+    join: Join = lambda config: World(),
+    program: str = "",
+) -> int:
+    """The whole of `python -m torchtrain.run` or its twin; the exit code. `program` is what was typed, if not that.
 
     `join` makes this process one of those that a launcher started; alone, it is its own world. The first of them
     chooses the folder, speaks and seals; all go through the same steps, and what fails for one ends all.
     """
     module = MODULES[stack_name]
-    command = with_template(on_base(parse(argv, f"python -m {module}.run", "Train a GPT.")))
+    program = program or f"python -m {module}.run"
+    command = completed(parse(argv, program, "Train a GPT."))
     if command.spawn and not launched():
-        return spawn(f"{module}.run", argv, command)
+        return spawn(f"{module}.run", argv, command, program)
     world = join(command.config)
     try:
-        code = _run(command, stack_name, make_stack, world)
-        world.leave()
+        code = _run(command, stack_name, make_stack, world, program)
+        world.shutdown()
     except BaseException as error:
         if world.size == 1:
             raise
-        code = (said(error, RESUME) if isinstance(error, Exception) else None) or 1
+        code = (print_user_error(error, RESUME) if isinstance(error, Exception) else None) or 1
         if code == 1:
             traceback.print_exc()
         time.sleep(LEAVES_LAST if world.first else 0)
     if world.size > 1:
-        leave(code)
+        exit_now(code)
     return code
 
 
-def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World) -> int:
+def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World, program: str) -> int:
     module = MODULES[stack_name]
-    common = _common(command.config)
-    world.same(f"{common.to_json()} {command.output} {command.resume}", "config or command line")
-    data = world.together(lambda: open_data(with_own_files(common, command.resume)))
-    world.together(lambda: check_tokenizer(common, data.tokenizer.fingerprint))
-    config, base = world.together(lambda: settled(common.with_vocab(data.tokenizer.vocab)))
-    folder = Path(world.told(str(world.together(lambda: _folder(command, world)))))
+    ready = resolve(command, world)
+    config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
-    world.same(data.fingerprint, "data fingerprint")
-    resumed = command.resume is not None
-    restored = bool(resumed and world.told("1" if holds_state(folder) else ""))
+    restored = bool(resumed and world.broadcast_bool(holds_state(folder)))
     start = BlankParameters(config.model) if restored and base is None else base
-    stack = world.together(lambda: make_stack(config, start))
+    stack = world.collectively(lambda: make_stack(config, start))
 
     def warn(text: str) -> None:
         if world.first:
@@ -113,12 +107,12 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
             check_resumable(config, data, found)
             progress = found
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
-    world.same(json.dumps(progress.to_json()), "place to go on from")
-    world.by_first(lambda: begin_folder(folder, config, data))
-    if base and (remark := world.together(lambda: keep_base(config, base.folder) if world.first else "")):
+    world.assert_same(json.dumps(progress.to_json()), "place to go on from")
+    world.on_rank0(lambda: begin_folder(folder, config, data))
+    if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
-    world.together(lambda: check_shared(folder, config, world))
-    line = line_that_goes_on(f"{module}.run", folder, command, world)
+    world.collectively(lambda: check_shared(folder, config, world))
+    line = line_that_goes_on(f"{module}.run", folder, command, world, program)
     first, p = world.first, config.parallel
     journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
     with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:
@@ -128,7 +122,7 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
                 "machine": list(stack.describe()),
                 "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
-                "batch": batch_sentence(config, places_of(data, config)),
+                "batch": batch_sentence(config, epoch_tokens(data, config)),
             }
         )
         loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
@@ -144,16 +138,6 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World)
     return 1 if status == "stopped" else 0
 
 
-def _common(config: RunConfig) -> RunConfig:
-    """What all processes have in common: each has a `parallel.host` of its own."""
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"host": None})})
-
-
-def _folder(command: Command, world: World) -> Path:
-    """The run's folder; of several processes absolute, for they may be at different places."""
-    return run_folder(command) if world.size == 1 else run_folder(command).absolute()
-
-
 def check_shared(folder: Path, config: RunConfig, world: World) -> None:
     """Raise `UserError` where this process doesn't see what the first has just written into the run's folder."""
     for _ in range(SHARED_WITHIN):  # a network's file system shows new files late
@@ -163,7 +147,10 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
         except OSError:
             pass
         time.sleep(1)
-    raise UserError(f"{folder} is not there for every process: put --output on a file system that all hosts share")
+    raise UserError(
+        "training/output-not-shared",
+        f"{folder} is not there for every process: put --output on a file system that all hosts share",
+    )
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
@@ -185,10 +172,10 @@ def open_journal(
     def opened() -> Journal:
         return Journal(folder, config, stack_name, start_update, device_name) if world.first else SilentJournal()
 
-    return world.together(opened)
+    return world.collectively(opened)
 
 
-def places_of(data: Data, config: RunConfig) -> int:
+def epoch_tokens(data: Data, config: RunConfig) -> int:
     """Tokens of an epoch, what is left empty of packed rows included."""
     row = config.row_tokens
     return data.train.windows(row) * row if data.template else data.train.tokens

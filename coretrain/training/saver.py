@@ -39,11 +39,11 @@ class Saver:
         """Start to write the stack's present state; what was under way before is finished first."""
         self.finish()
         self.at(f"the save after update {progress.update}")
-        self.world.by_first(lambda: self._begin(progress.update))
+        self.world.on_rank0(lambda: self._begin(progress.update))
         folder = self.checkpoints.temporary(progress.update)
         self._pending = folder, progress
         try:
-            self._writing = self.world.together(lambda: self.stack.save(folder))
+            self._writing = self.world.collectively(lambda: self.stack.save(folder))
         except BaseException:
             self._abandon()
             raise
@@ -91,7 +91,7 @@ class Saver:
     def _seal(self, folder: Path, progress: Progress, mine: dict[str, dict[str, Any]]) -> None:
         parts = self.world.gather(json.dumps(mine))
         files = {name: facts for part in parts for name, facts in json.loads(part).items()}
-        self.world.by_first(lambda: self._commit(folder, progress, files))
+        self.world.on_rank0(lambda: self._commit(folder, progress, files))
 
     def _commit(self, folder: Path, progress: Progress, files: dict[str, dict[str, Any]]) -> None:
         """Seal what all processes have written, give it its name, and remove what need not be kept."""

@@ -37,8 +37,11 @@ def processes_of(command: Command) -> int:
     return (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
 
 
-def line_that_goes_on(module: str, folder: Path, command: Command, world: World) -> str:
-    """The command that goes on with the run in `folder`, started as this process was."""
+def line_that_goes_on(module: str, folder: Path, command: Command, world: World, program: str = "") -> str:
+    """The command that goes on with the run in `folder`, started as this process was.
+
+    `program` is what was typed where no launcher started it: by default `python -m module`.
+    """
     words, told = f"--resume {shlex.quote(str(folder))}", os.environ
     if "TORCHELASTIC_RUN_ID" in told:
         nodes = int(told.get("GROUP_WORLD_SIZE", "1"))
@@ -48,7 +51,7 @@ def line_that_goes_on(module: str, folder: Path, command: Command, world: World)
     if {"CROSS_SIZE", "LOCAL_SIZE"} <= told.keys():
         line = f"deepspeed --num_gpus {told['LOCAL_SIZE']} --module {module} {words}"
         return line + (" (its other options as before)" if int(told["CROSS_SIZE"]) > 1 else "")
-    line = f"python -m {module} {words}"
+    line = f"{program or f'python -m {module}'} {words}"
     if command.spawn:
         return f"{line} --spawn"
     if command.config.parallel.host is not None:
@@ -56,11 +59,11 @@ def line_that_goes_on(module: str, folder: Path, command: Command, world: World)
     return line + (" (every process as before)" if world.size > 1 else "")
 
 
-def spawn(module: str, argv: Sequence[str], command: Command) -> int:
+def spawn(module: str, argv: Sequence[str], command: Command, program: str = "") -> int:
     """Run `python -m module` once for each device; the exit code. SIGTERM, SIGINT and SIGHUP are passed on to all.
 
     When a process dies, the others get `GRACE` seconds, are killed, and its rank, its end and the line that goes on
-    are said.
+    are said. `program` is what was typed, as for `line_that_goes_on`.
     """
     count, folder = processes_of(command), run_folder(command)
     layout_of(command.config, count)  # a mistake that all would make is said before any starts
@@ -82,7 +85,7 @@ def spawn(module: str, argv: Sequence[str], command: Command) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        again = f"Go on with: {line_that_goes_on(module, folder, command, World())}"
+        again = f"Go on with: {line_that_goes_on(module, folder, command, World(), program)}"
         begun = folder / "config.json"
         return _watch(ranks, lambda: again if begun.exists() else "The run had not begun: start it again")
     finally:

@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coretrain.base.arrays import Tensors
 from coretrain.contract.sampling import Sampling
+from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
-
-Tokens = NDArray[np.int32]
-Tensors = Mapping[str, NDArray[np.generic]]
 
 
 class Saves(Protocol):
@@ -38,17 +37,26 @@ class Stack(Saves, Protocol):
     def describe(self) -> Sequence[tuple[str, str]]:
         """Device, dtypes, attention kernel and compilation, each with its reason."""
 
-    def batches(self, data: Data, start: int, stop: int) -> Iterator[Tokens]:
-        """Global batches [B, T + 1] of the indices [start, stop) of the data order."""
+    def batches(self, data: Data, start: int, stop: int) -> Iterator[Batch]:
+        """Global batches of the indices [start, stop) of the data order."""
 
-    def gradients(self, batch: Tokens, update: int, loss_scale: float) -> tuple[float, float]:
-        """Mean loss over the batch's targets, and the global gradient norm (of the unscaled gradients)."""
+    def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
+        """Mean of `train.objective` over the batch's targets, and the global gradient norm, both unscaled.
+
+        The gradients stay inside until `apply` or the next call.
+        """
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others."""
 
-    def evaluate(self, batch: Tokens) -> float:
+    def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
+
+    def token_logprobs(self, batch: Batch) -> NDArray[np.generic]:
+        """Log-probability of each label [B, T], without dropout; 0 where there is no target.
+
+        The loop itself asks for none. A stack whose layers lie in stages raises `UserError`.
+        """
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""The real training step on devices that need not be there: for `scripts/plan.py`, which compiles it for a topology.
+"""The real training step on devices that need not be there: for `twintrain plan`, which compiles it for a topology.
 
 This file has no twin: torch has no compiler that can be asked beforehand.
 """
@@ -15,19 +15,19 @@ from jax.sharding import SingleDeviceSharding
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
-from coretrain.contract.dropout import dropout_keys
+from coretrain.contract.choices import Choice
+from coretrain.data.batch import Batch
 from coretrain.processes.layout import Layout
-from jaxtrain.attention import Choice, choose_kernel
+from jaxtrain.attention import choose_kernel
 from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh
-from jaxtrain.trainer import choose_layers, programs
+from jaxtrain.programs import programs
 
 
 @dataclass(frozen=True)
 class AbstractStep:
-    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs, **more_inputs).compile()`, then
-    the update."""
+    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs).compile()`, then the update."""
 
     layout: Layout
     kernel: Choice
@@ -35,8 +35,6 @@ class AbstractStep:
     """Jitted: forward and backward over all micro-batches -> loss, norm, gradients."""
     gradients_inputs: tuple[Any, ...]
     """Its arguments' shapes, dtypes and shardings."""
-    more_inputs: dict[str, Any]
-    """The same of those by name: what an adapter leaves frozen, positions in packed rows."""
     update: Any
     """Jitted: the optimizer's update, which takes parameters and moments for its own."""
     update_inputs: tuple[Any, ...]
@@ -50,7 +48,6 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     """
     chosen = choose_devices(config, devices)
     first = chosen.devices[0]
-    config = choose_layers(config, first)
     kernel = choose_kernel(config, first)
     shared = chosen.layout.devices > 1
     place = Sharding(make_mesh(chosen.layout, chosen.devices), config) if shared else first
@@ -65,17 +62,14 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     split = (None, "batch") if shared else ("batch",)
     tokens = array((*cut, T), jnp.int32, *split, "time")
     scalar = array((), wide)
-    keys = array(run_keys(config, 0, dropout_keys(config.model, config.train.seed, 0)).shape, jnp.uint32)
+    keys = array(run_keys(config, 0).shape, jnp.uint32)
     dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if run_uses_dropout(config) else None
-    more = {} if made.frozen is None else {"frozen": made.frozen}
-    if config.data.format == "chat":
-        more["positions"] = tokens
+    batch = Batch(tokens, tokens, tokens if config.data.format == "chat" else None)
     return AbstractStep(
         chosen.layout,
         kernel,
         made.gradients,
-        (made.params, tokens, tokens, scalar, dropout),
-        more,
+        (made.params, made.frozen, batch, scalar, dropout),
         made.step,
         (made.params, made.moments, made.params, scalar, scalar, (scalar, scalar)),
     )

@@ -1,7 +1,7 @@
 """The real step through the TPU's own compiler, with no TPU: does it fit, which collectives, how long to compile.
 
 This file has no twin: torch has no compiler for devices that aren't there. It is run as a program of its own, by
-`scripts/plan.py`, with TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu: an installed libtpu makes JAX look for a TPU.
+`twintrain plan`, with TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu: an installed libtpu makes JAX look for a TPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def topology(name: str) -> Any:
     except Exception as error:  # a JaxRuntimeError or a NotImplementedError, by the library's version
         reason = re.sub(r"\s+", " ", str(error)).strip()[:160]
         raise UserError(
-            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices"
+            "jax/unknown-tpu-topology",
+            f"the TPU compiler knows no topology {name} ({reason}): see Google Cloud's list of slices",
         ) from None
 
 
@@ -48,13 +49,13 @@ def compiled(config: RunConfig, name: str) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "libtpu": _libtpu(),
     }
-    for part, function, arguments, named in (
-        ("gradients", step.gradients, step.gradients_inputs, step.more_inputs),
-        ("update", step.update, step.update_inputs, {}),
+    for part, function, arguments in (
+        ("gradients", step.gradients, step.gradients_inputs),
+        ("update", step.update, step.update_inputs),
     ):
         begun = time.perf_counter()
         try:
-            program = function.lower(*arguments, **named).compile()
+            program = function.lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             words = re.sub(r"\s+", " ", str(error))
             if "RESOURCE_EXHAUSTED" not in words:

@@ -43,7 +43,8 @@ def join(config: RunConfig) -> World:
         address, count, rank = _told_by_cluster(count, rank, p.timeout)
     if address is None or count is None or rank is None:
         raise UserError(
-            "of parallel.coordinator, parallel.hosts and parallel.host some are given and some are not: give all three"
+            "jax/cluster-fields-incomplete",
+            "of parallel.coordinator, parallel.hosts and parallel.host some are given and some are not: give all three",
         )
     local = {"local_device_ids": [int(os.environ["LOCAL_RANK"])]} if "LOCAL_RANK" in os.environ else {}
     meet(address, count, rank, p.timeout, os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"))
@@ -59,8 +60,9 @@ def join(config: RunConfig) -> World:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
+            "jax/rank-not-joined",
             f"rank {rank} of {count} could not join the others at {address} ({str(error).splitlines()[0]}): "
-            "start all of them, with one coordinator"
+            "start all of them, with one coordinator",
         ) from None
     return Processes(p.timeout)
 
@@ -82,7 +84,10 @@ def _told_by_cluster(count: int | None, rank: int | None, timeout: int) -> tuple
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(None, count, rank, None, None, timeout)
     except RuntimeError as error:  # a TPU slice's first host has no address yet
-        raise UserError(f"{error} (parallel.timeout = {timeout} s): start all hosts of the cluster") from None
+        raise UserError(
+            "jax/cluster-start-timeout",
+            f"{error} (parallel.timeout = {timeout} s): start all hosts of the cluster",
+        ) from None
     return found[:3]
 
 
@@ -110,11 +115,11 @@ class Processes(World):
             if self._calls >= 1:  # all have read the call before this one
                 self._client.key_value_delete(f"twintrain/{self._calls - 1}/{self.rank:06d}")
         except Exception as error:  # a jax.errors.JaxRuntimeError, whose text alone says which
-            raise PeerError(self._late(key, error)) from None
+            raise PeerError("jax/process-gone", self._late(key, error)) from None
         self._calls += 1
         return [found[name][1:] for name in sorted(found)]
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done: the first keeps what all hold on to."""
         jax.distributed.shutdown()
 
@@ -146,8 +151,9 @@ def choose_devices(config: RunConfig, devices: Sequence[jax.Device]) -> Devices:
     """
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(
+            "jax/processes-not-met",
             f"JAX sees {jax.process_count()} processes that have not met: "
-            "give parallel.coordinator, parallel.hosts and parallel.host, or start one process alone"
+            "give parallel.coordinator, parallel.hosts and parallel.host, or start one process alone",
         )
     p, present = config.parallel, len(devices)
     asked = p.fsdp * p.tensor * p.context * p.pipeline

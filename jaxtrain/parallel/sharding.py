@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coretrain.adapters.targets import adapter_table, whole_table
+from coretrain.adapters.targets import adapter_parameters, all_parameters
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.processes.layout import Layout
@@ -50,8 +50,9 @@ class ShardingRules:
         used = [name for names in split for name in names]
         if twice := sorted({name for name in used if used.count(name) > 1}):
             raise UserError(
+                "jax/mesh-axis-used-twice",
                 f"the sharding rules split two axes of ({', '.join(map(str, axes))}) over the mesh axis {twice[0]}: "
-                "give one of them another mesh axis, or none"
+                "give one of them another mesh axis, or none",
             )
         return P(*(names or None for names in split))
 
@@ -68,8 +69,8 @@ def jax_axes(config: RunConfig) -> Mapping[str, tuple[str | None, ...]]:
     A vector's width is not shared, nor is an adapter: too small to be worth gathering.
     """
     found: dict[str, tuple[str | None, ...]] = {}
-    adapter = {row.jax_path for row in adapter_table(config)}
-    for row in whole_table(config):
+    adapter = {row.jax_path for row in adapter_parameters(config)}
+    for row in all_parameters(config):
         axes: tuple[str | None, ...] = tuple(reversed(row.axes)) if row.transposed else row.axes
         if axes == ("width",) or row.jax_path in adapter:
             axes = (None,) * len(axes)

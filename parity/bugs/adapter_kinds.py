@@ -67,13 +67,13 @@ def dora_dropout_on_the_low_rank_part_alone(patch: Patch, s: Side) -> None:
 
         return beside
 
-    wrap(patch, LORA[s.name].Dora, "beside", wrapped)
+    wrap(patch, LORA[s.name].Dora, "adapt_linear", wrapped)
 
 
 @mutant("adapters", LOGITS, DORA, probe=BESIDE)
 def bias_scaled_with_the_magnitudes(patch: Patch, s: Side) -> None:
     """f (W x + b) for f W x + b."""
-    wrap(patch, LORA[s.name].Dora, "beside", lambda f: lambda self, y, x, d, w, bias: f(self, y, x, d, w, None))
+    wrap(patch, LORA[s.name].Dora, "adapt_linear", lambda f: lambda self, y, x, d, w, bias: f(self, y, x, d, w, None))
 
 
 @mutant("adapters", INITIAL, DORA, probe="adapter start")
@@ -99,7 +99,7 @@ def magnitudes_decay(patch: Patch, s: Side) -> None:
 
         return table
 
-    wrap(patch, s.optimizer, "trained_table", wrapped)
+    wrap(patch, s.optimizer, "trainable_parameters", wrapped)
 
 
 @mutant("adapters", MERGED, DORA, probe=MERGING)
@@ -166,7 +166,7 @@ def prefix_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.layers.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "decode", wrapped)
 
 
 @mutant("adapters", LOGITS, BOTTLENECK, probe=BESIDE)
@@ -216,4 +216,4 @@ def bottleneck_lost_in_generation(patch: Patch, s: Side) -> None:
 
         return step
 
-    wrap(patch, s.layers.Block, "step", wrapped)
+    wrap(patch, s.layers.Block, "decode", wrapped)

@@ -165,7 +165,7 @@ def adapters_without_decay(patch: Patch, s: Side) -> None:
 
         return table
 
-    wrap(patch, s.optimizer, "trained_table", without)
+    wrap(patch, s.optimizer, "trainable_parameters", without)
 
 
 def _added(patch: Patch, s: Side, change: Callable[[Any, str, np.ndarray], np.ndarray]) -> None:

@@ -123,7 +123,7 @@ def rope_interleaved(patch: Patch, s: Side) -> None:
         cos, sin = cos[..., None, :], sin[..., None, :]
         return s.xp.stack([first * cos - second * sin, second * cos + first * sin], -1).reshape(x.shape)
 
-    patch.setattr(s.model, "rotate", rotate)
+    patch.setattr(s.layers, "rotate", rotate)
 
 
 @mutant("model", LOGITS, LLAMA, "blocks.0.q_rotated")
@@ -154,10 +154,10 @@ def rope_of_keys_one_position_late(patch: Patch, s: Side) -> None:
 
         return rotate
 
-    wrap(patch, s.model, "rotate", late)
+    wrap(patch, s.layers, "rotate", late)
 
 
 @mutant("model", LOGITS, LLAMA, "blocks.0.q_rotated")
 def rope_turns_the_other_way(patch: Patch, s: Side) -> None:
     """The sign of the sine."""
-    wrap(patch, s.model, "rotate", lambda f: lambda x, cos, sin: f(x, cos, -sin))
+    wrap(patch, s.layers, "rotate", lambda f: lambda x, cos, sin: f(x, cos, -sin))

@@ -29,7 +29,7 @@ def norm_in_bfloat16_of_a_float32_run(patch: Patch, s: Side) -> None:
 @mutant("rounding", budget("cpu", "bfloat16", "logits"), LLAMA, probe="budget of bfloat16")
 def linear_layers_in_float8(patch: Patch, s: Side) -> None:
     """Inputs of the linear layers cut to e4m3's three bits, where bfloat16 was asked for."""
-    wrap(patch, s.layers.Linear, s.call, lambda f: lambda self, x: f(self, s.rounded(x, "float8_e4m3fn")))
+    wrap(patch, s.layers.Linear, s.call, lambda f: lambda self, x, *more: f(self, s.rounded(x, "float8_e4m3fn"), *more))
 
 
 @mutant("rounding", budget("cpu", "bfloat16", "gradient"), LLAMA, probe="budget of bfloat16")
@@ -45,8 +45,7 @@ def bfloat16_for_float16(patch: Patch, s: Side) -> None:
     def init(f: Any) -> Any:
         def build(self: Any, config: Any, tensors: Any = None) -> None:
             if config.precision.compute == "float16":
-                precision = config.precision.model_copy(update={"compute": "bfloat16"})
-                config = config.model_copy(update={"precision": precision})
+                config = config.changed(precision__compute="bfloat16")
             f(self, config, tensors)
 
         return build
@@ -54,7 +53,7 @@ def bfloat16_for_float16(patch: Patch, s: Side) -> None:
     wrap(patch, s.trainer.Trainer, "__init__", init)
 
 
-@mutant("rounding", budget("cpu", "float16", "gradient"), LLAMA, state="faint", probe="budget of float16")
+@mutant("rounding", budget("cpu", "float16", "gradient"), LLAMA, state="tiny head", probe="budget of float16")
 def loss_scale_lost(patch: Patch, s: Side) -> None:
     """The scale comes into the gradients after the backward pass: what is below 6e-8 is zero by then."""
 

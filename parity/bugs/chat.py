@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from coretrain.data.batch import Batch
 from coretrain.data.batches import Updates
 from coretrain.data.packing import PackedSplit
 from parity.gates import LOSS, PACKED, ROWS
@@ -17,15 +18,16 @@ from parity.probes.sides import TORCH, Side
 BATCHES, GRADIENTS = "chat rows", "chat gradients"
 
 
-def _read(patch: Patch, s: Side, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """`change` on every packed row [3, T]."""
+def _read(patch: Patch, s: Side, change: Callable[[Batch], Batch]) -> None:
+    """`change` on every packed row, of arrays [T]."""
 
     class Changed(PackedSplit):
         def read(self, window: int, context: int) -> Any:
             return change(super().read(window, context))
 
     def splits(u: Updates) -> Updates:
-        return dataclasses.replace(u, splits=tuple(Changed(x.name, x.shards, x.context) for x in u.splits))
+        packed = (x for x in u.splits if isinstance(x, PackedSplit))  # all are
+        return dataclasses.replace(u, splits=tuple(Changed(x.name, x.shards, x.context) for x in packed))
 
     wrap(patch, s.data, "updates_of", lambda f: lambda *args: splits(f(*args)))
 
@@ -34,10 +36,10 @@ def _read(patch: Patch, s: Side, change: Callable[[np.ndarray], np.ndarray]) -> 
 def loss_on_the_prompt(patch: Patch, s: Side) -> None:
     """Every next token of a sample is a target, also what the user said."""
 
-    def change(row: np.ndarray) -> np.ndarray:
-        tokens, labels, positions = row
-        inside = np.append(positions[1:] > 0, False)
-        return np.stack([tokens, np.where(inside & (labels < 0), np.append(tokens[1:], 0), labels), positions])
+    def change(row: Batch) -> Batch:
+        inside = np.append(row.positions[1:] > 0, False)
+        following = np.append(row.tokens[1:], np.int32(0))
+        return dataclasses.replace(row, labels=np.where(inside & (row.labels < 0), following, row.labels))
 
     _read(patch, s, change)
 
@@ -45,13 +47,13 @@ def loss_on_the_prompt(patch: Patch, s: Side) -> None:
 @mutant("data", ROWS, probe=BATCHES)
 def end_of_turn_is_not_learnt(patch: Patch, s: Side) -> None:
     """The mask ends with the answer's text: such a model never stops."""
-    _read(patch, s, lambda row: np.stack([row[0], np.where(row[1] == 256, -100, row[1]), row[2]]))
+    _read(patch, s, lambda row: dataclasses.replace(row, labels=np.where(row.labels == 256, -100, row.labels)))
 
 
 @mutant("data", ROWS, probe=BATCHES)
 def samples_number_on(patch: Patch, s: Side) -> None:
     """One sequence of positions for the whole row: all its samples become one."""
-    _read(patch, s, lambda row: np.stack([row[0], row[1], np.arange(row.shape[1], dtype=row.dtype)]))
+    _read(patch, s, lambda row: dataclasses.replace(row, positions=np.arange(len(row), dtype=np.int32)))
 
 
 @mutant("chat", PACKED, probe=GRADIENTS)
@@ -85,6 +87,6 @@ def averaged_over_all_tokens(patch: Patch, s: Side) -> None:
     """The sum of the targets' losses over all tokens of the batch, targets or not."""
 
     def count(f: Any) -> Any:
-        return lambda labels: (labels == labels).sum() if s is TORCH else f(labels * 0)
+        return lambda labels, weights: (labels == labels).sum() if s is TORCH else f(labels * 0)
 
-    wrap(patch, s.trainer, "count_targets", count)
+    wrap(patch, s.step, "count_targets", count)

@@ -87,10 +87,10 @@ def norm_taken_after_the_clip(patch: Patch, s: Side) -> None:
 @mutant("clip", NORM, retraced=True)
 def norm_without_one_tensor(patch: Patch, s: Side) -> None:
     """A tensor that isn't in the list of what is clipped (the last; JAX's first is a key bias, which has no norm)."""
-    wrap(patch, s.trainer, "global_norm", lambda f: lambda gradients: f(list(gradients)[:-1]))
+    wrap(patch, s.step, "global_norm", lambda f: lambda gradients: f(list(gradients)[:-1]))
 
 
 @mutant("clip", NORM, retraced=True)
 def norm_as_a_sum_of_norms(patch: Patch, s: Side) -> None:
     """Tensors' norms added up without their squares."""
-    wrap(patch, s.trainer, "global_norm", lambda f: lambda gradients: sum(f([g]) for g in gradients))
+    wrap(patch, s.step, "global_norm", lambda f: lambda gradients: sum(f([g]) for g in gradients))

@@ -20,9 +20,7 @@ def cosine_over_one_update_less_in_the_contract(patch: Patch, s: Side) -> None:
     def shorter(f: Any) -> Any:
         def rate(config: Any, update: int) -> float:
             horizon = (config.schedule.horizon or config.train.updates) - 1
-            return f(
-                config.model_copy(update={"schedule": config.schedule.model_copy(update={"horizon": horizon})}), update
-            )
+            return f(config.changed(schedule__horizon=horizon), update)
 
         return rate
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from coretrain.data.batch import Batch, windows
 from coretrain.data.batches import Updates
 from coretrain.data.splits import Data, Split
 from parity.gates import ROWS
@@ -24,7 +25,8 @@ class _Short(Split):
 class _Shifted(Split):
     def read(self, window: int, context: int) -> Any:
         row = super().read(window, context)
-        return np.append(row[1:], row[:1])
+        whole = np.append(row.tokens, row.labels[-1:])
+        return windows(np.roll(whole, -1))
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,23 @@ def _start(patch: Patch, s: Side, by: int) -> None:
     """A resume that begins `by` updates from where it should."""
 
     def batches(f: Any) -> Any:
-        def moved(data: Data, config: Any, start: int = 0, *more: int) -> Iterator[Any]:
-            return f(data, config, start + by if start else start, *more)
+        def moved(data: Data, config: Any, start: int = 0, **more: int) -> Iterator[Any]:
+            return f(data, config, start + by if start else start, **more)
 
         return moved
 
     wrap(patch, s.trainer, "train_batches", batches)
 
 
+def reverse(batch: Batch) -> Batch:
+    """The rows from the last to the first."""
+    return batch.rows(slice(None, None, -1))
+
+
 @mutant("data", ROWS)
 def rows_permuted_inside_a_batch(patch: Patch, s: Side) -> None:
     """The same rows in another order: no loss shows it, and dropout does."""
-    wrap(patch, s.trainer, "train_batches", lambda f: lambda *args: (batch[::-1] for batch in f(*args)))
+    wrap(patch, s.trainer, "train_batches", lambda f: lambda *args, **more: map(reverse, f(*args, **more)))
 
 
 @mutant("data", ROWS)

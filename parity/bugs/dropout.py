@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-import torchtrain.model
-import torchtrain.trainer
+import torchtrain.layers
+from coretrain.adapters import targets
 from parity.gates import (
     GRADIENTS,
     LOGITS,
@@ -28,13 +27,26 @@ from parity.probes.sides import TORCH, Side
 @mutant("dropout", LOSS)
 def dropout_stream_reused_across_updates(patch: Patch, s: Side) -> None:
     """A key that is never split: every update draws the same masks."""
-    wrap(patch, s.trainer, "dropout_keys", lambda f: lambda model, seed, update: f(model, seed, 0))
+    wrap(patch, targets, "dropout_keys", lambda f: lambda model, seed, update: f(model, seed, 0))
 
 
 @mutant("dropout", LOSS)
 def dropout_counts_rows_from_the_micro_batch(patch: Patch, s: Side) -> None:
     """Masks that depend on how the batch is split."""
-    wrap(patch, s.trainer, "Dropout", lambda f: lambda keys, rows: f(keys, rows - rows[0]))
+    count_rows_from_the_micro_batch(patch, s)
+
+
+def count_rows_from_the_micro_batch(patch: Patch, s: Side) -> None:
+    """Row numbers of each micro-batch from 0, where its masks are cut out of the update's."""
+    if s is TORCH:
+        wrap(patch, s.layers.Dropout, "of", lambda f: lambda self, rows: from_zero(f(self, rows)))
+    else:
+        wrap(patch, s.step, "Dropout", lambda f: lambda keys, rows: from_zero(f(keys, rows)))
+
+
+def from_zero(masks: Any) -> Any:
+    """Masks whose rows begin at 0."""
+    return type(masks)(masks.keys, masks.rows - masks.rows[0])
 
 
 def _drop(patch: Patch, s: Side, change: Callable[..., Any]) -> None:
@@ -75,19 +87,19 @@ def embedding_not_dropped(patch: Patch, s: Side) -> None:
 @mutant("dropout", MASKS)
 def dropout_rate_in_8_bits(patch: Patch, s: Side) -> None:
     """The threshold rounded to a byte, as some kernels do."""
-    patch.setattr(s.model, "dropout_threshold", lambda rate: round(rate * 256) << 16)
+    patch.setattr(s.layers, "dropout_threshold", lambda rate: round(rate * 256) << 16)
 
 
 @mutant("dropout", MASKS)
 def dropout_of_whole_tokens(patch: Patch, s: Side) -> None:
     """One draw for all features of a token."""
-    patch.setattr(s.model, "FEATURE_STEP", 0)
+    patch.setattr(s.layers, "FEATURE_STEP", 0)
 
 
 @mutant("dropout", MASKS, sides=("torch",))
 def dropout_hash_with_an_arithmetic_shift(patch: Patch, s: Side) -> None:
     """The sign bit drawn in: int32 for uint32."""
-    patch.setattr(torchtrain.model, "_shift_right", lambda x, bits: x >> bits)
+    patch.setattr(torchtrain.layers, "_shift_right", lambda x, bits: x >> bits)
 
 
 @mutant("dropout", LOSS, probe="evaluation")
@@ -95,16 +107,12 @@ def dropout_in_evaluation(patch: Patch, s: Side) -> None:
     """model.eval() forgotten."""
 
     def always(f: Any) -> Any:
-        def loss(*args: Any) -> Any:
-            *known, tokens, labels, scale, dropout = args
-            keys = s.trainer.dropout_keys(known[1].model, 0, 0)
-            keys, rows = (keys.view(np.int32), np.int32) if s is TORCH else (keys, np.uint32)
-            mask = s.layers.Dropout(s.array(keys), s.array(np.arange(len(tokens), dtype=rows)))
-            return f(*known, tokens, labels, scale, dropout or mask)
+        def loss(model: Any, config: Any, batch: Any, scale: Any, dropout: Any = None) -> Any:
+            return f(model, config, batch, scale, dropout or s.step.dropout_masks(config, 0, len(batch)))
 
         return loss
 
-    wrap(patch, s.trainer, "_loss", always)
+    patch.setitem(s.objective.OBJECTIVES, "cross_entropy", always(s.objective.cross_entropy_loss))
 
 
 @mutant("dropout", GRADIENTS, RECOMPUTED, sides=("torch",))

@@ -82,7 +82,7 @@ def norm_not_cast_back(patch: Patch, s: Side) -> None:
 @mutant("dtypes", DTYPES, LLAMA)
 def rotary_in_the_compute_dtype(patch: Patch, s: Side) -> None:
     """Tables cast to bfloat16: angles of late positions lose their last bits."""
-    wrap(patch, s.model, "rotate", lambda f: lambda x, *tables: f(x, *(s.cast(t, "bfloat16") for t in tables)))
+    wrap(patch, s.layers, "rotate", lambda f: lambda x, *tables: f(x, *(s.cast(t, "bfloat16") for t in tables)))
 
 
 @mutant("dtypes", DTYPES)
@@ -93,7 +93,7 @@ def gradient_norm_in_the_compute_dtype(patch: Patch, s: Side) -> None:
         squares = [s.cast(g, "bfloat16") ** 2 for g in gradients]
         return s.xp.sqrt(sum(x.sum() for x in squares))
 
-    patch.setattr(s.trainer, "global_norm", _own(s, "global_norm", norm))
+    patch.setattr(s.step, "global_norm", _own(s, "global_norm", norm))
 
 
 @mutant("optimizer", ALONE_32)
@@ -160,8 +160,8 @@ def attention_scale_as_a_numpy_scalar(patch: Patch, s: Side) -> None:
 def rotary_tables_without_a_dtype(patch: Patch, s: Side) -> None:
     """jnp.asarray of a float64 table: float64 in tests, float32 in runs."""
 
-    def rotary(self: Any) -> Any:
-        return tuple(map(jnp.asarray, s.model.rotary_tables(self.config, self.config.context)))
+    def rotary(self: Any, at: Any) -> Any:
+        return tuple(jnp.asarray(table)[at] for table in s.model.rotary_tables(self.config, self.config.context))
 
     patch.setattr(s.model.GPT, "_rotary", rotary)
 
@@ -169,7 +169,7 @@ def rotary_tables_without_a_dtype(patch: Patch, s: Side) -> None:
 @mutant("x64", X64, sides=("jax",))
 def norm_summed_in_float64(patch: Patch, s: Side) -> None:
     """A float64 that is asked for, and had in tests only."""
-    wrap(patch, s.trainer, "global_norm", lambda f: lambda gradients: f([g.astype("float64") for g in gradients]))
+    wrap(patch, s.step, "global_norm", lambda f: lambda gradients: f([g.astype("float64") for g in gradients]))
 
 
 @mutant("x64", X64, sides=("jax",))

@@ -57,7 +57,7 @@ def micro_batches_in_another_number(patch: Patch, s: Side) -> None:
 
     def init(f: Any) -> Any:
         def build(self: Any, config: Any, tensors: Any = None) -> None:
-            f(self, config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 4})}), tensors)
+            f(self, config.changed(train__accumulation=4), tensors)
 
         return build
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coretrain.contract import decoding
 from coretrain.contract.randomness import uniforms
 from coretrain.contract.sampling import Sampling
 from parity.gates import CACHE, SAMPLES
@@ -30,7 +31,7 @@ def _decoded(patch: Patch, s: Side, change: Callable[..., tuple[Any, Any]]) -> N
 
         return call
 
-    wrap(patch, s.model.GPT, "step", step)
+    wrap(patch, s.model.GPT, "decode", step)
 
 
 @mutant("generation", CACHE)
@@ -43,7 +44,7 @@ def cache_slot_off_by_one(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.layers.Block, "step", step)
+    wrap(patch, s.layers.Block, "decode", step)
 
 
 @mutant("generation", CACHE)
@@ -107,7 +108,7 @@ def rotary_base_a_hundredth_high_in_the_cache(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.GPT, "step", step)
+    wrap(patch, s.model.GPT, "decode", step)
 
 
 @mutant("generation", CACHE, probe="far")
@@ -145,13 +146,13 @@ def temperature_after_top_p(patch: Patch, s: Side) -> None:
 
         return chosen
 
-    wrap(patch, s.generate, "choose_tokens", choose)
+    wrap(patch, decoding, "choose_tokens", choose)
 
 
 @mutant("sampling", SAMPLES)
 def same_random_number_every_step(patch: Patch, s: Side) -> None:
     """A key that is never split."""
-    wrap(patch, s.generate, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
+    wrap(patch, decoding, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
 
 
 @mutant("sampling", SAMPLES)
@@ -165,4 +166,4 @@ def top_k_off_by_one(patch: Patch, s: Side) -> None:
 
         return chosen
 
-    wrap(patch, s.generate, "choose_tokens", choose)
+    wrap(patch, decoding, "choose_tokens", choose)

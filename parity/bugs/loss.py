@@ -16,7 +16,7 @@ from parity.probes.sides import TORCH, Side
 
 def change_loss(patch: Patch, s: Side, change: Callable[..., tuple[Any, ...]]) -> None:
     """`change(hidden, head, labels, vocab, chunk, scale)` on what the loss gets."""
-    wrap(patch, s.trainer, "cross_entropy", lambda f: lambda *args: f(*change(*args)))
+    wrap(patch, s.objective, "cross_entropy", lambda f: lambda *args: f(*change(*args[:6]), *args[6:]))
 
 
 @mutant("loss", LOSS)
@@ -68,7 +68,7 @@ def last_chunk_dropped(patch: Patch, s: Side) -> None:
 @mutant("loss", LOSS)
 def loss_in_float32(patch: Patch, s: Side) -> None:
     """The loss summed up in float32."""
-    wrap(patch, s.trainer, "cross_entropy", lambda f: lambda *args: s.rounded(f(*args), "float32"))
+    wrap(patch, s.objective, "cross_entropy", lambda f: lambda *args: s.rounded(f(*args), "float32"))
 
 
 @mutant("loss", NORM)
@@ -92,4 +92,4 @@ def each_gradient(s: Side, stack: Any, change: Callable[[Any], Any]) -> None:
         for parameter in stack.model.parameters():
             parameter.grad = change(parameter.grad)
     else:
-        stack.grads = jax.tree.map(change, stack.grads)
+        stack.last_gradients = jax.tree.map(change, stack.last_gradients)

@@ -38,8 +38,8 @@ def _linear(patch: Patch, s: Side, part: str, change: Callable[[Any, Any], Any])
         return call
 
     def forward(f: Any) -> Any:
-        def call(self: Any, x: Any) -> Any:
-            y = f(self, x)
+        def call(self: Any, x: Any, *more: Any) -> Any:
+            y = f(self, x, *more)
             return change(self, y) if self.part == part else y
 
         return call
@@ -94,8 +94,8 @@ def matmuls_in_bfloat16_passes(patch: Patch, s: Side) -> None:
     """The default matmul precision of a GPU or a TPU, in a float32 run."""
 
     def forward(f: Any) -> Any:
-        def call(self: Any, x: Any) -> Any:
-            return f(self, s.rounded(x, "bfloat16") if str(x.dtype).endswith("float32") else x)
+        def call(self: Any, x: Any, *more: Any) -> Any:
+            return f(self, s.rounded(x, "bfloat16") if str(x.dtype).endswith("float32") else x, *more)
 
         return call
 
@@ -119,7 +119,7 @@ def residual_branches_scaled_in_the_forward_pass(patch: Patch, s: Side) -> None:
 def _block(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], Any]) -> None:
     """`change(x, normed, residual1, norm2)` -> (what the residual adds to, what norm2 gets), without dropout."""
 
-    def call(self: Any, x: Any, rotary: Any, dropout: Any, layer: Any = None) -> Any:
+    def call(self: Any, x: Any, rotary: Any, *more: Any) -> Any:
         normed = tap("blocks.#.norm1", self.norm1(x))
         stream, _ = change(x, normed, None, None)
         first = tap("blocks.#.residual1", stream + self.attention(normed, rotary))

@@ -60,9 +60,9 @@ def gelu_erf_in_the_last_block_only(patch: Patch, s: Side) -> None:
     last: list[Any] = [False]
 
     def forward(f: Any) -> Any:
-        def call(self: Any, x: Any, rotary: Any, dropout: Any, *layer: Any) -> Any:
-            last[0] = layer[0] == 1 if layer else self.site == 3
-            return f(self, x, rotary, dropout, *layer)
+        def call(self: Any, x: Any, rotary: Any, dropout: Any, *more: Any) -> Any:
+            last[0] = self.site == 3 if s is TORCH else more[0] == 1
+            return f(self, x, rotary, dropout, *more)
 
         return call
 
@@ -115,7 +115,15 @@ def _mean(x: Any) -> Any:
 @mutant("model", LOGITS, tap="blocks.0.norm1")
 def norm_epsilon(patch: Patch, s: Side) -> None:
     """epsilon 1e-6 for 1e-5: HF's defaults differ from model to model."""
-    wrap(patch, s.layers.Norm, s.call, lambda f: lambda self, x: (set_fields(self, eps=1e-6), f(self, x))[1])
+
+    def with_another(f: Any) -> Any:
+        def forward(self: Any, x: Any) -> Any:
+            set_fields(self, eps=1e-6)
+            return f(self, x)
+
+        return forward
+
+    wrap(patch, s.layers.Norm, s.call, with_another)
 
 
 def set_fields(module: Any, **values: Any) -> None:
@@ -129,12 +137,12 @@ def norm_epsilon_in_one_layer_only(patch: Patch, s: Side) -> None:
     """One norm of one block built with a default epsilon."""
 
     def forward(f: Any) -> Any:
-        def call(self: Any, x: Any, rotary: Any, dropout: Any, layer: Any = None) -> Any:
-            if s is TORCH:
-                set_fields(self.norm2, eps=1e-6 if self.site == 3 else self.norm1.eps)
-                return f(self, x, rotary, dropout)
-            set_fields(self.norm2, eps=jnp.where(layer == 1, 1e-6, self.norm1.eps))
-            return f(self, x, rotary, dropout, layer)
+        def call(self: Any, x: Any, rotary: Any, dropout: Any, *more: Any) -> Any:
+            own = self.norm1.eps
+            set_fields(
+                self.norm2, eps=(1e-6 if self.site == 3 else own) if s is TORCH else jnp.where(more[0] == 1, 1e-6, own)
+            )
+            return f(self, x, rotary, dropout, *more)
 
         return call
 

@@ -15,7 +15,8 @@ import torch
 
 import jaxtrain.optimizer
 import torchtrain.model
-import torchtrain.trainer
+import torchtrain.optimizer
+from jaxtrain.arrays import dotted
 from parity.gates import (
     ALONE,
     DECAY,
@@ -50,7 +51,7 @@ def _table(patch: Patch, s: Side, decays: Callable[[Any], bool]) -> None:
     def table(f: Any) -> Any:
         return lambda config: tuple(dataclasses.replace(row, decay=decays(row)) for row in f(config))
 
-    wrap(patch, s.optimizer, "trained_table", table)
+    wrap(patch, s.optimizer, "trainable_parameters", table)
 
 
 def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], Any]) -> None:
@@ -62,7 +63,7 @@ def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], An
             def step(self: Any, lr: float, factor: float) -> None:
                 old = {name: p.clone() for name, p in self.parameters.items()}
                 f(self, lr, factor)
-                for row in s.optimizer.trained_table(self.config):
+                for row in s.optimizer.trainable_parameters(self.config):
                     parameter = self.parameters[row.name]
                     parameter.copy_(change(row, old[row.name], parameter.clone(), lr))
 
@@ -72,11 +73,11 @@ def change_step(patch: Patch, s: Side, change: Callable[[Any, Any, Any, Any], An
 
         def stepped(f: Any) -> Any:
             def step(self: Any, params: Any, state: Any, gradients: Any, lr: Any, factor: Any, corrections: Any) -> Any:
-                rows = {row.jax_path: row for row in s.optimizer.trained_table(self.config)}
+                rows = {row.jax_path: row for row in s.optimizer.trainable_parameters(self.config)}
                 new, state = f(self, params, state, gradients, lr, factor, corrections)
 
                 def changed(path: Any, before: Any, after: Any) -> Any:
-                    return change(rows[jaxtrain.optimizer.dotted(path)], before, after, lr)
+                    return change(rows[dotted(path)], before, after, lr)
 
                 return jax.tree_util.tree_map_with_path(changed, params, new), state
 
@@ -124,7 +125,7 @@ def _torch_count(patch: Patch, count: float) -> None:
 
         return build
 
-    wrap(patch, torchtrain.trainer.Optimizer, "__init__", init)
+    wrap(patch, torchtrain.optimizer.Optimizer, "__init__", init)
 
 
 @mutant("optimizer", UPDATE)
@@ -172,7 +173,7 @@ def decay_in_the_gradient(patch: Patch, s: Side) -> None:
 
         def stepped(f: Any) -> Any:
             def step(self: Any, lr: float, factor: float) -> None:
-                for row in s.optimizer.trained_table(self.config):
+                for row in s.optimizer.trainable_parameters(self.config):
                     p = self.parameters[row.name]
                     p.grad = factor * p.grad + (0.1 * p.detach() if row.decay else 0)
                 f(self, lr, 1.0)
@@ -183,10 +184,10 @@ def decay_in_the_gradient(patch: Patch, s: Side) -> None:
 
         def stepped(f: Any) -> Any:
             def step(self: Any, params: Any, state: Any, grads: Any, lr: Any, factor: Any, corrections: Any) -> Any:
-                rows = {row.jax_path: row for row in s.optimizer.trained_table(self.config)}
+                rows = {row.jax_path: row for row in s.optimizer.trainable_parameters(self.config)}
 
                 def coupled(path: Any, g: Any, p: Any) -> Any:
-                    return factor * g + (0.1 * p if rows[jaxtrain.optimizer.dotted(path)].decay else 0)
+                    return factor * g + (0.1 * p if rows[dotted(path)].decay else 0)
 
                 grads = jax.tree_util.tree_map_with_path(coupled, grads, params)
                 return f(self, params, state, grads, lr, jnp.ones_like(factor), corrections)
@@ -259,7 +260,7 @@ def bias_correction_off_by_one(patch: Patch, s: Side) -> None:
     if s is TORCH:
         _torch_count(patch, 1.0)
     else:
-        wrap(patch, s.optimizer.Optimizer, "corrections", lambda f: lambda self, applied: f(self, applied + 1))
+        wrap(patch, s.trainer, "bias_corrections", lambda f: lambda optimizer, applied: f(optimizer, applied + 1))
 
 
 @mutant("optimizer", UPDATE)
@@ -268,18 +269,18 @@ def no_bias_correction(patch: Patch, s: Side) -> None:
     if s is TORCH:
         _torch_count(patch, 1e6)
     else:
-        patch.setattr(s.optimizer.Optimizer, "corrections", lambda self, applied: (1.0, 1.0))
+        patch.setattr(s.trainer, "bias_corrections", lambda optimizer, applied: (1.0, 1.0))
 
 
 @mutant("optimizer", UPDATE, sides=("jax",))
 def bias_correction_in_float32(patch: Patch, s: Side) -> None:
     """optax's own scale_by_adam: 1 - beta^t in float32."""
 
-    def corrections(self: Any, applied: int) -> tuple[float, float]:
-        o, t = self.config.optimizer, np.float32(applied + 1)
+    def corrections(o: Any, applied: int) -> tuple[float, ...]:
+        t = np.float32(applied + 1)
         return tuple(float(1 - np.float32(beta) ** t) for beta in (o.beta1, o.beta2))
 
-    patch.setattr(s.optimizer.Optimizer, "corrections", corrections)
+    patch.setattr(s.trainer, "bias_corrections", corrections)
 
 
 @mutant("optimizer", UPDATE, LLAMA)

@@ -92,7 +92,7 @@ def _held(patch: Patch, s: Side, change: Callable[[Any, Any, Any], Any]) -> None
     def wrapped(f: Any) -> Any:
         return lambda self, x: change(f, self, x)
 
-    wrap(patch, QUANTIZED[s.name].Held, s.call, wrapped)
+    wrap(patch, QUANTIZED[s.name].QuantizedWeight, s.call, wrapped)
 
 
 @mutant("quantized", GRADIENTS, NF4, probe=BESIDE)

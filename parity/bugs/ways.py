@@ -8,6 +8,7 @@ import jax
 
 import jaxtrain.model
 from parity.bugs.budgets import dtype_of
+from parity.bugs.dropout import count_rows_from_the_micro_batch
 from parity.gates import (
     DEEP,
     KERNEL_16,
@@ -52,7 +53,7 @@ def every_layer_drops_as_the_first_under_scan(patch: Patch, s: Side) -> None:
 @mutant("dropout", SPLIT)
 def masks_by_the_row_in_its_micro_batch(patch: Patch, s: Side) -> None:
     """Each micro-batch's rows counted from 0: one stack's gradients depend on how many there are."""
-    wrap(patch, s.trainer, "Dropout", lambda f: lambda keys, rows: f(keys, rows - rows[0]))
+    count_rows_from_the_micro_batch(patch, s)
 
 
 def _masked(patch: Patch, s: Side, weigh: Any) -> None:

@@ -22,7 +22,7 @@ from parity.pair import (
     batches,
     jax_gradients,
     make_config,
-    scrambled,
+    perturbed,
     torch_gradients,
 )
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -31,7 +31,7 @@ from torchtrain.trainer import Trainer as TorchTrainer
 def trainers(variant, dtype):
     """Both stacks with plain attention, and each one's gradients."""
     config = make_config(VARIANTS[variant] | {"train.accumulation": 2}, precision__compute=dtype)
-    weights = scrambled(config)
+    weights = perturbed(config)
     return config, TorchTrainer(config, weights), JaxTrainer(config, weights)
 
 

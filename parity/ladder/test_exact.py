@@ -19,14 +19,13 @@ import torchtrain.model
 from coretrain.checkpoint.interchange import load_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
-from coretrain.config.run import until
 from coretrain.contract.dropout import dropout_keys
 from coretrain.contract.parameters import initial_parameters, padded_vocab, parameter_table
 from coretrain.contract.randomness import dropout_mask
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import batch_hash, windows
 from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
-from coretrain.data.order import batch_hash
 from coretrain.journal.journal import Journal
 from coretrain.training.loop import Loop
 from parity.errors import mismatches
@@ -49,7 +48,7 @@ from parity.pair import (
     batches,
     make_config,
     make_pair,
-    scrambled,
+    perturbed,
     shared,
 )
 from parity.probes import PROBES, unmutated
@@ -63,8 +62,8 @@ def test_the_table_against_both_trees(variant):
     rows = padded_vocab(config.model, config.execution.vocab_multiple)
     assert rows > config.model.vocabulary, "the padding must be at work in this test"
     for stack in ("torch", "jax"):
-        seen = unmutated(stack, "table", variant, "scrambled")
-        hold(TABLE, PROBES["table"].judge(seen, seen, variant, "scrambled")[TABLE], f"{stack}, {variant}")
+        seen = unmutated(stack, "table", variant, "perturbed")
+        hold(TABLE, PROBES["table"].judge(seen, seen, variant, "perturbed")[TABLE], f"{stack}, {variant}")
 
 
 @pytest.mark.parametrize("variant", BASIC)
@@ -123,7 +122,7 @@ def test_rows_of_every_update_over_an_epoch_and_across_a_resume(text):
             different = sum(a != b for a, b in zip(found, expected[start:], strict=True))
             hold(ROWS, different, f"{name} from update {start}")
     assert len(set(expected)) == 150
-    swapped = global_batch(data, config, 0)[::-1]
+    swapped = global_batch(data, config, 0).rows(slice(None, None, -1))
     assert batch_hash(swapped) != expected[0], "the hash must see the order of rows"
 
 
@@ -132,7 +131,7 @@ def test_rows_of_every_update_over_an_epoch_and_across_a_resume(text):
 @pytest.mark.parametrize("loader", [torchtrain.data, jaxtrain.data], ids=["torch", "jax"])
 def test_rows_do_not_depend_on_workers(text, loader, workers):
     config, data = text
-    few = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    few = config.changed(data__workers=workers)
     start = 0 if workers == 2 else 7  # to beyond an epoch
     expected = [batch_hash(global_batch(data, config, update)) for update in range(start, 150)]
     found = [batch_hash(batch) for batch in loader.train_batches(data, few, start)]
@@ -172,7 +171,7 @@ class Measured:
 
     def batches(self, data, start, stop):
         """As many as the loop wants."""
-        yield from (np.zeros((1, 2), np.int32) for _ in range(start, stop))
+        yield from (windows(np.zeros((1, 2), np.int32)) for _ in range(start, stop))
 
     @torch.no_grad()
     def gradients(self, batch, update, loss_scale):
@@ -183,7 +182,7 @@ class Measured:
                 parameter.zero_()
                 parameter.grad = self.ones[name].clone()
         else:
-            self.stack.params, self.stack.grads = jax.tree.map(jnp.asarray, self.zeros), self.ones
+            self.stack.params, self.stack.last_gradients = jax.tree.map(jnp.asarray, self.zeros), self.ones
         return 1.0, float("nan") if update == self.skipped else 1.0
 
     def apply(self, lr, factor, applied):
@@ -202,7 +201,7 @@ def test_learning_rate_that_each_optimizer_really_takes(kind, measured, tmp_path
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
     monkeypatch.setattr(Loop, "save", lambda self, *args, **options: None)
     schedule = pair.config.schedule.model_copy(update={"kind": kind, "warmup_updates": 7, "horizon": 60})
-    config = until(pair.config.model_copy(update={"schedule": schedule}), 63)
+    config = pair.config.changed(schedule=schedule, train__updates=63)
     expected = [learning_rate(config, update) for update in range(63)]
     pair.reset(pair.start)
     for stack in pair.stacks:
@@ -230,7 +229,7 @@ def test_a_checkpoint_goes_there_and_back(dtype, variant, tmp_path):
     """Torch's state to files, into JAX, to files, into torch: parameters and moments bit for bit, and the progress."""
     attention = "plain" if dtype == "float64" else "auto"  # the configs of other tests, whose pairs are compiled
     pair = shared(make_config(VARIANTS[variant], precision__compute=dtype, execution__attention=attention))
-    pair.reset(scrambled(pair.config))
+    pair.reset(perturbed(pair.config))
     for update, batch in enumerate(batches(pair.config, 2)):
         _, norm = pair.torch.gradients(batch, update, 1.0)
         pair.torch.apply(1e-3, clip_factor(norm, pair.config.optimizer.clip), update)
@@ -268,7 +267,7 @@ def test_decay_reaches_what_the_table_says_and_nothing_else(variant):
     before = pair.torch.export()["parameters"]
     for parameter in pair.torch.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    pair.jax.grads = jax.tree.map(jnp.zeros_like, pair.jax.params)
+    pair.jax.last_gradients = jax.tree.map(jnp.zeros_like, pair.jax.params)
     for stack in pair.stacks:
         stack.apply(0.1, 1.0, 0)
     for name, state in zip(("torch", "jax"), pair.states(), strict=True):

@@ -18,6 +18,7 @@ import jaxtrain.model
 import torchtrain.layers
 import torchtrain.model
 from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
+from coretrain.data.batch import windows
 from parity.errors import nrel
 from parity.gates import CACHE, SAMPLES
 from parity.outcomes import hold
@@ -26,7 +27,7 @@ from parity.pair import (
     VARIANTS,
     jax_logits,
     make_config,
-    scrambled,
+    perturbed,
     shared,
     torch_logits,
 )
@@ -42,7 +43,7 @@ NEW = 12
 def pair(request):
     """Both stacks, dropout among the config's switches: generation must not apply it."""
     pair = shared(make_config(VARIANTS[request.param]))
-    pair.reset(scrambled(pair.config))
+    pair.reset(perturbed(pair.config))
     return pair
 
 
@@ -64,7 +65,7 @@ def plain_torch(stack, tokens):
 
 def plain_jax(stack, tokens):
     """Logits without dropout."""
-    return np.asarray(_plain(stack.graph, stack.params, tokens))
+    return np.asarray(_plain(*nnx.split(stack.whole_model()), tokens))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,14 +117,16 @@ def test_logits_out_of_the_cache(pair):
     torch_cache = torchtrain.layers.Cache(torch.from_numpy(empty), torch.from_numpy(empty.copy()))
     jax_cache = jaxtrain.layers.Cache(jnp.array(empty), jnp.array(empty))
     inputs, positions, at = padded.tokens, padded.positions, 0
-    cast = jaxtrain.decode.cast_once(nnx.merge(pair.jax.graph, pair.jax.params))
+    cast = jaxtrain.decode.cast_once(pair.jax.whole_model())
     for _ in range(3):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         with torch.no_grad():
             parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
-            hidden, torch_cache = pair.torch.model.step(*parts, torch_cache, at)
+            hidden, torch_cache = pair.torch.model.decode(*parts, torch_cache, at)
             ours = pair.torch.model.logits(hidden[:, -1]).numpy()
-        theirs, jax_cache = jaxtrain.decode._step(pair.jax.graph, *cast, inputs, positions, mask, jax_cache, at)
+        theirs, jax_cache = jaxtrain.decode._step(
+            pair.jax.programs.graph, *cast, inputs, positions, mask, jax_cache, at
+        )
         theirs = np.asarray(theirs)
         for row, known in enumerate(ids):
             whole = plain_torch(pair.torch, np.array([known], np.int32))[0, -1]
@@ -141,8 +144,8 @@ def test_logits_out_of_the_cache(pair):
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_a_prompt_of_500_tokens(variant, stack):
     """Logits with the cache against torch's whole forward passes: a position that is off shows far out."""
-    seen = [unmutated(side, "far", variant, "scrambled") for side in (stack, "torch")]
-    hold(CACHE, PROBES["far"].judge(*seen, variant, "scrambled")[CACHE], f"{stack}, 500 tokens, {variant}")
+    seen = [unmutated(side, "far", variant, "perturbed") for side in (stack, "torch")]
+    hold(CACHE, PROBES["far"].judge(*seen, variant, "perturbed")[CACHE], f"{stack}, 500 tokens, {variant}")
 
 
 def test_dropout_is_for_training_only(pair):
@@ -151,7 +154,7 @@ def test_dropout_is_for_training_only(pair):
         assert nrel(torch_logits(pair.torch, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
         assert nrel(jax_logits(pair.jax, tokens, 0), plain_torch(pair.torch, tokens)) > 1e-3
     batch = np.arange(4 * 41, dtype=np.int32).reshape(4, 41)
-    ours, theirs = (stack.evaluate(batch) for stack in pair.stacks)
+    ours, theirs = (stack.evaluate(windows(batch)) for stack in pair.stacks)
     logits = plain_torch(pair.torch, batch[:, :-1])
     shifted = logits - logits.max(-1, keepdims=True)
     own = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, batch[:, 1:, None].astype(int), -1)[..., 0]

@@ -18,6 +18,7 @@ from coretrain.contract.health import HealthMonitor
 from coretrain.contract.parameters import parameter_table, to_jax_tree
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch
 from parity.errors import (
     displacement,
     largest_error,
@@ -63,7 +64,7 @@ def pair(request):
 def test_one_update(pair, state):
     pair.reset(WEIGHTS[state](pair.config))
     batch = batches(pair.config, 1)[0]
-    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 3)), f"{state} weights")
+    hold(LOGITS, nrel(*pair.logits(batch.tokens, 3)), f"{state} weights")
     (ours, our_norm), (theirs, their_norm) = pair.gradients(batch, 3)
     hold(LOSS, abs(ours - theirs), f"{state} weights")
     hold(NORM, abs(our_norm - their_norm) / their_norm, f"{state} weights")
@@ -71,11 +72,11 @@ def test_one_update(pair, state):
     for stack, norm, gradients in zip(pair.stacks, (our_norm, their_norm), pair.gradient_tensors(), strict=True):
         clipped = clipped_by_torch(gradients, limit)
         hold(CLIP, abs(clip_factor(norm, limit) * norm - clipped) / clipped, f"{stack.name}, {state} weights")
-    error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
+    error, name = worst_tensor(*pair.gradient_tensors(), pair.excluded)
     hold(GRADIENTS, error, f"{name}, {state} weights")
     assert our_norm > pair.config.optimizer.clip, "the clip must be at work in this test"
     pair.apply(0, (our_norm, their_norm))
-    error, name = largest_error(pair.states(), pair.start, pair.apart)
+    error, name = largest_error(pair.states(), pair.start, pair.excluded)
     hold(UPDATE, error, f"{name}, {state} weights")
 
 
@@ -90,7 +91,7 @@ def test_two_hundred_updates(pair):
 
     From update SWAP on each goes on from what the other had, as a run does that is resumed in the other stack.
     """
-    pair.reset(WEIGHTS["scrambled"](pair.config))
+    pair.reset(WEIGHTS["perturbed"](pair.config))
     # unseen data is 39 sigma or more above the window by then, what has been seen at most 6
     policy = pair.config.health.model_copy(update={"spike": "skip", "window": 32, "spike_sigma": 12.0})
     monitors = HealthMonitor(policy), HealthMonitor(policy)
@@ -115,13 +116,13 @@ def test_two_hundred_updates(pair):
                 stack.apply(rate, clip_factor(norm, pair.config.optimizer.clip), applied)
             applied += 1
         if update + 1 == SWAP:
-            hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
+            hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.excluded))
             for stack, state in zip(pair.stacks, reversed(pair.states()), strict=True):
                 stack.adopt(state, applied)
     window = list(monitors[0].losses), list(monitors[0].norms)
     hold(HEALTH, int(window != (losses[-32:], norms[-32:])), "torch's window: the last applied updates")
     assert losses[-1] < losses[0] - 0.5, "it must have learned something, or equality proves nothing"
-    hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.apart))
+    hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.excluded))
 
 
 @pytest.mark.parametrize("variant", BASIC)
@@ -132,9 +133,9 @@ def test_a_row_of_500_tokens(variant):
     )
     pair = make_pair(config)
     batch = batches(config, 2)[1]
-    hold(LOGITS, nrel(*pair.logits(batch[:, :-1], 0)), f"500 tokens, {variant}")
+    hold(LOGITS, nrel(*pair.logits(batch.tokens, 0)), f"500 tokens, {variant}")
     pair.gradients(batch, 0)
-    error, name = worst_tensor(*pair.gradient_tensors(), pair.apart)
+    error, name = worst_tensor(*pair.gradient_tensors(), pair.excluded)
     hold(GRADIENTS, error, f"{name}, 500 tokens, {variant}")
 
 
@@ -142,31 +143,17 @@ def test_a_row_of_500_tokens(variant):
 def test_rows_without_a_target(variant):
     """A row whose labels are all ignored, one with a single target, and ids at both ends of the vocabulary."""
     pair = shared(make_config(VARIANTS[variant]))
-    pair.reset(WEIGHTS["scrambled"](pair.config))
+    pair.reset(WEIGHTS["perturbed"](pair.config))
     batch = batches(pair.config, 1)[0]
-    tokens, labels = batch[:, :-1].copy(), batch[:, 1:].copy()
+    tokens, labels = batch.tokens.copy(), batch.labels.copy()
     tokens[1, :4] = 0, 0, pair.config.model.vocabulary - 1, pair.config.model.vocabulary - 1
     labels[0] = -100
     labels[1, 1:], labels[1, 0] = -100, pair.config.model.vocabulary - 1
-    dropout = pair.torch._dropout(3, len(batch))
-    scale = 1 / torch.tensor(float((labels != -100).sum()), dtype=torch.float64)
-    pair.torch.model.zero_grad(set_to_none=True)
-    ours, size = 0.0, pair.config.micro_batch
-    for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
-        part = dropout and torchtrain.layers.Dropout(dropout.keys, dropout.rows[rows])
-        ids = (torch.from_numpy(x[rows]).long() for x in (tokens, labels))
-        loss = pair.torch.micro_loss(*ids, scale, part)
-        loss.backward()
-        ours += loss.item()
-    one = np.float64(1)
-    theirs, _, pair.jax.grads = pair.jax._gradients(
-        pair.jax.params, tokens, labels, one, pair.jax._dropout(3, len(batch))
-    )
-    hold(LOSS, abs(ours - float(theirs)), f"rows without a target, {variant}")
+    (ours, _), (theirs, _) = pair.gradients(Batch(tokens, labels), 3)
+    hold(LOSS, abs(ours - theirs), f"rows without a target, {variant}")
     first, second = pair.gradient_tensors()
     assert all(np.isfinite(g).all() for g in (*first.values(), *second.values()))
-    error, name = worst_tensor(first, second, pair.apart)
+    error, name = worst_tensor(first, second, pair.excluded)
     hold(GRADIENTS, error, f"{name}, rows without a target, {variant}")
 
 
@@ -174,8 +161,8 @@ def test_a_batch_without_a_target():
     """By the contract its loss and all its gradients are zero, in both: a division by no targets made NaN of them."""
     pair = make_pair(make_config(VARIANTS["llama-like"], model__context=1, model__layers=1))
     batch = batches(pair.config, 1)[0]
-    assert (batch[:, 1:] >= 0).any(), "the judge's own batches have targets, also at a context of 1"
-    batch[:, -1] = -100
+    assert batch.targets, "the judge's own batches have targets, also at a context of 1"
+    batch.labels[:, -1] = -100
     for seen, gradients in zip(pair.gradients(batch, 0), pair.gradient_tensors(), strict=True):
         hold(LOSS, abs(seen[0]), "no target")
         hold(NORM, seen[1], "no target")
@@ -186,9 +173,9 @@ def test_a_key_bias_has_no_gradient_but_rounding():
     """With learned positions; it is left out of the other gates, and this is what is left to say of it."""
     pair = make_pair(make_config(VARIANTS["gpt2-like"]))
     pair.gradients(batches(pair.config, 1)[0], 0)
-    assert len(pair.apart) == 2
+    assert len(pair.excluded) == 2
     for gradients in pair.gradient_tensors():
-        for key in pair.apart:
+        for key in pair.excluded:
             query = gradients[key.replace(".k.", ".q.")]
             hold(KEY_BIAS, float(np.linalg.norm(gradients[key]) / np.linalg.norm(query)), key)
 
@@ -243,13 +230,13 @@ def _fed(name, dtype, decay):
         _like(pair.jax.params, to_jax_tree(config.model, d, config.execution.vocab_multiple), dtype) for d in kinds
     ]
     for update in range(200):
-        pair.jax.grads = trees[update % 7]
+        pair.jax.last_gradients = trees[update % 7]
         for row_name, parameter in pair.torch.model.named_parameters():
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad[: len(kinds[update % 7][row_name])] = torch.from_numpy(kinds[update % 7][row_name])
         norms = [
             torchtrain.optimizer.global_norm(p.grad for p in pair.torch.model.parameters()).item(),
-            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.grads))),
+            float(jaxtrain.optimizer.global_norm(jax.tree.leaves(pair.jax.last_gradients))),
         ]
         limit = norms[0] * CLIPS[update % len(CLIPS)]
         for stack, norm in zip(pair.stacks, norms, strict=True):

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ import torch
 
 import jaxtrain.attention
 import torchtrain.attention
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
+from jaxtrain.step import dropout_masks
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.errors import mismatches, nrel, worst_tensor
 from parity.gates import COMPILED, SPLIT, X64
@@ -33,23 +37,26 @@ from parity.pair import (
     jax_gradients,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
     shared,
     torch_gradients,
 )
 from parity.probes import sides
 from torchtrain.trainer import Trainer as TorchTrainer
 
-STACKS = {"torch": (TorchTrainer, torch_gradients), "jax": (JaxTrainer, jax_gradients)}
+STACKS: dict[str, tuple[Callable[[RunConfig, Tensors], Any], Callable[[Any], Tensors]]] = {
+    "torch": (TorchTrainer, torch_gradients),
+    "jax": (JaxTrainer, jax_gradients),
+}
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):
-    """(loss, norm, gradients) of the first batch, with scrambled weights; `quick`: JAX's compiled in a hurry."""
+    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled in a hurry."""
     make, tensors = STACKS[stack]
     trainer = (
-        sides.make(sides.SIDES[stack], config, scrambled(config), frozenset())
+        sides.make(sides.SIDES[stack], config, perturbed(config), frozenset())
         if quick
-        else make(config, scrambled(config))
+        else make(config, perturbed(config))
     )
     loss, norm = trainer.gradients(batches(config, 1)[0], 5, 1.0)
     return loss, norm, tensors(trainer)
@@ -113,9 +120,10 @@ def program(config: RunConfig) -> tuple[str, str]:
     """What JAX and what torch make of a config, as far as it can be told without running it."""
     trainer, batch = JaxTrainer(config), batches(config, 1)[0]
     one = np.float64(1)
-    gradients = (trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(3, len(batch)))
-    step = (trainer.params, trainer.forms["moments"], trainer.params, one, one, (one, one))
-    traced = [jax.make_jaxpr(f)(*given) for f, given in ((trainer._gradients, gradients), (trainer._step, step))]
+    made = trainer.programs
+    gradients = (trainer.params, trainer.frozen, batch, one, dropout_masks(config, 3, len(batch)))
+    step = (trainer.params, made.moments, trainer.params, one, one, (one, one))
+    traced = [jax.make_jaxpr(f)(*given) for f, given in ((made.gradients, gradients), (made.step, step))]
     ours = TorchTrainer(config)
     in_torch = (ours.config.model, ours.config.optimizer, ours.config.micro_batch, ours.kernel.name, ours.model.policy)
     return re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, traced))), str(in_torch)
@@ -136,16 +144,17 @@ import sys
 import jax
 import numpy as np
 from coretrain.config.load import config_from_json
+from coretrain.data.batch import Batch
 from jaxtrain.model import canonical_tensors
 from jaxtrain.trainer import Trainer
 
 config = config_from_json(open(sys.argv[1]).read())
 weights = dict(np.load(sys.argv[2]))
-batch = weights.pop("batch")
+batch = Batch(weights.pop("tokens"), weights.pop("labels"))
 trainer = Trainer(config, weights)
 loss, norm = trainer.gradients(batch, 3, 1.0)
 assert not jax.config.jax_enable_x64 and jax.numpy.zeros(1).dtype == "float32"
-found = {"loss": loss, "norm": norm, **canonical_tensors(config, trainer.grads)}
+found = {"loss": loss, "norm": norm, **canonical_tensors(config, trainer.last_gradients)}
 trainer.apply(1e-3, 0.3, 0)
 for group, tensors in trainer.export().items():
     found |= {f"{group}/{name}": value for name, value in tensors.items()}
@@ -158,14 +167,15 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program."""
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
     pair = shared(config)
-    pair.reset(scrambled(config))
+    pair.reset(perturbed(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
     pair.jax.apply(1e-3, 0.3, 0)
     for group, tensors in pair.jax.export().items():
         expected |= {f"{group}/{name}": value for name, value in tensors.items()}
     (tmp_path / "config.json").write_text(config.to_json())
-    np.savez(tmp_path / "given.npz", **pair.start, batch=batches(config, 1)[0])
+    batch = batches(config, 1)[0]
+    np.savez(tmp_path / "given.npz", **pair.start, tokens=batch.tokens, labels=batch.labels)
     files = [str(tmp_path / name) for name in ("config.json", "given.npz", "found.npz")]
     command = [sys.executable, "-c", WITHOUT_X64, *files]
     root = str(Path(__file__).resolve().parents[2])
@@ -190,7 +200,7 @@ def test_compiled_torch(form):
         execution__loss_chunk=1000,
     )
     loss, _, expected = gradients_of("torch", config)
-    compiled = config.model_copy(update={"execution": config.execution.model_copy(update={"compile": "on"})})
+    compiled = config.changed(execution__compile="on")
     other_loss, _, found = gradients_of("torch", compiled)
     assert abs(loss - other_loss) < 1e-5  # a few float32 roundings of a number near 6: 5e-7 each
     hold(COMPILED, *worst_tensor(found, expected, noise_only(config)))

@@ -52,7 +52,14 @@ def _sweep() -> list[Case]:
         axes = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": context}
         axes = {axis: size for axis, size in axes.items() if size > 1}
         cases += [(GPT, axes, None)] if tensor == 8 else [(GPT, axes, None), (LLAMA, axes, None)]
-    stages = ({}, {"data": 2}, {"fsdp": 2}, {"tensor": 2}, {"context": 2}, {"fsdp": 2, "tensor": 2})
+    stages: tuple[dict[str, int], ...] = (
+        {},
+        {"data": 2},
+        {"fsdp": 2},
+        {"tensor": 2},
+        {"context": 2},
+        {"fsdp": 2, "tensor": 2},
+    )
     return cases + [(LLAMA, {"pipeline": 2, **axes}, None) for axes in stages]
 
 

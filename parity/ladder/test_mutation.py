@@ -103,8 +103,8 @@ def test_the_localizer_finds_the_tap():
 def test_each_stack_resumes_from_its_own_checkpoint(side):
     """Two updates, a checkpoint, a new trainer and two more, against four in one go in the other stack."""
     other = "jax" if side == "torch" else "torch"
-    seen = [unmutated(s, "resume", "llama-like", "scrambled") for s in (side, other)]
-    for gate, error in PROBES["resume"].judge(*seen, "llama-like", "scrambled").items():
+    seen = [unmutated(s, "resume", "llama-like", "perturbed") for s in (side, other)]
+    for gate, error in PROBES["resume"].judge(*seen, "llama-like", "perturbed").items():
         hold(gate, error, f"{side}, resumed")
 
 
@@ -141,7 +141,7 @@ def test_every_gate_has_convicted():
 
 @pytest.mark.whole
 def test_bugs_that_only_scrambled_weights_show():
-    """Why the weights are scrambled: at the start every bias is zero, and leaving one out changes no logit."""
+    """Why the weights are perturbed: at the start every bias is zero, and leaving one out changes no logit."""
     by_id = {mutant.id: mutant for mutant in MUTANTS}
     rows = [dict(row) for row in MATRIX]
     initial = type(bug := by_id["torch: value bias dropped"])(**(vars(bug) | {"state": "initial"}))

@@ -27,7 +27,7 @@ from parity.pair import (
     jax_logits,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
     shared,
     torch_gradients,
     torch_logits,
@@ -45,10 +45,10 @@ PASSES = {"TF32": 10, "bfloat16": 7}
 def reference(variant):
     """(weights, float64 logits and gradients of torch on the CPU)."""
     pair = shared(make_config(VARIANTS[variant]))
-    pair.reset(scrambled(pair.config))
+    pair.reset(perturbed(pair.config))
     batch = batches(pair.config, 1)[0]
     pair.torch.gradients(batch, 3, 1.0)
-    return pair.start, torch_logits(pair.torch, batch[:, :-1], 3), torch_gradients(pair.torch)
+    return pair.start, torch_logits(pair.torch, batch.tokens, 3), torch_gradients(pair.torch)
 
 
 def config_of(variant, dtype, device="cpu", fast=False):
@@ -85,7 +85,7 @@ def errors(trainer, logits, gradients, variant, scale=1.0):
     trainer.gradients(batch, 3, scale)
     found = {name: g.astype(np.float64) / scale for name, g in gradients(trainer).items()}
     worst, name = worst_tensor(found, exact_gradients, noise_only(trainer.config))
-    return nrel(logits(trainer, batch[:, :-1], 3), exact_logits), worst, name
+    return nrel(logits(trainer, batch.tokens, 3), exact_logits), worst, name
 
 
 @pytest.mark.parametrize("variant", BASIC)
@@ -112,8 +112,8 @@ def test_within_its_budget(variant, dtype, device):
 def test_the_loss_scale_keeps_small_gradients(stack):
     """With a head so small that most gradients are below float16's 6e-8 at a scale of 1: floor 1.6e-3, lost 9.6e-2."""
     probe, gate = PROBES["budget of float16"], budget("cpu", "float16", "gradient")
-    seen = unmutated(stack, "budget of float16", "llama-like", "faint")
-    hold(gate, probe.judge(seen, seen, "llama-like", "faint")[gate], f"{stack}, small gradients")
+    seen = unmutated(stack, "budget of float16", "llama-like", "tiny head")
+    hold(gate, probe.judge(seen, seen, "llama-like", "tiny head")[gate], f"{stack}, small gradients")
 
 
 class _Passes(TorchDispatchMode):

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.checkpoint.interchange import load_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.schedule import clip_factor, learning_rate
@@ -107,7 +107,7 @@ def distance(case, ours, theirs):
     errors["evaluation"] = abs(result["value"] / expected["value"] - 1)
     keys = frozenset(name for name in right["parameters"] if name.endswith("k.bias"))  # noise: see parity.pair
     config = case.config()
-    start = {row.name: weights(config)[row.name] for row in trained_table(config)}
+    start = {row.name: weights(config)[row.name] for row in trainable_parameters(config)}
     error, name = largest_error((state, right), start, keys if "model.norm" not in case.fields else ())
     errors[name] = error
     worst = max(errors, key=lambda key: np.inf if np.isnan(errors[key]) else errors[key])

@@ -2,8 +2,7 @@
 
     python -m parity.localize                           # both stacks on the preset `tiny`, shrunk
     python -m parity.localize gpt2-124m --layers 3 --width 96 --optimizer.beta2 0.999
-    python -m parity.localize runs/torch runs/jax       # where two runs part: data, schedule, rounding or algorithm,
-                                                        # between which checkpoints, and the replay from the last good
+    python -m parity.localize runs/torch runs/jax       # where two runs part and why, and the replay of that interval
     python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
 
 A table and a verdict on the terminal; the picture, the text and the inputs in `--output` (default runs/localize-TIME).
@@ -17,9 +16,9 @@ beside this file is an example.
     report.show()
     report.save(Path("runs/mine"))
 
-Both are run in float64, which decides whether there's a bug, on their own (free) and with JAX seated on torch's values,
-where only the segment that makes an error shows it; then backward the same way; and where nothing parts, in float32
-against the noise of the other framework.
+Both are run in float64, which decides whether there's a bug, on their own (free) and with JAX teacher-forced
+on torch's values, where only the segment that makes an error shows it; then backward the same way; and where nothing
+parts, in float32 against the noise of the other framework.
 """
 
 from parity.localize.pairs import compare, localize, localize_module

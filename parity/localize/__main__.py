@@ -1,5 +1,7 @@
 """`python -m parity.localize`: see the package's own text."""
 
+from coretrain.base.errors import exits_cleanly
 from parity.localize.command import main
 
-main()
+if __name__ == "__main__":
+    exits_cleanly(main)()

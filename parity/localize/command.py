@@ -15,14 +15,19 @@ import numpy as np
 import torch
 
 import parity.localize
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.arrays import Tensors
+from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
-from parity.localize.pairs import Tensors
+from coretrain.data.batch import Batch, windows
 from parity.localize.replay import localize_runs
 from parity.localize.search import UPDATES, localize_config
 from parity.pair import batches
+
+PROGRAM = "python -m parity.localize"
+OPTIONS = ("layers", "width", "output", "inputs")
+"""Beside the config's fields."""
 
 
 def shrunk(
@@ -40,7 +45,10 @@ def shrunk(
     heads = m.heads if "model.heads" in given else heads
     width = width or (m.width if "model.width" in given else min(m.width, 16 * heads))
     if width % heads:
-        raise UserError(f"--width {width} is no multiple of the {heads} heads: choose one that is")
+        raise UserError(
+            "parity/width-not-heads-multiple",
+            f"--width {width} is no multiple of the {heads} heads: choose one that is",
+        )
     accumulation = min(config.train.accumulation, 2)
     small = {
         "model.layers": layers or min(m.layers, 2),
@@ -68,7 +76,7 @@ def shrunk(
     return load_config(name, [*fields, *overrides, *exact]), below
 
 
-def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.ndarray], list[np.ndarray]]]:
+def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Batch], list[Batch]]]:
     """Weights, and batches of which the first is the saved one."""
     give = "give a localize.npz of an earlier call"
     try:
@@ -77,19 +85,34 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.
             raise ValueError("it is a single array")
         with file:
             weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
-            batch = file["batch"]
+            whole = "batch" in file  # as saved before there were labels of their own
+            batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"--inputs {path} can't be read ({error}): {give}") from None
+        raise UserError("parity/inputs-unreadable", f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:
-            raise UserError(f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from")
+            raise UserError(
+                "parity/inputs-model-differs",
+                f"--inputs {path} is of another model ({row.name}): repeat the command that it comes from",
+            )
     m = config.model
-    if batch.ndim != 2 or not np.issubdtype(batch.dtype, np.integer) or not 2 <= batch.shape[1] <= m.context + 1:
-        raise UserError(f"--inputs {path}: its batch isn't rows of 2 to {m.context + 1} token ids; {give}")
+    tokens, labels = batch.tokens, batch.labels
+    rows = tokens.ndim == 2 and tokens.shape == labels.shape and 1 <= tokens.shape[1] <= m.context
+    if not rows or not all(np.issubdtype(array.dtype, np.integer) for array in (tokens, labels)):
+        raise UserError(
+            "parity/inputs-rows-wrong",
+            f"--inputs {path}: its batch isn't rows of 1 to {m.context} token ids and labels; {give}",
+        )
     if len(batch) % config.train.accumulation or not len(batch):
-        raise UserError(f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}")
-    if batch[:, :-1].min() < 0 or batch.max() >= m.vocabulary or batch[:, -1].min() < -100:
-        raise UserError(f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}")
+        raise UserError(
+            "parity/inputs-rows-not-divisible",
+            f"--inputs {path}: {len(batch)} rows don't split into {config.train.accumulation}; {give}",
+        )
+    if tokens.min() < 0 or labels.min() < -100 or max(tokens.max(), labels.max()) >= m.vocabulary:
+        raise UserError(
+            "parity/inputs-outside-vocabulary",
+            f"--inputs {path}: its batch has ids outside of 0 to {m.vocabulary - 1}; {give}",
+        )
     made = [batch, *batches(config, UPDATES)[1:]]
     return weights, (made, made)
 
@@ -97,15 +120,15 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[np.
 def _check_place(folder: Path) -> None:
     """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
     if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
-        raise UserError(f"--output {folder} is a file, or lies in one: name a folder")
+        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
 
 
-@exits_cleanly
-def main() -> int:
-    """0 where nothing parts, 1 where something does, 2 for a user's error."""
-    words, places, options, overrides = sys.argv[1:], [], {}, []
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """0 where nothing parts, 1 where something does. `program` is what was typed, as the line that repeats it says."""
+    typed = sys.argv[1:] if argv is None else argv
+    words, places, options, overrides = list(typed), [], {}, []
     if any(word in ("-h", "--help") for word in words):
-        print(parity.localize.__doc__)
+        print((parity.localize.__doc__ or "").replace(PROGRAM, program))
         return 0
     while words:
         word = words.pop(0)
@@ -115,27 +138,36 @@ def main() -> int:
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not words:
-                raise UserError(f"--{key} has no value: give one after it, as in --layers 2")
+                raise UserError(
+                    "parity/option-without-value", f"--{key} has no value: give one after it, as in --layers 2"
+                )
             value = words.pop(0)
-        if key in ("layers", "width", "output", "inputs"):
+        if key in OPTIONS:
             options[key] = value
         else:
             overrides.append((key, value))
     folder = Path(options.get("output") or Path("runs") / time.strftime("localize-%Y%m%d-%H%M%S"))
     if len(places) > 2:
-        raise UserError(f"{len(places)} names are given: give a config, or the folders of two runs")
+        raise UserError(
+            "parity/too-many-names",
+            f"{len(places)} names are given: give a config, or the folders of two runs",
+        )
     if len(places) == 2:
         if overrides or options.keys() - {"output"}:
             raise UserError(
-                "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out"
+                "parity/fields-with-two-runs",
+                "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out",
             )
         _check_place(folder)
         report = localize_runs(Path(places[0]), Path(places[1]))
-        report.reproduce = f"python -m parity.localize {places[0]} {places[1]}"
+        report.reproduce = f"{program} {places[0]} {places[1]}"
     else:
         for key in ("layers", "width"):
             if key in options and not (options[key].isdecimal() and int(options[key])):
-                raise UserError(f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2")
+                raise UserError(
+                    "parity/option-not-positive",
+                    f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2",
+                )
         jax.config.update("jax_enable_x64", True)
         torch.set_num_threads(min(torch.get_num_threads(), 4))  # the models are so small that more cost more
         name = places[0] if places else None
@@ -146,18 +178,18 @@ def main() -> int:
             given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
         _check_place(folder)
         report = localize_config(config, below=below, **given)
-        report.reproduce = _command(sys.argv[1:], folder)
+        report.reproduce = _command(typed, folder, program)
     report.save(folder)
     report.show()
     print(f"{folder}: localize.png, localize.txt, localize.npz")
     return int(report.verdict.kind != "same")
 
 
-def _command(words: list[str], folder: Path) -> str:
+def _command(words: Sequence[str], folder: Path, program: str) -> str:
     kept, skip = [], False
     for word in words:
         if skip or word.split("=")[0] in ("--output", "--inputs"):
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    return " ".join(["python -m parity.localize", *kept, "--inputs", str(folder / "localize.npz")])
+    return " ".join([program, *kept, "--inputs", str(folder / "localize.npz")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,9 @@ def jax_block(hidden_states, attention_mask, exact_gelu=True, **w):
 
 def example(exact_gelu: bool = True) -> Report:
     """The report on the pair; with `exact_gelu=False` there's no mistake in it."""
-    block = GPT2Block(GPT2Config(n_embd=32, n_head=4, n_layer=1, attn_implementation="eager"), layer_idx=0).eval()
+    eager: Any = {"attn_implementation": "eager"}  # which its signature hides among **kwargs
+    config = GPT2Config(n_embd=32, n_head=4, n_layer=1, **eager)
+    block = GPT2Block(config, layer_idx=0).eval()
     x, mask = np.random.default_rng(0).standard_normal((2, 16, 32)), np.triu(np.full((16, 16), -1e9), 1)[None, None]
     taps = "ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj"
     theirs = functools.partial(jax_block, exact_gelu=exact_gelu)

@@ -34,8 +34,10 @@ def judge(rows: Sequence[Row], precision: str = "float64") -> Verdict:
     if first.stage == "cotangent":
         sentence += "; the values agree: the fault is in the backward pass between the two"
     sentence += ". "
-    if first.seated is not None and others and first.stage in ("forward", "cotangent"):
-        sentence += f"The same seated error in {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}. "
+    if first.teacher_forced is not None and others and first.stage in ("forward", "cotangent"):
+        sentence += (
+            f"The same teacher-forced error in {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}. "
+        )
     kind = "schedule" if first.name == "learning rate" else "data" if first.stage == "data" else "algorithm"
     error = first.error if np.isfinite(first.error) else float("inf")
     hint = size_hint(error) if precision == "float64" and kind == "algorithm" else ""

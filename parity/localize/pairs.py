@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.contract.taps import tap
 from parity.localize.judge import judge
@@ -31,7 +32,6 @@ from parity.localize.rows import (
 )
 from parity.localize.show import Report
 
-Tensors = Mapping[str, np.ndarray]
 ALWAYS = {"output", LOSS}
 """Taps that `localize` itself puts on both sides."""
 
@@ -39,7 +39,7 @@ ALWAYS = {"output", LOSS}
 def compare(torch_tensors: Tensors, jax_tensors: Tensors, cap: float = FORWARD, title: str = "compare") -> Report:
     """The verdict on tensors recorded by any means, by name in the order of the computation."""
     if not torch_tensors and not jax_tensors:
-        raise UserError("compare has no tensors on either side: record some first")
+        raise UserError("parity/nothing-to-compare", "compare has no tensors on either side: record some first")
     rows = [replace(row, cap=cap) for row in tap_rows(Record(dict(torch_tensors)), Record(dict(jax_tensors)), None)]
     verdict = judge(rows)
     return Report(title, rows, verdict, evidence_of(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
@@ -53,7 +53,7 @@ def localize(
     title: str = "localize",
     float32: bool = True,
 ) -> Report:
-    """Run both on the same named arrays, free and seated, forward and backward; see the module's own text.
+    """Run both on the same named arrays, free and teacher-forced, forward and backward; see the module's own text.
 
     Each function takes the inputs by name, as tensors of its framework, and returns one array, of which a fixed random
     projection is differentiated with respect to the inputs in `differentiate` (default: all floating ones). Floating
@@ -63,7 +63,7 @@ def localize(
     wanted = [name for name, value in inputs.items() if np.issubdtype(value.dtype, np.floating)]
     wanted = wanted if differentiate is None else list(differentiate)
 
-    def run(dtype: str, seated: bool) -> tuple[Record, Record, Record | None, Tensors, Tensors]:
+    def run(dtype: str, teacher_forced: bool) -> tuple[Record, Record, Record | None, Tensors, Tensors]:
         cast = {
             name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
             for name, value in inputs.items()
@@ -84,17 +84,18 @@ def localize(
         theirs, gradients = recorder(*arguments)
         if ours.values.keys() - ALWAYS and not theirs.values.keys() - ALWAYS:
             raise UserError(
+                "parity/jax-without-taps",
                 "torch has taps and JAX has none: call coretrain.contract.taps.tap at the same places of the JAX "
-                "function"
+                "function",
             )
         on_ours = None
-        if seated:
+        if teacher_forced:
             on_ours, gradients = recorder(*arguments, seats=ours)
         torch_gradients = {n: _array(tensors[n].grad, tensors[n]) for n in wanted}
         return ours, theirs, on_ours, torch_gradients, {n: np.asarray(gradients[n]) for n in wanted}
 
-    ours, theirs, seated, our_gradients, their_gradients = run("float64", True)
-    rows = tap_rows(ours, theirs, seated)
+    ours, theirs, teacher_forced, our_gradients, their_gradients = run("float64", True)
+    rows = tap_rows(ours, theirs, teacher_forced)
     rows += tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR)
     verdict = judge(rows)
     if verdict.kind == "same" and float32:
@@ -103,7 +104,7 @@ def localize(
         verdict = judge_rounding(below, narrow[0], narrow[1], "float32") or verdict
         rows = below if verdict.kind != "same" else rows
     evidence = {f"input/{name}": np.asarray(value) for name, value in inputs.items()}
-    return Report(title, rows, verdict, evidence | evidence_of(verdict, ours, seated or theirs))
+    return Report(title, rows, verdict, evidence | evidence_of(verdict, ours, teacher_forced or theirs))
 
 
 def localize_module(
@@ -115,7 +116,7 @@ def localize_module(
 ) -> Report:
     """`localize` for a torch module called with `inputs` by name, the outputs of its submodules `taps` being tapped.
 
-    Its parameters join the inputs under their own names, scrambled: each element by up to 0.2 (seed 0), so that no bias
+    Its parameters join the inputs under their own names, perturbed: each element by up to 0.2 (seed 0), so that no bias
     is zero and no gain one. `options` are those of `localize`.
     """
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Values and cotangents at the taps of a torch and of a JAX computation, each on its own or JAX seated on torch's.
+"""Values and cotangents at the taps of a torch and of a JAX computation, on its own or JAX teacher-forced on torch's.
 
 Seated means: every tap of JAX, once recorded, goes on with torch's value, and so does its cotangent on the way back. An
 error is then seen only in the segment that makes it, not in everything that follows.
@@ -47,7 +47,10 @@ class Names:
         count = self.seen[name]
         self.seen[name] += 1
         if count and "#" not in name:
-            raise UserError(f"the tap {name} is met twice: put # into its name, which is replaced by 0, 1, 2, ...")
+            raise UserError(
+                "parity/tap-met-twice",
+                f"the tap {name} is met twice: put # into its name, which is replaced by 0, 1, 2, ...",
+            )
         return name.replace("#", str(count))
 
 
@@ -121,18 +124,20 @@ def hooked(modules: Mapping[nn.Module, str]) -> Iterator[None]:
 
 
 @jax.custom_vjp
-def _seat(value: Array, seat: Array, cotangent: Array, seated: Array, probe: Array) -> Array:
-    """`value`, or `seat` where seated. The probe's gradient is the cotangent; what goes on to `value` is its seat's."""
-    return jnp.where(seated, seat, value)
+def _seat(value: Array, seat: Array, cotangent: Array, teacher_forced: Array, probe: Array) -> Array:
+    """`value`, or `seat` where forced. The probe's gradient is the cotangent; what goes on to `value` is its seat's."""
+    return jnp.where(teacher_forced, seat, value)
 
 
-def _seat_forward(value: Array, seat: Array, cotangent: Array, seated: Array, probe: Array) -> tuple[Array, Any]:
-    return jnp.where(seated, seat, value), (cotangent, seated)
+def _seat_forward(
+    value: Array, seat: Array, cotangent: Array, teacher_forced: Array, probe: Array
+) -> tuple[Array, Any]:
+    return jnp.where(teacher_forced, seat, value), (cotangent, teacher_forced)
 
 
 def _seat_backward(saved: Any, upstream: Array) -> tuple[Array | None, ...]:
-    cotangent, seated = saved
-    return jnp.where(seated, cotangent, upstream), None, None, None, upstream
+    cotangent, teacher_forced = saved
+    return jnp.where(teacher_forced, cotangent, upstream), None, None, None, upstream
 
 
 _seat.defvjp(_seat_forward, _seat_backward)
@@ -143,7 +148,7 @@ INNER = (
 
 
 class JaxRecorder:
-    """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or seated.
+    """`loss(params, *rest)`, a scalar in JAX that calls `tap` on its way: compiled once, run free or teacher-forced.
 
     Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
     these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
@@ -154,14 +159,14 @@ class JaxRecorder:
         self._compiled = jax.jit(self._run)
 
     def __call__(self, params: Any, *rest: Any, seats: Record | None = None) -> tuple[Record, Any]:
-        """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, seated.
+        """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, teacher-forced.
 
         A tap that torch lacks, or has in another shape, stays free.
         """
         try:
             return self._record(params, rest, seats or Record())
         except jax.errors.UnexpectedTracerError:
-            raise UserError(INNER) from None
+            raise UserError("parity/model-call-failed", INNER) from None
 
     def _record(self, params: Any, rest: tuple[Any, ...], seats: Record) -> tuple[Record, Any]:
         shapes = jax.eval_shape(self._shapes, params, *rest)
@@ -181,13 +186,14 @@ class JaxRecorder:
             params, probes, rest, seat(seats.values), seat(seats.cotangents), flags
         )
         if lost := shapes.keys() ^ values.keys() or shapes.keys() - cotangents.keys():
-            raise UserError(f"{INNER} ({', '.join(sorted(lost))})")
+            raise UserError("parity/run-not-recorded", f"{INNER} ({', '.join(sorted(lost))})")
         record = Record(dtypes={name: str(shapes[name].dtype) for name in values})
         record.values = {name: _widened(value) for name, value in values.items()}
         record.cotangents = {name: _widened(value) for name, value in cotangents.items()}
         # a jitted function's dictionaries come back sorted by name
         order = [name for name in self._order if name in record.values]
-        for part in (record.values, record.cotangents, record.dtypes):
+        parts: tuple[dict[str, Any], ...] = (record.values, record.cotangents, record.dtypes)
+        for part in parts:
             part.update({name: part.pop(name) for name in order})
         return record, gradients
 
@@ -224,7 +230,7 @@ class JaxRecorder:
             self._forget()
             with tapped(see):
                 result = self.loss(params, *rest)
-                # the loss is seated last, and its cotangent is 1 in any case
+                # the loss is teacher-forced last, and its cotangent is 1 in any case
                 values[LOSS] = result
                 return _seat(result, seats[LOSS], jnp.ones_like(result), flags[LOSS], probes[LOSS]), values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
 from coretrain.data.open import open_data
 from coretrain.runs.files import with_own_files
@@ -74,7 +76,8 @@ def _replayed(report: Report, interval: Interval, configs: list[RunConfig], run:
     """`report` with the verdict of the replay, and its rows before the others."""
     jax.config.update("jax_enable_x64", True)
     config, progress = configs[0], Progress()
-    weights, moments = initial_parameters(config.model, config.train.seed), None
+    weights: Tensors = initial_parameters(config.model, config.train.seed)
+    moments: Mapping[str, Tensors] | None = None
     if interval.pair:
         progress = interval.pair[0].progress
         groups = {
@@ -126,16 +129,15 @@ def _small(config: RunConfig, rows: int, precision: str) -> RunConfig:
     return config.model_copy(update=sections)
 
 
-def _batches(config: RunConfig, progress: Progress) -> tuple[list[np.ndarray], bool]:
+def _batches(config: RunConfig, progress: Progress) -> tuple[list[Batch], bool]:
     """(batches, whether they are the run's own): the first rows of the updates that follow the checkpoint."""
     rows = min(config.train.batch_size, MICRO_BATCHES * ROWS)
     left = max(1, min(REPLAYED, config.train.updates - progress.update))
     try:
         data = open_data(config, lambda _: None)
         if progress.data_fingerprint and progress.data_fingerprint != data.fingerprint:
-            raise UserError("the data has changed")
+            raise UserError("parity/data-changed", "the data has changed")
         updates = updates_of(data, config)
-        return [updates.batch(progress.data_index + n)[:rows] for n in range(left)], True
+        return [updates.batch(progress.data_index + n).rows(slice(rows)) for n in range(left)], True
     except (UserError, OSError):
-        train = config.train.model_copy(update={"batch_size": rows})
-        return batches(config.model_copy(update={"train": train}), left), False
+        return batches(config.changed(train__batch_size=rows), left), False

@@ -36,12 +36,12 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One compared quantity: its error with both on their own, and seated (None where there's no such thing)."""
+    """One compared quantity: its error with both on their own (free), and teacher-forced where that can be."""
 
     stage: str
     name: str
     free: float | None
-    seated: float | None
+    teacher_forced: float | None
     cap: float
     floor: float
     parents: tuple[str, ...] = ()
@@ -49,8 +49,8 @@ class Row:
 
     @property
     def error(self) -> float:
-        """The error that decides: seated where it is known."""
-        error = self.seated if self.seated is not None else self.free
+        """The error that decides: teacher-forced where it is known."""
+        error = self.teacher_forced if self.teacher_forced is not None else self.free
         return float("inf") if error is None else error
 
     @property
@@ -99,16 +99,16 @@ def distance(a: np.ndarray | None, b: np.ndarray | None) -> float:
     return nrel(a, b)
 
 
-def tap_rows(torch: Record, free: Record | None, seated: Record | None) -> list[Row]:
+def tap_rows(torch: Record, free: Record | None, forced: Record | None) -> list[Row]:
     """Rows of the taps of torch and JAX: values in order, then cotangents from the last to the first."""
-    names = _merged(torch.values, (free or seated or Record()).values)
+    names = _merged(torch.values, (free or forced or Record()).values)
 
     def error(ours: Mapping[str, np.ndarray], record: Record | None, part: str, name: str) -> float | None:
         return None if record is None else distance(getattr(record, part).get(name), ours.get(name))
 
     rows = [
         Row(
-            "forward", name, error(torch.values, free, "values", name), error(torch.values, seated, "values", name),
+            "forward", name, error(torch.values, free, "values", name), error(torch.values, forced, "values", name),
             FORWARD, FORWARD_FLOOR, torch.parents.get(name, ()),
         )
         for name in names
@@ -123,7 +123,7 @@ def tap_rows(torch: Record, free: Record | None, seated: Record | None) -> list[
         ours = torch.cotangents
         rows.append(
             Row(
-                "cotangent", name, error(ours, free, "cotangents", name), error(ours, seated, "cotangents", name),
+                "cotangent", name, error(ours, free, "cotangents", name), error(ours, forced, "cotangents", name),
                 COTANGENT, COTANGENT_FLOOR, tuple(children.get(name, ())),
             )
         )  # fmt: skip
@@ -147,9 +147,9 @@ def tensor_rows(
     cap: float,
     floor: float,
     apart: Iterable[str] = (),
-    seated: bool = True,
+    forced: bool = True,
 ) -> list[Row]:
-    """Rows of named tensors but those `apart` and those that are noise; `seated`: both were made of the same."""
+    """Rows of named tensors but those `apart` and those that are noise; `forced`: both were made of the same."""
     sizes = {name: float(np.linalg.norm(value)) for name, value in torch.items()}
     others = {name: float(np.linalg.norm(value)) for name, value in jax.items()}
     largest = max(sizes.values(), default=0.0)
@@ -159,5 +159,5 @@ def tensor_rows(
         if name in apart or (noise and sizes[name] > 0):
             continue
         error = distance(jax.get(name), torch.get(name))
-        rows.append(Row(stage, name, None if seated else error, error if seated else None, cap, floor))
+        rows.append(Row(stage, name, None if forced else error, error if forced else None, cap, floor))
     return rows

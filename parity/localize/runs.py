@@ -45,18 +45,19 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
     """What `compare_runs` gives, and the interval; what had to be translated of the runs lies in `scratch`."""
     folders = first, second
     configs = [_config(folder) for folder in folders]
-    journals = [_journal(folder) for folder in folders]
-    common = [update for update in journals[0] if update in journals[1]]
+    journals = ours, theirs = _journal(first), _journal(second)
+    common = [update for update in ours if update in theirs]
     if not common:
-        raise UserError(f"{first} and {second} have no update in common: give two runs that start at the same update")
-    origin = next(
-        (u for u in common if any(_differ(journals[0][u], journals[1][u], key) for key in MEASURED)), common[0]
-    )
-    rows = _rows(common, *journals, _precision(configs), origin)
-    snapshots = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
+        raise UserError(
+            "parity/no-common-update",
+            f"{first} and {second} have no update in common: give two runs that start at the same update",
+        )
+    origin = next((u for u in common if any(_differ(ours[u], theirs[u], key) for key in MEASURED)), common[0])
+    rows = _rows(common, ours, theirs, _precision(configs), origin)
+    one, other = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
     # the state that a loss was computed from is that of the update before it
-    interval = bisect(*snapshots, _precision(configs), common[0], max(common[0], origin - 1))
-    verdict = _verdict(common, *journals, configs, rows, interval)
+    interval = bisect(one, other, _precision(configs), common[0], max(common[0], origin - 1))
+    verdict = _verdict(common, ours, theirs, configs, rows, interval)
     arrays = {"update": np.array(common)}
     for side, journal in zip(SIDES, journals, strict=True):
         arrays |= {
@@ -68,12 +69,18 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} holds no run (no config.json): give the folders of two runs, or one config")
+        raise UserError(
+            "parity/not-a-run",
+            f"{folder} holds no run (no config.json): give the folders of two runs, or one config",
+        )
     try:
         nested = json.loads(config_from_json(path.read_text(encoding="utf-8")).to_json())
     except (ValueError, TypeError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is no run's config ({reason}): give a whole run, or resume it from a copy") from None
+        raise UserError(
+            "parity/run-config-invalid",
+            f"{path} is no run's config ({reason}): give a whole run, or resume it from a copy",
+        ) from None
     return {f"{s}.{k}": v for s, fields in nested.items() if isinstance(fields, dict) for k, v in fields.items()}
 
 
@@ -83,7 +90,9 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't text in UTF-8"
-        raise UserError(f"can't read {path}: {reason}; give the folders of two runs that have begun") from None
+        raise UserError(
+            "parity/run-unreadable", f"can't read {path}: {reason}; give the folders of two runs that have begun"
+        ) from None
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
@@ -91,10 +100,16 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
         except ValueError:
             continue  # a line that a kill cut off
         if not isinstance(row, dict):
-            raise UserError(f"{path} holds a line that is no object ({line[:40]}): it isn't the journal of a run")
+            raise UserError(
+                "parity/journal-line-not-object",
+                f"{path} holds a line that is no object ({line[:40]}): it isn't the journal of a run",
+            )
         if "loss" in row:
             if missing := [key for key in ("update", *JOURNALED) if key not in row]:
-                raise UserError(f"{path} has an update without {missing[0]}: it isn't the journal of a run")
+                raise UserError(
+                    "parity/journal-update-incomplete",
+                    f"{path} has an update without {missing[0]}: it isn't the journal of a run",
+                )
             rows[row["update"]] = row  # after a rollback the later one counts
     return rows
 

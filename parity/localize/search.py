@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from torch import Tensor
 
 import jaxtrain.layers
-import jaxtrain.loss
 import jaxtrain.model
-import jaxtrain.trainer
+import jaxtrain.objective
+import jaxtrain.step
 import torchtrain.layers
-import torchtrain.loss
 import torchtrain.model
-import torchtrain.trainer
+import torchtrain.objective
+import torchtrain.step
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import to_jax_tree
 from coretrain.contract.schedule import clip_factor, learning_rate
-from coretrain.data.order import batch_hash
+from coretrain.data.batch import Batch, batch_hash
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.localize.judge import judge
 from parity.localize.recorders import JaxRecorder, Record, record_torch
@@ -42,74 +42,73 @@ from parity.localize.rows import (
     tensor_rows,
 )
 from parity.localize.show import Report
-from parity.pair import batches, noise_only, scrambled
+from parity.pair import batches, noise_only, perturbed
 from torchtrain.trainer import Trainer as TorchTrainer
 
 UPDATES = 3
 """Updates that are compared: the second has moments, the third has them mixed."""
 STEP_ROUNDING = 8
 """A step may be off by so many roundings of its parameter."""
-Tensors = Mapping[str, np.ndarray]
 
 
 def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
     """The recorder of a JAX trainer's model and loss, layers unrolled; compiled at its first call, then kept."""
     config = stack.config
-    execution = config.execution.model_copy(update={"scan_layers": False, "checkpoint_activations": "none"})
-    unrolled = config.model_copy(update={"execution": execution})
+    unrolled = config.changed(execution__scan_layers=False, execution__checkpoint_activations="none")
     graph, _ = nnx.split(nnx.eval_shape(lambda: jaxtrain.model.GPT(unrolled, stack.kernel.name)))
-    wide = jaxtrain.layers.master_dtype(config)
-    m, chunk = config.model, config.execution.loss_chunk
+    one = jaxtrain.layers.master_dtype(config).type(1)
 
-    def loss(params: Any, tokens: jax.Array, labels: jax.Array, dropout: Any) -> jax.Array:
-        model = nnx.merge(graph, params)
-        hidden = model(tokens, dropout)
-        model.logits(hidden)  # for its tap alone: the loss makes its own, chunk by chunk
-        scale = 1 / jaxtrain.loss.count_targets(labels).astype(wide)
-        return jaxtrain.trainer.cross_entropy(hidden, model.head_weight, labels, m.vocabulary, chunk, scale)
+    def loss(params: Any, batch: Batch, dropout: Any) -> jax.Array:
+        model: Any = _WithLogits(nnx.merge(graph, params))
+        scale = jaxtrain.step.target_scale(config, batch, one)
+        return jaxtrain.objective.cross_entropy_loss(model, config, batch, scale, dropout)
 
     return JaxRecorder(loss)
 
 
-def torch_taps(stack: TorchTrainer, batch: np.ndarray, update: int) -> tuple[Record, Tensors]:
+class _WithLogits:
+    """A model of either stack that also makes logits, for their tap alone: the loss makes its own, chunk by chunk."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any) -> Any:
+        hidden = self.model(*args)
+        self.model.logits(hidden)
+        return hidden
+
+
+def torch_taps(stack: TorchTrainer, batch: Batch, update: int) -> tuple[Record, Tensors]:
     """The record of one batch with the dropout of `update`, and the gradients."""
     config, model = stack.config, stack.model
-    ids = torch.from_numpy(batch).to(stack.device, torch.long)
-    tokens, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    scale = 1 / torchtrain.loss.count_targets(labels).to(torchtrain.layers.master_dtype(config))
-
-    class WithLogits:
-        """The model, which also makes logits, for their tap alone."""
-
-        head_weight = property(lambda self: model.head_weight)
-
-        def __call__(self, *args: Any) -> Tensor:
-            hidden = model(*args)
-            model.logits(hidden)
-            return hidden
-
+    tapped: Any = _WithLogits(model)
+    rows = batch.map(lambda array: torch.from_numpy(array).to(stack.device, torch.long))
+    scale = torchtrain.step.target_scale(config, rows, 1.0)
+    dropout = torchtrain.step.dropout_masks(config, update, len(batch))
+    dropout = dropout and dropout.to(stack.device)
     policy, model.policy = model.policy, "none"  # recomputing would meet every tap twice
     model.zero_grad(set_to_none=True)
     try:
-        record = record_torch(
-            lambda: torchtrain.trainer._loss(
-                WithLogits(), config, tokens, labels, scale, stack._dropout(update, len(batch))
-            )
-        )
+        record = record_torch(lambda: torchtrain.objective.cross_entropy_loss(tapped, config, rows, scale, dropout))
     finally:
         model.policy = policy
-    named = {
-        name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    return record, torchtrain.model.canonical_tensors(config, named)
+    return record, _dense_gradients(stack)
+
+
+def _dense_gradients(stack: TorchTrainer) -> Tensors:
+    named = {name: p.grad.to_dense() for name, p in stack.model.named_parameters() if p.grad is not None}
+    return torchtrain.model.canonical_tensors(stack.config, named)
 
 
 def jax_taps(
-    stack: JaxTrainer, recorder: JaxRecorder, batch: np.ndarray, update: int, seats: Record | None = None
+    stack: JaxTrainer, recorder: JaxRecorder, batch: Batch, update: int, seats: Record | None = None
 ) -> tuple[Record, Tensors]:
-    """The record of one batch with the dropout of `update`, seated on torch's where given, and the gradients."""
-    dropout = stack._dropout(update, len(batch))
-    record, gradients = recorder(stack.params, batch[:, :-1], batch[:, 1:], dropout, seats=seats)
+    """The record of one batch with the dropout of `update`, forced onto torch's where given, and the gradients."""
+    dropout = jaxtrain.step.dropout_masks(stack.config, update, len(batch))
+    record, gradients = recorder(stack.params, batch, dropout, seats=seats)
     return record, jaxtrain.model.canonical_tensors(stack.config, gradients)
 
 
@@ -123,7 +122,7 @@ def search(
     torch_trainer: TorchTrainer,
     jax_trainer: JaxTrainer,
     recorder: JaxRecorder | None = None,
-    feeds: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    feeds: tuple[Sequence[Batch], Sequence[Batch]] | None = None,
     rates: tuple[Rate, Rate] = (learning_rate, learning_rate),
     clips: tuple[Clip, Clip] = (clip_factor, clip_factor),
     evidence: dict[str, np.ndarray] | None = None,
@@ -139,6 +138,7 @@ def search(
     compared. `evidence` is filled with what reproduces a parting.
     From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
     """
+    stacks: tuple[TorchTrainer | JaxTrainer, ...] = torch_trainer, jax_trainer
     evidence = {} if evidence is None else evidence
     first, applied = begun or (0, 0)
     made = batches(config, UPDATES)
@@ -155,51 +155,50 @@ def search(
         group: {name: np.zeros_like(value) for name, value in tensors.items()}
         for group, tensors in torch_trainer.export().items()
     }
-    for stack in (torch_trainer, jax_trainer):
+    for stack in stacks:
         stack.adopt({**zeros, **(moments or {}), "parameters": weights}, applied)
     batch, apart = feeds[0][0], noise_only(config)
     ours, our_gradients = torch_taps(torch_trainer, batch, first)
     recorder = recorder or jax_recorder(jax_trainer)
     free, _ = jax_taps(jax_trainer, recorder, batch, first)
-    seated, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
-    rows = tap_rows(ours, free, seated)
-    evidence |= evidence_of(judge(rows), ours, seated)
-    evidence["batch"] = batch
+    teacher_forced, their_gradients = jax_taps(jax_trainer, recorder, batch, first, ours)
+    rows = tap_rows(ours, free, teacher_forced)
+    evidence |= evidence_of(judge(rows), ours, teacher_forced)
+    evidence |= {"tokens": batch.tokens, "labels": batch.labels}
     yield rows
     yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
 
     for update, batch in enumerate(feeds[0], first):
-        (our_loss, our_norm), (their_loss, their_norm) = (
-            stack.gradients(batch, update, 1.0) for stack in (torch_trainer, jax_trainer)
-        )
-        named = {name: parameter.grad for name, parameter in torch_trainer.model.named_parameters()}
-        our_gradients = torchtrain.model.canonical_tensors(config, {n: g.to_dense() for n, g in named.items()})
-        their_gradients = jaxtrain.model.canonical_tensors(config, jax_trainer.grads)
+        (our_loss, our_norm), (their_loss, their_norm) = (stack.gradients(batch, update, 1.0) for stack in stacks)
+        our_gradients = _dense_gradients(torch_trainer)
+        their_gradients = jaxtrain.model.canonical_tensors(config, jax_trainer.last_gradients)
         note = f"update {update}"
         factors = [clip(our_norm, config.optimizer.clip) for clip in clips]
         yield [
             _scalar("training loss", our_loss, their_loss, note),
             *_noted(tensor_rows("accumulated", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart), note),
             _scalar("gradient norm", our_norm, their_norm, note),
-            *([_scalar("clip factor", *factors, note)] if clips[0] is not clips[1] else []),
+            *([_scalar("clip factor", factors[0], factors[1], note)] if clips[0] is not clips[1] else []),
         ]
         tree = to_jax_tree(config.model, our_gradients, config.execution.vocab_multiple)
-        jax_trainer.grads = jax.tree_util.tree_map_with_path(
-            lambda path, leaf, tree=tree: jnp.asarray(tree[jaxtrain.model.dotted(path)], leaf.dtype), jax_trainer.grads
+        jax_trainer.last_gradients = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, tree=tree: jnp.asarray(tree[jaxtrain.arrays.dotted(path)], leaf.dtype),
+            jax_trainer.last_gradients,
         )
         before = torch_trainer.export()["parameters"]
         # at the end of the warm-up: a step of its first updates is so small that the parameter's rounding hides it
         at = min(update if begun else config.schedule.warmup_updates + update, config.train.updates - 1)
-        for stack, rate, factor in zip((torch_trainer, jax_trainer), rates, factors, strict=True):
+        for stack, rate, factor in zip(stacks, rates, factors, strict=True):
             stack.apply(rate(config, at), factor, applied + update - first)
         ours_after, theirs_after = torch_trainer.export(), jax_trainer.export()
         rows = []
         for group in [group for group in ours_after if group != "parameters"]:
             rows += tensor_rows(group, ours_after[group], theirs_after[group], STATE, STATE_FLOOR)
-        moved = [
+        ours_moved, theirs_moved = (
             {name: state["parameters"][name] - before[name] for name in before} for state in (ours_after, theirs_after)
-        ]
-        rows += [_with_rounding(row, before, moved[0]) for row in tensor_rows("parameter", *moved, STATE, STATE_FLOOR)]
+        )
+        steps = tensor_rows("parameter", ours_moved, theirs_moved, STATE, STATE_FLOOR)
+        rows += [_with_rounding(row, before, ours_moved) for row in steps]
         yield _noted(rows, note)
         jax_trainer.adopt(ours_after, applied + update - first + 1)
 
@@ -232,7 +231,7 @@ def localize_config(
 
     `options` are those of `search`.
     """
-    weights = scrambled(config) if weights is None else weights
+    weights = perturbed(config) if weights is None else weights
     evidence = {f"weights/{name}": value for name, value in weights.items()}
     rows: list[Row] = []
     stacks = make_torch(config, weights), make_jax(config, weights)
@@ -244,7 +243,7 @@ def localize_config(
     layers = config.model.layers
     title = title or f"{config.name}: {layers} layer{'s' * (layers > 1)}, {config.model.width} wide"
     if verdict.kind == "same" and below is not None:
-        batch = evidence["batch"]
+        batch = Batch(evidence["tokens"], evidence["labels"])
         stacks[0].adopt({"parameters": weights}, 0)
         exact = torch_taps(stacks[0], batch, 0)[0]
         narrow = make_torch(below, weights), make_jax(below, weights)
@@ -270,7 +269,7 @@ def _with_rounding(row: Row, before: Tensors, moved: Tensors) -> Row:
 
 
 def _scalar(name: str, ours: float, theirs: float, note: str) -> Row:
-    error = distance(np.float64(theirs), np.float64(ours))
+    error = distance(np.array(theirs), np.array(ours))
     return Row("scalar", name, error, None, SCALAR, SCALAR_FLOOR, note=note)
 
 
@@ -278,7 +277,8 @@ def _noted(rows: Sequence[Row], note: str) -> list[Row]:
     return [replace(row, note=note) for row in rows]
 
 
-def _rows_that_differ(a: np.ndarray, b: np.ndarray) -> str:
+def _rows_that_differ(ours: Batch, theirs: Batch) -> str:
+    a, b = (np.concatenate([batch.tokens, batch.labels], 1) for batch in (ours, theirs))
     if a.shape != b.shape:
         return f"shapes {a.shape} and {b.shape}"
     rows = np.flatnonzero((a != b).any(1))

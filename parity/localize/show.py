@@ -39,15 +39,15 @@ class Report:
         values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
         if values:
             table = Table(title=self.title, title_style="bold", title_justify="left", header_style="dim")
-            for heading in ("tap", "value, free", "seated", "cotangent, free", "seated"):
+            for heading in ("tap", "value, free", "forced", "cotangent, free", "forced"):
                 table.add_column(heading, justify="left" if heading == "tap" else "right")
             for name, row in values.items():
                 back = cotangents.get(name)
                 first = self.verdict.tap in (row.title, back.title if back else "")
                 table.add_row(
                     f"[bold]{escape(name)}[/]" if first else escape(name),
-                    *(_figure(e, row.cap) for e in (row.free, row.seated)),
-                    *(_figure(e, back.cap) for e in (back.free, back.seated)) if back else ("", ""),
+                    *(_figure(e, row.cap) for e in (row.free, row.teacher_forced)),
+                    *(_figure(e, back.cap) for e in (back.free, back.teacher_forced)) if back else ("", ""),
                 )
             console.print(table)
         if rest := self.rest():
@@ -86,7 +86,7 @@ class Report:
         self.picture(folder / "localize.png")
 
     def picture(self, path: Path) -> None:
-        """Tap by tap on a log scale, free and seated, forward above and cotangents below."""
+        """Tap by tap on a log scale, free and teacher-forced, forward above and cotangents below."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -115,7 +115,7 @@ def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
         made = [np.nan if v is None else highest if np.isnan(v) else v for v in values]
         return np.clip(np.array(made, float), lowest, highest)
 
-    free, seated = clipped(row.free for row in rows), clipped(row.seated for row in rows)
+    free, teacher_forced = clipped(row.free for row in rows), clipped(row.teacher_forced for row in rows)
     edges = np.arange(len(rows) + 1) - 0.5
     floors, caps = clipped(row.floor for row in rows), clipped(row.cap for row in rows)
     axis.stairs(floors, edges, baseline=lowest, fill=True, color="#dfe7ee", lw=0, label="floor of a correct pair")
@@ -123,8 +123,18 @@ def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
     joined = "-" if rows[0].stage in PANELS else ""
     if np.isfinite(free).any():
         axis.plot(spots, free, ls=joined, marker="o", ms=3.5, lw=1.2, color="#3b75af", label="free")
-    if np.isfinite(seated).any():
-        axis.plot(spots, seated, ls=joined, marker="D", ms=4, lw=1.2, color="#e08214", label="seated", zorder=3)
+    if np.isfinite(teacher_forced).any():
+        axis.plot(
+            spots,
+            teacher_forced,
+            ls=joined,
+            marker="D",
+            ms=4,
+            lw=1.2,
+            color="#e08214",
+            label="teacher-forced",
+            zorder=3,
+        )
     parted = [i for i, row in enumerate(rows) if row.parts]
     errors = clipped(row.error for row in rows)
     if parted:
@@ -148,7 +158,7 @@ def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
                 ha="left" if right else "right", va="bottom", color="#c0392b", fontsize=9, fontweight="bold",
             )  # fmt: skip
     axis.set_yscale("log")
-    axis.set_ylim(lowest / 2, max(1e-10, min(highest, 1e3 * np.nanmax(np.concatenate([free, seated, [0]])))))
+    axis.set_ylim(lowest / 2, max(1e-10, min(highest, 1e3 * np.nanmax(np.concatenate([free, teacher_forced, [0]])))))
     axis.set_xlim(-0.6, len(rows) - 0.4)
     if rows[0].stage in ("loss", "norm"):
         every = max(1, len(rows) // 20)

@@ -11,7 +11,7 @@ from flax import nnx
 import jaxtrain.adapters
 import torchtrain.adapters
 from coretrain.adapters.kinds import MERGEABLE
-from coretrain.adapters.targets import adapter_table, with_adapter
+from coretrain.adapters.targets import adapter_parameters, with_adapter
 from coretrain.config.run import RunConfig
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
@@ -39,7 +39,7 @@ from parity.pair import (
     batches,
     make_config,
     noise_only,
-    scrambled,
+    perturbed,
 )
 from parity.probes.decode import (
     FORCED,
@@ -106,8 +106,8 @@ LORA = {"torch": torchtrain.adapters, "jax": jaxtrain.adapters}
 
 def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
     """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
-    weights = dict(with_adapter(config, scrambled(config)))
-    for row in adapter_table(config):
+    weights = dict(with_adapter(config, perturbed(config)))
+    for row in adapter_parameters(config):
         weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)
     return weights
 
@@ -117,7 +117,7 @@ def base_of(s: Side, stack: Any) -> dict[str, np.ndarray]:
     if s is TORCH:
         named = [*stack.model.named_parameters(), *stack.model.named_buffers()]  # a quantized weight's bytes
         return {name: p.detach().numpy().copy() for name, p in named if not p.requires_grad}
-    return {".".join(path): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
+    return {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(stack.frozen)}
 
 
 def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> int:
@@ -127,7 +127,7 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> int:
 
 def run_start(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(ADAPTED[variant])
-    return s.trainer.Trainer(config, scrambled(config)).export()["parameters"]
+    return s.trainer.Trainer(config, perturbed(config)).export()["parameters"]
 
 
 def judge_start(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
@@ -137,7 +137,7 @@ def judge_start(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate
 def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(FORMS[variant])
     stack, batch = make(s, config, adapted_weights(config), shared), batches(config, 1)[0]
-    logits = logits_of(s, stack, batch[:, :-1], 3)
+    logits = logits_of(s, stack, batch.tokens, 3)
     loss, norm = stack.gradients(batch, 3, 1.0)
     return {"logits": logits, "loss": loss, "norm": norm, "gradients": gradients_of(s, stack)}
 
@@ -171,16 +171,17 @@ def judge_updates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Ga
 def run_merge(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Logits without dropout: with the adapter beside the weights, merged into them, out again, and switched off."""
     config = make_config(ADAPTED[variant])
-    weights, tokens = adapted_weights(config), batches(config, 1)[0][:, :-1]
+    weights, tokens = adapted_weights(config), batches(config, 1)[0].tokens
     stack = make(s, config, weights, shared)
     # biases that the adapter has trained aren't the base's
     adapter = {n: v + 0.1 * n.endswith(".bias") for n, v in stack.export()["parameters"].items()}
     stack.adopt({"parameters": adapter}, 0)
     beside = logits_of(s, stack, tokens, None)
-    rows = {row.name for row in adapter_table(config)}
+    rows = {row.name for row in adapter_parameters(config)}
     bare = make_config(ADAPTED[variant], adapter__kind="none")
     plain = make(s, bare, {name: value for name, value in weights.items() if name not in rows}, shared)
-    model, compiled = plain.model if s is TORCH else nnx.merge(plain.graph, plain.params), {}
+    model = plain.whole_model()
+    compiled: dict[Any, Any] = {}
     base = _logits(s, model, tokens, compiled)
     bank = LORA[s.name].Adapters(bare, model)
     bank.add(config, adapter)
@@ -223,7 +224,7 @@ def other_adapter(config: RunConfig) -> tuple[RunConfig, dict[str, np.ndarray]]:
         "alpha": 3.0,
     }
     other = config.model_copy(update={"adapter": config.adapter.model_copy(update=fields)})
-    rows = adapter_table(other)
+    rows = adapter_parameters(other)
     return other, {row.name: normal_rows(3, f"scramble/{row.name}", row.shape, 0.3) for row in rows}
 
 

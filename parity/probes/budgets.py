@@ -47,7 +47,7 @@ def _seen(s: Side, dtype: str, variant: str, state: str, shared: frozenset[str])
     scale = LOSS_SCALE.get(dtype, 1.0)
     stack.gradients(batch, 3, scale)
     gradients = {name: g.astype(np.float64) / scale for name, g in gradients_of(s, stack).items()}
-    return {"logits": logits_of(s, stack, batch[:, :-1], 3), "gradients": gradients}
+    return {"logits": logits_of(s, stack, batch.tokens, 3), "gradients": gradients}
 
 
 @functools.cache

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torchtrain.objective
 import torchtrain.trainer
 from coretrain.config.run import RunConfig
 from coretrain.contract.schedule import clip_factor, learning_rate
-from coretrain.data.batch import planes
+from coretrain.data.batch import Batch, batch_hash
 from coretrain.data.open import open_data
-from coretrain.data.order import batch_hash
 from coretrain.data.splits import Data
 from parity.errors import largest_error, nrel, worst_tensor
 from parity.gates import (
@@ -89,9 +89,9 @@ def talk(variant: str) -> tuple[RunConfig, Data]:
     return config, open_data(config, lambda _: None)
 
 
-def unpacked(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels [n, T] of the samples of packed rows, one a row, nothing after them a target."""
-    tokens, labels, positions = planes(batch)
+def unpacked(batch: Batch) -> Batch:
+    """The samples of packed rows, one a row, nothing after them a target."""
+    tokens, labels, positions = batch.tokens, batch.labels, batch.positions
     begins = [*(int(at) for at in np.flatnonzero(positions.ravel() == 0)), tokens.size]
     rows = []
     for start, stop in itertools.pairwise(begins):
@@ -100,8 +100,7 @@ def unpacked(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             row = np.stack([np.zeros(tokens.shape[1], np.int64), np.full(tokens.shape[1], -100)])
             row[:, : stop - start] = tokens.ravel()[start:stop], own
             rows.append(row)
-    inputs, wanted = np.stack(rows, 1)
-    return inputs, wanted
+    return Batch(*np.stack(rows, 1))
 
 
 @functools.cache
@@ -109,26 +108,27 @@ def alone(variant: str, state: str) -> Seen:
     """What torch sees of the first batch's samples, one a row, in the way of all text: no positions, no packing."""
     config, data = talk(variant)
     stack = torchtrain.trainer.Trainer(config, weights_of(config, state))
-    tokens, labels = (torch.from_numpy(part) for part in unpacked(next(stack.batches(data, 0, 1))))
-    scale = 1 / (labels >= 0).sum().double()
-    loss = torchtrain.trainer._loss(stack.model, stack.config, tokens, labels, scale, None)
+    batch = unpacked(next(stack.batches(data, 0, 1))).map(torch.from_numpy)
+    scale = 1 / (batch.labels >= 0).sum().double()
+    loss = torchtrain.objective.cross_entropy_loss(stack.model, stack.config, batch, scale)
     loss.backward()
     return {"loss": loss.item(), "gradients": gradients_of(TORCH, stack)}
 
 
-def packed_logits(s: Side, stack: Any, batch: np.ndarray) -> np.ndarray:
+def packed_logits(s: Side, stack: Any, batch: Batch) -> np.ndarray:
     """Logits [B, T, V] of packed rows; of the padding, which nothing is learnt from, too."""
-    tokens, _, positions = planes(batch)
+    tokens, positions = batch.tokens, batch.positions
     if s is TORCH:
         ids, at = (torch.from_numpy(np.ascontiguousarray(part)).long() for part in (tokens, positions))
         with torch.no_grad():
             return stack.model.logits(stack.model(ids, None, at)).numpy()
 
     def forward(params: Any, tokens: Any, positions: Any) -> Any:
-        model = nnx.merge(stack.graph, params)
+        model = nnx.merge(graph, params)
         return model.logits(model(tokens, None, positions))
 
-    return np.asarray(quick_jit(forward)(stack._whole(), tokens, positions))
+    graph, params = nnx.split(stack.whole_model())
+    return np.asarray(quick_jit(forward)(params, tokens, positions))
 
 
 def run_rows(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

@@ -10,7 +10,7 @@ import optax
 import torch
 
 import coretrain.contract.schedule
-import jaxtrain.model
+import jaxtrain.arrays
 from coretrain.contract.parameters import padded_vocab, parameter_table
 from parity.errors import mismatches
 from parity.gates import (
@@ -75,7 +75,7 @@ def clipped_by_torch(gradients: Mapping[str, np.ndarray], limit: float) -> float
         parameters.append(torch.nn.Parameter(torch.zeros(gradient.shape, dtype=torch.float64)))
         parameters[-1].grad = torch.tensor(gradient, dtype=torch.float64)
     torch.nn.utils.clip_grad_norm_(parameters, limit)
-    return float(np.sqrt(sum(float((p.grad**2).sum()) for p in parameters)))
+    return float(np.sqrt(sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None)))
 
 
 def run_rates(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
@@ -118,7 +118,7 @@ def run_table(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
         shapes = {name: tuple(p.shape) for name, p in stack.model.named_parameters()}
         kept = [block.mlp.up.weight.detach().numpy() for block in stack.model.blocks]
     else:
-        leaves = {jaxtrain.model.dotted(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(stack.params)}
+        leaves = {jaxtrain.arrays.dotted(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(stack.params)}
         shapes = {name: leaf.shape for name, leaf in leaves.items()}
         # said without the table's help: a kernel is the transpose, and layers are stacked in order
         kept = [kernel.T for kernel in np.asarray(leaves["blocks.mlp.up.kernel"])]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flax import nnx
 
 import jaxtrain.attention
 import jaxtrain.data
@@ -48,15 +47,15 @@ def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced:
     empty = np.zeros((m.layers, len(prompts), slots, m.kv, m.head))
     cache = s.layers.Cache(s.array(empty), s.array(empty.copy()))
     inputs, positions, at, cached = padded.tokens, padded.positions, 0, []
-    cast = s.decode.cast_once(nnx.merge(stack.graph, stack._whole())) if s is not TORCH else ()
+    cast = s.decode.cast_once(stack.whole_model()) if s is not TORCH else ()
     for step in range(forced.shape[1] + 1):
         mask = padded.mask(at, at + inputs.shape[1], slots)
         if s is TORCH:
             with torch.no_grad():
-                hidden, cache = stack.model.step(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
+                hidden, cache = stack.model.decode(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
                 cached.append(stack.model.logits(hidden[:, -1]).numpy())
         else:
-            found, cache = s.decode._step(stack.graph, *cast, inputs, positions, mask, cache, at)
+            found, cache = s.decode._step(stack.programs.graph, *cast, inputs, positions, mask, cache, at)
             cached.append(np.asarray(found))
         at += inputs.shape[1]
         inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1
@@ -77,10 +76,14 @@ def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: 
 def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
     """Within, JAX's decoding step is traced anew, unless it is `shared`."""
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
     yield
     if "decode" not in shared:
-        jaxtrain.decode._step.clear_cache()
+        _forget()
+
+
+def _forget() -> None:
+    jaxtrain.decode._step.clear_cache()  # type: ignore[attr-defined]  # public, but the type of jax.jit's result lacks it
 
 
 def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

@@ -37,7 +37,7 @@ STEPS = 3
 def run_gradients(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(VARIANTS[variant])
     stack, made = make(s, config, weights_of(config, state), shared), batches(config, STEPS)
-    seen: Seen = {"logits": logits_of(s, stack, made[0][:, :-1], 0), "losses": [], "norms": []}
+    seen: Seen = {"logits": logits_of(s, stack, made[0].tokens, 0), "losses": [], "norms": []}
     for update, batch in enumerate(made):
         loss, norm = stack.gradients(batch, update, 1.0)
         seen["losses"].append(loss)
@@ -59,7 +59,7 @@ def judge_gradients(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[
 def run_logits(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(VARIANTS[variant])
     stack = make(s, config, weights_of(config, state), shared)
-    return {"logits": logits_of(s, stack, batches(config, 1)[0][:, :-1], 0)}
+    return {"logits": logits_of(s, stack, batches(config, 1)[0].tokens, 0)}
 
 
 def judge_logits(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
@@ -95,7 +95,7 @@ def run_evaluation(s: Side, variant: str, state: str, shared: frozenset[str]) ->
     config = make_config(VARIANTS[variant])
     batch = batches(config, 1)[0]
     total = make(s, config, weights_of(config, state), shared).evaluate(batch)
-    return {"loss": total / int((batch[:, 1:] >= 0).sum())}
+    return {"loss": total / batch.targets}
 
 
 def judge_evaluation(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
@@ -105,7 +105,7 @@ def judge_evaluation(ours: Seen, theirs: Seen, variant: str, state: str) -> dict
 def run_float32(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config = make_config(VARIANTS[variant])
     narrow = make_config(VARIANTS[variant], precision__compute="float32")
-    tokens = batches(config, 1)[0][:, :-1]
+    tokens = batches(config, 1)[0].tokens
     return {
         dtype: logits_of(s, make(s, c, weights_of(config, state), shared), tokens, 0)
         for dtype, c in (("float32", narrow), ("float64", config))

@@ -49,8 +49,8 @@ def judge_initial(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Ga
 def run_masks(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     config, rate = make_config(VARIANTS[variant]), 0.3
     keys, rows, x = dropout_keys(config.model, 7, 11), np.array([5, 0, 9, 4_000_000]), np.ones((4, 20, 48))
-    keys, rows = (keys.view(np.int32), rows.astype(np.int32)) if s is TORCH else (keys, rows.astype(np.uint32))
-    dropout = s.layers.Dropout(s.array(keys), s.array(rows))
+    word = np.int32 if s is TORCH else np.uint32
+    dropout = s.layers.Dropout(s.array(keys.view(word)), s.array(rows.astype(word)))
     sites = [s.layers.drop(s.array(x), rate, dropout, site) for site in range(len(keys))]
     return {"kept": np.stack([np.asarray(site) > 0 for site in sites])}
 
@@ -74,8 +74,8 @@ def give(s: Side, stack: Any, gradients: Mapping[str, np.ndarray]) -> None:
     config = stack.config
     tree = to_jax_tree(config.model, gradients, config.execution.vocab_multiple)
     flat = dict(nnx.to_flat_state(stack.params))
-    stack.grads = nnx.from_flat_state(
-        {path: leaf.replace(jnp.asarray(tree[".".join(path)], leaf.dtype)) for path, leaf in flat.items()}
+    stack.last_gradients = nnx.from_flat_state(
+        {path: leaf.replace(jnp.asarray(tree[".".join(map(str, path))], leaf.dtype)) for path, leaf in flat.items()}
     )
 
 

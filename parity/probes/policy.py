@@ -10,10 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import Batch
 from coretrain.training.loop import Loop
 from parity.errors import largest_error
 from parity.gates import (
@@ -61,19 +60,19 @@ class _Loop(Loop):
 class _Failing:
     """A trainer whose updates fail where they are told to; it notes which were applied."""
 
-    def __init__(self, stack: Any, rows: list[np.ndarray]) -> None:
-        self.stack, self.rows, self.applied = stack, rows, []
-        self.update = 0
+    def __init__(self, stack: Any, rows: list[Batch]) -> None:
+        self.stack, self.rows, self.update = stack, rows, 0
+        self.applied: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stack, name)
 
-    def batches(self, data: Any, start: int, stop: int) -> Iterator[np.ndarray]:
+    def batches(self, data: Any, start: int, stop: int) -> Iterator[Batch]:
         return (self.rows[index % len(self.rows)] for index in range(start, stop))
 
-    def gradients(self, batch: np.ndarray, update: int, scale: float) -> tuple[float, float]:
+    def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         self.update = update
-        loss, norm = self.stack.gradients(batch, update, math.inf if update in OVERFLOWS else scale)
+        loss, norm = self.stack.gradients(batch, update, math.inf if update in OVERFLOWS else loss_scale)
         return loss + 50 * (update in SPIKES), norm
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
@@ -90,13 +89,15 @@ def _config() -> RunConfig:
 
 def run_health(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Updates up to `RESUMED`, a checkpoint, a new trainer, and the rest."""
-    config, journal, applied = _config(), _Journal(), []
+    config, journal, applied = _config(), _Journal(), list[int]()
     rows, progress = batches(config, 11), Progress()
+    no_data: Any = SimpleNamespace()
+    told: Any = journal
     with tempfile.TemporaryDirectory() as folder:
         for stop in (RESUMED, UPDATES):
-            part = config.model_copy(update={"train": config.train.model_copy(update={"updates": stop})})
+            part = config.changed(train__updates=stop)
             stack = _Failing(make(s, config, weights_of(config, state), shared), rows)
-            loop = _Loop(part, stack, SimpleNamespace(), Path(folder), journal, progress)
+            loop = _Loop(part, stack, no_data, Path(folder), told, progress)
             if stop == UPDATES:
                 _, loop.progress = loop.checkpoints.first_that_loads(loop._load, print)
                 loop.health.load(loop.progress.health)

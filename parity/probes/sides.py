@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -20,24 +20,30 @@ import jaxtrain.data
 import jaxtrain.decode
 import jaxtrain.layers
 import jaxtrain.model
+import jaxtrain.objective
 import jaxtrain.optimizer
+import jaxtrain.step
 import jaxtrain.trainer
 import torchtrain.attention
 import torchtrain.data
 import torchtrain.decode
 import torchtrain.layers
 import torchtrain.model
+import torchtrain.objective
 import torchtrain.optimizer
+import torchtrain.step
 import torchtrain.trainer
+from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from parity.pair import (
     WEIGHTS,
-    faint,
     jax_gradients,
+    tiny_head,
     torch_gradients,
 )
 
-Seen = dict[str, Any]
+Seen = dict[Any, Any]
+"""What a probe saw, under names of its own."""
 
 # An eighth of the time that -O3 takes goes into these models' arithmetic, seven into compiling it.
 quick_jit = functools.partial(
@@ -61,6 +67,8 @@ class Side:
     data: ModuleType
     decode: ModuleType
     trainer: ModuleType
+    objective: ModuleType
+    step: ModuleType
 
     def array(self, value: np.ndarray) -> Any:
         """A tensor of this framework."""
@@ -89,11 +97,11 @@ class Side:
 
 TORCH = Side(
     "torch", torch, "forward", F, torchtrain.model, torchtrain.layers, torchtrain.attention, torchtrain.optimizer,
-    torchtrain.data, torchtrain.decode, torchtrain.trainer,
+    torchtrain.data, torchtrain.decode, torchtrain.trainer, torchtrain.objective, torchtrain.step,
 )  # fmt: skip
 JAX = Side(
     "jax", jnp, "__call__", jax.nn, jaxtrain.model, jaxtrain.layers, jaxtrain.attention, jaxtrain.optimizer,
-    jaxtrain.data, jaxtrain.decode, jaxtrain.trainer,
+    jaxtrain.data, jaxtrain.decode, jaxtrain.trainer, jaxtrain.objective, jaxtrain.step,
 )  # fmt: skip
 SIDES = {"torch": TORCH, "jax": JAX}
 
@@ -102,9 +110,9 @@ UNMUTATED = frozenset({"gradients", "step", "decode"})
 
 
 @functools.cache
-def weights_of(config: RunConfig, state: str) -> dict[str, np.ndarray]:
-    """Weights in one of `WEIGHTS`' states or `faint`, made once."""
-    return faint(config) if state == "faint" else WEIGHTS[state](config)
+def weights_of(config: RunConfig, state: str) -> Tensors:
+    """Weights in one of `WEIGHTS`' states or `tiny_head`, made once."""
+    return tiny_head(config) if state == "tiny head" else WEIGHTS[state](config)
 
 
 @functools.cache
@@ -114,32 +122,32 @@ def _compiled(config: RunConfig, part: str) -> Any:
 
 
 def _fresh(stack: Any, part: str) -> Any:
-    if part == "gradients":
-        return quick_jit(functools.partial(jaxtrain.trainer._gradients, stack.graph, stack.config))
-    return quick_jit(stack.optimizer.step)
+    return quick_jit(getattr(stack.programs, part).__wrapped__)
 
 
 def make(s: Side, config: RunConfig, weights: Mapping[str, np.ndarray] | None, shared: frozenset[str]) -> Any:
     """A trainer; JAX's takes what is already compiled of `shared`, and compiles the rest afresh."""
     stack = s.trainer.Trainer(config, weights)
     if s is JAX:
-        for part in ("gradients", "step"):
-            setattr(stack, f"_{part}", _compiled(config, part) if part in shared else _fresh(stack, part))
+        parts = ("gradients", "step")
+        own = {part: _compiled(config, part) if part in shared else _fresh(stack, part) for part in parts}
+        stack.programs = replace(stack.programs, **own)
     return stack
 
 
 def logits_of(s: Side, stack: Any, tokens: np.ndarray, update: int | None) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`, traced afresh in JAX; without dropout where it is None."""
-    dropout = None if update is None else stack._dropout(update, len(tokens))
+    dropout = None if update is None else s.step.dropout_masks(stack.config, update, len(tokens))
     if s is TORCH:
         with torch.no_grad():
             return stack.model.logits(stack.model(torch.from_numpy(tokens).long(), dropout)).numpy()
 
     def forward(params, tokens, dropout):
-        model = nnx.merge(stack.graph, params)
+        model = nnx.merge(graph, params)
         return model.logits(model(tokens, dropout))
 
-    return np.asarray(quick_jit(forward)(stack._whole(), tokens, dropout))
+    graph, params = nnx.split(stack.whole_model())
+    return np.asarray(quick_jit(forward)(params, tokens, dropout))
 
 
 def gradients_of(s: Side, stack: Any) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ from coretrain.checkpoint.interchange import load_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
 from coretrain.contract.schedule import clip_factor
+from coretrain.data.batch import batch_hash
 from coretrain.data.open import open_data
-from coretrain.data.order import batch_hash
 from coretrain.data.splits import Data
 from parity.errors import largest_error, mismatches
 from parity.gates import ROUND_TRIP, ROWS, Gate

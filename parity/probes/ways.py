@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from parity.errors import nrel, worst_tensor
+from parity.forms import Fields
 from parity.gates import (
     DEEP,
     KERNEL_16,
@@ -29,7 +30,7 @@ from parity.probes.sides import (
     weights_of,
 )
 
-WAYS = {
+WAYS: dict[str, Fields] = {
     "split and recomputed": {
         "train.accumulation": 4,
         "execution.loss_chunk": 7,
@@ -95,7 +96,7 @@ def run_narrow_kernels(s: Side, variant: str, state: str, shared: frozenset[str]
     """Plain attention in two precisions, and in float64 from the same inputs."""
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, 48, h, 8)) for h in (4, 2, 2)]
-    seen = {}
+    seen: Seen = {}
     for dtype in ("float32", "bfloat16"):
         inputs = [s.cast(s.array(x), dtype) for x in arrays]
         for compute in (dtype, "float64"):

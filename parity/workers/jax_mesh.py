@@ -17,24 +17,23 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxtrain.loss
-import jaxtrain.model
-import jaxtrain.parallel.sharding
-import jaxtrain.trainer
-from coretrain.adapters.targets import trained_table, with_adapter
+from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import windows
+from jaxtrain.parallel.choose import make_trainer
+from jaxtrain.parallel.trainer import ParallelTrainer
 from parity.errors import largest_error
-from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from parity.pair import noise_only
 from parity.workers.mesh_bugs import planted
 
 UPDATES, UPDATES_WITH_A_BUG = 20, 4
 BAD, SKIPPED = 2, 1.0
 """An update in which one number on one device is none, and what stands for its loss and norm, which must both be so."""
-TINY = {
+TINY: Fields = {
     "precision.compute": "float64",
     "execution.device": "cpu",
     "execution.attention": "plain",
@@ -54,7 +53,7 @@ TINY = {
     "data.cache": "none",
     "parallel.data": 1,
 }
-VARIANTS = {
+VARIANTS: dict[str, Fields] = {
     "gpt2-like": {
         **GPT2_FORM,
         "model.residual_dropout": 0.1,
@@ -105,15 +104,17 @@ def config_of(variant: str, axes: dict[str, int], alone: bool = False) -> RunCon
 
 def train(config: RunConfig, updates: int) -> Outcome:
     """Train on the devices that `config.parallel` asks for."""
-    trainer, rng = jaxtrain.trainer.Trainer(config), np.random.default_rng(0)
+    trainer, rng = make_trainer(config), np.random.default_rng(0)
     p = config.parallel
-    assert trainer.devices.layout.devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
+    devices = trainer.devices.layout.devices if isinstance(trainer, ParallelTrainer) else 1
+    assert devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
     states: dict[int, State] = {}
     seen, applied, rows = [], 0, (config.train.batch_size, config.model.context + 1)
     for update in range(updates):
-        batch = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
-        batch[0, :2] = 0, config.model.vocabulary - 1
-        batch[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
+        ids = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
+        ids[0, :2] = 0, config.model.vocabulary - 1
+        ids[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
+        batch = windows(ids)
         whole = trainer.params
         trainer.params = one_nan(whole) if update == BAD else whole
         loss, norm = trainer.gradients(batch, update, 1.0)
@@ -126,7 +127,7 @@ def train(config: RunConfig, updates: int) -> Outcome:
         seen.append((loss, norm))
         if update + 1 in (updates, UPDATES_WITH_A_BUG):
             states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
-    return Outcome(seen, trainer.evaluate(batch[: config.micro_batch + 3]), states)
+    return Outcome(seen, trainer.evaluate(batch.rows(slice(config.micro_batch + 3))), states)
 
 
 def one_nan(params: Any) -> Any:
@@ -149,7 +150,7 @@ def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]
     updates = max(ours.states)
     mine, reference = np.array(ours.seen), np.array(theirs.seen[:updates])
     whole = with_adapter(config, initial_parameters(config.model, config.train.seed))
-    start = {row.name: np.asarray(whole[row.name]) for row in trained_table(config)}
+    start = {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(config)}
     states = ours.states[updates], theirs.states[updates]
     return {
         "loss": float(np.abs(mine - reference)[:, 0].max()),

@@ -14,8 +14,11 @@ import pytest
 
 import jaxtrain.loss
 import jaxtrain.model
+import jaxtrain.optimizer
 import jaxtrain.parallel.sharding
-import jaxtrain.trainer
+import jaxtrain.parallel.step
+import jaxtrain.programs
+from coretrain.data.batch import IGNORED
 from jaxtrain.parallel.sharding import Sharding
 
 Patch = pytest.MonkeyPatch
@@ -26,31 +29,29 @@ Patch = pytest.MonkeyPatch
 
 def averaged_twice(patch: Patch) -> None:
     """Gradients of a loss that is already over all rows, averaged over the devices again."""
-    original = jaxtrain.trainer._gradients
+    original = jaxtrain.parallel.step.sharded_gradients
 
-    def gradients(*args: Any, places: Any = None) -> Any:
-        loss, norm, grads = original(*args, places=places)
-        if places is None:
-            return loss, norm, grads
+    def gradients(*args: Any) -> Any:
+        loss, norm, grads = original(*args)
+        places = args[-1]
         mesh = jax.tree.leaves(places)[0].mesh
         size = mesh.shape["data"] * mesh.shape["fsdp"]
         return loss, norm / size, jax.tree.map(lambda g: g / size, grads)
 
-    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+    patch.setattr(jaxtrain.programs, "sharded_gradients", gradients)
 
 
 def norm_per_shard(patch: Patch) -> None:
     """The norm of what one device holds of the gradients, not summed over those that share them."""
-    original = jaxtrain.trainer._gradients
+    original = jaxtrain.parallel.step.sharded_gradients
 
-    def gradients(*args: Any, places: Any = None) -> Any:
-        loss, norm, grads = original(*args, places=places)
-        if places is None:
-            return loss, norm, grads
+    def gradients(*args: Any) -> Any:
+        loss, _, grads = original(*args)
+        places = args[-1]
         specs = jax.tree.map(lambda place: place.spec, places)
         mesh = jax.tree.leaves(places)[0].mesh
         local = jax.shard_map(
-            lambda g: jaxtrain.trainer.global_norm(jax.tree.leaves(g)),
+            lambda g: jaxtrain.optimizer.global_norm(jax.tree.leaves(g)),
             mesh=mesh,
             in_specs=(specs,),
             out_specs=jax.P(),
@@ -58,7 +59,7 @@ def norm_per_shard(patch: Patch) -> None:
         )
         return loss, local(grads), grads
 
-    patch.setattr(jaxtrain.trainer, "_gradients", gradients)
+    patch.setattr(jaxtrain.programs, "sharded_gradients", gradients)
 
 
 def mean_of_means(patch: Patch) -> None:
@@ -66,9 +67,9 @@ def mean_of_means(patch: Patch) -> None:
     original = jaxtrain.loss._over_chunks
 
     def over_chunks(hidden: Any, head: Any, labels: Any, vocab: int, chunk: int, scale: Any, *rest: Any) -> Any:
-        if not rest[1:]:
+        if not rest[2:]:  # on one device
             return original(hidden, head, labels, vocab, chunk, scale, *rest)
-        own = (labels != jaxtrain.loss.IGNORED).sum()
+        own = (labels != IGNORED).sum()
         rows = ("data", "fsdp", "context")
         mean = jax.lax.psum(own, rows) / jax.lax.psum(1, rows)
         return original(hidden, head, labels, vocab, chunk, scale * mean / own, *rest)
@@ -80,7 +81,8 @@ def another_devices_rows(patch: Patch) -> None:
     """Every device takes the first one's rows."""
 
     def put(self: Sharding, host: np.ndarray, *axes: str | None) -> Any:
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
+        def rows(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             return host[tuple(slice(0, i.stop - i.start) if i.start else i for i in index)]
 
         return jax.make_array_from_callback(host.shape, self.named(*axes), rows)
@@ -112,7 +114,7 @@ def shards_swapped(patch: Patch) -> None:
 
 def untied(patch: Patch) -> None:
     """A tied head whose gradient doesn't reach the embedding."""
-    original = jaxtrain.model.GPT.head_weight.fget
+    original = vars(jaxtrain.model.GPT)["head_weight"].fget
     patch.setattr(jaxtrain.model.GPT, "head_weight", property(lambda self: jax.lax.stop_gradient(original(self))))
 
 

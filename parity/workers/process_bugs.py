@@ -15,11 +15,13 @@ import torchtrain.layers
 import torchtrain.loss
 import torchtrain.model
 import torchtrain.parallel.pipeline
-import torchtrain.trainer
+import torchtrain.parallel.pipeline_trainer
+import torchtrain.parallel.trainer
+import torchtrain.step
 from coretrain.processes.layout import rows_of
 from coretrain.processes.world import World
-from torchtrain.parallel.axes import Axis
-from torchtrain.parallel.processes import Place
+from torchtrain.parallel.axes import Axis, reduce_from_tensor_region
+from torchtrain.parallel.processes import ProcessGrid, grid_of
 
 
 @contextlib.contextmanager
@@ -33,14 +35,14 @@ def planted(bug: str, world: World) -> Iterator[None]:
 
 def _mean(patch: pytest.MonkeyPatch, world: World) -> None:
     """Gradients that are averaged, though the loss is divided already."""
-    plain = Place.sum_gradients
+    plain = ProcessGrid.sum_gradients
 
     def sum_gradients(self, gradients):
         plain(self, gradients)
         for gradient in gradients:
             gradient.div_(self.data.size)
 
-    patch.setattr(Place, "sum_gradients", sum_gradients)
+    patch.setattr(ProcessGrid, "sum_gradients", sum_gradients)
 
 
 def _mean_by_deepspeed(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -56,7 +58,7 @@ def _mean_by_deepspeed(patch: pytest.MonkeyPatch, world: World) -> None:
 
 def _norm_of_shard(patch: pytest.MonkeyPatch, world: World) -> None:
     """Each process clips by its own shard's norm."""
-    plain = Place.table
+    plain = ProcessGrid.table
 
     def table(self, *values):
         whole = plain(self, *values)
@@ -65,12 +67,12 @@ def _norm_of_shard(patch: pytest.MonkeyPatch, world: World) -> None:
             whole[0, 0, 0, 1:] = torch.stack([value.to(whole.dtype) for value in values[1:]])
         return whole
 
-    patch.setattr(Place, "table", table)
+    patch.setattr(ProcessGrid, "table", table)
 
 
 def _loss_of_rank(patch: pytest.MonkeyPatch, world: World) -> None:
     """Each process reports its own part of the loss."""
-    plain = Place.table
+    plain = ProcessGrid.table
 
     def table(self, *values):
         whole = plain(self, *values)
@@ -78,25 +80,26 @@ def _loss_of_rank(patch: pytest.MonkeyPatch, world: World) -> None:
             whole[..., 0] = values[0] / self.data.size
         return whole
 
-    patch.setattr(Place, "table", table)
+    patch.setattr(ProcessGrid, "table", table)
 
 
 def _same_rows(patch: pytest.MonkeyPatch, world: World) -> None:
     """All processes take the first one's rows."""
-    patch.setattr(torchtrain.trainer, "rows_of", lambda config, layout, place: rows_of(config, layout, 0))
+    for module in (torchtrain.parallel.trainer, torchtrain.parallel.pipeline_trainer):
+        patch.setattr(module, "rows_of", lambda config, layout, place: rows_of(config, layout, 0))
 
 
 def _local_masks(patch: pytest.MonkeyPatch, world: World) -> None:
     """Dropout masks of rows counted within the process."""
-    plain = torchtrain.trainer.Trainer._dropout
+    plain = torchtrain.step.dropout_masks
 
-    def dropout(self, update, rows):
-        made = plain(self, update, rows)
+    def masks(config, update, rows):
+        made = plain(config, update, rows)
         if made is not None:
-            made.rows = made.rows % (self.config.micro_batch // self.place.layout.sharing_rows)
+            made.rows = made.rows % (config.micro_batch // grid_of(config).layout.sharing_rows)
         return made
 
-    patch.setattr(torchtrain.trainer.Trainer, "_dropout", dropout)
+    patch.setattr(torchtrain.parallel.trainer, "dropout_masks", masks)
 
 
 def _untied(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -120,20 +123,20 @@ def _swapped_shards(patch: pytest.MonkeyPatch, world: World) -> None:
 
 def _no_sum_backward(patch: pytest.MonkeyPatch, world: World) -> None:
     """A column-parallel layer's input gets its own process's gradient only."""
-    patch.setattr(torchtrain.layers, "enter", lambda x, axis: x)
+    patch.setattr(torchtrain.layers, "copy_to_tensor_region", lambda x, axis: x)
 
 
 def _replicated_twice(patch: pytest.MonkeyPatch, world: World) -> None:
     """The norm counts what all processes of the tensor axis hold once for each of them."""
-    patch.setattr(torchtrain.trainer, "replicated_names", lambda config: frozenset())
+    patch.setattr(torchtrain.parallel.trainer, "replicated_names", lambda config: frozenset())
 
 
 def _bias_each(patch: pytest.MonkeyPatch, world: World) -> None:
     """A row-parallel layer adds its bias on each process before the sum."""
 
-    def forward(self, x):
+    def forward(self, x, masks=None):
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return torchtrain.layers.leave(F.linear(x, self.weight.to(x.dtype), bias), self.summed)
+        return reduce_from_tensor_region(F.linear(x, self.weight.to(x.dtype), bias), self.summed)
 
     patch.setattr(torchtrain.layers.Linear, "forward", forward)
 

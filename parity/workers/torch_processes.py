@@ -39,11 +39,14 @@ from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.sampling import Sampling
 from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.data.batch import Batch, windows
 from coretrain.processes.world import World
 from parity.forms import GPT2_FORM, LLAMA_FORM
 from parity.workers.process_bugs import planted
 from torchtrain.checkpoint import load_native
+from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
+from torchtrain.parallel.zero_trainer import ZeroTrainer
 from torchtrain.trainer import Trainer
 
 UPDATES = 20
@@ -101,20 +104,20 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
     return dict(with_adapter(config, made))
 
 
-def batches(config: RunConfig) -> list[np.ndarray]:
-    """Four batches of token rows [B, T + 1]; the first rows' last label is ignored, so that shares are unequal."""
+def batches(config: RunConfig) -> list[Batch]:
+    """Four batches; the first rows' last label is ignored, so that shares are unequal."""
     rng = np.random.default_rng(0)
     shape = (4, config.train.batch_size, config.model.context + 1)
     made = rng.integers(0, config.model.vocabulary, shape, dtype=np.int32)
     made[:, :2, -1] = -100
-    return list(made)
+    return [windows(rows) for rows in made]
 
 
 def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
     """Train a case; losses, norms, evaluation, a sample, and which updates were applied."""
     config = case.config()
     with planted(case.bug, world):
-        trainer = Trainer(config, weights(config))
+        trainer = make_trainer(config, weights(config))
         applied = max(0, case.start - 1)
         if case.load:
             folder = Path(case.load)
@@ -133,19 +136,19 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
                 trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
                 applied += 1
             seen.append((loss, norm))
-        value = trainer.evaluate(data[0][:3])
+        value = trainer.evaluate(data[0].rows(slice(3)))
         text = trainer.generate([[1, 2, 3]], 4, GREEDY, ())
         said = [repr(x) for x in (seen, value, text)]
         result = {"seen": seen, "applied": applied, "value": value, "text": text}
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
-            world.by_first(lambda: save.mkdir(parents=True, exist_ok=True))
+            world.on_rank0(lambda: save.mkdir(parents=True, exist_ok=True))
             with written_late():
                 saving = trainer.save(save)
                 trainer.gradients(data[0], case.updates, 1.0)
                 trainer.apply(1.0, 1.0, applied)  # which must not be in what is written
                 world.ended(saving)
-        if trainer.zero:
+        if isinstance(trainer, ZeroTrainer):
             trainer.zero.engine.destroy()
     return result
 
@@ -197,10 +200,10 @@ def together(cases: Sequence[Case], processes: int, folder: Path) -> dict[str, d
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     facts = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    ranks = []
-    for rank in range(processes):
-        words = {name: str(value) for name, value in (facts | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        with open(folder / f"rank{rank}.txt", "w") as output:
+    ranks: list[subprocess.Popen[bytes]] = []
+    for number in range(processes):
+        words = {name: str(value) for name, value in (facts | {"RANK": number, "LOCAL_RANK": number}).items()}
+        with open(folder / f"rank{number}.txt", "w") as output:
             command = [
                 sys.executable,
                 "-m",
@@ -216,7 +219,7 @@ def together(cases: Sequence[Case], processes: int, folder: Path) -> dict[str, d
     for rank in ranks:
         rank.kill()
     codes = [rank.wait() for rank in ranks]
-    words_of = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(processes))
+    words_of = "\n".join((folder / f"rank{number}.txt").read_text()[-3000:] for number in range(processes))
     assert not any(codes), f"exit codes by rank {codes}\n{words_of}"
     results: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())
     return results

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import torchtrain.model
 from coretrain.adapters.merge import merged
-from coretrain.adapters.targets import adapter_table, adapter_targets, trained_table, with_adapter
+from coretrain.adapters.targets import adapter_parameters, adapter_targets, trainable_parameters, with_adapter
 from coretrain.base.errors import UserError
+from coretrain.config.adapter import AdapterConfig
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.sampling import Sampling
 from coretrain.formats.huggingface.weights import export_huggingface
@@ -21,6 +22,7 @@ from coretrain.runs.adapted import merge_run
 from coretrain.training.generate import open_for_generation
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import torch_gradients, torch_logits
+from tests.support.batches import random_text
 from tests.support.peft_oracle import peft_name
 from tests.support.whole_runs import arguments, run
 from torchtrain.adapters import Adapters
@@ -43,8 +45,10 @@ def pair_of(small_config, tmp_path, float64_oracle):
         draw = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
         base = {name: v + 0.1 * rng.standard_normal(v.shape) for name, v in draw.items()}
         whole = with_adapter(config, base)
-        adapter = {row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_table(config)}
-        batch = rng.integers(0, m.vocabulary, (4, m.context + 1), dtype=np.int32)
+        adapter = {
+            row.name: whole[row.name] + 0.1 * rng.standard_normal(row.shape) for row in adapter_parameters(config)
+        }
+        batch = random_text(config)
         export_huggingface(tmp_path / "hf", m, base, None)
         kind = transformers.LlamaForCausalLM if m.position == "rope" else transformers.GPT2LMHeadModel
         theirs = kind.from_pretrained(tmp_path / "hf", dtype=torch.float64)
@@ -60,7 +64,7 @@ def held_against(logits, gradients, config, base, adapter, batch):
     """
     stack = TorchTrainer(config, base | adapter)
     stack.gradients(batch, 0, 1.0)
-    ours, found = torch_logits(stack, batch[:, :-1], 0), torch_gradients(stack)
+    ours, found = torch_logits(stack, batch.tokens, 0), torch_gradients(stack)
     assert np.linalg.norm(ours - logits) < 1e-13 * np.linalg.norm(logits)
     assert found.keys() == gradients.keys()
     for name, value in found.items():
@@ -69,9 +73,9 @@ def held_against(logits, gradients, config, base, adapter, batch):
 
 def through(model, batch, **more):
     """Logits of a transformers model, after its backward pass."""
-    ids = torch.from_numpy(batch).long()
-    logits = model(ids[:, :-1], **more).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    tokens, labels = (torch.from_numpy(ids).long() for ids in (batch.tokens, batch.labels))
+    logits = model(tokens, **more).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     return logits.detach().numpy()
 
 
@@ -99,10 +103,10 @@ def test_peft_computes_the_same_dora(pair_of):
     logits = through(model, batch)
     held_against(logits, {n: parameter(n).grad.numpy() for n in adapter}, config, base, adapter, batch)
     # merged, in numpy and by PEFT
-    ours = TorchTrainer(config.model_copy(update={"adapter": type(config.adapter)()}), merged(config, base, adapter))
-    assert np.abs(torch_logits(ours, batch[:, :-1], 0) - logits).max() < 1e-12
+    ours = TorchTrainer(config.changed(adapter=AdapterConfig()), merged(config, base, adapter))
+    assert np.abs(torch_logits(ours, batch.tokens, 0) - logits).max() < 1e-12
     with torch.no_grad():
-        again = model.merge_and_unload()(torch.from_numpy(batch[:, :-1]).long()).logits.numpy()
+        again = model.merge_and_unload()(torch.from_numpy(batch.tokens).long()).logits.numpy()
     assert np.abs(again - logits).max() < 1e-12
 
 
@@ -185,15 +189,14 @@ def test_hooks_compute_the_same_bottleneck(pair_of):
 def test_the_start_is_the_base(small_config, kind):
     """Loss of a new adapter's run is its base's, to 1e-14: DoRA's magnitudes start as norms in float64."""
     config = small_config(**DOUBLE, adapter__kind=kind)
-    bare = config.model_copy(update={"adapter": type(config.adapter)()})
-    batch = np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    bare, batch = config.changed(adapter=AdapterConfig()), random_text(config)
     losses = [TorchTrainer(each, initial_parameters(config.model, 3)).evaluate(batch) for each in (config, bare)]
     assert abs(losses[0] - losses[1]) < 1e-14 * losses[1]
 
 
 def test_what_a_kind_trains(small_config):
     def names(**fields):
-        return [row.name.removeprefix("blocks.0.") for row in trained_table(small_config(**fields))]
+        return [row.name.removeprefix("blocks.0.") for row in trainable_parameters(small_config(**fields))]
 
     assert names(adapter__kind="dora", adapter__targets="blocks.0.mlp.up.weight") == [
         f"mlp.up.adapter.{part}" for part in "abm"
@@ -223,14 +226,14 @@ def test_what_a_kind_trains(small_config):
 )
 def test_faults_of_fields_name_them(small_config, fields, word):
     with pytest.raises(UserError, match=word):
-        adapter_table(small_config(**{f"adapter__{name}": value for name, value in fields.items()}))
+        adapter_parameters(small_config(**{f"adapter__{name}": value for name, value in fields.items()}))
 
 
 @pytest.mark.parametrize("kind", ["prefix", "bottleneck"])
 def test_what_is_no_change_of_weights_is_not_merged(small_config, kind):
     config = small_config(adapter__kind=kind)
     tensors = with_adapter(config, initial_parameters(config.model, 1))
-    adapter = {row.name: tensors[row.name] for row in adapter_table(config)}
+    adapter = {row.name: tensors[row.name] for row in adapter_parameters(config)}
     with pytest.raises(UserError, match=rf"adapter\.kind = {kind} is no change of the base's weights"):
         merged(config, tensors, adapter)
     bank = Adapters(small_config(), TorchTrainer(small_config()).model)
@@ -266,19 +269,23 @@ def test_recomputation_keeps_no_product_as_large_as_a_matrix(small_config, monke
     fields = {"adapter__kind": "dora", "execution__checkpoint_activations": "matmuls", "model__bias": "false"}
     config = small_config(**fields, adapter__targets="blocks.*.mlp.up.weight", execution__scan_layers="true")
     torch_stack, jax_stack = (make(config, initial_parameters(config.model, 0)) for make in (TorchTrainer, JaxTrainer))
-    kept, policy, tokens = [], torchtrain.model._save_matmuls, np.zeros((2, 24), np.int32)
+    kept, contexts, tokens = [], torchtrain.model.create_selective_checkpoint_contexts, np.zeros((2, 24), np.int32)
 
-    def noting(context, op, *args, **more):
-        found = policy(context, op, *args, **more)
-        if found == CheckpointPolicy.MUST_SAVE:
-            kept.append((args[0].shape[0], args[1].shape[1]))
-        return found
+    def noting(policy):
+        def noted(context, op, *args, **more):
+            found = policy(context, op, *args, **more)
+            if found == CheckpointPolicy.MUST_SAVE:
+                kept.append((args[0].shape[0], args[1].shape[1]))
+            return found
 
-    monkeypatch.setattr(torchtrain.model, "_save_matmuls", noting)
+        return contexts(noted)
+
+    monkeypatch.setattr(torchtrain.model, "create_selective_checkpoint_contexts", noting)
     torch_stack.model(torch.from_numpy(tokens).long())
     assert (48, 128) in kept, "the layer's own output, of 48 tokens"
     assert (128, 32) not in kept
-    print_saved_residuals(lambda state: nnx.merge(jax_stack.graph, state)(tokens).sum(), jax_stack._whole())
+    graph, whole = nnx.split(jax_stack.whole_model())
+    print_saved_residuals(lambda state: nnx.merge(graph, state)(tokens).sum(), whole)
     shapes = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "argument" not in line]
     assert "f32[2,2,24,128]" in shapes, "the same, of both layers"
     assert "f32[2,32,128]" not in shapes

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from coretrain.adapters.targets import initial_adapter, trained_table
+from coretrain.adapters.targets import initial_adapter, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import interchange_of, newest_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.parameters import initial_parameters
-from coretrain.runs.adapted import check_tokenizer, merge_run, settled
+from coretrain.runs.adapted import check_tokenizer, merge_run, with_base
 from coretrain.runs.base import Base, keep_base
 from coretrain.runs.convert import export_run, import_run
 from coretrain.runs.files import with_own_files
@@ -24,7 +24,7 @@ from coretrain.tokenizers.chat_template import PLAIN
 from coretrain.tokenizers.registry import bytes_tokenizer, named_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.generate import open_for_generation
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 
 LORA = {"adapter__kind": "lora", "adapter__rank": 4, "model__vocab": 257}
 
@@ -48,21 +48,21 @@ def made(small_config, tmp_path):
 
 def test_a_base_that_went_on_is_found_by_its_weights(small_config, made, monkeypatch):
     base = made(2)
-    lora, tensors = settled(small_config(**LORA, adapter__base=base))
+    lora, tensors = with_base(small_config(**LORA, adapter__base=base))
     assert keep_base(lora, tensors.folder) == ""
     made(4)
     CheckpointFolder(base / "interchange").prune(keep=1)
-    again, tensors = settled(lora)
+    again, tensors = with_base(lora)
     assert tensors.folder == interchange_of(base, "update-00000002")
     assert np.array_equal(tensors["norm.weight"], initial_parameters(lora.model, 2)["norm.weight"])
     assert again == lora
-    newest, tensors = settled(small_config(**LORA, adapter__base=base))  # a new adapter
+    newest, tensors = with_base(small_config(**LORA, adapter__base=base))  # a new adapter
     assert tensors.folder == interchange_of(base, "update-00000004")
     (base / "interchange" / "update-00000002.pinned").unlink()  # it is still there, and found by its weights
-    assert settled(lora)[0] == lora
+    assert with_base(lora)[0] == lora
     CheckpointFolder(base / "interchange").prune(keep=1)
     with pytest.raises(UserError, match=rf"fingerprint {newest.adapter.fingerprint}, the adapter was trained on"):
-        settled(lora)
+        with_base(lora)
 
     def full(*given: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -74,7 +74,7 @@ def test_a_base_that_went_on_is_found_by_its_weights(small_config, made, monkeyp
 def test_a_base_that_is_not_there(small_config, made, tmp_path):
     """Whoever asks for it; what the sentence names is a way out."""
     base = made(2)
-    lora, _ = settled(small_config(**LORA, adapter__base=base))
+    lora, _ = with_base(small_config(**LORA, adapter__base=base))
     adapter = tmp_path / "lora"
     where = interchange_of(adapter, "update-00000000")
     save_interchange(where, lora, {"parameters": initial_adapter(lora)}, Progress(), "import")
@@ -83,8 +83,8 @@ def test_a_base_that_is_not_there(small_config, made, tmp_path):
     moved = base.rename(tmp_path / "moved")
     stack = SimpleNamespace(name="torch", adopt=lambda groups, applied: None)
     for ask in (
-        lambda: settled(lora),
-        lambda: on_base(Command(lora, None, None, ())),
+        lambda: with_base(lora),
+        lambda: completed(Command(lora, None, None, ())),
         lambda: check_tokenizer(lora, "any"),
         lambda: export_run(adapter, tmp_path / "hf", "hf", merge=True),
         lambda: merge_run(adapter, tmp_path / "merged"),
@@ -94,7 +94,7 @@ def test_a_base_that_is_not_there(small_config, made, tmp_path):
             ask()
     assert open_for_generation(moved, lambda config, start: stack, adapter) is stack
     given = resumed_config(adapter, [("adapter.base", str(moved))])
-    assert settled(given)[0].adapter.fingerprint == lora.adapter.fingerprint
+    assert with_base(given)[0].adapter.fingerprint == lora.adapter.fingerprint
     with pytest.raises(UserError, match="nowhere does not exist: give the folder of a run"):
         newest_interchange(tmp_path / "nowhere")
 
@@ -103,7 +103,7 @@ def test_an_adapter_of_peft_takes_the_bases_tokenizer(small_config, made, tmp_pa
     """Another one is refused before anything is written: at --resume the run would go by the one that it keeps."""
     base = made(2)
     bytes_tokenizer().save(base)
-    lora, _ = settled(small_config(**LORA, adapter__base=base))
+    lora, _ = with_base(small_config(**LORA, adapter__base=base))
     where = interchange_of(tmp_path / "lora", "update-00000000")
     save_interchange(where, lora, {"parameters": initial_adapter(lora)}, Progress(), "import")
     (tmp_path / "lora" / "config.json").write_text(lora.to_json())
@@ -122,10 +122,10 @@ def test_an_adapter_of_peft_finds_a_base_that_went_on(small_config, made, tmp_pa
     """Its file holds biases of the base that don't train, q's beside which k's and v's are those of then."""
     base = made(2)
     fields = LORA | {"adapter__bias": "lora_only", "adapter__targets": "blocks.*.attention.q.weight"}
-    lora, tensors = settled(small_config(**fields, adapter__base=base))
+    lora, tensors = with_base(small_config(**fields, adapter__base=base))
     keep_base(lora, tensors.folder)
     where = interchange_of(tmp_path / "lora", "update-00000000")
-    trained = {row.name: tensors[row.name] for row in trained_table(lora) if row.name in tensors}
+    trained = {row.name: tensors[row.name] for row in trainable_parameters(lora) if row.name in tensors}
     save_interchange(where, lora, {"parameters": initial_adapter(lora) | trained}, Progress(), "import")
     (tmp_path / "lora" / "config.json").write_text(lora.to_json())
     export_run(tmp_path / "lora", tmp_path / "peft", "peft")
@@ -137,14 +137,14 @@ def test_an_adapter_of_peft_finds_a_base_that_went_on(small_config, made, tmp_pa
 def test_what_is_likeliest_is_read_first(small_config, made, monkeypatch):
     """Weights of gigabytes are hashed to be known, so that a pin saves reading those of the newest checkpoint."""
     base = made(2)
-    lora, tensors = settled(small_config(**LORA, adapter__base=base))
+    lora, tensors = with_base(small_config(**LORA, adapter__base=base))
     keep_base(lora, tensors.folder)
     made(4)
     opened = []
     monkeypatch.setattr("coretrain.runs.base.load_interchange", lambda path: opened.append(path.name) or load(path))
     from coretrain.checkpoint.interchange import load_interchange as load
 
-    settled(lora)
+    with_base(lora)
     assert opened == ["update-00000002"]
     assert [path.name for path in Base(base).checkpoints("")] == ["update-00000004"]
 
@@ -153,7 +153,7 @@ def test_peft_finds_the_base_that_the_adapter_stands_on(small_config, made, tmp_
     """Named by its run or by a checkpoint, the newest or not, there or moved."""
     base = made(2)
     second = interchange_of(base, "update-00000002")
-    lora, tensors = settled(small_config(**LORA, adapter__base=second))
+    lora, tensors = with_base(small_config(**LORA, adapter__base=second))
     keep_base(lora, tensors.folder)
     adapter = tmp_path / "lora"
     where = interchange_of(adapter, "update-00000000")

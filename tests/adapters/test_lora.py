@@ -12,15 +12,16 @@ import torchtrain.adapters
 import torchtrain.model
 from coretrain.adapters.merge import merged
 from coretrain.adapters.targets import (
-    adapter_table,
+    adapter_parameters,
     adapter_targets,
     initial_adapter,
-    trained_table,
+    trainable_parameters,
     with_adapter,
 )
 from coretrain.base.errors import UserError
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from jaxtrain.trainer import Trainer as JaxTrainer
+from tests.support.batches import random_text
 from torchtrain.adapters import Adapters
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -29,10 +30,10 @@ LORA = {"adapter__kind": "lora", "adapter__rank": 4}
 
 def test_the_table_and_its_start(small_config):
     config = small_config(**LORA, adapter__bias="lora_only", adapter__targets="blocks.*.mlp.down.weight")
-    assert [row.name for row in trained_table(config)] == [
+    assert [row.name for row in trainable_parameters(config)] == [
         f"blocks.{layer}.mlp.down.{part}" for layer in (0, 1) for part in ("adapter.a", "adapter.b")
     ] + ["blocks.0.mlp.down.bias", "blocks.1.mlp.down.bias"]
-    assert [row.shape for row in adapter_table(config)[:2]] == [(4, 128), (32, 4)]
+    assert [row.shape for row in adapter_parameters(config)[:2]] == [(4, 128), (32, 4)]
     start = initial_adapter(config)
     # U(+-1/sqrt(in)), as kaiming_uniform_(a=sqrt(5)): its largest of 512 draws is within 5% of the bound
     assert 0.95 < np.abs(start["blocks.0.mlp.down.adapter.a"]).max() * 128**0.5 <= 1
@@ -55,7 +56,7 @@ def test_the_table_and_its_start(small_config):
 def test_faults_of_fields_name_them(small_config, fields, word):
     config = small_config(**(LORA | fields))
     with pytest.raises(UserError, match=word):
-        adapter_table(config)
+        adapter_parameters(config)
     with pytest.raises(UserError, match=word):
         TorchTrainer(config)
 
@@ -89,9 +90,9 @@ def test_a_merge_in_the_model_is_rounded_once(small_config, make):
     targets = "blocks.*.attention.q.weight,blocks.1.mlp.up.weight,embed.token"
     config = small_config(**LORA, **untied, adapter__targets=targets)
     rng, weights = np.random.default_rng(0), initial_parameters(config.model, 1)
-    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(config)}
+    adapter = {row.name: rng.standard_normal(row.shape).astype(np.float32) for row in adapter_parameters(config)}
     stack = make(small_config(**untied), weights)
-    model = stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    model = stack.whole_model()
     bank = (torchtrain.adapters if make is TorchTrainer else jaxtrain.adapters).Adapters(small_config(**untied), model)
     bank.add(config, adapter)
     bank.switch("default")
@@ -100,14 +101,14 @@ def test_a_merge_in_the_model_is_rounded_once(small_config, make):
         if make is TorchTrainer:
             found = dict(model.named_parameters())[row.name][: row.shape[0]].detach().numpy()
         else:
-            found = bank._weight(row)
+            found = jaxtrain.model.canonical_tensors(config, nnx.state(model))[row.name]
         assert np.array_equal(found, merged(config, weights, adapter)[row.name]), row.name
 
 
 @pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
 def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path):
     config = small_config(**LORA, adapter__dropout=0.1)
-    stack, batch = make(config), np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    stack, batch = make(config), random_text(config)
     stack.gradients(batch, 0, 1.0)
     stack.apply(1e-2, 1.0, 0)
     (tmp_path / "native").mkdir()
@@ -115,7 +116,7 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
     other = make(config)
     other.load(tmp_path / "native", 1)
     ours, theirs = stack.export(), other.export()
-    assert set(ours["parameters"]) == {row.name for row in adapter_table(config)} == set(ours["first_moment"])
+    assert set(ours["parameters"]) == {row.name for row in adapter_parameters(config)} == set(ours["first_moment"])
     for group, tensors in ours.items():
         for name, value in tensors.items():
             assert np.array_equal(value, theirs[group][name]), (group, name)
@@ -126,13 +127,14 @@ def test_native_checkpoints_hold_the_adapter_alone(small_config, make, tmp_path)
 def test_frozen_matrices_are_held_in_the_compute_dtype(make, small_config, monkeypatch):
     """A third of the memory of masters and their copies, and not one bit of another loss or gradient."""
     config = small_config(**LORA, precision__compute="bfloat16", model__tied="false")
-    batch = np.random.default_rng(0).integers(0, 101, (4, 25), dtype=np.int32)
+    batch = random_text(config)
 
     def update() -> tuple:
         stack = make(config, initial_parameters(config.model, 1))
         loss = stack.gradients(batch, 0, 1.0)
         stack.apply(1e-2, 1.0, 0)
-        weights = stack.model.named_parameters() if make is TorchTrainer else nnx.to_flat_state(stack._whole())
+        model = stack.whole_model()
+        weights = model.named_parameters() if make is TorchTrainer else nnx.to_flat_state(nnx.state(model))
         dtypes = {path if isinstance(path, str) else ".".join(path): str(leaf.dtype) for path, leaf in weights}
         return loss, stack.gradients(batch, 1, 1.0), {n: d.removeprefix("torch.") for n, d in dtypes.items()}
 
@@ -162,4 +164,4 @@ def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
     dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
     whole = with_adapter(dora, initial_parameters(config.model, 1))
     with pytest.raises(UserError, match=r"adapter other needs the norms of whole weights, .* held in bfloat16"):
-        bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trained_table(dora)})
+        bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(dora)})

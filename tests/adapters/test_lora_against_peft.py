@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from coretrain.adapters.targets import adapter_table
+from coretrain.adapters.targets import adapter_parameters
 from coretrain.contract.parameters import initial_parameters
-from coretrain.contract.quantization import quantize, quantized_table
+from coretrain.contract.quantization import quantize, quantized_parameters
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import jax_gradients, jax_logits, torch_gradients, torch_logits
+from tests.support.batches import random_text
 from tests.support.bitsandbytes_oracle import bitsandbytes_nf4
 from tests.support.peft_oracle import peft_name
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -33,9 +34,9 @@ def test_peft_computes_the_same(small_config, float64_oracle, kind):
     config = small_config(**LORA, **form, **more)
     m, rng = config.model, np.random.default_rng(0)
     weights = {name: v.astype(np.float64) * 3 for name, v in initial_parameters(m, 1).items()}
-    adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_table(config)}
+    adapter = {row.name: rng.standard_normal(row.shape) * 0.1 for row in adapter_parameters(config)}
     base = dict(weights)
-    for row in quantized_table(config):
+    for row in quantized_parameters(config):
         given = weights[row.name].astype(np.float32)
         base[row.name] = bitsandbytes_nf4(given, quantize(given, "nf4").arrays["offset"])
     theirs = transformers.LlamaForCausalLM(
@@ -54,14 +55,14 @@ def test_peft_computes_the_same(small_config, float64_oracle, kind):
     with torch.no_grad():
         for name, value in (base | adapter).items():
             named[peft_name(name, named)].copy_(torch.from_numpy(value))
-    batch = rng.integers(0, m.vocabulary, (4, m.context + 1), dtype=np.int32)
-    ids = torch.from_numpy(batch).long()
-    logits = model(ids[:, :-1]).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    batch = random_text(config)
+    tokens, labels = (torch.from_numpy(ids).long() for ids in (batch.tokens, batch.labels))
+    logits = model(tokens).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     for make in (TorchTrainer, JaxTrainer):
         stack = make(config, weights | adapter)
         stack.gradients(batch, 0, 1.0)
-        ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch[:, :-1], 0)
+        ours = (torch_logits if make is TorchTrainer else jax_logits)(stack, batch.tokens, 0)
         assert np.linalg.norm(ours - logits.detach().numpy()) < 1e-13 * np.linalg.norm(ours), stack.name
         found = (torch_gradients if make is TorchTrainer else jax_gradients)(stack)
         assert found.keys() == adapter.keys()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coretrain.adapters.merge import fingerprint
-from coretrain.adapters.targets import adapter_table, adapter_targets
+from coretrain.adapters.targets import adapter_parameters, adapter_targets
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import (
     interchange_of,
@@ -20,15 +20,16 @@ from coretrain.checkpoint.interchange import (
 )
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.parameters import initial_parameters
-from coretrain.runs.adapted import adapter_config, merge_run, settled
+from coretrain.runs.adapted import adapter_config, merge_run, with_base
 from coretrain.runs.convert import export_run
 from coretrain.runs.folder import resumed_config
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.generate import generate_text
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
+from tests.support.batches import random_text
 from tests.support.whole_runs import arguments, run
 from torchtrain.generate import generate_each as torch_each
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -56,24 +57,24 @@ def test_a_base_brings_its_model_and_is_known_by_its_weights(small_config, base,
     config = small_config(**LORA, adapter__base=base, model__width=64)
     given = (("adapter.base", str(base)), ("model.residual_dropout", "0.3"))
     command = Command(config, None, None, given)
-    assert on_base(command).config.model.width == 32
+    assert completed(command).config.model.width == 32
     with pytest.raises(UserError, match=r"model\.width is the base's, .*: leave it out"):
-        on_base(replace(command, overrides=(*given, ("model.width", "64"))))
+        completed(replace(command, overrides=(*given, ("model.width", "64"))))
     with pytest.raises(UserError, match=r"has no base: give the folder"):
-        on_base(replace(command, config=small_config(**LORA)))
+        completed(replace(command, config=small_config(**LORA)))
     for resume in (None, base):
         with pytest.raises(UserError, match=r"adapter\.kind = none trains a whole model without it: set adapter\.kind"):
-            on_base(replace(command, config=small_config(adapter__base=base), resume=resume))
-    filled, tensors = settled(on_base(command).config)
+            completed(replace(command, config=small_config(adapter__base=base), resume=resume))
+    filled, tensors = with_base(completed(command).config)
     assert filled.adapter.fingerprint == fingerprint(config, tensors)
     with pytest.raises(UserError, match=r"model\.width = 64, the base .* has 32: it is another model"):
-        settled(config)
+        with_base(config)
     other = initial_parameters(small_config().model, 6)
     shutil.rmtree(base / "interchange")
     where = base / "interchange" / "update-00000000"
     save_interchange(where, small_config(), {"parameters": other}, Progress(), "import")
     with pytest.raises(UserError, match=r"fingerprint .*, the adapter was trained on .*: give that base"):
-        settled(filled)
+        with_base(filled)
     with pytest.raises(UserError, match="trained a whole model and no adapter"):
         adapter_config(base)
 
@@ -87,18 +88,20 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
     (folder / "config.json").write_text(config.to_json())
     asked = (*((key.replace("__", "."), str(value)) for key, value in LORA.items()), ("adapter.base", str(folder)))
     shorter = small_config(**LORA, adapter__base=folder, model__context=8)
-    assert on_base(Command(shorter, None, None, asked)).config.model.context == 24  # the file's is of no adapter
+    assert completed(Command(shorter, None, None, asked)).config.model.context == 24  # the file's is of no adapter
     given = (*asked, ("model.context", "8"))
-    config, base = settled(on_base(Command(shorter, None, None, given)).config)
+    config, base = with_base(completed(Command(shorter, None, None, given)).config)
     assert config.model.context == 8
     assert {name: base[name].shape for name in base}["embed.position"] == (8, 32)
     # a file that is for adapters says how long its rows are, as configs/smollm2-lora.toml does
-    assert on_base(Command(shorter, None, None, ())).config.model.context == 8
-    assert on_base(Command(shorter, None, None, asked[:1])).config.model.context == 8  # of another kind than the file's
-    longer = shorter.model_copy(update={"model": shorter.model.model_copy(update={"context": 25})})
+    assert completed(Command(shorter, None, None, ())).config.model.context == 8
+    assert (
+        completed(Command(shorter, None, None, asked[:1])).config.model.context == 8
+    )  # of another kind than the file's
+    longer = shorter.changed(model__context=25)
     with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
-        on_base(Command(longer, None, None, given))
-    batch, run = np.random.default_rng(0).integers(0, 101, (4, 9), dtype=np.int32), tmp_path / "lora"
+        completed(Command(longer, None, None, given))
+    batch, run = random_text(config), tmp_path / "lora"
     # the default targets, beside a tied head and an untied one
     stacks = [make(config, base) for make in ((TorchTrainer, JaxTrainer) if tied == "true" else (TorchTrainer,))]
     for stack in stacks:
@@ -131,9 +134,11 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ra
     held = {"first": quantize, "second": quantize, "other": "int8"}
     for seed, (name, kind) in enumerate(held.items()):
         fields = LORA | {"adapter__rank": (*ranks, 4)[seed], "adapter__quantize": kind, "adapter__base": folder}
-        adapter, _ = settled(small_config(**sizes | fields))
+        adapter, _ = with_base(small_config(**sizes | fields))
         rng = np.random.default_rng(seed)
-        tensors = {row.name: 0.2 * rng.standard_normal(row.shape).astype(np.float32) for row in adapter_table(adapter)}
+        tensors = {
+            row.name: 0.2 * rng.standard_normal(row.shape).astype(np.float32) for row in adapter_parameters(adapter)
+        }
         where = interchange_of(tmp_path / name, "update-00000000")
         save_interchange(where, adapter, {"parameters": tensors}, Progress(), "import")
         (tmp_path / name / "config.json").write_text(adapter.to_json())

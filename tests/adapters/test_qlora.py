@@ -19,7 +19,7 @@ import jaxtrain.adapters
 import jaxtrain.quantized
 import torchtrain.adapters
 import torchtrain.quantized
-from coretrain.adapters.targets import initial_adapter, trained_table
+from coretrain.adapters.targets import initial_adapter, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress
@@ -30,7 +30,7 @@ from coretrain.contract.quantization import (
     forms,
     held_bytes,
     quantize,
-    quantized_table,
+    quantized_parameters,
 )
 from coretrain.contract.sampling import Sampling
 from coretrain.planning.memory import footprint
@@ -38,22 +38,18 @@ from coretrain.runs.adapted import (
     adapter_summary,
     merge_run,
     open_adapters,
-    settled,
+    with_base,
 )
 from coretrain.training.command_line import Command
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
+from jaxtrain.objective import cross_entropy_loss
 from jaxtrain.trainer import Trainer as JaxTrainer
-from jaxtrain.trainer import _loss as jax_loss
+from tests.support.batches import random_text
 from torchtrain.trainer import Trainer as TorchTrainer
 
 QLORA = {"adapter__kind": "lora", "adapter__rank": 4, "adapter__quantize": "nf4"}
 GREEDY = Sampling(0.0, 0, 1.0, 0)
 MAKERS = pytest.mark.parametrize("make", [TorchTrainer, JaxTrainer], ids=["torch", "jax"])
-
-
-def rows_of(config, count=4):
-    rng = np.random.default_rng(0)
-    return rng.integers(0, config.model.vocabulary, (count, config.model.context + 1), dtype=np.int32)
 
 
 def test_what_is_refused_is_named(small_config):
@@ -66,7 +62,7 @@ def test_what_is_refused_is_named(small_config):
     )
     for width, kind, words in ((36, "nf4", ("1,296", "nf4", 64, "none")), (24, "int8", ("576", "int8", 128, "nf4, "))):
         config = small_config(**QLORA | {"adapter__quantize": kind}, model__width=width)
-        for make in (quantized_table, TorchTrainer, JaxTrainer):
+        for make in (quantized_parameters, TorchTrainer, JaxTrainer):
             with pytest.raises(UserError, match=whole.format(*words)):
                 make(config)
 
@@ -89,7 +85,7 @@ def test_the_footprint_is_that_of_the_arrays(small_config):
     model, kinds = TorchTrainer(config).model, footprint(config).kinds
     held = [*model.parameters(), *model.buffers()]
     assert kinds["weights"] == sum(x.numel() * x.element_size() for x in held)
-    assert kinds["moments"] == 2 * sum(4 * row.size for row in trained_table(config))
+    assert kinds["moments"] == 2 * sum(4 * row.size for row in trainable_parameters(config))
 
 
 class Counted(Mapping):
@@ -130,7 +126,7 @@ def counted(monkeypatch):
 
         def load(folder):
             loaded = load_interchange(folder)
-            bases.append(Counted(loaded.groups["parameters"], {row.name for row in quantized_table(config)}))
+            bases.append(Counted(loaded.groups["parameters"], {row.name for row in quantized_parameters(config)}))
             return replace(loaded, groups={"parameters": bases[-1]})
 
         monkeypatch.setattr(coretrain.runs.base, "load_interchange", load)
@@ -153,7 +149,7 @@ def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make,
     write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
     config = small_config(**QLORA, adapter__base=tmp_path / "base")
     bases = counted(config)
-    config, tensors = settled(config)
+    config, tensors = with_base(config)
     base = bases.pop()
     assert not bases
     assert set(base.read.values()) == {1}
@@ -164,15 +160,15 @@ def test_a_base_is_taken_over_one_tensor_at_a_time(small_config, tmp_path, make,
     assert base.read.keys() == {row.name for row in parameter_table(config.model)}
     assert base.most <= 2
     held = list(stack.model.parameters()) if make is TorchTrainer else jax.tree.leaves((stack.params, stack.frozen))
-    sizes = {row.size for row in quantized_table(config)}
+    sizes = {row.size for row in quantized_parameters(config)}
     assert not [x.shape for x in held if np.prod(x.shape) / (1 if make is TorchTrainer else 2) in sizes and x.ndim > 2]
-    assert set(stack.export()["parameters"]) == {row.name for row in trained_table(config)}
+    assert set(stack.export()["parameters"]) == {row.name for row in trainable_parameters(config)}
 
 
 def test_several_adapters_and_a_merge_read_their_base_once(small_config, tmp_path, counted):
     """Once for its fingerprint, and a merge once more."""
     write_run(tmp_path / "base", small_config(), initial_parameters(small_config().model, 1))
-    config, _ = settled(small_config(**QLORA, adapter__base=tmp_path / "base"))
+    config, _ = with_base(small_config(**QLORA, adapter__base=tmp_path / "base"))
     for name in ("one", "two"):
         write_run(tmp_path / name, config, initial_adapter(config))
     bases = counted(config)
@@ -192,11 +188,11 @@ WIDE = {"model__layers": 3, "model__width": 128, "model__context": 8, "model__vo
 def test_torch_keeps_no_dequantized_weight(small_config, policy):
     """What autograd keeps of a forward pass; of a recomputed block it keeps the input alone."""
     config = small_config(**QLORA | WIDE, execution__checkpoint_activations=policy)
-    stack, batch = TorchTrainer(config), rows_of(config, 2)
+    stack, batch = TorchTrainer(config), random_text(config, 2)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append((x.numel(), x.dtype)) or x, lambda x: x):
         stack.gradients(batch, 0, 1.0)
-    matrices = {row.size for row in quantized_table(config)}
+    matrices = {row.size for row in quantized_parameters(config)}
     assert not [size for size, dtype in kept if dtype.is_floating_point and size in matrices]
     assert policy != "none" or [size for size, dtype in kept if dtype == torch.uint8]
     plain = TorchTrainer(small_config(adapter__kind="lora", **WIDE, precision__compute="bfloat16"))
@@ -205,70 +201,102 @@ def test_torch_keeps_no_dequantized_weight(small_config, policy):
     assert [size for size, dtype in kept if dtype.is_floating_point and size in matrices], "or this test shows nothing"
 
 
-def test_compiled_torch_keeps_no_dequantized_weight(monkeypatch):
+class KnownInTorch(torch.autograd.Function):
+    """x W^T of a weight in bytes, made anew for the backward pass, and known before x."""
+
+    @staticmethod
+    def forward(ctx, x, kind, shape, *arrays):
+        ctx.save_for_backward(*arrays)
+        ctx.kind, ctx.shape = kind, shape
+        return x @ torchtrain.quantized.dequantize(torchtrain.quantized.Packed(kind, shape, *arrays), x.dtype).T
+
+    @staticmethod
+    def backward(ctx, upstream):
+        weight = torchtrain.quantized.Packed(ctx.kind, ctx.shape, *ctx.saved_tensors)
+        return (upstream @ torchtrain.quantized.dequantize(weight, upstream.dtype), *(None,) * 6)
+
+
+def test_compiled_torch_keeps_no_dequantized_weight():
     """The compiler's own partition of forward and backward; it keeps the weight where it can know it beforehand."""
 
-    def kept() -> list[torch.dtype]:
+    def kept(product) -> list[torch.dtype]:
         torch._dynamo.reset()
         found = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: found.append((x.numel(), x.dtype)) or x, lambda x: x)
         with hooks:
-            y = torch.compile(lambda x: held(x).relu(), backend="aot_eager_decomp_partition", fullgraph=True)(x)
+            y = torch.compile(lambda x: product(x).relu(), backend="aot_eager_decomp_partition", fullgraph=True)(x)
         y.sum().backward()
         return [dtype for size, dtype in found if size == 128 * 64 and dtype != torch.bool]
 
-    held, x = torchtrain.quantized.Held("nf4", (128, 64)), torch.randn(3, 5, 64, requires_grad=True)
+    held, x = torchtrain.quantized.QuantizedWeight("nf4", (128, 64)), torch.randn(3, 5, 64, requires_grad=True)
     weight = quantize(np.random.default_rng(0).standard_normal((128, 64)), "nf4")
     for name, array in weight.arrays.items():
         setattr(held, name, torch.from_numpy(array))
     held(x).relu().sum().backward()
     eager, x.grad = x.grad, None
-    assert not kept()
+    assert not kept(held)
     torch.testing.assert_close(x.grad, eager, rtol=0, atol=0)
-    monkeypatch.setattr(torchtrain.quantized, "_only_with", lambda values, x: values)
-    assert torch.float32 in kept(), "or this test shows nothing"
+    assert torch.float32 in kept(lambda x: KnownInTorch.apply(x, *vars(held.packed).values())), "or it shows nothing"
 
 
 @pytest.mark.parametrize("way", ["none", "full", "matmuls"])
 def test_jax_keeps_no_dequantized_weight(small_config, way):
     """Residuals of a scan over layers: all that the backward pass is handed."""
     config = small_config(**QLORA | WIDE, execution__scan_layers="true", execution__checkpoint_activations=way)
-    stack, batch = JaxTrainer(config), rows_of(config, 2)
+    stack, batch = JaxTrainer(config), random_text(config, 2)
 
     def loss(params):
-        whole = nnx.merge_state(params, stack.frozen)
-        return jax_loss(stack.graph, stack.config, whole, batch[:, :-1], batch[:, 1:], np.float32(1), None)
+        model = nnx.merge(stack.programs.graph, jaxtrain.adapters.combine(params, stack.frozen))
+        return cross_entropy_loss(model, config, batch, np.float32(1))
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], stack.params))
-    matrices = {row.size for row in quantized_table(config)}
+    matrices = {row.size for row in quantized_parameters(config)}
     stacked = matrices | {config.model.layers * size for size in matrices}
     assert not [x.shape for x in residuals if x.size in stacked and np.issubdtype(x.dtype, np.floating)]
     assert [x.shape for x in residuals if x.dtype == np.uint8]
 
 
-def test_compiled_jax_keeps_no_dequantized_weight(monkeypatch):
+@jax.custom_vjp
+def known_in_jax(x, weight):
+    """x W^T of a weight in bytes, made anew for the backward pass, and known before x."""
+    return x @ jaxtrain.quantized.dequantize(weight, x.dtype).T
+
+
+known_in_jax.defvjp(
+    lambda x, weight: (known_in_jax(x, weight), weight),
+    lambda weight, upstream: (upstream @ jaxtrain.quantized.dequantize(weight, upstream.dtype), None),
+)
+
+
+def test_compiled_jax_keeps_no_dequantized_weight():
     """Unrolled, in micro-batches: a compiler that knows the weights makes them once and keeps them.
 
     Scratch measured: 0.28 of the matrices' bytes in float32, and 1.01 where it knows them.
     """
     rng, count = np.random.default_rng(0), 4
     weights = [jaxtrain.quantized.packed(quantize(rng.standard_normal((256, 256)), "nf4")) for _ in range(count)]
+    held = jaxtrain.quantized.QuantizedWeight("nf4", (256, 256), ())
 
-    def loss(x, weights):
-        for weight in weights:
-            x = jax.numpy.tanh(jaxtrain.quantized._product(x, weight))
-        return x.sum()
+    def product(x, weight):
+        module = nnx.clone(held)
+        for name in held.names:
+            setattr(module, name, nnx.Variable(getattr(weight, name)))
+        return module(x)
 
-    def both(xs, weights):
-        return jax.lax.map(lambda x: jax.grad(loss)(x, weights), xs)
+    def scratch(product) -> float:
+        def loss(x, weights):
+            for weight in weights:
+                x = jax.numpy.tanh(product(x, weight))
+            return x.sum()
 
-    def scratch() -> float:
-        compiled = jax.jit(lambda *given: both(*given)).lower(np.ones((3, 2, 256), np.float32), weights).compile()
+        def both(xs, weights):
+            return jax.lax.map(lambda x: jax.grad(loss)(x, weights), xs)
+
+        compiled = jax.jit(both).lower(np.ones((3, 2, 256), np.float32), weights).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (count * 256 * 256 * 4)
 
-    assert scratch() < 0.6
-    monkeypatch.setattr(jaxtrain.quantized, "_only_with", lambda weight, x: weight)
-    assert scratch() > 0.95, "or this test shows nothing"
+    assert scratch(product) < 0.6
+    assert scratch(known_in_jax) > 0.95, "or this test shows nothing"
 
 
 @pytest.mark.whole
@@ -278,8 +306,8 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     weights = initial_parameters(plain.model, 5)
     write_run(base, plain, weights)
     config = small_config(**QLORA, adapter__base=base, execution__scan_layers="true")
-    config, tensors = settled(on_base(Command(config, None, None, (("adapter.base", str(base)),))).config)
-    batch = rows_of(config)
+    config, tensors = with_base(completed(Command(config, None, None, (("adapter.base", str(base)),))).config)
+    batch = random_text(config)
     stacks = [make(config, tensors) for make in (TorchTrainer, JaxTrainer)]
     for update in range(4):
         for stack in stacks:
@@ -302,7 +330,7 @@ def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     assert whole.evaluate(batch) == pytest.approx(losses[0], rel=1e-5)
     bare = as_held(config, weights)
     assert [name for name in weights if not np.array_equal(bare[name], weights[name])] == [
-        row.name for row in parameter_table(config.model) if row in quantized_table(config)
+        row.name for row in parameter_table(config.model) if row in quantized_parameters(config)
     ]
     untouched = TorchTrainer(plain, bare).evaluate(batch)
     assert abs(untouched - losses[0]) > 1e-3 * losses[0], "the adapter must have learned something"
@@ -315,17 +343,14 @@ def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_co
     module = torchtrain.adapters if make is TorchTrainer else jaxtrain.adapters
     weights, rng = initial_parameters(config.model, 1), np.random.default_rng(0)
     adapter = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in initial_adapter(config).items()}
-    tokens = rows_of(config)[:, :-1]
-
-    def model_of(stack):
-        return stack.model if make is TorchTrainer else nnx.merge(stack.graph, stack._whole())
+    tokens = random_text(config).tokens
 
     def logits(model):
         with torch.no_grad():
             found = model.logits(model(torch.from_numpy(tokens).long() if make is TorchTrainer else tokens))
         return np.asarray(found)
 
-    beside, model = logits(model_of(make(config, weights | adapter))), model_of(make(config, weights))
+    beside, model = logits(make(config, weights | adapter).whole_model()), make(config, weights).whole_model()
     bare = logits(model)
     bank = module.Adapters(config, model)
     bank.add(config, adapter)
@@ -334,7 +359,7 @@ def test_adapters_are_switched_on_a_quantized_base_and_not_merged_there(small_co
         # the same products of the same numbers; the adapter changes them by 1.0 of their norm
         assert np.linalg.norm(logits(model) - wanted) < 1e-6 * np.linalg.norm(wanted)
     assert np.linalg.norm(beside - bare) > 0.5 * np.linalg.norm(bare)
-    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*scripts/convert\.py merge"):
+    with pytest.raises(UserError, match=r"weights in nf4 can't take an adapter in .*twintrain convert merge"):
         bank.merge()
     assert bank.active == "default"
     assert not bank.merged

@@ -139,7 +139,7 @@ def test_a_loaders_own_error_is_not_damage(tmp_path: Path) -> None:
     native(folder, 200)
 
     def loader(path: Path, progress: Progress) -> None:
-        raise UserError("another model")
+        raise UserError("checkpoint/another-model", "another model")
 
     with pytest.raises(UserError, match="another model"):
         folder.first_that_loads(loader, print)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import state
+from tests.support.batches import COUNTING
 from tests.support.configs import small_config
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
@@ -35,15 +36,12 @@ def test_a_state_of_a_billion_parameters_goes_to_disk_and_back_in_its_own_memory
     assert max(peaks.values()) <= LIMIT, peaks
 
 
-BATCH = np.arange(100, dtype=np.int32).reshape(4, 25)
-
-
 @pytest.fixture(scope="module", params=STACKS)
 def trainer(request, tmp_path_factory):
     """A trainer of each stack after an update; each test makes gradients of its own and trains it on."""
     config = small_config(tmp_path_factory.mktemp("cache"))
     made = importlib.import_module(f"{request.param}train.trainer").Trainer(config)
-    made.gradients(BATCH, 0, 1.0)
+    made.gradients(COUNTING, 0, 1.0)
     made.apply(1e-2, 1.0, 0)
     return made
 
@@ -55,10 +53,10 @@ def copied(trainer):
 def addresses(trainer):
     """Where parameters and moments lie."""
     if trainer.name == "torch":
-        return {t.data_ptr() for tree in trainer.optimizer._moments().values() for t in tree.values()}
+        return {part.values.ctypes.data for part in trainer.optimizer.fragments()}
     import jax
 
-    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((trainer.params, trainer._moments))}
+    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((trainer.params, trainer.moments))}
 
 
 def equal(one, other):
@@ -66,7 +64,7 @@ def equal(one, other):
 
 
 def test_an_update_waits_for_the_save(trainer):
-    trainer.gradients(BATCH, 1, 1.0)
+    trainer.gradients(COUNTING, 1, 1.0)
     before = copied(trainer)
     trainer.saving = Future()
     with ThreadPoolExecutor(1) as pool:
@@ -83,7 +81,7 @@ def test_an_update_waits_for_the_save(trainer):
 
 def test_an_update_after_a_save_is_not_in_it_and_takes_no_second_state(trainer, tmp_path):
     """In JAX, whoever still looks at an array keeps the step from taking its memory."""
-    trainer.gradients(BATCH, 1, 1.0)
+    trainer.gradients(COUNTING, 1, 1.0)
     trainer.apply(1e-2, 1.0, 1)
     places = addresses(trainer)
     for name in ("calm", "beside an update"):
@@ -91,7 +89,7 @@ def test_an_update_after_a_save_is_not_in_it_and_takes_no_second_state(trainer, 
         trainer.save(tmp_path / name)
         if name == "calm":
             trainer.saving.result()
-            trainer.gradients(BATCH, 2, 1.0)
+            trainer.gradients(COUNTING, 2, 1.0)
     trainer.apply(1e-2, 1.0, 2)
     assert addresses(trainer) == places
     trainer.saving.result()
@@ -104,7 +102,7 @@ def test_an_update_after_a_save_is_not_in_it_and_takes_no_second_state(trainer, 
 
 def test_what_was_exported_stays_as_it_was(trainer):
     before, lent = copied(trainer), trainer.export()
-    trainer.gradients(BATCH, 2, 1.0)
+    trainer.gradients(COUNTING, 2, 1.0)
     trainer.apply(1e-2, 1.0, 2)
     assert equal(before, lent)
     assert not equal(before, trainer.export())

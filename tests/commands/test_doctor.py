@@ -33,8 +33,7 @@ def doctor(package: str) -> str:
 
 
 def load(name: str, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module(name)
+    return importlib.import_module(f"twintrain.{name}")
 
 
 @pytest.mark.whole

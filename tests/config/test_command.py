@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -218,6 +219,19 @@ def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys):
     assert " ".join(layers.split()) == "--model.layers int, >= 1, <= 10000 4 Number of decoder blocks."
     assert "examples" in words
     assert "python -m x.run --resume runs/my" in words
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_meanings_are_there_on_a_narrow_terminal_too(width, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        read("--help")
+    out = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+    words = " ".join(out.split())
+    assert "Number of decoder blocks." in words
+    assert ("int, >= 1, <= 10000; 4 Number of decoder blocks." in words) == (width < 110)
 
 
 def test_the_launchers_own_word_is_passed_over():

@@ -19,7 +19,7 @@ from coretrain.config.load import (
     presets,
 )
 from coretrain.config.model import RopeScaling
-from coretrain.config.run import CONFIG_VERSION, RunConfig, until
+from coretrain.config.run import CONFIG_VERSION, RunConfig
 from coretrain.planning.flops import (
     batch_sentence,
     hours,
@@ -186,7 +186,7 @@ def test_derived_sizes():
         load_config(None, [("model.vocab", "400")]).with_vocab(500)
     c = load_config(None, [("train.batch_size", "12"), ("train.accumulation", "4"), ("model.context", "256")])
     assert (c.micro_batch, c.tokens_per_update) == (3, 12 * 256)
-    assert until(c, 9).train.updates == 9
+    assert c.changed(train__updates=9).train.updates == 9
 
 
 @pytest.mark.parametrize("name", presets())

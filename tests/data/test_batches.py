@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coretrain.data.batch import batch_hash, stacked
 from coretrain.data.batches import global_batch, validation_batches, validation_bytes_per_token
-from coretrain.data.order import batch_hash, rows_at, rows_of_update
+from coretrain.data.order import rows_at, rows_of_update
+from tests.support.batches import same
 from tests.support.corpora import configure, make_texts, quiet, write_texts
 
 
@@ -28,27 +30,31 @@ def test_a_mixture_repeats_its_small_part(tmp_path: Path, corpus: Path) -> None:
     assert data.fingerprint != quiet(configure(tmp_path, corpus)).fingerprint
     first = validation_batches(data, config)
     again = validation_batches(data, config)
-    assert [batch.tolist() for batch in first] == [batch.tolist() for batch in again]
+    assert all(same(one, other) for one, other in zip(first, again, strict=True))
     batch = global_batch(data, config, 3)
     wanted = [
         data.parts[part].train.read(int(window), 16)
         for part, window in rows_of_update(windows, [95, 5], data.fingerprint, config.train.seed, 3, 8)
     ]
-    assert np.array_equal(batch, wanted)
+    assert same(batch, stacked(wanted))
 
 
 def test_global_batches_and_their_hash(tmp_path: Path, corpus: Path) -> None:
     config = configure(tmp_path, corpus)
     data = quiet(config)
     batch = global_batch(data, config, 7)
-    assert batch.shape == (8, 33)
-    assert batch.dtype == np.int32
-    assert batch_hash(batch) == batch_hash(batch.astype(np.int64)) == batch_hash(np.asfortranarray(batch))
+    assert batch.tokens.shape == batch.labels.shape == (8, 32)
+    assert batch.tokens.dtype == batch.labels.dtype == np.int32
+    assert np.array_equal(batch.tokens[:, 1:], batch.labels[:, :-1])
+    assert batch.positions is None
+    assert batch.weights is None
     assert len(batch_hash(batch)) == 16
-    assert batch_hash(batch) != batch_hash(batch[::-1])
+    assert batch_hash(batch) != batch_hash(batch.rows(slice(None, None, -1)))
     assert batch_hash(batch) != batch_hash(global_batch(data, config, 8))
     epoch = [
-        row.tobytes() for update in range(data.train.windows(32) // 8) for row in global_batch(data, config, update)
+        row.tobytes()
+        for update in range(data.train.windows(32) // 8)
+        for row in global_batch(data, config, update).tokens
     ]
     assert len(set(epoch)) == len(epoch)
 
@@ -57,11 +63,13 @@ def test_validation_is_the_same_first_windows(tmp_path: Path, corpus: Path) -> N
     config = configure(tmp_path, corpus, **{"train.eval_batches": 2})
     data = quiet(config)
     batches = validation_batches(data, config)
-    assert [batch.shape for batch in batches] == [(8, 33), (8, 33)]
-    assert np.array_equal(np.concatenate(batches), [data.validation.read(window, 32) for window in range(16)])
+    assert [len(batch) for batch in batches] == [8, 8]
+    for number, batch in enumerate(batches):
+        wanted = [data.validation.read(window, 32) for window in range(8 * number, 8 * number + 8)]
+        assert same(batch, stacked(wanted))
     everything = configure(tmp_path, corpus, **{"train.eval_batches": 10_000})
     assert sum(map(len, validation_batches(data, everything))) == data.validation.windows(32)
-    labels = np.concatenate([batch[:, 1:].ravel() for batch in batches])
+    labels = np.concatenate([batch.labels.ravel() for batch in batches])
     text = data.tokenizer.decode(labels[labels != data.tokenizer.eot])
     exact = len(text.encode(errors="surrogateescape"))
     assert validation_bytes_per_token(data, config) == pytest.approx(exact / len(labels), rel=0.01)

@@ -17,11 +17,10 @@ import jaxtrain.loss
 import torchtrain.attention
 import torchtrain.loss
 from coretrain.base.errors import UserError
-from coretrain.data.batch import IGNORED, planes
+from coretrain.data.batch import IGNORED, stacked
 from coretrain.data.batches import global_batch, updates_of, validation_bytes_per_token
-from coretrain.data.chat import chat_source, messages_of, open_coder, said_in
+from coretrain.data.chat import chat_source, messages_of, open_encoder, said_in
 from coretrain.data.open import open_data
-from coretrain.data.order import batch_hash
 from coretrain.data.packing import pack
 from coretrain.data.prepare import documents_of
 from coretrain.journal.metrics import read_metrics
@@ -30,6 +29,7 @@ from coretrain.runs.chat import chat_prompts
 from coretrain.tokenizers.chat_template import PLAIN
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.tokenizers.train import train_tokenizer
+from tests.support.batches import arrays_of, same
 from tests.support.corpora import chat_rows
 from tests.support.whole_runs import run
 
@@ -64,12 +64,13 @@ def test_rows_that_are_no_conversation(row, word):
 def test_rows_are_packed_and_nothing_is_lost(chat_config):
     config = chat_config(chat_rows(40))
     data = open_data(config, lambda _: None)
-    coder = open_coder(config, data.tokenizer)
+    coder = open_encoder(config, data.tokenizer)
     wanted = sorted(tuple(coder.encode(json.dumps(messages_of(row, "")))) for row in chat_rows(40))
     found = []
     for split in (data.train, data.validation):
         for window in range(split.windows(96)):
-            tokens, labels, positions = split.read(window, 96)
+            row = split.read(window, 96)
+            tokens, labels, positions = row.tokens, row.labels, row.positions
             begins = np.flatnonzero(positions == 0)
             for start, stop in zip(begins, [*begins[1:], 96], strict=True):
                 own = labels[start:stop]
@@ -85,7 +86,7 @@ def test_rows_are_packed_and_nothing_is_lost(chat_config):
     assert "samples" in dict(data.summary())["train"]
     assert validation_bytes_per_token(data, config) < 1
     assert open_data(config, lambda _: None).fingerprint == data.fingerprint
-    other = open_data(config.model_copy(update={"model": config.model.model_copy(update={"context": 97})}))
+    other = open_data(config.changed(model__context=97))
     assert other.fingerprint != data.fingerprint
 
 
@@ -94,17 +95,18 @@ def test_batches_are_the_same_however_they_are_shared(chat_config):
     data = open_data(config, lambda _: None)
     assert len(data.train.shards) > 1
     whole = global_batch(data, config, 3)
-    assert whole.shape == (4, 3, 96)
-    assert whole.dtype == np.int32
+    assert {name: (array.shape, array.dtype) for name, array in arrays_of(whole).items()} == dict.fromkeys(
+        ("tokens", "labels", "positions"), ((4, 96), np.int32)
+    )
     halves = [updates_of(data, config, process, 2)[3] for process in (0, 1)]
-    assert batch_hash(np.concatenate(halves)) == batch_hash(whole)
-    assert planes(whole)[1].min() == IGNORED == torchtrain.loss.IGNORED == jaxtrain.loss.IGNORED
+    assert same(stacked([half.rows(row) for half in halves for row in range(2)]), whole)
+    assert whole.labels.min() == IGNORED == torchtrain.loss.IGNORED == jaxtrain.loss.IGNORED
 
 
 def test_rows_shorter_than_the_context(chat_config):
     config = chat_config(chat_rows(10), model__context=256, data__row_tokens=80)
     data = open_data(config, lambda _: None)
-    assert global_batch(data, config, 0).shape == (4, 3, 80)
+    assert global_batch(data, config, 0).positions.shape == (4, 80)
     assert config.tokens_per_update == 4 * 80
     with pytest.raises(UserError, match=r"data\.row_tokens = 300 is more than model\.context = 256"):
         open_data(chat_config(chat_rows(10), model__context=256, data__row_tokens=300), lambda _: None)
@@ -145,7 +147,7 @@ def test_a_tokenizer_is_trained_on_what_is_said_in_training(chat_config):
     seen = [said_in(text) for text, split in splits.items() if split == "train"]
     assert data.tokenizer.fingerprint == train_tokenizer(seen, 280).fingerprint
     assert data.tokenizer.fingerprint != train_tokenizer(map(said_in, splits), 280).fingerprint
-    assert (planes(global_batch(data, config, 0))[1] == data.tokenizer.eot).any(), "an answer ends with the end of text"
+    assert (global_batch(data, config, 0).labels == data.tokenizer.eot).any(), "an answer ends with the end of text"
 
 
 def test_axes_that_cut_rows_or_layers_are_refused(chat_config):
@@ -174,7 +176,7 @@ def test_kernels_without_packed_rows_say_so(chat_config, monkeypatch):
 
 def with_format(config, form):
     """The same run on rows of another format."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"format": form})})
+    return config.changed(data__format=form)
 
 
 SMALL_RUN = {
@@ -220,7 +222,7 @@ def test_whole_runs_of_both_stacks(tmp_path):
     )
     assert said.stdout.startswith("Is it?\n")
     (adapted / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"--chat: .*adapted has no chat_template.jinja: train it with"):
+    with pytest.raises(UserError, match=r"adapted has no chat_template.jinja: train it with"):
         chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     bad = [word.replace("rows.jsonl", "bad.jsonl") for word in common]

@@ -29,7 +29,7 @@ from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer
 from tests.support.commands import convert
 from tests.support.gguf_files import TEMPLATE
-from tests.support.models import LLAMA, MODELS, SMALL, scrambled
+from tests.support.models import LLAMA, MODELS, SMALL, perturbed
 
 
 @pytest.mark.whole
@@ -38,7 +38,7 @@ def test_command_line_from_gguf_to_all_forms(
 ) -> None:
     """In from GGUF, out to GGUF and Hugging Face, in again from there: weights, specials and template are the same."""
     model = ModelConfig(**SMALL | {"vocab": pretrained.vocab}, **LLAMA, kv_heads=2)
-    tensors = scrambled(model)
+    tensors = perturbed(model)
     export_gguf(tmp_path / "m.gguf", "m", model, tensors, pretrained, TEMPLATE)
     out = convert("--train.updates", 50, tmp_path / "m.gguf", "--name", "my", tmp_path / "run")
     assert out.returncode == 0, out.stderr
@@ -101,7 +101,7 @@ def test_what_the_trainers_alone_do_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> None:
     place = interchange_of(tmp_path / "run", "update-00000007")
     model = MODELS["llama"]
-    save_interchange(place, RunConfig(model=model), {"parameters": scrambled(model)}, Progress(update=7), "jax")
+    save_interchange(place, RunConfig(model=model), {"parameters": perturbed(model)}, Progress(update=7), "jax")
     with pytest.raises(UserError, match="name a target"):
         exported_to(place, "gguf")
     out = convert(tmp_path / "run", "--to", "gguf")
@@ -113,7 +113,7 @@ def test_a_checkpoint_needs_a_target_and_gguf_a_tokenizer(tmp_path: Path) -> Non
 def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     model = ModelConfig(**SMALL | {"vocab": trained.vocab}, **LLAMA)
     data = DataConfig(format="chat", row_tokens=24)
-    config, tensors = RunConfig(model=model, data=data), scrambled(model)
+    config, tensors = RunConfig(model=model, data=data), perturbed(model)
     run = tmp_path / "run"
     trained.save(run)
     place = interchange_of(run, "update-00000007")

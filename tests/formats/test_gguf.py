@@ -22,7 +22,7 @@ from coretrain.runs.convert import import_run
 from coretrain.tokenizers.tokenizer import Tokenizer
 from tests.support.gguf_files import reopened, rewrite
 from tests.support.llama_cpp_oracle import llama_cpp
-from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, scrambled
+from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, perturbed
 from torchtrain.model import build_model
 
 WIDE: dict[str, Any] = SMALL | {"width": 64, "mlp_width": 96}  # whole blocks of 32
@@ -31,7 +31,7 @@ WIDE: dict[str, Any] = SMALL | {"width": 64, "mlp_width": 96}  # whole blocks of
 @model_kinds
 @pytest.mark.parametrize("quantization", ["none", "f16"])
 def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, quantization: str, trained: Tokenizer) -> None:
-    tensors = scrambled(model)
+    tensors = perturbed(model)
     export_gguf(tmp_path / "m.gguf", "m", model, tensors, trained, None, quantization)
     back_model, back = reopened(tmp_path / "m.gguf")
     for field in ("kv", "head", "hidden", "vocabulary"):
@@ -48,14 +48,14 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, quantiza
 def test_scaled_rotary_positions(tmp_path: Path, trained: Tokenizer) -> None:
     """llama.cpp's converter writes divisors of frequencies, and not what they were made of."""
     model = ModelConfig(**SMALL, **LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(type="llama3", factor=32.0))
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"twintrain.rope_scaling": None})
     assert reopened(tmp_path / "x.gguf")[0].rope_scaling == model.rope_scaling
     ones = {"rope_freqs.weight": (np.ones(6, np.float32), "F32")}
     rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", {"twintrain.rope_scaling": None}, ones)
     assert reopened(tmp_path / "y.gguf")[0].rope_scaling is None
     linear = model.model_copy(update={"rope_scaling": RopeScaling(type="linear", factor=2.5)})
-    export_gguf(tmp_path / "z.gguf", "m", linear, scrambled(model), trained)
+    export_gguf(tmp_path / "z.gguf", "m", linear, perturbed(model), trained)
     assert reopened(tmp_path / "z.gguf")[0].rope_scaling == linear.rope_scaling
     assert GGUFFile(tmp_path / "z.gguf").facts["llama.rope.scaling.factor"] == 2.5
     kind, factor = "llama.rope.scaling.type", "llama.rope.scaling.factor"
@@ -77,8 +77,8 @@ def test_transformers_reads_the_same_model(tmp_path: Path, kind: str, trained: T
     model = MODELS[kind]
     if kind == "gpt2":  # of gpt2's fields it reads neither the context nor the hidden width
         model = model.model_copy(update={"context": 1024})
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
-    export_huggingface(tmp_path / "hf", model, scrambled(model))
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
+    export_huggingface(tmp_path / "hf", model, perturbed(model))
     found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf")
     wanted = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     for name, value in wanted.state_dict().items():
@@ -92,7 +92,7 @@ def test_transformers_reads_the_same_model(tmp_path: Path, kind: str, trained: T
 @pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
 def test_blocks_are_those_of_the_package(tmp_path: Path, quantization: str, trained: Tokenizer) -> None:
     model = ModelConfig(**WIDE | LLAMA | {"mlp_width": 80}, kv_heads=2, tied=False)
-    tensors = scrambled(model)
+    tensors = perturbed(model)
     export_gguf(tmp_path / "m.gguf", "m", model, tensors, trained, None, quantization)
     file = GGUFFile(tmp_path / "m.gguf")
     q = tensors["blocks.1.attention.q.weight"].reshape(4, 2, 8, 64).swapaxes(1, 2).reshape(64, 64)
@@ -120,7 +120,7 @@ def test_blocks_are_those_of_the_package(tmp_path: Path, quantization: str, trai
 def test_forms_of_others_are_read(tmp_path: Path, kind: str, trained: Tokenizer) -> None:
     """A file as llama.cpp's quantizer leaves it, here with one matrix of each kind that the package can make."""
     model = ModelConfig(**LLAMA | WIDE)
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     matrix = np.random.default_rng(3).normal(0, 1, (96, 64)).astype(np.float32)
     blocks = gguf.quantize(matrix, gguf.GGMLQuantizationType[kind])
     rewrite(tmp_path / "m.gguf", tmp_path / "q.gguf", tensors={"blk.1.ffn_up.weight": (blocks, kind)})
@@ -164,7 +164,7 @@ def test_what_can_not_be_imported_is_named(
     tmp_path: Path, trained: Tokenizer, facts: Any, tensors: Any, message: str
 ) -> None:
     model = MODELS["llama"]
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     rewrite(tmp_path / "m.gguf", tmp_path / "bad.gguf", facts, tensors)
     with pytest.raises(UserError, match=message):
         import_run(tmp_path / "bad.gguf", tmp_path / "run")
@@ -173,14 +173,14 @@ def test_what_can_not_be_imported_is_named(
 
 def test_a_count_for_each_layer_that_is_the_same(tmp_path: Path, trained: Tokenizer) -> None:
     model = MODELS["llama grouped untied"]
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     facts = {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [80, 80]}
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", facts)
     assert reopened(tmp_path / "x.gguf")[0] == reopened(tmp_path / "m.gguf")[0]
 
 
 def test_files_cut_short_are_refused(tmp_path: Path, trained: Tokenizer) -> None:
-    export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), trained)
+    export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), trained)
     whole = (tmp_path / "m.gguf").read_bytes()
     for length in (0, 3, 20, 200, 3000, len(whole) // 2, len(whole) - 64):
         (tmp_path / "cut.gguf").write_bytes(whole[:length])
@@ -194,9 +194,9 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, t
     model = MODELS["llama"]
     (tmp_path / "m.gguf").write_text("mine")
     with pytest.raises(UserError, match=r"m\.gguf exists"):
-        export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+        export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     assert (tmp_path / "m.gguf").read_text() == "mine"
-    huge = scrambled(model) | {"blocks.1.mlp.up.weight": np.full((80, 48), 1e5, np.float32)}
+    huge = perturbed(model) | {"blocks.1.mlp.up.weight": np.full((80, 48), 1e5, np.float32)}
     with pytest.raises(UserError, match=r"ffn_up\.weight holds 100000, which F16 can't"):
         export_gguf(tmp_path / "x.gguf", "m", model, huge, trained, None, "f16")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
@@ -207,10 +207,10 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, t
 @model_kinds
 def test_llama_cpp_computes_the_same(tmp_path: Path, model: ModelConfig, trained: Tokenizer) -> None:
     """After every prefix of random ids, the log-probabilities of its five likeliest tokens."""
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), trained)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     ids = np.random.default_rng(1).integers(0, 256, 24)
     steps = llama_cpp(tmp_path / "m.gguf", [ids[:length].tolist() for length in range(1, 25)])
-    network = build_model(RunConfig(model=model), "plain", scrambled(model), torch.device("cpu"))
+    network = build_model(RunConfig(model=model), "plain", perturbed(model), torch.device("cpu"))
     with torch.no_grad():
         ours = network.logits(network(torch.from_numpy(ids)[None]))[0].log_softmax(-1)
     assert [step["tokens"] for step in steps] == list(range(1, 25))

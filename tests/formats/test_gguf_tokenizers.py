@@ -19,7 +19,7 @@ from coretrain.tokenizers.merges import DIGITS_PATTERN, SAMPLES
 from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer, load_tokenizer
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from tests.support.gguf_files import TEMPLATE, rewrite
-from tests.support.models import LLAMA, MODELS, SMALL, scrambled
+from tests.support.models import LLAMA, MODELS, SMALL, perturbed
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_tokenizers_there_and_back(
     tokenizer = {"trained": trained, "pretrained": pretrained}.get(kind) or gpt2_tokenizer()
     model = ModelConfig(**SMALL | {"vocab": tokenizer.vocab + 5, "width": 8}, **LLAMA)
     path = tmp_path / "m.gguf"
-    remark = export_gguf(path, "m", model, scrambled(model), tokenizer, TEMPLATE)
+    remark = export_gguf(path, "m", model, perturbed(model), tokenizer, TEMPLATE)
     assert ("no name for how tokenizer trained" in (remark or "")) == (kind == "trained")
     assert GGUFFile(path).facts["tokenizer.ggml.pre"] == name
     back = read_gguf_tokenizer(GGUFFile(path))
@@ -42,7 +42,7 @@ def test_tokenizers_there_and_back(
 
 def test_a_tokenizer_without_merges_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="asks for merges"):
-        export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), bytes_tokenizer())
+        export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), bytes_tokenizer())
 
 
 def test_exports_tell_where_a_turn_ends(tmp_path: Path, pretrained: Tokenizer) -> None:
@@ -56,15 +56,15 @@ def test_exports_tell_where_a_turn_ends(tmp_path: Path, pretrained: Tokenizer) -
             (tmp_path / "run" / "chat_template.jinja").write_text(template)
         else:
             (tmp_path / "run" / "chat_template.jinja").unlink()
-        export_huggingface(tmp_path / f"{number}", model, scrambled(model), tmp_path / "run")
+        export_huggingface(tmp_path / f"{number}", model, perturbed(model), tmp_path / "run")
         assert transformers.GenerationConfig.from_pretrained(tmp_path / f"{number}").eos_token_id == ends
-        export_gguf(tmp_path / f"{number}.gguf", "m", model, scrambled(model), base, template)
+        export_gguf(tmp_path / f"{number}.gguf", "m", model, perturbed(model), base, template)
         turn = GGUFFile(tmp_path / f"{number}.gguf").facts.get("tokenizer.ggml.eot_token_id")
         assert turn == (2 if ends else None)
 
 
 def test_other_merges_are_noticed(tmp_path: Path, trained: Tokenizer) -> None:
-    export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], scrambled(MODELS["llama"]), trained)
+    export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), trained)
     merges = GGUFFile(tmp_path / "m.gguf").facts["tokenizer.ggml.merges"]
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.merges": [merges[1], merges[0], *merges[2:]]})
     with pytest.raises(UserError, match="the order of the merges"):

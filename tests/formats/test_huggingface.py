@@ -22,7 +22,7 @@ from coretrain.formats.huggingface.weights import export_huggingface, import_hug
 from coretrain.tokenizers.chat_template_file import read_chat_template
 from tests.support.commands import ROOT
 from tests.support.hf_oracle import tokens_for
-from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, scrambled
+from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, perturbed
 from tests.support.transformers_oracle import float64_frequencies
 
 
@@ -30,7 +30,7 @@ from tests.support.transformers_oracle import float64_frequencies
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shard_bytes", [5 * 10**9, 30_000])
 def test_there_and_back_bit_for_bit(tmp_path: Path, model: ModelConfig, dtype: type, shard_bytes: int) -> None:
-    tensors = scrambled(model, dtype)
+    tensors = perturbed(model, dtype)
     export_huggingface(tmp_path / "hf", model, tensors, None, shard_bytes)
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard_bytes == 30_000)
     back_model, back = import_huggingface(tmp_path / "hf")
@@ -52,7 +52,7 @@ def nrel(found: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.whole
 @model_kinds
 def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, float64_oracle: None) -> None:
-    export_huggingface(tmp_path / "hf", model, scrambled(model, np.float64))
+    export_huggingface(tmp_path / "hf", model, perturbed(model, np.float64))
     oracle, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", attn_implementation="sdpa", output_loading_info=True
     )  # Llama's eager attention takes its softmax in float32
@@ -90,7 +90,7 @@ def test_both_stacks_equal_transformers(tmp_path: Path, model: ModelConfig, floa
 def test_rotary_angles_are_those_of_transformers(tmp_path: Path, scaling: Any) -> None:
     """With the sizes of Llama 3.1's heads, out to a Hugging Face folder and in again."""
     model = ModelConfig(**SMALL, **LLAMA, head_width=128, rope_theta=5e5, rope_scaling=scaling)
-    export_huggingface(tmp_path / "hf", model, scrambled(model))
+    export_huggingface(tmp_path / "hf", model, perturbed(model))
     assert import_huggingface(tmp_path / "hf")[0].rope_scaling == model.rope_scaling
     frequencies = float64_frequencies(transformers.AutoConfig.from_pretrained(tmp_path / "hf"))
     for found, wanted in zip(rotary_tables(model, 2), (frequencies.cos(), frequencies.sin()), strict=True):
@@ -112,7 +112,7 @@ def test_rotary_angles_are_those_of_transformers(tmp_path: Path, scaling: Any) -
 )
 def test_what_can_not_be_exported_names_the_field(tmp_path: Path, model: ModelConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        export_huggingface(tmp_path / "hf", model, scrambled(model))
+        export_huggingface(tmp_path / "hf", model, perturbed(model))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,13 +147,13 @@ def changed(folder: Path, **fields: object) -> Path:
     ],
 )
 def test_what_can_not_be_imported_names_the_field(tmp_path: Path, kind: str, fields: Any, message: str) -> None:
-    export_huggingface(tmp_path / "hf", MODELS[kind], scrambled(MODELS[kind]))
+    export_huggingface(tmp_path / "hf", MODELS[kind], perturbed(MODELS[kind]))
     with pytest.raises(UserError, match=message):
         import_huggingface(changed(tmp_path / "hf", **fields))
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    export_huggingface(tmp_path / "hf", MODELS["gpt2"], scrambled(MODELS["gpt2"]))
+    export_huggingface(tmp_path / "hf", MODELS["gpt2"], perturbed(MODELS["gpt2"]))
     weights = tmp_path / "hf" / "model.safetensors"
     whole = weights.read_bytes()
     for content in (whole[:-1], whole[:100], b"", b"nonsense" * 100):
@@ -184,7 +184,7 @@ def test_older_folders_are_read(tmp_path: Path) -> None:
     """As the hub's first ones: no prefix, causal masks among the weights, a copy of the tied head, rope_theta alone."""
     for kind in ("gpt2", "llama"):
         folder = tmp_path / kind
-        tensors = scrambled(MODELS[kind])
+        tensors = perturbed(MODELS[kind])
         export_huggingface(folder, MODELS[kind], tensors)
         weights = load_file(folder / "model.safetensors")
         weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
@@ -208,7 +208,7 @@ def test_older_folders_are_read(tmp_path: Path) -> None:
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, reads = scrambled(MODELS["gpt2"]), []
+    tensors, reads = perturbed(MODELS["gpt2"]), []
     export_huggingface(tmp_path / "hf", MODELS["gpt2"], tensors)
     read = TensorFile.read
     monkeypatch.setattr(TensorFile, "read", lambda self, name: reads.append(name) or read(self, name))

@@ -16,12 +16,12 @@ from coretrain.config.model import ModelConfig
 from coretrain.formats.huggingface.tokenizer import hf_tokenizer, write_tokenizer
 from coretrain.formats.huggingface.weights import export_huggingface
 from coretrain.tokenizers.huggingface import read_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.merges import check_same_ids, merges_of
 from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer
 from coretrain.tokenizers.train import train_tokenizer
-from tests.support.models import SMALL, scrambled
+from tests.support.models import SMALL, perturbed
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_tokenizers_give_the_same_ids(tmp_path: Path, name: str, trained: Tokeni
     tokenizer = {"gpt2": gpt2_tokenizer, "bytes": bytes_tokenizer}.get(name, lambda: trained)()
     model = ModelConfig(**SMALL | {"vocab": tokenizer.vocab})
     tokenizer.save(tmp_path / "run")
-    export_huggingface(tmp_path / "hf", model, scrambled(model), tmp_path / "run")
+    export_huggingface(tmp_path / "hf", model, perturbed(model), tmp_path / "run")
     fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     texts = [inspect.getsource(inspect), "Grüße, 東京! 🙂 it's  \n\n\t x=1234567\r\n", *map(chr, range(0, 0x3000, 7))]
     for text in texts:
@@ -71,6 +71,6 @@ def test_another_pre_tokenizer_is_no_ranks(tmp_path: Path, trained: Tokenizer) -
     raw["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits", "individual_digits": True})
     path.write_text(json.dumps(raw))
     back = read_tokenizer(tmp_path)
-    assert isinstance(back, KeptTokenizer)
+    assert isinstance(back, JsonTokenizer)
     text = "x = 12345  # 67"
     assert back.encode(text).tolist() == tokenizers.Tokenizer.from_file(str(path)).encode(text).ids

@@ -13,7 +13,7 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
 from coretrain.runs.convert import exported_to
 from tests.support.commands import convert
-from tests.support.models import MODELS, scrambled
+from tests.support.models import MODELS, perturbed
 from torchtrain.onnx_export import export_onnx
 
 pytestmark = pytest.mark.whole
@@ -26,7 +26,7 @@ def test_onnx_computes_the_same(tmp_path: Path, kind: str, quantization: str) ->
     """onnxruntime against the run's weights in torch, at other sizes than those that were traced."""
     run, model = tmp_path / "run", MODELS[kind]
     place = interchange_of(run, "update-00000007")
-    save_interchange(place, RunConfig(model=model), {"parameters": scrambled(model)}, Progress(update=7), "jax")
+    save_interchange(place, RunConfig(model=model), {"parameters": perturbed(model)}, Progress(update=7), "jax")
     out = convert(run, "--to", "onnx", "--quantize", quantization)
     assert out.returncode == 0, out.stderr
     assert "onnxruntime's logits are within" in out.stdout

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from coretrain.adapters.targets import adapter_table, trained_table
+from coretrain.adapters.targets import adapter_parameters, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.base.safetensors import TensorFile
 from coretrain.checkpoint.interchange import (
@@ -29,7 +29,7 @@ from coretrain.contract.parameters import initial_parameters
 from coretrain.formats.huggingface.weights import import_huggingface
 from coretrain.formats.peft.names import WEIGHTS
 from coretrain.formats.peft.reader import import_peft
-from coretrain.runs.adapted import merge_run, settled
+from coretrain.runs.adapted import merge_run, with_base
 from coretrain.runs.convert import export_run, import_run
 from parity.probes.sides import JAX, TORCH, logits_of
 from tests.support.commands import ROOT
@@ -78,8 +78,8 @@ def made(small_config, tmp_path):
         weights = {name: 3 * v.astype(np.float64) for name, v in initial_parameters(config.model, 1).items()}
         weights = {n: v + 0.1 * rng.standard_normal(v.shape) * n.endswith("bias") for n, v in weights.items()}
         write_run(base, small_config(**{k: v for k, v in fields.items() if not k.startswith("adapter")}), weights)
-        config, _ = settled(config)
-        tensors = {row.name: rng.standard_normal(row.shape) * 0.2 for row in trained_table(config)}
+        config, _ = with_base(config)
+        tensors = {row.name: rng.standard_normal(row.shape) * 0.2 for row in trainable_parameters(config)}
         write_run(adapter, config, tensors)
         return base, adapter
 
@@ -123,7 +123,7 @@ def test_peft_computes_the_same_and_bits_come_back(made, tmp_path, fields, float
         assert back[name].dtype == value.dtype
         assert back[name].tobytes() == value.tobytes(), name
     again = load_interchange(newest_interchange(tmp_path / "again")).config
-    assert [row.name for row in adapter_table(again)] == [row.name for row in adapter_table(config)]
+    assert [row.name for row in adapter_parameters(again)] == [row.name for row in adapter_parameters(config)]
     assert again.adapter.model_dump(exclude={"targets"}) == config.adapter.model_dump(exclude={"targets"})
 
 
@@ -275,7 +275,7 @@ def test_a_flipped_bit_is_never_read_as_something_else(made, tmp_path):
     base, adapter = made(**KINDS["llama, tied"] | {"adapter__targets": "blocks.*.mlp.down.weight"})
     export_run(adapter, tmp_path / "peft", "peft")
     path, given = tmp_path / "peft" / WEIGHTS, load_interchange(newest_interchange(base))
-    config = given.config.model_copy(update={"adapter": AdapterConfig(base=str(base))})
+    config = given.config.changed(adapter=AdapterConfig(base=str(base)))
     whole, weights = path.read_bytes(), dict(given.groups["parameters"])
     wanted, refused = parameters(adapter), 0
     for position in np.linspace(0, len(whole) - 1, 300).astype(int):

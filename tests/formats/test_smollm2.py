@@ -30,13 +30,13 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
 from coretrain.formats.gguf.file import GGUFFile
 from coretrain.formats.gguf.weights import GGUFTensors, gguf_model
-from coretrain.runs.adapted import carry_chat_template, merged_model, settled
+from coretrain.runs.adapted import carry_chat_template, merged_model, with_base
 from coretrain.runs.convert import export_run, import_run
 from coretrain.tokenizers.chat_template_file import read_chat_template
 from coretrain.tokenizers.merges import SAMPLES
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.training.command_line import Command
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 from tests.support.llama_cpp_oracle import llama_cpp
 from torchtrain.model import build_model
 
@@ -151,7 +151,7 @@ def test_exports_hold_what_the_package_makes_of_them(
 def test_an_adapter_on_it(run: Path, tmp_path: Path, ids: torch.Tensor) -> None:
     """The preset's adapter, its B no longer zero: PEFT's logits, the merged GGUF's tensors, its template."""
     preset = load_config("smollm2-lora", [("adapter.base", str(run))])
-    config, _ = settled(on_base(Command(preset, None, None, (("adapter.base", str(run)),))).config)
+    config, _ = with_base(completed(Command(preset, None, None, (("adapter.base", str(run)),))).config)
     assert (config.model.context, config.data.tokenizer) == (512, str(run.absolute() / "tokenizer.tiktoken"))
     rng, lora = np.random.default_rng(0), tmp_path / "lora"
     tensors = {

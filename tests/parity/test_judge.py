@@ -12,6 +12,9 @@ from parity.gates import LOGITS
 from parity.localize.rows import distance
 from parity.outcomes import hold
 from parity.probes.budgets import unevenness
+from parity.probes.lower import STARTS, drift, starts
+from parity.probes.parts import bare
+from parity.probes.sides import weights_of
 
 
 def test_a_nan_is_never_replaced(monkeypatch):
@@ -39,3 +42,22 @@ def test_infinities_are_equal_where_both_have_them():
     assert distance(masked, masked) == 0
     assert distance(masked, -masked) == math.inf
     assert distance(np.array([math.nan]), np.array([math.nan])) == math.inf
+
+
+def test_drift_is_a_bias_and_not_chance():
+    """A pair far apart by chance is let through; a bias, a NaN and a bias amid a stack's own noise are not."""
+    config = bare(precision__compute="float32")
+    weights = weights_of(config, "initial")
+
+    def runs(*at):
+        return [(np.full(3, 5 + x), {name: t + np.float64(0.1 + x) for name, t in weights.items()}) for x in at]
+
+    calm = 0, 1e-3, 2e-3, 3e-3
+    assert len(starts(weights)) == len(calm) == STARTS
+    assert max(drift(runs(*calm), runs(1e-3, 2e-3, 3e-3, 0), config).values()) < 1
+    for wrong in ((0.02, 0.021, 0.022, 0.023), (0.02, 0.05, 0.08, 0.09)):
+        assert min(drift(runs(*calm), runs(*wrong), config).values()) > gates.YARDSTICK.cap
+        assert min(drift(runs(*wrong), runs(*calm), config).values()) > gates.YARDSTICK.cap
+    for place in range(STARTS):
+        broken = runs(*(math.nan if n == place else x for n, x in enumerate(calm)))
+        assert all(math.isnan(error) for error in drift(runs(*calm), broken, config).values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+import jaxtrain.step
 import torchtrain.attention
 import torchtrain.layers
 import torchtrain.model
@@ -69,13 +70,11 @@ def once(config):
     batch = batches(config, 1)[0]
 
     def forward(params, tokens, dropout):
-        model = nnx.merge(pair.jax.graph, params)
+        model = nnx.merge(pair.jax.programs.graph, params)
         return model.logits(model(tokens, dropout))
 
-    logits = (
-        torch_logits(pair.torch, batch[:, :-1], 0),
-        jax.jit(forward)(pair.jax.params, batch[:, :-1], pair.jax._dropout(0, len(batch))),
-    )
+    masks = jaxtrain.step.dropout_masks(config, 0, len(batch))
+    logits = torch_logits(pair.torch, batch.tokens, 0), jax.jit(forward)(pair.jax.params, batch.tokens, masks)
     losses = [np.array(seen) for seen in pair.gradients(batch, 0)]
     tensors = pair.gradient_tensors()
     return {
@@ -113,7 +112,7 @@ def test_both_stacks_have_the_same_taps_in_the_same_order(variant):
 
 @pytest.mark.parametrize("variant", [GPT, LLAMA])
 def test_a_correct_pair_is_the_same(variant):
-    """Floors over both variants: values 7e-16 (seated 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
+    """Floors over both variants: values 7e-16 (forced 6e-16), cotangents 5e-15, gradients 5e-15, steps 3e-14."""
     config, weights, stack, recorder = sides(variant)
     rows = [row for stage in search(config, weights, TorchTrainer(config, weights), stack, recorder) for row in stage]
     verdict = judge(rows)
@@ -121,7 +120,7 @@ def test_a_correct_pair_is_the_same(variant):
     assert {row.stage for row in rows} >= {"forward", "cotangent", "gradient", "first_moment", "parameter"}
     names = {row.name for row in rows if row.stage == "scalar"}
     assert names == {"training loss", "gradient norm"}, "what both take from one source is no finding"
-    assert all(row.seated is not None for row in rows if row.stage in ("forward", "cotangent"))
+    assert all(row.teacher_forced is not None for row in rows if row.stage in ("forward", "cotangent"))
 
 
 # --- below float64 ----------------------------------------------------------------------------------------------------
@@ -157,8 +156,8 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
     """An attention that rounds to TF32's ten bits, as a reduced-precision matmul does; float64 is left alone."""
     original = torchtrain.layers.attention
 
-    def attend(kernel, q, k, v):
-        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)))
+    def attend(kernel, q, k, v, positions=None):
+        return original(kernel, *((x.half().float() if x.dtype == torch.float32 else x) for x in (q, k, v)), positions)
 
     monkeypatch.setattr(torchtrain.layers, "attention", attend)
     verdict = lower(below(precision__compute="float32"))
@@ -170,8 +169,8 @@ def test_a_kernel_that_rounds_too_much_is_found(monkeypatch):
 def test_another_dtype_is_found(monkeypatch):
     original = torchtrain.layers.Attention.forward
 
-    def forward(self, x, rotary):
-        return original(self, x.float() if x.dtype == torch.bfloat16 else x, rotary)
+    def forward(self, x, *more):
+        return original(self, x.float() if x.dtype == torch.bfloat16 else x, *more)
 
     monkeypatch.setattr(torchtrain.layers.Attention, "forward", forward)
     verdict = lower(below(precision__compute="bfloat16"))

@@ -17,6 +17,7 @@ import jaxtrain.trainer
 import torchtrain.attention
 import torchtrain.layers
 import torchtrain.model
+import torchtrain.objective
 import torchtrain.trainer
 from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.contract.taps import tap
@@ -55,8 +56,8 @@ def torch_epsilon_of_one_norm(patch):
 def torch_value_bias_dropped(patch):
     original = torchtrain.layers.Linear.forward
 
-    def forward(self, x):
-        return original(self, x) if self.out else F.linear(x, self.weight)
+    def forward(self, x, masks=None):
+        return original(self, x, masks) if self.out else F.linear(x, self.weight)
 
     init = torchtrain.layers.Attention.__init__
 
@@ -77,13 +78,13 @@ def torch_rope_interleaved(patch):
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         return torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
 
-    patch.setattr(torchtrain.model, "rotate", rotate)
+    patch.setattr(torchtrain.layers, "rotate", rotate)
 
 
 def torch_key_heads_tiled(patch):
     plain = torchtrain.attention.KERNELS["plain"].compute
 
-    def compute(kernel, q, k, v):
+    def compute(kernel, q, k, v, positions=None):
         copies = q.shape[2] // k.shape[2]
         return plain(q, k.repeat(1, 1, copies, 1), v.repeat(1, 1, copies, 1))
 
@@ -104,7 +105,7 @@ def torch_dropout_not_scaled(patch):
 
 
 def torch_gate_and_up_exchanged(patch):
-    def forward(self, x):
+    def forward(self, x, masks=None):
         hidden = tap("blocks.#.gate", self.gate(x)) * F.silu(tap("blocks.#.up", self.up(x)))
         return tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden)))
 
@@ -112,13 +113,22 @@ def torch_gate_and_up_exchanged(patch):
 
 
 def torch_positions_from_one(patch):
-    original = torchtrain.model.GPT._embed
-    patch.setattr(torchtrain.model.GPT, "_embed", lambda self, t, p: original(self, t, p.roll(-1, 0)))
+    original = torchtrain.model.GPT.forward
+
+    def forward(self, *given):
+        with torch.no_grad():
+            self.embed.position.copy_(self.embed.position.roll(-1, 0))
+        hidden = original(self, *given)
+        with torch.no_grad():
+            self.embed.position.copy_(self.embed.position.roll(1, 0))
+        return hidden
+
+    patch.setattr(torchtrain.model.GPT, "forward", forward)
 
 
 def torch_labels_shifted(patch):
-    original = torchtrain.trainer.cross_entropy
-    patch.setattr(torchtrain.trainer, "cross_entropy", lambda h, w, labels, *r: original(h, w, labels.roll(1, -1), *r))
+    original, of = torchtrain.objective.cross_entropy, torchtrain.objective
+    patch.setattr(of, "cross_entropy", lambda h, w, labels, *r: original(h, w, labels.roll(1, -1), *r))
 
 
 def torch_residual_halved(patch):
@@ -166,8 +176,8 @@ def torch_peak_not_detached_from_keys(patch):
     """Gradient of the keys lost in half of the heads."""
     original = torchtrain.layers.attention
 
-    def attend(kernel, q, k, v):
-        return original(kernel, q, torch.cat([k[:, :, :1].detach(), k[:, :, 1:]], 2), v)
+    def attend(kernel, q, k, *more):
+        return original(kernel, q, torch.cat([k[:, :, :1].detach(), k[:, :, 1:]], 2), *more)
 
     patch.setattr(torchtrain.layers, "attention", attend)
 
@@ -194,14 +204,14 @@ def torch_gradient_of_one_bias(patch):
 
 
 def torch_mean_of_micro_batches(patch):
-    original = torchtrain.trainer.cross_entropy
+    original = torchtrain.objective.cross_entropy
 
-    def change(h, w, labels, v, c, s):
+    def change(h, w, labels, v, c, s, *more):
         if len(h) == 4:
-            return original(h, w, labels, v, c, s)
-        return original(h, w, labels, v, c, 1 / ((labels != -100).sum() * 2).to(s.dtype))
+            return original(h, w, labels, v, c, s, *more)
+        return original(h, w, labels, v, c, 1 / ((labels != -100).sum() * 2).to(s.dtype), *more)
 
-    patch.setattr(torchtrain.trainer, "cross_entropy", change)
+    patch.setattr(torchtrain.objective, "cross_entropy", change)
 
 
 def torch_gradients_summed(patch):
@@ -290,9 +300,9 @@ def jax_norm_over_n_minus_one(patch):
 def jax_up_without_its_bias(patch):
     original = jaxtrain.layers.MLP.__call__
 
-    def call(self, x):
+    def call(self, x, masks=None):
         self.up.bias = None
-        return original(self, x)
+        return original(self, x, masks)
 
     patch.setattr(jaxtrain.layers.MLP, "__call__", call)
 
@@ -333,7 +343,7 @@ def test_bugs_of_schedule_clip_and_data_are_found():
     assert found(GPT, rates=(later, learning_rate)) == "learning rate"
     assert found(GPT, clips=(clip_factor, lambda norm, limit: min(1.0, limit / norm))) == "clip factor"
     made = batches(config, 3)
-    other = [made[0], made[1][::-1].copy(), made[2]]
+    other = [made[0], made[1].rows(slice(None, None, -1)), made[2]]
     assert found(GPT, feeds=(made, other)) == "batch 1"
 
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.contract.taps import tap
 from parity.localize import command as localizer
 from parity.localize.command import shrunk
 from parity.localize.pairs import compare, localize
 from parity.localize.recorders import JaxRecorder
-from parity.pair import batches, scrambled
+from parity.pair import batches, perturbed
+from tests.support.batches import arrays_of
 from tests.support.localizing import alone, torch_gelu_of_ten_digits
 
 small_and_alone = pytest.fixture(scope="module", autouse=True)(alone)
@@ -104,7 +105,7 @@ def command(monkeypatch, capsys, *words):
     """(exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["localize", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        localizer.main()
+        exits_cleanly(localizer.main)()
     out, err = capsys.readouterr()
     return stopped.value.code, out, err
 
@@ -155,10 +156,12 @@ def test_mistakes_of_users_are_one_sentence(words, hint, monkeypatch, capsys):
 def test_inputs_that_are_none(kind, hint, monkeypatch, capsys, tmp_path):
     config, _ = shrunk("tiny", [], 1, 32)
     path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
-    weights = {f"weights/{name}": value for name, value in scrambled(config).items()}
+    weights = {f"weights/{name}": value for name, value in perturbed(config).items()}
     batch = batches(config, 1)[0]
-    batch = {"float": batch + 0.5, "long": np.tile(batch, (1, 9)), "ids": batch + 400}.get(kind, batch)
-    np.save(path, batch) if kind == "npy" else np.savez(path, batch=batch, **weights)
+    changes = {"float": lambda ids: ids + 0.5, "long": lambda ids: np.tile(ids, (1, 9)), "ids": lambda ids: ids + 400}
+    if kind in changes:
+        batch = batch.map(changes[kind])
+    np.save(path, batch.tokens) if kind == "npy" else np.savez(path, **arrays_of(batch), **weights)
     if kind == "torn":
         path.write_bytes(path.read_bytes()[:-100])
     words = "tiny", "--layers", "1", "--width", "32", "--inputs", path, "--output", tmp_path / "out"

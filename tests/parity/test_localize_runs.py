@@ -244,7 +244,7 @@ def test_damaged_checkpoints_are_left_out(runs, tmp_path, monkeypatch):
     def opening(name, own=snapshots[0].open):
         opened.append(name)
         if name == "update-00000012":
-            raise UserError("damaged")
+            raise UserError("checkpoint/damaged", "damaged")
         return own(name)
 
     snapshots[0].open = opening

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import bench.memory as bench_memory
-from coretrain.adapters.targets import adapter_table
+from coretrain.adapters.targets import adapter_parameters
 from coretrain.planning.memory import blockwise, footprint, kv_cache
 from coretrain.processes.layout import Layout
 from tests.support.plans import made, refused
@@ -34,8 +34,7 @@ def test_zero_shards_by_stage_and_offload_empties_the_device():
     whole = footprint(c).kinds
 
     def stage(zero: int, offload: str = "none"):
-        p = c.parallel.model_copy(update={"zero": zero, "offload": offload})
-        return footprint(c.model_copy(update={"parallel": p}), Layout(data=8))
+        return footprint(c.changed(parallel__zero=zero, parallel__offload=offload), Layout(data=8))
 
     n = whole["weights"]
     assert stage(0).kinds["weights"] == n
@@ -102,7 +101,7 @@ def test_an_adapters_base_is_cut_but_its_bytes_are_not(quantize):
     """A base's matrices are shared over fsdp and tensor; an adapter, and a base in few bits, are whole everywhere."""
     c = made("llama-7b", adapter__kind="lora", adapter__quantize=quantize)
     whole = footprint(c, stack="jax").kinds["weights"]
-    adapter = 4 * sum(row.size for row in adapter_table(c))
+    adapter = 4 * sum(row.size for row in adapter_parameters(c))
     embeddings = 4 * 2 * 32000 * 4096
     for layout in (Layout(tensor=2), Layout(fsdp=4), Layout(tensor=4), Layout(data=2, fsdp=2, tensor=2)):
         kinds, parts = footprint(c, layout, "jax").kinds, layout.fsdp * layout.tensor

@@ -15,8 +15,7 @@ def test_bytes_sent_by_hand():
     n = footprint(c).kinds["weights"] / 4
 
     def sent(zero: int):
-        p = c.parallel.model_copy(update={"zero": zero})
-        return sum(traffic(c.model_copy(update={"parallel": p}), Layout(data=8)).values()) / (n * 4 * 7 / 8)
+        return sum(traffic(c.changed(parallel__zero=zero), Layout(data=8)).values()) / (n * 4 * 7 / 8)
 
     assert (sent(0), sent(1), sent(2), sent(3)) == pytest.approx((2, 3, 9, 12))
     assert traffic(c, Layout()) == {}

@@ -114,7 +114,7 @@ def test_a_full_disk_is_not_silence(tmp_path, monkeypatch):
     said = []
     watch = Watch(tmp_path, Two(0, ".done"), 0.2, 60, "")
     watch.interval = 0.02
-    monkeypatch.setattr(watch_module, "leave", said.append)
+    monkeypatch.setattr(watch_module, "exit_now", said.append)
     monkeypatch.setattr(watch, "_write", lambda: False)
     with watch:
         time.sleep(0.5)
@@ -129,7 +129,7 @@ def test_a_full_disk_is_not_silence(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("disk", "times"), [("in order", 1), ("gone", 2)])
 def test_what_two_find_at_once_is_said_once(disk, times, tmp_path, monkeypatch, capsys):
     """Twice only where neither can tell the other."""
-    monkeypatch.setattr(watch_module, "leave", sys.exit)
+    monkeypatch.setattr(watch_module, "exit_now", sys.exit)
     both, found = [Watch(tmp_path, Two(rank), 40, 60, "a line") for rank in range(2)], threading.Barrier(2)
     if disk == "in order":
         both[0].folder.mkdir()

@@ -24,7 +24,7 @@ from tests.support.commands import ROOT
 JOIN = """
 import sys
 from coretrain.config.load import load_config
-from jaxtrain.parallel import join
+from jaxtrain.parallel.processes import join
 world = join(load_config("tiny", [tuple(word.split("=")) for word in sys.argv[1:]]))
 print("rank", world.rank, "of", world.size, world.gather(f"hello from {world.rank}"))
 """
@@ -63,12 +63,9 @@ def test_slurm_tells_who_is_there():
 
 @pytest.mark.whole
 def test_hosts_may_be_told_by_hand():
-    """They have the rest of the config in common: `parallel.host` is no part of it."""
     place = f"parallel.coordinator=127.0.0.1:{free_port()}"
     words = [[place, "parallel.hosts=2", f"parallel.host={rank}"] for rank in (0, 1)]
     assert joined([{}, {}], words) == [f"rank 0 of 2 {HELLO}", f"rank 1 of 2 {HELLO}"]
-    first, second = (runner._common(config(parallel__hosts=2, parallel__host=rank)) for rank in (0, 1))
-    assert first == second
 
 
 @pytest.mark.whole
@@ -144,8 +141,7 @@ def test_a_lone_host_ends_with_a_sentence():
     ("rank", "said"), [(0, "rank 1 of 2 did not come: "), (1, "rank 1 of 2 did not find rank 0: ")]
 )
 def test_a_lone_process_of_torch_is_told_too(rank, said, monkeypatch):
-    short = config(parallel__data=2)
-    short = short.model_copy(update={"parallel": short.parallel.model_copy(update={"timeout": 1})})
+    short = config(parallel__data=2).changed(parallel__timeout=1)
     facts = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in facts.items():
         monkeypatch.setenv(name, str(value))

@@ -39,4 +39,4 @@ def test_a_missing_deepspeed_has_its_install_line(small_config, monkeypatch):
 def test_alone_is_alone(small_config):
     world = processes.join(small_config())
     assert (world.size, world.gather("x")) == (1, ["x"])
-    assert processes.place_of(small_config()) == processes.Place()
+    assert processes.grid_of(small_config()) == processes.ProcessGrid()

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
+import jaxtrain.choices
 import jaxtrain.layers
-import jaxtrain.model
+import jaxtrain.step
 import torchtrain.layers
-import torchtrain.model
 from coretrain.base.errors import UserError
 from coretrain.contract.parameters import initial_parameters, padded_vocab
 from jaxtrain.trainer import Trainer as JaxTrainer
-from jaxtrain.trainer import _gradients
+from tests.support.batches import COUNTING
 from torchtrain.trainer import Trainer as TorchTrainer
 
 LLAMA = {
@@ -38,18 +37,17 @@ def test_shapes_and_dtypes(small_config, more, compute):
     """Hidden states in the compute dtype; weights, gradients, logits and loss in at least float32."""
     config = small_config(precision__compute=compute, **more)
     wide = "float64" if compute == "float64" else "float32"
-    batch = np.arange(100, dtype=np.int32).reshape(4, 25)
     ours, theirs = TorchTrainer(config), JaxTrainer(config)
 
     hidden = ours.model(torch.from_numpy(TOKENS))
     assert (hidden.shape, hidden.dtype) == ((3, 20, 32), getattr(torch, compute))
     logits = ours.model.logits(hidden)
     assert (logits.shape, logits.dtype) == ((3, 20, 101), getattr(torch, wide))
-    ours.gradients(batch, 0, 1.0)
+    ours.gradients(COUNTING, 0, 1.0)
     assert {p.dtype for p in ours.model.parameters()} == {getattr(torch, wide)}
     assert {p.grad.dtype for p in ours.model.parameters()} == {getattr(torch, wide)}
 
-    model = nnx.merge(theirs.graph, theirs.params)
+    model = theirs.whole_model()
     hidden = jax.eval_shape(model, TOKENS)
     chex.assert_shape(hidden, (3, 20, 32))
     chex.assert_type(hidden, jnp.dtype(compute))
@@ -57,7 +55,7 @@ def test_shapes_and_dtypes(small_config, more, compute):
     chex.assert_shape(logits, (3, 20, 101))
     chex.assert_type(logits, jnp.dtype(wide))
     loss, norm, gradients = jax.eval_shape(
-        theirs._gradients, theirs.params, batch[:, :-1], batch[:, 1:], np.dtype(wide).type(1), theirs._dropout(0, 4)
+        theirs.programs.gradients, theirs.params, None, COUNTING, np.dtype(wide).type(1), None
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, theirs.params)
     chex.assert_type([loss, norm, *jax.tree.leaves(theirs.params)], jnp.dtype(wide))
@@ -80,9 +78,8 @@ def test_nothing_in_jax_turns_into_float64(small_config, more, compute):
     """float64 is on in this process: an array promoted by a stray numpy float would show here."""
     config = small_config(precision__compute=compute, model__residual_dropout=0.1, train__accumulation=2, **more)
     trainer = JaxTrainer(config)
-    batch = np.arange(100, dtype=np.int32).reshape(4, 25)
-    jaxpr = jax.make_jaxpr(lambda params, *rest: _gradients(trainer.graph, config, params, *rest))(
-        trainer.params, batch[:, :-1], batch[:, 1:], np.float32(1), trainer._dropout(0, 4)
+    jaxpr = jax.make_jaxpr(trainer.programs.gradients)(
+        trainer.params, None, COUNTING, np.float32(1), jaxtrain.step.dropout_masks(config, 0, 4)
     )
     found = [aval for aval in values_of(jaxpr.jaxpr) if getattr(aval, "dtype", None) == "float64" and aval.shape]
     assert len(list(values_of(jaxpr.jaxpr))) > 100
@@ -94,9 +91,8 @@ def test_padding_of_the_vocabulary_is_there_and_is_not_seen(small_config, more):
     config = small_config(**more)
     assert padded_vocab(config.model, 64) == 128
     ours, theirs = TorchTrainer(config), JaxTrainer(config)
-    chex.assert_shape(
-        [ours.model.head_weight.detach().numpy(), nnx.merge(theirs.graph, theirs.params).head_weight], (128, 32)
-    )
+    heads = [trainer.whole_model().head_weight for trainer in (ours, theirs)]
+    assert [tuple(head.shape) for head in heads] == [(128, 32), (128, 32)]
     for trainer in (ours, theirs):
         assert trainer.export()["parameters"]["embed.token"].shape == (101, 32)
 
@@ -131,8 +127,7 @@ def test_later_tokens_change_nothing_earlier(small_config, more):
     config = small_config(**more)
     other = TOKENS.copy()
     other[:, 12:] = 100
-    ours, theirs = TorchTrainer(config).model, JaxTrainer(config)
-    model = nnx.merge(theirs.graph, theirs.params)
+    ours, model = (make(config).whole_model() for make in (TorchTrainer, JaxTrainer))
     for forward in (lambda t: ours(torch.from_numpy(t)).detach().numpy(), lambda t: np.asarray(model(t))):
         first, second = forward(TOKENS), forward(other)
         np.testing.assert_array_equal(first[:, :12], second[:, :12])
@@ -145,10 +140,10 @@ def test_later_tokens_change_nothing_earlier(small_config, more):
 def test_layers_are_unrolled_on_a_cpu_unless_there_are_many(small_config, layers, asked, found):
     more = {} if asked is None else {"execution__scan_layers": str(asked).lower()}
     config = small_config(model__layers=layers, **more)
-    assert jaxtrain.trainer.choose_compile(config, jax.devices("cpu")[0]).reason.endswith(found)
+    assert jaxtrain.choices.choose_compile(config, jax.devices("cpu")[0]).reason.endswith(found)
 
 
 def test_recomputation_scans(small_config):
     """Unrolled on a CPU it would recompute nothing and save nothing."""
     config = small_config(execution__checkpoint_activations="full")
-    assert jaxtrain.trainer.choose_compile(config, jax.devices("cpu")[0]).reason.endswith("scanned")
+    assert jaxtrain.choices.choose_compile(config, jax.devices("cpu")[0]).reason.endswith("scanned")

@@ -15,11 +15,12 @@ import optax
 import pytest
 import torch
 
-import jaxtrain.model
+import jaxtrain.arrays
 import jaxtrain.optimizer
 import torchtrain.optimizer
 from coretrain.contract.parameters import parameter_table
 from jaxtrain.trainer import Trainer as JaxTrainer
+from tests.support.batches import COUNTING, random_text
 from torchtrain.trainer import Trainer as TorchTrainer
 
 RATES = [1e-3, 3e-3, 2e-3, 1e-4]
@@ -36,7 +37,7 @@ def test_jax_against_optax(small_config, name):
     config = small_config(precision__compute="float64", optimizer__name=name)
     trainer, o = JaxTrainer(config), config.optimizer
     table = {row.jax_path: row for row in parameter_table(config.model)}
-    decays = jax.tree_util.tree_map_with_path(lambda path, _: table[jaxtrain.model.dotted(path)].decay, trainer.params)
+    decays = jax.tree_util.tree_map_with_path(lambda path, _: table[jaxtrain.arrays.dotted(path)].decay, trainer.params)
     decay = o.weight_decay if name == "adamw" else 0.0
     params = jax.tree.map(jnp.array, trainer.params)
     rule = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay", "mask"))(
@@ -44,7 +45,7 @@ def test_jax_against_optax(small_config, name):
     )
     state = rule.init(params)
     for update, rate in enumerate(RATES):
-        trainer.grads = random_gradients(params, update)
+        trainer.last_gradients = random_gradients(params, update)
         steps, state = rule.update(
             random_gradients(params, update), state._replace(hyperparams={"learning_rate": rate}), params
         )
@@ -127,7 +128,7 @@ def test_global_norm_of_a_million_numbers(stack):
 def test_moments_go_out_and_come_back(small_config, make, name):
     config = small_config(optimizer__name=name)
     first, second = make(config), make(small_config(optimizer__name=name, train__seed=5))
-    batch = np.arange(100, dtype=np.int32).reshape(4, 25)
+    batch = COUNTING
     for update in range(2):
         first.gradients(batch, update, 1.0)
         first.apply(1e-3, 1.0, update)
@@ -147,7 +148,7 @@ def test_muon_has_all_of_an_adapter(small_config):
     config = small_config(
         precision__compute="float64", optimizer__name="muon", adapter__kind="lora", adapter__rank=4, model__bias="false"
     )
-    batch = np.random.default_rng(0).integers(0, config.model.vocabulary, (4, config.model.context + 1), dtype=np.int32)
+    batch = random_text(config)
     stacks = [make(config) for make in (TorchTrainer, JaxTrainer)]
     start = stacks[0].export()["parameters"]
     for update in range(4):

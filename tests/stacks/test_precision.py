@@ -16,6 +16,7 @@ import torchtrain.loss
 import torchtrain.trainer
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.schedule import clip_factor
+from coretrain.data.batch import Batch, windows
 from coretrain.journal.journal import Journal
 from coretrain.training.loop import Loop
 
@@ -25,10 +26,11 @@ LIMIT = {"bfloat16": 5e-3, "float16": 1e-3}
 """Largest difference of a loss, in nats. Floors 1.6e-3 and 2.5e-4; master weights in that dtype: 9.9e-2 and 1.4e-3."""
 
 
-def batch(config, update: int) -> np.ndarray:
+def batch(config, update: int) -> Batch:
     """Rows that count up from a random start: there is something to learn."""
     start = np.random.default_rng(update).integers(0, config.model.vocabulary, (config.train.batch_size, 1))
-    return ((start + np.arange(config.model.context + 1)) % config.model.vocabulary).astype(np.int32)
+    rows = (start + np.arange(config.model.context + 1)) % config.model.vocabulary
+    return windows(rows.astype(np.int32))
 
 
 def losses(stack: str, config, loss_scale: float) -> np.ndarray:

@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec as P
 from coretrain.base.errors import UserError
 from coretrain.base.lazy import LazyTensors
 from coretrain.contract.parameters import initial_parameters, parameter_table
+from coretrain.data.batch import windows
 from coretrain.processes.layout import Layout
 from jaxtrain.aot.step import abstract_step
+from jaxtrain.arrays import exported, initial_tensors, placed
 from jaxtrain.attention import KERNELS
 from jaxtrain.model import GPT, abstract_model, dotted
-from jaxtrain.parallel.arrays import exported, initial_tensors, placed
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import (
     AXES,
@@ -142,7 +143,7 @@ def test_kernels_split_a_row_or_say_why_not(small_config):
     config = small_config(parallel__context=2, model__context=256, model__head_width=64, precision__compute="bfloat16")
     tpu, gpu = (type("Device", (), {"platform": platform})() for platform in ("tpu", "gpu"))
     assert KERNELS["splash"].obstacle(config, tpu) is None
-    short = config.model_copy(update={"model": config.model.model_copy(update={"context": 128})})
+    short = config.changed(model__context=128)
     assert "a device's 64 tokens of a row" in KERNELS["splash"].obstacle(short, tpu)
     assert "parallel.context = 2" in KERNELS["cudnn"].obstacle(config, gpu)
 
@@ -170,17 +171,16 @@ def body(lowered) -> list[str]:
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_abstract_step_is_the_trainers(adapter, small_config):
     """On one device, with no array made: what is lowered is what the trainer would lower."""
+    from jaxtrain.step import dropout_masks
     from jaxtrain.trainer import Trainer
 
     more = {"model__residual_dropout": 0.1} if adapter == "none" else {"adapter__dropout": 0.1, "adapter__rank": 4}
     config = small_config(adapter__kind=adapter, train__accumulation=2, **more)
     step = abstract_step(config, [CPU])
     trainer = Trainer(config)
-    batch = np.zeros((4, 25), np.int32)
-    one = np.float32(1)
-    frozen = {} if trainer.frozen is None else {"frozen": trainer.frozen}
-    inputs = trainer.params, batch[:, :-1], batch[:, 1:], one, trainer._dropout(0, 4)
-    theirs = trainer._gradients.lower(*inputs, **frozen)
-    assert body(step.gradients.lower(*step.gradients_inputs, **step.more_inputs)) == body(theirs)
-    theirs = trainer._step.lower(trainer.params, trainer.forms["moments"], trainer.params, one, one, (one, one))
+    batch, one = windows(np.zeros((4, 25), np.int32)), np.float32(1)
+    theirs = trainer.programs.gradients.lower(trainer.params, trainer.frozen, batch, one, dropout_masks(config, 0, 4))
+    assert body(step.gradients.lower(*step.gradients_inputs)) == body(theirs)
+    state = trainer.params, trainer.programs.moments, trainer.params
+    theirs = trainer.programs.step.lower(*state, one, one, (one, one))
     assert body(step.update.lower(*step.update_inputs)) == body(theirs)

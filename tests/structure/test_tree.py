@@ -17,8 +17,6 @@ from tests.support.commands import ROOT
 
 PACKAGES = ("coretrain", "jaxtrain", "torchtrain", "parity", "twintrain")
 LONGEST = 400
-TOO_LONG_STILL = {"jaxtrain/trainer.py"}
-"""Files that are being cut; no other may come in, and those that are short enough go out."""
 BENT = re.compile(r"sys\.path\s*(\.\s*(insert|append|extend)\b|\[[^]]*\]\s*=|\+?=)")
 TEST = re.compile(r"(^|\.)(test_\w+|conftest)$")
 QUOTED = re.compile(r"^[ \t>]*(?:from|import)[ \t]+([\w.]+)(?:[ \t]+import[ \t]+\(?([\w, \t]+))?", re.MULTILINE)
@@ -96,10 +94,8 @@ def test_an_import_of_a_test_is_seen(text, seen):
 
 
 def test_no_file_is_too_long():
-    lengths = {name: len(read(name).splitlines()) for name in files()}
-    too_long = {name for name, length in lengths.items() if length > LONGEST}
-    assert too_long - TOO_LONG_STILL == set(), f"more than {LONGEST} lines: cut them by subject"
-    assert TOO_LONG_STILL - too_long == set(), "short enough now: take them off the list"
+    too_long = [name for name in files() if len(read(name).splitlines()) > LONGEST]
+    assert too_long == [], f"more than {LONGEST} lines: cut them by subject"
 
 
 def test_no_module_is_part_of_a_circle():

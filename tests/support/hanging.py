@@ -9,17 +9,22 @@ from importlib import import_module
 from coretrain.training.runner import run
 
 STACK = sys.argv[1]
-Trainer = import_module(f"{STACK}train.trainer").Trainer
+PARALLEL = f"{STACK}train.parallel"
 
 
-class Hanging(Trainer):
+def hanging(config, tensors):
     """A trainer that doesn't come back from one update's gradients."""
+    trainer = import_module(f"{PARALLEL}.choose").make_trainer(config, tensors)
+    gradients = trainer.gradients
 
-    def gradients(self, batch, update, loss_scale):
+    def slow(batch, update, loss_scale):
         if update == 12:
             time.sleep(1000)
-        return super().gradients(batch, update, loss_scale)
+        return gradients(batch, update, loss_scale)
+
+    trainer.gradients = slow
+    return trainer
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[2:], STACK, Hanging, import_module(f"{STACK}train.parallel").join))
+    sys.exit(run(sys.argv[2:], STACK, hanging, import_module(f"{PARALLEL}.processes").join))

@@ -14,7 +14,7 @@ from parity.pair import (
     SMALL,
     VARIANTS,
     make_config,
-    scrambled,
+    perturbed,
 )
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -33,7 +33,7 @@ GPT, LLAMA = "gpt2-like", "llama-like"
 def sides(variant):
     """(config, weights, a correct JAX trainer, its recorder): compiled once."""
     config = make_config(VARIANTS[variant])
-    weights = scrambled(config)
+    weights = perturbed(config)
     stack = JaxTrainer(config, weights)
     return config, weights, stack, jax_recorder(stack)
 

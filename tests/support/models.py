@@ -26,7 +26,7 @@ MODELS = {
 model_kinds = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 
-def scrambled(model: ModelConfig, dtype: type = np.float32) -> dict[str, np.ndarray]:
+def perturbed(model: ModelConfig, dtype: type = np.float32) -> dict[str, np.ndarray]:
     """Weights in which no two tensors, biases and gains included, could be swapped or dropped unnoticed."""
     draw = np.random.default_rng(11)
     return {

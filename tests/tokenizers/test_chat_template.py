@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from coretrain.base.errors import UserError
-from coretrain.data.chat import open_coder
+from coretrain.data.chat import open_encoder
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
 from coretrain.runs.chat import chat_prompts
 from coretrain.tokenizers.chat_template import (
     CHATML,
     PLAIN,
-    Misfit,
+    SampleError,
     Template,
-    Unfit,
+    TemplateError,
     checked,
     open_template,
 )
@@ -134,7 +134,7 @@ def test_an_answer_that_begins_inside_a_token_is_no_sample(tokenizer):
     ranks.setdefault(b"\n\n", ranks[b"\n\n\n"] + 1)
     melting = Tokenizer("melting", ranks, tokenizer.pattern, tokenizer.eot, tokenizer.specials, tokenizer.roles)
     talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\n\n\ny"}]
-    with pytest.raises(Unfit, match="form one token with the text before"):
+    with pytest.raises(TemplateError, match="form one token with the text before"):
         Template(CHATML, "it", melting).sample(talk)
     assert template.sample(TALKS[0])[1].any()
 
@@ -181,7 +181,7 @@ def test_a_templates_clock_stands_still(chat_config):
     Path(path).write_text(clock)
 
     def coder(**more):
-        return open_coder(chat_config(chat_rows(2), data__chat_template=path, **more), bytes_tokenizer())
+        return open_encoder(chat_config(chat_rows(2), data__chat_template=path, **more), bytes_tokenizer())
 
     ids, _ = coder().template.sample(TALKS[0])
     assert bytes_tokenizer().decode(ids).startswith("26 Jul 2024 ### User:")
@@ -193,7 +193,7 @@ def test_a_templates_clock_stands_still(chat_config):
     assert chat_prompts(folder, bytes_tokenizer(), ["x"])[0] == [other.template.question("x")]
     strict = "{% for m in messages if not m.content %}{{ raise_exception('nothing said') }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(strict + clock)
-    with pytest.raises(UserError, match=r"--chat: .*refuses it \(nothing said\): ask another question"):
+    with pytest.raises(UserError, match=r"refuses it \(nothing said\): ask another question"):
         chat_prompts(folder, bytes_tokenizer(), ["x", ""])
     assert other.fingerprint != coder().fingerprint == coder(data__chat_date="2024-07-26").fingerprint
     Path(path).write_text(PLAIN)
@@ -206,7 +206,7 @@ def test_a_text_of_all_marks_is_no_sample(tokenizer):
     template = checked(Template(CHATML, "it", tokenizer))
     talk = [{"role": "user", "content": marks[1:]}, {"role": "assistant", "content": "<|im_end|>"}]
     assert tokenizer.decode(template.sample(talk)[0]).count(marks[1:]) == 1
-    with pytest.raises(Misfit, match="holds all of Unicode's noncharacters"):
+    with pytest.raises(SampleError, match="holds all of Unicode's noncharacters"):
         template.sample([{"role": "user", "content": marks}, talk[1]])
 
 

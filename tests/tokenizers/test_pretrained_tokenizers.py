@@ -19,13 +19,13 @@ from coretrain.formats.gguf.weights import export_gguf
 from coretrain.formats.huggingface.tokenizer import hf_tokenizer, write_tokenizer
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.huggingface import read_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.merges import merges_of
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.tokenizers.train import train_tokenizer
 from tests.support.corpora import TEXTS
 from tests.support.gguf_files import rewrite
-from tests.support.models import MODELS, scrambled
+from tests.support.models import MODELS, perturbed
 
 
 def plain(pattern: str | None = None) -> Tokenizer:
@@ -110,14 +110,14 @@ def test_tokens_older_than_their_parts(tmp_path: Path) -> None:
     few = [[*("".join(characters[byte] for byte in part) for part in pair)] for pair in merges_of(ranks)]
     other = rewritten(tmp_path / "few", inverted, lambda raw: raw["model"].update(merges=few))
     assert any(other.encode(text).ids != inverted.encode(text).tolist() for text in TEXTS)
-    assert isinstance(read_tokenizer(tmp_path / "few"), KeptTokenizer)
+    assert isinstance(read_tokenizer(tmp_path / "few"), JsonTokenizer)
 
 
 def test_every_split_in_gguf(tmp_path: Path) -> None:
     """As llama.cpp's converter writes Llama 3's merges."""
     tokenizer = plain()
     model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": tokenizer.vocab})
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), tokenizer)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), tokenizer)
     merges = [" ".join(pair) for pair in every_split(tokenizer)]
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.merges": merges})
     assert read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf")).fingerprint == tokenizer.fingerprint
@@ -133,7 +133,7 @@ def test_merges_in_another_order_are_no_ranks(tmp_path: Path) -> None:
 
     fast = rewritten(tmp_path / "hf", plain(), swap)
     back = read_tokenizer(tmp_path / "hf")
-    assert isinstance(back, KeptTokenizer)
+    assert isinstance(back, JsonTokenizer)
     assert all(fast.encode(text).ids == back.encode(text).tolist() for text in TEXTS)
     assert all(back.decode(back.encode(text)) == text for text in TEXTS)
 
@@ -160,7 +160,7 @@ def test_what_tiktoken_or_the_package_refuses(tmp_path: Path) -> None:
 
     fast = rewritten(tmp_path / "hf", tokenizer, grapheme)
     back = read_tokenizer(tmp_path / "hf")
-    assert isinstance(back, KeptTokenizer)
+    assert isinstance(back, JsonTokenizer)
     assert all(fast.encode(text).ids == back.encode(text).tolist() for text in TEXTS)
     path = tmp_path / "hf" / "tokenizer.json"
     raw = json.loads(path.read_text())
@@ -177,7 +177,7 @@ def test_what_tiktoken_or_the_package_refuses(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="tokenizer big can't be run, by its pattern or its ids"):
             Tokenizer("big", ranks, tokenizer.pattern, tokenizer.eot)
     model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": tokenizer.vocab})
-    export_gguf(tmp_path / "m.gguf", "m", model, scrambled(model), tokenizer)
+    export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), tokenizer)
     facts = GGUFFile(tmp_path / "m.gguf").facts
     merges, tokens = facts["tokenizer.ggml.merges"], set(facts["tokenizer.ggml.tokens"])
     halves = ((at, "".join(pair.split(" "))) for at, pair in enumerate(merges))

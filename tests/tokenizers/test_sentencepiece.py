@@ -24,13 +24,13 @@ from coretrain.formats.huggingface.weights import export_huggingface
 from coretrain.runs.convert import export_run, import_run
 from coretrain.tokenizers.chat_template import Template, checked
 from coretrain.tokenizers.huggingface import read_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
 from coretrain.training.command_line import Command
-from coretrain.training.resolve import on_base
+from coretrain.training.resolve import completed
 from tests.support.corpora import TEXTS
 from tests.support.gguf_files import rewrite
-from tests.support.models import MODELS, SMALL, scrambled
+from tests.support.models import MODELS, SMALL, perturbed
 
 TURNS = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
@@ -67,7 +67,7 @@ def hf_folder(folder: Path, fast: Fast | None, template: str | None = None) -> P
     """A Llama model's folder with this tokenizer."""
     vocab = fast.get_vocab_size() if fast else 700
     model = ModelConfig(**MODELS["llama"].model_dump() | {"vocab": vocab})
-    export_huggingface(folder, model, scrambled(model))
+    export_huggingface(folder, model, perturbed(model))
     if fast:
         fast.save(str(folder / "tokenizer.json"))
     facts = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}, "unk_token": "<unk>"}
@@ -87,7 +87,7 @@ def test_sentencepiece_is_kept_as_it_is(tmp_path: Path, kind: str) -> None:
     config = config_from_json((tmp_path / "run" / "config.json").read_text())
     assert config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
     tokenizer = named_tokenizer(config.data.tokenizer)
-    assert isinstance(tokenizer, KeptTokenizer)
+    assert isinstance(tokenizer, JsonTokenizer)
     assert (tokenizer.vocab, tokenizer.eot, tokenizer.ends) == (fast.get_vocab_size(), 2, (2,))
     assert pickle.loads(pickle.dumps(tokenizer)).fingerprint == tokenizer.fingerprint
     theirs = transformers.AutoTokenizer.from_pretrained(source)
@@ -124,7 +124,7 @@ def test_sentencepiece_is_kept_as_it_is(tmp_path: Path, kind: str) -> None:
     assert load_tokenizer(tmp_path / "back").encode(TEXTS[0]).tolist() == tokenizer.encode(TEXTS[0]).tolist()
 
     given = (("adapter.kind", "lora"), ("adapter.base", str(tmp_path / "run")))
-    adapted = on_base(Command(load_config("tiny", given), None, None, given)).config
+    adapted = completed(Command(load_config("tiny", given), None, None, given)).config
     assert adapted.data.tokenizer == config.data.tokenizer
 
     path = tmp_path / "run" / "tokenizer.json"
@@ -149,7 +149,7 @@ def test_weights_never_meet_another_tokenizers_ids(tmp_path: Path) -> None:
             import_run(source, tmp_path / "run", None, [("data.tokenizer", "gpt2")])
         assert not (tmp_path / "run").exists()
     big = ModelConfig(**SMALL | {"vocab": 257 + 1024})
-    export_huggingface(tmp_path / "big", big, scrambled(big))
+    export_huggingface(tmp_path / "big", big, perturbed(big))
     with pytest.raises(UserError, match=r"tokenizer bytes has 257 ids, the model .* 1281"):
         import_run(tmp_path / "big", tmp_path / "run", None, [("data.tokenizer", "bytes")])
     lines = import_run(tmp_path / "none", tmp_path / "run", None, [("data.tokenizer", "bytes")])
@@ -205,7 +205,7 @@ def test_sentencepiece_to_gguf_and_back(tmp_path: Path, kind: str) -> None:
     assert ("by score alone: 2 of 11" in lines[-1]) == (kind == "first"), "two samples begin with blanks"
     import_run(tmp_path / "m.gguf", tmp_path / "back")
     first, back = (load_tokenizer(tmp_path / name) for name in ("run", "back"))
-    assert isinstance(back, KeptTokenizer)
+    assert isinstance(back, JsonTokenizer)
     assert json.loads(back.text)["model"]["merges"] == raw["model"]["merges"]
     assert all(back.encode(text).tolist() == first.encode(text).tolist() for text in TEXTS if not text.startswith(" "))
     assert (back.eot, back.vocab, back.specials) == (first.eot, first.vocab, first.specials)

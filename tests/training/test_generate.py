@@ -61,7 +61,7 @@ def test_up_to_the_last_slot_of_the_context_and_streamed(trainer):
 
 def test_a_process_that_only_generates_keeps_freed_memory(trainer, monkeypatch):
     """It was given back while the model was loaded, and no update comes that would end that."""
-    asked, module = [], {"torch": torchtrain.generate, "jax": jaxtrain.generate}[trainer.name]
+    asked, module = [], {"torch": torchtrain.decode, "jax": jaxtrain.decode}[trainer.name]
     monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(True))
     trainer.generate([[1]], 1, Sampling(), ())
     assert asked == [True]
@@ -100,7 +100,7 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
 
         def logits(head=None):
             cache = torchtrain.layers.Cache(*torch.zeros(2, 2, 1, 3, model.kv_heads, 8, dtype=torch.bfloat16))
-            return model.logits(model.step(*inputs, cache, 0)[0], head).float().numpy()
+            return model.logits(model.decode(*inputs, cache, 0)[0], head).float().numpy()
 
         with torch.no_grad():
             wanted = logits()
@@ -110,15 +110,15 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
                 assert q.weight.dtype == (torch.float32 if kind == "dora" else torch.bfloat16)
         assert q.weight.dtype == k.weight.dtype == (torch.bfloat16 if kind == "lora" else torch.float32), "as before"
     else:
-        model = nnx.merge(stack.graph, stack._whole())
+        graph, whole = nnx.split(stack.whole_model())
 
         def logits(state, head=None):
-            cache = jaxtrain.layers.Cache(*jnp.zeros((2, 2, 1, 3, model.config.kv, 8), jnp.bfloat16))
-            of = nnx.merge(stack.graph, state)
+            cache = jaxtrain.layers.Cache(*jnp.zeros((2, 2, 1, 3, stack.config.model.kv, 8), jnp.bfloat16))
+            of = nnx.merge(graph, state)
             return np.asarray(of.logits(of.step(tokens, positions, mask, cache, 0)[0], head))
 
-        state, head = jaxtrain.decode.cast_once(model)
-        wanted, found = logits(stack._whole()), logits(state, head)
+        state, head = jaxtrain.decode.cast_once(stack.whole_model())
+        wanted, found = logits(whole), logits(state, head)
         flat = {".".join(path): leaf for path, leaf in nnx.to_flat_state(state)}
         assert (flat["blocks.attention.k.kernel"].dtype, head.dtype) == (jnp.bfloat16, jnp.bfloat16)
         assert flat["blocks.attention.q.kernel"].dtype == (jnp.float32 if kind == "dora" else jnp.bfloat16)

@@ -15,6 +15,7 @@ import coretrain.training.loop
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
+from coretrain.data.batch import windows
 from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import read_metrics
 from coretrain.training.loop import Loop
@@ -32,10 +33,10 @@ class OneNumber:
 
     def batches(self, data, start, stop):
         for index in range(start, stop):
-            yield np.full((2, CONTEXT + 1), index, np.int32)
+            yield windows(np.full((2, CONTEXT + 1), index, np.int32))
 
     def gradients(self, batch, update, loss_scale):
-        self.batch = int(batch[0, 0])
+        self.batch = int(batch.tokens[0, 0])
         return (math.nan, 1.0) if self.batch in self.bad else (5.0, 1.0 + update / 1000)
 
     def apply(self, lr, factor, applied):
@@ -120,7 +121,7 @@ def test_float16_overflow_halves_the_scale_and_is_no_fault_of_health(train, monk
     overflowing = {3, 4}
 
     def gradients(self, batch, update, loss_scale):
-        self.batch = int(batch[0, 0])
+        self.batch = int(batch.tokens[0, 0])
         return 5.0, math.inf if self.batch in overflowing else 1.0
 
     monkeypatch.setattr(OneNumber, "gradients", gradients)

@@ -186,12 +186,12 @@ def test_the_first_error_is_the_one_that_is_said():
     """Where the others are gone too, so that it can't be told to them."""
 
     def alone(text):
-        raise PeerError("another process of the run is gone")
+        raise PeerError("processes/gone", "another process of the run is gone")
 
     world = Threads(0, threading.Barrier(2), ["", ""])
     world.gather = alone
     with pytest.raises(OSError, match="No space left"):
-        world.together(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        world.collectively(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
 
 def load(folder: Path, said: list[str], world: World) -> tuple[Path, str]:
@@ -256,7 +256,7 @@ def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
         meetings = []
         gather = world.gather
         world.gather = lambda text: meetings.append(text) or gather(text)
-        world.by_first(slow)
+        world.on_rank0(slow)
         return len(meetings)
 
     counts = all_of(2, work)
@@ -264,7 +264,7 @@ def test_the_others_hear_of_the_first_while_it_works(monkeypatch):
     assert counts[0] == counts[1] >= 4
 
     def fail(world):
-        world.by_first(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        world.on_rank0(lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
     assert [type(error) for error in all_of(2, fail)] == [OSError, PeerError]
 

@@ -1,4 +1,7 @@
-"""One axis of processes, and how activations cross it."""
+"""One axis of processes, and how activations cross it.
+
+This file has no twin: in JAX the compiler puts these sums in.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,22 @@ class Axis:
         """The axis' parts of `x`, one after the other along the last dimension."""
         if self.size == 1:
             return x
+        return torch.cat(self._gathered(x), -1)
+
+    def stacked(self, x: Tensor) -> Tensor:
+        """The axis' parts of `x`, one after the other along the first dimension."""
+        return x if self.size == 1 else torch.cat(self._gathered(x))
+
+    def _gathered(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
-        return torch.cat(parts, -1)
+        return parts
 
 
 ALONE = Axis()
 
 
-class _Enter(torch.autograd.Function):
+class _CopyToRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         ctx.axis = axis
@@ -53,7 +63,7 @@ class _Enter(torch.autograd.Function):
         return ctx.axis.sum(upstream[0].contiguous().clone()), None
 
 
-class _Leave(torch.autograd.Function):
+class _ReduceFromRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         return axis.sum(x.contiguous().clone())
@@ -63,14 +73,14 @@ class _Leave(torch.autograd.Function):
         return upstream[0], None
 
 
-def enter(x: Tensor, axis: Axis) -> Tensor:
+def copy_to_tensor_region(x: Tensor, axis: Axis) -> Tensor:
     """`x`, about to be used by each process of the axis for its own part of a layer: its gradient is their sum.
 
-    With `leave` these are the operators f and g of Megatron-LM (Shoeybi et al. 2019).
+    With `reduce_from_tensor_region` these are the operators f and g of Megatron-LM (Shoeybi et al. 2019).
     """
-    return x if axis.size == 1 else _Enter.apply(x, axis)
+    return x if axis.size == 1 else _CopyToRegion.apply(x, axis)
 
 
-def leave(x: Tensor, axis: Axis) -> Tensor:
+def reduce_from_tensor_region(x: Tensor, axis: Axis) -> Tensor:
     """The sum of the axis' partial results `x`; each process's gradient is that of the sum."""
-    return x if axis.size == 1 else _Leave.apply(x, axis)
+    return x if axis.size == 1 else _ReduceFromRegion.apply(x, axis)

@@ -8,7 +8,7 @@ This file has no twin: jaxtrain/parallel/pipeline.py does it in one program.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -16,34 +16,44 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from coretrain.config.run import RunConfig
-from torchtrain.layers import Cache, Dropout, drop
+from torchtrain.layers import Block, Cache, Dropout, drop
 from torchtrain.loss import cross_entropy
 from torchtrain.model import GPT, checkpointed
 from torchtrain.parallel.axes import Axis
-from torchtrain.parallel.processes import Place
+from torchtrain.parallel.processes import ProcessGrid
 
 
 class Stage(GPT):
-    """This process's layers of the decoder, under their canonical names."""
+    """This process's layers of the decoder, under their canonical names. What other stages have is None here."""
+
+    blocks: nn.ModuleDict  # type: ignore[assignment]  # some of the layers under their numbers, where GPT lists all
 
     def __init__(self, config: RunConfig, kernel: str, tensor: Axis, pipeline: Axis) -> None:
         super().__init__(config, kernel, tensor)
         m, share = config.model, config.model.layers // pipeline.size
         mine = range(pipeline.index * share, (pipeline.index + 1) * share)
         self.pipeline, self.first, self.last = pipeline, pipeline.index == 0, pipeline.index == pipeline.size - 1
-        self.blocks = nn.ModuleDict({str(i): block for i, block in enumerate(self.blocks) if i in mine})
+        whole: Any = self.blocks  # GPT's list
+        self.blocks = nn.ModuleDict({str(i): block for i, block in enumerate(whole) if i in mine})
         self.sparse = False  # there is no dense gradient of a tied head to add a sparse one into
         self.keys: Tensor | None = None
         if not self.first:
             self.embed.position = None
         if not self.first and not (m.tied and self.last):
-            self.embed.token = None
+            self.embed.register_parameter("token", None)
         if not self.last:
-            self.norm = self.head = None
+            self.register_module("norm", None)
+            self.head = None
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D] after this stage, for token ids [B, T] or the hidden states before it."""
-        dropout = None if self.keys is None else Dropout(self.keys, rows)
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]  # torch's schedule
+        """Hidden states [B, T, D] after this stage, for token ids [B, T] or the hidden states before it.
+
+        A stage takes the place of a GPT in a trainer, but is called by its schedule alone.
+        """
+        dropout = None
+        if self.keys is not None:
+            assert rows is not None, "a pipeline with dropout is fed with its rows"
+            dropout = Dropout(self.keys, rows)
         T = x.shape[1]
         if self.first:
             x = self._embed(x, None if self.embed.position is None else self.embed.position[:T])
@@ -65,8 +75,8 @@ class Stage(GPT):
             dist.send(x.contiguous(), group=self.pipeline.group, group_dst=self.pipeline.index + 1)
         return x
 
-    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
-        """Decode as `GPT.step` does, from stage to stage; hidden states are whole on the last one."""
+    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+        """Decode as `GPT.decode` does, from stage to stage; hidden states are whole on the last one."""
         if self.first:
             learned = self.embed.position
             x = self._embed(tokens, None if learned is None else nn.functional.embedding(positions, learned))
@@ -75,8 +85,8 @@ class Stage(GPT):
         x = self.passed(x)
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for name, block in self.blocks.items():
-            i = int(name)
-            x, cache.keys[i], cache.values[i] = block.step(x, rotary, mask, cache.keys[i], cache.values[i], at)
+            i, block = int(name), cast("Block", block)
+            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
         self.on(x)
         return self.norm(x) if self.last else x, cache
 
@@ -97,20 +107,20 @@ class Stage(GPT):
 class Pipeline:
     """The schedule of a stage: gradients of a whole update, and losses without gradients."""
 
-    def __init__(self, config: RunConfig, stage: Stage, place: Place) -> None:
-        self.config, self.stage, self.place = config, stage, place
+    def __init__(self, config: RunConfig, stage: Stage, grid: ProcessGrid) -> None:
+        self.config, self.stage, self.grid = config, stage, grid
         m, device = config.model, next(stage.parameters()).device
-        rows = config.micro_batch // place.layout.sharing_rows
+        rows = config.micro_batch // grid.layout.sharing_rows
         hidden = torch.empty(rows, m.context, m.width, dtype=stage.dtype, device=device)
         ids = torch.empty(rows, m.context, dtype=torch.long, device=device)
         self.unit = PipelineStage(
             stage,
-            place.pipeline.index,
-            place.pipeline.size,
+            grid.pipeline.index,
+            grid.pipeline.size,
             device,
             input_args=(ids if stage.first else hidden.clone().requires_grad_(),),
             output_args=(hidden.requires_grad_(),),
-            group=place.pipeline.group,
+            group=grid.pipeline.group,
         )
         self.scale: Tensor | None = None
 
@@ -135,9 +145,10 @@ class Pipeline:
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         m, chunk = self.config.model, self.config.execution.loss_chunk
-        head, tensor = self.stage.head_weight, self.place.tensor
-        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, tensor)
+        head, tensor = self.stage.head_weight, self.grid.tensor
+        assert self.scale is not None, "set before the schedule asks for a loss"
+        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, tensor=tensor)
 
     def _sum_tied(self) -> None:
         if self.config.model.tied and (self.stage.first or self.stage.last):
-            dist.all_reduce(self.stage.embed.token.grad, group=self.place.ends)
+            dist.all_reduce(self.stage.embed.token.grad, group=self.grid.ends)

@@ -3,8 +3,8 @@
 One process for each device. Ranks run with the tensor axis fastest, then pipeline, then data, so that the processes
 that talk most are neighbours on one machine: rank = (data * pipeline_size + pipeline) * tensor_size + tensor.
 
-`Axis`, `Place`, `place_of`, `enter` and `leave` have no twin: they are the groups of processes and the sums over them
-that in JAX the compiler puts in.
+`ProcessGrid` and `grid_of` have no twin: they are the groups of processes, and the sums over them are what in JAX the
+compiler puts in.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def join(config: RunConfig) -> World:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     timeout = _timeout(config)
-    alone: dict[str, Any] = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    store = None if launched() else dist.HashStore()  # type: ignore[attr-defined]  # torch has no __all__ to list it in
+    alone: dict[str, Any] = {} if store is None else {"store": store, "rank": 0, "world_size": 1}
     told = os.environ
     if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() and "TORCHELASTIC_RUN_ID" not in told:
         meet(f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}", size, int(told["RANK"]), config.parallel.timeout)
@@ -56,8 +57,9 @@ def join(config: RunConfig) -> World:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken
         raise UserError(
+            "torch/process-not-joined",
             f"this process could not join the others ({str(error).splitlines()[0]}): start all of them alike, by "
-            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            "--spawn, torchrun or deepspeed, or by hand with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         ) from None
     # the group's threads left running at exit now and then abort the process, whatever code it was to end with
     atexit.register(_part)
@@ -79,8 +81,9 @@ def _refuse(config: RunConfig) -> None:
     check_combination(config, "torch")
     if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
+            "torch/deepspeed-package-missing",
             f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
-            "or set parallel.zero = 0"
+            "or set parallel.zero = 0",
         )
 
 
@@ -98,24 +101,25 @@ class Processes(World):
             dist.all_gather_object(words, text, group=self._words)
         except RuntimeError as error:
             raise PeerError(
-                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume"
+                "torch/process-gone",
+                "another process of the run is gone, or silent for too long: see what it said, and go on with --resume",
             ) from error
         return words
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Part from the others, where all are done: NCCL's communicators want to be ended."""
         _part()
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessGrid:
     """Where this process stands in the layout."""
 
     layout: Layout = field(default_factory=Layout)
     data: Axis = ALONE
     pipeline: Axis = ALONE
     tensor: Axis = ALONE
-    talks: bool = False
+    joined: bool = False
     """Whether `torch.distributed` runs."""
 
     rank: int = 0
@@ -165,15 +169,15 @@ def _buckets(tensors: Iterable[Tensor], limit: int) -> Iterable[list[Tensor]]:
         yield bucket
 
 
-def place_of(config: RunConfig) -> Place:
-    """This process's place in the layout; alone where `join` was not called. All processes call it in step."""
+def grid_of(config: RunConfig) -> ProcessGrid:
+    """This process in the layout; alone where `join` was not called. All processes call it in step."""
     if not dist.is_initialized():
-        return Place()
-    return _place(layout_of(config, dist.get_world_size()), _timeout(config))
+        return ProcessGrid()
+    return _grid(layout_of(config, dist.get_world_size()), _timeout(config))
 
 
 @functools.cache
-def _place(layout: Layout, timeout: datetime.timedelta) -> Place:
+def _grid(layout: Layout, timeout: datetime.timedelta) -> ProcessGrid:
     rank = dist.get_rank()
     T, P, D = layout.tensor, layout.pipeline, layout.data
     t, p, d = rank % T, rank // T % P, rank // (T * P)
@@ -195,7 +199,7 @@ def _place(layout: Layout, timeout: datetime.timedelta) -> Place:
             ranks = [(a * P + k) * T + b for k in (0, P - 1)]
             group = dist.new_group(ranks, timeout) if P > 1 else None
             ends = group if rank in ranks else ends
-    return Place(
+    return ProcessGrid(
         layout,
         axis(D, d, lambda a, b: [(k * P + a) * T + b for k in range(D)], (P, T)),
         axis(P, p, lambda a, b: [(a * P + k) * T + b for k in range(P)], (D, T)),

@@ -23,17 +23,21 @@ from torch import Tensor, nn
 
 from coretrain.checkpoint.fragments import Fragment
 from coretrain.config.run import RunConfig
+from coretrain.contract.optimizer import decay_rate
 from coretrain.contract.parameters import check_names, check_shape, parameter_table
+from coretrain.data.batch import Batch
 from coretrain.planning.memory import BUCKET
-from torchtrain.model import GPT, build_model, part_of
+from torchtrain.layers import Dropout
+from torchtrain.model import GPT, build_model, local_shard
 from torchtrain.optimizer import adamw, fragment, moment
-from torchtrain.parallel.processes import Place
+from torchtrain.parallel.processes import ProcessGrid
+from torchtrain.step import MicroLoss
 
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardRange:
     """Numbers [start, stop) of a parameter's local tensor, which lie at [at, at + stop - start) of a group's shard."""
 
     name: str
@@ -45,25 +49,25 @@ class Piece:
 class _MicroLoss(nn.Module):
     """The loss of a micro-batch as one module, which is what DeepSpeed wraps."""
 
-    def __init__(self, model: GPT, compute: Callable[..., Tensor]) -> None:
+    def __init__(self, model: GPT, compute: MicroLoss) -> None:
         super().__init__()
         self.model, self.compute = model, compute
 
-    def forward(self, *arguments: Any) -> Tensor:
-        return self.compute(*arguments)
+    def forward(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
+        return self.compute(batch, scale, dropout)
 
 
 @dataclass(frozen=True)
 class _Units:
     """The axes, under the names that DeepSpeed asks a Megatron "mpu" for."""
 
-    place: Place
+    grid: ProcessGrid
 
     def __getattr__(self, name: str) -> Any:
         for prefix, axis in (
-            ("get_data_parallel_", self.place.data),
-            ("get_model_parallel_", self.place.tensor),
-            ("get_tensor_model_parallel_", self.place.tensor),
+            ("get_data_parallel_", self.grid.data),
+            ("get_model_parallel_", self.grid.tensor),
+            ("get_tensor_model_parallel_", self.grid.tensor),
         ):
             facts = {"rank": axis.index, "world_size": axis.size, "group": axis.group}
             if name.startswith(prefix) and name.removeprefix(prefix) in facts:
@@ -79,38 +83,37 @@ class Zero:
         config: RunConfig,
         kernel: str,
         device: torch.device,
-        place: Place,
+        grid: ProcessGrid,
         tensors: Mapping[str, np.ndarray],
-        micro_loss: Callable[[GPT], Callable[..., Tensor]],
+        loss_of: Callable[[GPT], MicroLoss],
     ) -> None:
-        self.config, self.place, self.stage = config, place, config.parallel.zero
+        self.config, self.grid, self.stage = config, grid, config.parallel.zero
         self.deepspeed = deepspeed = _deepspeed(device)
         settings = _settings(config, device)
-        units = _Units(place) if place.tensor.size > 1 else None
+        units = _Units(grid) if grid.tensor.size > 1 else None
         if self.stage == 3:
             # not dtype=torch.float32: 0.19.8 makes bfloat16 of it on a CPU; from the settings it takes float32
-            shards = place.data.group if units else None  # none: all processes
+            shards = grid.data.group if units else None  # none: all processes
             with deepspeed.zero.Init(config_dict_or_path=settings, data_parallel_group=shards, mpu=units):
-                self.model = GPT(config, kernel, place.tensor)
-                module = _MicroLoss(self.model, micro_loss(self.model))
+                self.model = GPT(config, kernel, grid.tensor)
+                module = _MicroLoss(self.model, loss_of(self.model))
             for user in (self.model, module):  # both use weights that belong to modules inside them
                 for weight in _used_from_above(self.model):
                     deepspeed.zero.register_external_parameter(user, weight)
         else:
-            self.model = build_model(config, kernel, tensors, device, place.tensor)
-            module = _MicroLoss(self.model, micro_loss(self.model))
+            self.model = build_model(config, kernel, tensors, device, grid.tensor)
+            module = _MicroLoss(self.model, loss_of(self.model))
         self.model.sparse = False  # DeepSpeed's buckets are dense
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.engine, self.inner, *_ = deepspeed.initialize(
             model=module, optimizer=adamw(config, self._groups()), config=settings, mpu=units
         )
-        self.pieces = _pieces(self.inner, self.stage, names, place)
+        self.pieces = _pieces(self.inner, self.stage, names, grid)
         if self.stage == 3:
             self.fill(tensors)
 
     def _groups(self) -> list[dict[str, Any]]:
-        o, parameters = self.config.optimizer, dict(self.model.named_parameters())
-        decay = 0.0 if o.name == "adam" else o.weight_decay
+        parameters, decay = dict(self.model.named_parameters()), decay_rate(self.config.optimizer)
         table = parameter_table(self.config.model)
         groups = [
             {"params": [parameters[row.name] for row in table if row.decay is decays], "weight_decay": rate}
@@ -123,20 +126,20 @@ class Zero:
         what = {1: "moments", 2: "moments and gradients", 3: "moments, gradients and weights"}[self.stage]
         kept = {"none": "", "optimizer": "; optimizer in host memory", "all": "; optimizer and weights in host memory"}
         return (
-            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} shared by {self.place.data.size}, all "
+            f"DeepSpeed {self.deepspeed.__version__} stage {self.stage}: {what} shared by {self.grid.data.size}, all "
             f"in float32 (the weights are cast where they are used){kept[self.config.parallel.offload]}"
         )
 
-    def loss(self, *arguments: Any) -> Tensor:
+    def loss(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
         """The loss of this process's rows of a micro-batch."""
         self.engine.train(self.model.training)
-        return self.engine(*arguments)
+        return self.engine(batch, scale, dropout)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of `loss` to those of the update; after the `last` one their sums are ready."""
         self.engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over the processes; the loss is a part of a sum
-        self.engine.backward(loss * self.place.data.size, scale_wrt_gas=False)
+        self.engine.backward(loss * self.grid.data.size, scale_wrt_gas=False)
 
     def gradients(self) -> dict[str, Tensor]:
         """This process's shard of the summed gradients, by parameter."""
@@ -144,9 +147,10 @@ class Zero:
             piece.name: part for group, pieces in enumerate(self.pieces) for piece, part in self._shard(group, pieces)
         }
 
-    def _shard(self, group: int, pieces: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+    def _shard(self, group: int, pieces: list[ShardRange]) -> Iterator[tuple[ShardRange, Tensor]]:
         if self.config.parallel.offload != "none":
             flat = self._masters()[group].grad
+            assert flat is not None, "DeepSpeed offloads the gradients to where the optimizer steps"
             yield from ((piece, flat[piece.at : piece.at + piece.stop - piece.start]) for piece in pieces)
             return
         parts = iter(self.inner.averaged_gradients[group])
@@ -187,7 +191,7 @@ class Zero:
             self.inner.fp32_partitioned_groups_flat if self.stage == 3 else self.inner.single_partition_of_fp32_groups
         )
 
-    def fragments(self, place: Place) -> Iterator[Fragment]:
+    def fragments(self, grid: ProcessGrid) -> Iterator[Fragment]:
         """What this process writes of the state: its shards, in the host's memory."""
         for master, pieces in zip(self._masters(), self.pieces, strict=True):
             state = self.inner.optimizer.state.get(master, {})
@@ -195,7 +199,7 @@ class Zero:
             for group, flat in flats.items():
                 for piece in pieces:
                     values = flat.detach()[piece.at : piece.at + piece.stop - piece.start]
-                    yield from fragment(self.config, place.tensor, group, piece.name, values, piece.start)
+                    yield from fragment(self.config, grid.tensor, group, piece.name, values, piece.start)
 
     @torch.no_grad()
     def fill(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -222,7 +226,7 @@ class Zero:
 
     def _scatter(self, tensors: Mapping[str, np.ndarray], where: str, flats: list[Tensor]) -> None:
         check_names(self.config.model, tensors, where)
-        places: dict[str, list[tuple[Tensor, Piece]]] = {}
+        places: dict[str, list[tuple[Tensor, ShardRange]]] = {}
         for flat, pieces in zip(flats, self.pieces, strict=True):
             for piece in pieces:
                 places.setdefault(piece.name, []).append((flat, piece))
@@ -230,7 +234,7 @@ class Zero:
             for flat, piece in places.get(row.name, ()):
                 value = tensors[row.name]
                 check_shape(row, value, where)
-                values = torch.from_numpy(part_of(self.config, row, value, self.place.tensor).reshape(-1))
+                values = torch.from_numpy(local_shard(self.config, row, value, self.grid.tensor).reshape(-1))
                 flat[piece.at : piece.at + piece.stop - piece.start].copy_(values[piece.start : piece.stop])
 
     @contextlib.contextmanager
@@ -300,9 +304,9 @@ def _settings(config: RunConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _pieces(inner: Any, stage: int, names: Mapping[int, str], place: Place) -> list[list[Piece]]:
+def _pieces(inner: Any, stage: int, names: Mapping[int, str], grid: ProcessGrid) -> list[list[ShardRange]]:
     """What this process's shard of each parameter group is made of."""
-    rank, found = place.data.index, []
+    rank, found = grid.data.index, []
     groups = inner.fp16_groups if stage == 3 else inner.bit16_groups
     for number, parameters in enumerate(groups):
         pieces, at = [], 0
@@ -312,14 +316,14 @@ def _pieces(inner: Any, stage: int, names: Mapping[int, str], place: Place) -> l
                 size = parameter.partition_numel()
                 start, stop = rank * size, min((rank + 1) * size, parameter.ds_numel)
                 if start < stop:
-                    pieces.append(Piece(name, start, stop, at))
+                    pieces.append(ShardRange(name, start, stop, at))
                 at += size
             else:  # the group is cut, as one long row of numbers
                 size = inner.partition_size[number]
                 first = rank * size - at
                 start, stop = max(0, first), min(parameter.numel(), first + size)
                 if start < stop:
-                    pieces.append(Piece(name, start, stop, at + start - rank * size))
+                    pieces.append(ShardRange(name, start, stop, at + start - rank * size))
                 at += parameter.numel()
         found.append(pieces)
     return found

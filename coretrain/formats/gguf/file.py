@@ -28,7 +28,9 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF files need the package gguf: pip install -e '.[export]'") from None
+        raise UserError(
+            "formats/gguf-package-missing", "GGUF files need the package gguf: pip install -e '.[export]'"
+        ) from None
     return gguf
 
 
@@ -40,26 +42,37 @@ class GGUFFile:
         gguf = gguf_package()
         self.path = path
         if not path.is_file():
-            raise UserError(f"{path} does not exist: give a .gguf file, or the folder of a Hugging Face model")
+            raise UserError(
+                "formats/gguf-file-not-found",
+                f"{path} does not exist: give a .gguf file, or the folder of a Hugging Face model",
+            )
         try:
             reader = gguf.GGUFReader(path)
             self.facts: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
+                "formats/gguf-file-unreadable",
                 f"{path} can't be read as a GGUF file ({reason}): it is cut short, damaged, or newer than the "
-                "package gguf; download it again"
+                "package gguf; download it again",
             ) from None
         if reader.byte_order != "I":
-            raise UserError(f"{path} is of the other byte order: convert it with gguf-convert-endian")
+            raise UserError(
+                "formats/gguf-byte-order-wrong",
+                f"{path} is of the other byte order: convert it with gguf-convert-endian",
+            )
         if (parts := self.facts.get("split.count", 1)) not in (0, 1):
-            raise UserError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge FIRST_PART WHOLE")
+            raise UserError(
+                "formats/gguf-is-split",
+                f"{path} is one of {parts} parts: join them with llama-gguf-split --merge FIRST_PART WHOLE",
+            )
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         for name, tensor in self._tensors.items():
             if tensor.tensor_type.name not in READABLE:
                 raise UserError(
+                    "formats/gguf-tensor-type-unsupported",
                     f"{path}: {name} is {tensor.tensor_type.name}, which can't be imported: {', '.join(READABLE)} can; "
-                    "take another file of the same model"
+                    "take another file of the same model",
                 )
 
     @property
@@ -88,12 +101,15 @@ class GGUFFile:
     def fact(self, key: str) -> Any:
         """A fact that must be there. Raises `UserError` naming it."""
         if key not in self.facts:
-            raise UserError(f"{self.path} lacks the field {key}: it is no whole model; download it again")
+            raise UserError(
+                "formats/gguf-field-missing",
+                f"{self.path} lacks the field {key}: it is no whole model; download it again",
+            )
         return self.facts[key]
 
 
 @dataclass(frozen=True)
-class Piece:
+class GgufTensor:
     """One tensor to write: made when its turn comes, so that one is in memory at a time."""
 
     name: str
@@ -101,7 +117,7 @@ class Piece:
     value: Callable[[], Array]
 
 
-def kind_of(piece: Piece, quantization: str) -> str:
+def kind_of(piece: GgufTensor, quantization: str) -> str:
     """How llama.cpp's own quantizer would hold a tensor: norms, biases and positions in F32, the rest as asked.
 
     Rows that aren't whole blocks of 32 stay F16. With q4_0 the token embedding and the head are Q8_0, as their rounding
@@ -114,24 +130,26 @@ def kind_of(piece: Piece, quantization: str) -> str:
     return "Q8_0" if piece.name in ("token_embd.weight", "output.weight") else quantization.upper()
 
 
-def quantized(piece: Piece, kind: str) -> Array:
+def quantized(piece: GgufTensor, kind: str) -> Array:
     """A tensor's value in the form `kind`. Raises `UserError` where float16 can't hold it."""
     gguf = gguf_package()
     value = np.ascontiguousarray(piece.value(), np.float32)
     largest = float(np.abs(value).max(initial=0))
     if not np.isfinite(largest) or (kind == "F16" and largest >= 65520):
-        raise UserError(f"{piece.name} holds {largest:g}, which {kind} can't: give --quantize none")
+        raise UserError(
+            "formats/gguf-value-overflow", f"{piece.name} holds {largest:g}, which {kind} can't: give --quantize none"
+        )
     held: Array = gguf.quantize(value, gguf.GGMLQuantizationType[kind])
     return held
 
 
 def write_gguf(
-    path: Path, architecture: str, facts: Mapping[str, Any], pieces: Iterable[Piece], quantization: str
+    path: Path, architecture: str, facts: Mapping[str, Any], pieces: Iterable[GgufTensor], quantization: str
 ) -> None:
     """Write a GGUF file, whole or not at all. Raises `UserError` where one is there already or a value doesn't fit."""
     gguf = gguf_package()
     if path.exists():
-        raise UserError(f"{path} exists: choose another name")
+        raise UserError("formats/gguf-target-exists", f"{path} exists: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     writer, pieces = gguf.GGUFWriter(temporary, architecture), list(pieces)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coretrain.base.errors import UserError
-from coretrain.tokenizers.json_tokenizer import BYTE, KeptTokenizer
+from coretrain.tokenizers.json_tokenizer import BYTE, JsonTokenizer
 from coretrain.tokenizers.merges import SAMPLES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTES = range(1, 7)
@@ -63,7 +63,7 @@ def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(left, right) for _, left, right in ways]
 
 
-def sentencepiece_facts(tokenizer: KeptTokenizer, vocab: int) -> tuple[dict[str, Any], str | None]:
+def sentencepiece_facts(tokenizer: JsonTokenizer, vocab: int) -> tuple[dict[str, Any], str | None]:
     """Tokens, scores and kinds of a BPE as SentencePiece's, and a sentence where llama.cpp would make other ids of it.
 
     Raises `UserError` for any other tokenizer that is a tokenizer.json.
@@ -72,8 +72,9 @@ def sentencepiece_facts(tokenizer: KeptTokenizer, vocab: int) -> tuple[dict[str,
     model, prefix = raw["model"], _prefix(raw)
     if model.get("type") != "BPE" or not model.get("byte_fallback") or prefix is None:
         raise UserError(
+            "formats/gguf-export-tokenizer-kind",
             f"tokenizer {tokenizer.name} can't be exported to GGUF, whose files hold byte-level BPEs of ranks, and "
-            "SentencePiece's with bytes to fall back to: export to Hugging Face's form (--to hf)"
+            "SentencePiece's with bytes to fall back to: export to Hugging Face's form (--to hf)",
         )
     tokens, scores, kinds = [f"[PAD{i}]" for i in range(vocab)], [0.0] * vocab, [UNUSED] * vocab
     ranks: dict[str, int] = {}
@@ -96,7 +97,7 @@ def sentencepiece_facts(tokenizer: KeptTokenizer, vocab: int) -> tuple[dict[str,
         "tokenizer.ggml.add_space_prefix": prefix,
     }
     text = sentencepiece_json(tokens, scores, kinds, prefix)
-    theirs = KeptTokenizer(tokenizer.name, text, tokenizer.eot, tokenizer.roles)
+    theirs = JsonTokenizer(tokenizer.name, text, tokenizer.eot, tokenizer.roles)
     other = sum(list(theirs.encode(sample)) != list(tokenizer.encode(sample)) for sample in SAMPLES)
     remarks = []
     if other:

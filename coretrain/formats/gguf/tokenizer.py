@@ -25,7 +25,7 @@ from coretrain.formats.gguf.sentencepiece import (
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.huggingface import ranked_tokenizer
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer, added_specials
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
     DIGITS_PATTERN,
     SAMPLES,
@@ -64,17 +64,24 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     """
     facts = file.facts
     if "tokenizer.ggml.model" not in facts:
-        raise UserError(f"{file.path} has no tokenizer (tokenizer.ggml.model): take a file that has one")
+        raise UserError(
+            "formats/gguf-tokenizer-missing",
+            f"{file.path} has no tokenizer (tokenizer.ggml.model): take a file that has one",
+        )
     if facts["tokenizer.ggml.model"] == "llama":
         return _sentencepiece(file)
     if facts["tokenizer.ggml.model"] != "gpt2":
         raise UserError(
+            "formats/gguf-tokenizer-unsupported",
             f"{file.path}: tokenizer.ggml.model = {facts['tokenizer.ggml.model']} can't be imported: "
-            "gpt2, a byte-level BPE, and llama, SentencePiece's, can"
+            "gpt2, a byte-level BPE, and llama, SentencePiece's, can",
         )
     name = facts.get("tokenizer.ggml.pre", "none")
     if name not in PATTERNS and OWN_PATTERN not in facts:
-        raise UserError(f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can")
+        raise UserError(
+            "formats/gguf-pattern-unsupported",
+            f"{file.path}: tokenizer.ggml.pre = {name} can't be imported: {', '.join(PATTERNS)} can",
+        )
     pattern = facts.get(OWN_PATTERN) or PATTERNS[name]
     tokens, merges = _texts(file, "tokens"), _texts(file, "merges")
     kinds = _per_token(file, "token_type", [NORMAL] * len(tokens))
@@ -89,7 +96,10 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     try:
         reference = _reference(words | specials, pairs, splitter, pattern)
     except Exception as error:  # the package raises nothing more particular
-        raise UserError(f"{file.path} can't be read by the package tokenizers ({error}): download it again") from None
+        raise UserError(
+            "formats/gguf-tokenizer-unreadable",
+            f"{file.path} can't be read by the package tokenizers ({error}): download it again",
+        ) from None
     check_same_ids(tokenizer, reference, "imported")
     return tokenizer
 
@@ -101,7 +111,7 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
     text = sentencepiece_json(tokens, scores, kinds, prefix)
     specials = added_specials(json.loads(text))
     roles = _roles(file, {"bos": 1, "eos": 2, "unk": 0}, specials)  # llama.cpp's own, where the file doesn't say
-    tokenizer = KeptTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
+    tokenizer = JsonTokenizer(_called(file.path), text, end_of_text(str(file.path), specials, roles), roles)
     tokenizer.check(SAMPLES)
     return tokenizer
 
@@ -109,7 +119,10 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
 def _texts(file: GGUFFile, name: str) -> list[str]:
     values: list[str] = file.fact(f"tokenizer.ggml.{name}")
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise UserError(f"{file.path}: tokenizer.ggml.{name} is no list of texts: download it again")
+        raise UserError(
+            "formats/gguf-tokenizer-not-texts",
+            f"{file.path}: tokenizer.ggml.{name} is no list of texts: download it again",
+        )
     return values
 
 
@@ -119,8 +132,9 @@ def _per_token(file: GGUFFile, name: str, absent: list[int] | None = None) -> li
     values: list[Any] = file.fact(key) if absent is None else file.facts.get(key) or absent
     if len(values) != len(tokens):
         raise UserError(
+            "formats/gguf-token-entries-differ",
             f"{file.path}: {key} has {len(values)} entries for {len(tokens)} tokens: the file is damaged; "
-            "download it again"
+            "download it again",
         )
     return values
 
@@ -160,10 +174,11 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
     """
     if tokenizer.vocab > vocab:
         raise UserError(
+            "formats/gguf-vocabulary-differs",
             f"tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}: give the tokenizer that the "
-            "model was trained with"
+            "model was trained with",
         )
-    if isinstance(tokenizer, KeptTokenizer):
+    if isinstance(tokenizer, JsonTokenizer):
         facts, remark = sentencepiece_facts(tokenizer, vocab)
     else:
         facts, remark = _ranked_facts(tokenizer, vocab)
@@ -179,8 +194,9 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
 def _ranked_facts(tokenizer: Tokenizer, vocab: int) -> tuple[dict[str, Any], str | None]:
     if tokenizer.pattern is None:
         raise UserError(
+            "formats/gguf-export-without-merges",
             f"tokenizer {tokenizer.name} can't be exported to GGUF: llama.cpp asks for merges, and it has none; "
-            "export to Hugging Face's form (--to hf)"
+            "export to Hugging Face's form (--to hf)",
         )
     characters = byte_characters()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,16 @@ from coretrain.config.load import build_config
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import check_shape, parameter_table
 from coretrain.contract.rotary import rotary_divisors
-from coretrain.formats.gguf.file import GGUFFile, Piece, write_gguf
+from coretrain.formats.gguf.file import GGUFFile, GgufTensor, write_gguf
 from coretrain.formats.gguf.tokenizer import tokenizer_facts
 from coretrain.formats.huggingface.config import architecture
+from coretrain.formats.mapping import TensorMap
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 OWN_SCALING = "twintrain.rope_scaling"
 FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 """llama.cpp's numbers for what most tensors are held as."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One tensor of a GGUF file, made of one or more canonical tensors one below the other."""
-
-    name: str
-    parts: tuple[str, ...]
-    heads: int = 0
-    """Heads whose rows are interleaved; 0 where rows stay."""
 
 
 def interleave(value: Array, heads: int) -> Array:
@@ -53,34 +43,34 @@ def restore_halves(value: Array, heads: int) -> Array:
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 
-def gguf_places(m: ModelConfig) -> Iterator[Place]:
+def tensor_maps(m: ModelConfig) -> Iterator[TensorMap]:
     """Every tensor of the GGUF file of `m`. A tied head has none."""
     gpt2 = m.position == "learned"
     kinds = ("weight", "bias") if m.bias else ("weight",)
     norms = ("weight", "bias") if m.norm == "layernorm" else ("weight",)
-    yield Place("token_embd.weight", ("embed.token",))
+    yield TensorMap("token_embd.weight", ("embed.token",))
     if gpt2:
-        yield Place("position_embd.weight", ("embed.position",))
+        yield TensorMap("position_embd.weight", ("embed.position",))
     for i in range(m.layers):
         theirs, ours = f"blk.{i}", f"blocks.{i}"
         for kind in norms:
-            yield Place(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
-            yield Place(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
+            yield TensorMap(f"{theirs}.attn_norm.{kind}", (f"{ours}.norm1.{kind}",))
+            yield TensorMap(f"{theirs}.ffn_norm.{kind}", (f"{ours}.norm2.{kind}",))
         for kind in kinds:
             q, k, v = (f"{ours}.attention.{part}.{kind}" for part in "qkv")
             if gpt2:
-                yield Place(f"{theirs}.attn_qkv.{kind}", (q, k, v))
+                yield TensorMap(f"{theirs}.attn_qkv.{kind}", (q, k, v))
             else:
-                yield Place(f"{theirs}.attn_q.{kind}", (q,), m.heads)
-                yield Place(f"{theirs}.attn_k.{kind}", (k,), m.kv)
-                yield Place(f"{theirs}.attn_v.{kind}", (v,))
-            yield Place(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
+                yield TensorMap(f"{theirs}.attn_q.{kind}", (q,), heads=m.heads)
+                yield TensorMap(f"{theirs}.attn_k.{kind}", (k,), heads=m.kv)
+                yield TensorMap(f"{theirs}.attn_v.{kind}", (v,))
+            yield TensorMap(f"{theirs}.attn_output.{kind}", (f"{ours}.attention.out.{kind}",))
             for part in ("gate", "up", "down") if m.mlp == "swiglu" else ("up", "down"):
-                yield Place(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
+                yield TensorMap(f"{theirs}.ffn_{part}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
     for kind in norms:
-        yield Place(f"output_norm.{kind}", (f"norm.{kind}",))
+        yield TensorMap(f"output_norm.{kind}", (f"norm.{kind}",))
     if not m.tied:
-        yield Place("output.weight", ("head.weight",))
+        yield TensorMap("output.weight", ("head.weight",))
 
 
 class GGUFTensors(Mapping[str, Array]):
@@ -89,18 +79,27 @@ class GGUFTensors(Mapping[str, Array]):
     def __init__(self, file: GGUFFile, m: ModelConfig) -> None:
         """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
         self._file, self._rows = file, {row.name: row for row in parameter_table(m)}
-        places = list(gguf_places(m))
+        places = list(tensor_maps(m))
         self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
         for place in places:
             if place.name not in file.names:
-                raise UserError(f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again")
+                raise UserError(
+                    "formats/gguf-tensor-missing",
+                    f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again",
+                )
             wanted = [self._rows[part].shape for part in place.parts]
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
-                raise UserError(f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}")
+                raise UserError(
+                    "formats/gguf-tensor-shape-wrong",
+                    f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}",
+                )
         known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
         if extra := [name for name in file.names if name not in known]:
-            raise UserError(f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place")
+            raise UserError(
+                "formats/gguf-tensor-unexpected",
+                f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place",
+            )
 
     def __getitem__(self, name: str) -> Array:
         place, index = self._places[name]
@@ -125,10 +124,16 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
     """The contract's model for a GGUF file. Raises `UserError` naming the field that it doesn't have."""
     kind = file.fact("general.architecture")
     if kind not in ("llama", "gpt2"):
-        raise UserError(f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can")
+        raise UserError(
+            "formats/gguf-architecture-unsupported",
+            f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can",
+        )
     width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
     if "token_embd.weight" not in file.names:
-        raise UserError(f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again")
+        raise UserError(
+            "formats/gguf-embedding-missing",
+            f"{file.path} lacks the tensor token_embd.weight: it is no whole model; download it again",
+        )
     fields = {
         "layers": number(file, f"{kind}.block_count"),
         "width": width,
@@ -148,9 +153,13 @@ def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
     value = file.fact(key) if absent is None else file.facts.get(key, absent)
     values = set(value) if isinstance(value, list) else {value}
     if len(values) != 1:
-        raise UserError(f"{file.path}: {key} varies by layer, which the contract doesn't have")
+        raise UserError(
+            "formats/gguf-field-varies", f"{file.path}: {key} varies by layer, which the contract doesn't have"
+        )
     if not isinstance(one := values.pop(), int):
-        raise UserError(f"{file.path}: {key} = {one!r} is no whole number: download it again")
+        raise UserError(
+            "formats/gguf-not-whole-number", f"{file.path}: {key} = {one!r} is no whole number: download it again"
+        )
     return one
 
 
@@ -165,7 +174,9 @@ def _tied(file: GGUFFile) -> bool:
 def _short(value: Any) -> float:
     """A float32 fact as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
     if not isinstance(value, int | float):
-        raise UserError(f"{value!r} stands where a GGUF file has a number: download it again")
+        raise UserError(
+            "formats/gguf-not-a-number", f"{value!r} stands where a GGUF file has a number: download it again"
+        )
     return float(str(np.float32(value)))
 
 
@@ -184,7 +195,10 @@ def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
     }
     for key, allowed in refused.items():
         if facts.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}")
+            raise UserError(
+                "formats/gguf-value-unsupported",
+                f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}",
+            )
     return {
         "kv_heads": number(file, "llama.attention.head_count_kv", heads),
         "head_width": None if head * heads == width else head,
@@ -215,7 +229,8 @@ def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
     scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
     if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
         raise UserError(
-            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by"
+            "formats/gguf-rope-freqs-unsupported",
+            f"{file.path}: {ROPE_FREQS} can't be imported: it isn't what Llama 3.1 divides its frequencies by",
         )
     return scaled if (held != 1).any() else m
 
@@ -268,17 +283,17 @@ def export_gguf(
     facts = model_facts(m, name, quantization)
     words, remark = tokenizer_facts(tokenizer, m.vocabulary, chat_template)
     shapes = {row.name: row.shape for row in parameter_table(m)}
-    pieces = [_piece(place, shapes, tensors) for place in gguf_places(m)]
+    pieces = [_piece(place, shapes, tensors) for place in tensor_maps(m)]
     if m.rope_scaling and m.rope_scaling.type == "llama3":
-        pieces.append(Piece(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
+        pieces.append(GgufTensor(ROPE_FREQS, (m.head // 2,), lambda: rotary_divisors(m).astype(np.float32)))
     write_gguf(path, architecture(m), facts | words, pieces, quantization)
     return remark
 
 
-def _piece(place: Place, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> Piece:
+def _piece(place: TensorMap, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array]) -> GgufTensor:
     def value() -> Array:
         joined = np.concatenate([np.asarray(tensors[part], np.float32) for part in place.parts])
         return interleave(joined, place.heads) if place.heads else joined
 
     rows = sum(shapes[part][0] for part in place.parts)
-    return Piece(place.name, (rows, *shapes[place.parts[0]][1:]), value)
+    return GgufTensor(place.name, (rows, *shapes[place.parts[0]][1:]), value)

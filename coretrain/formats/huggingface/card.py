@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from coretrain.adapters.targets import trained_table
+from coretrain.adapters.targets import trainable_parameters
 from coretrain.checkpoint.interchange import Interchange
 from coretrain.config.data import DataConfig
 from coretrain.config.run import RunConfig
@@ -62,7 +62,7 @@ def _facts(loaded: Interchange, quantization: str) -> list[tuple[str, str]]:
     form = f"{m.norm}, {m.position} positions, {m.mlp}, {m.heads} heads over {m.kv}, {'tied' if m.tied else 'untied'}"
     facts = [("model", f"{size:,} parameters: {m.layers} layers x {m.width}, {form} head")]
     if config.adapter.kind != "none":
-        trained = sum(row.size for row in trained_table(config))
+        trained = sum(row.size for row in trainable_parameters(config))
         facts += [("trained", f"{trained:,} parameters, on {', '.join(config.adapter.targets)}")]
         facts += [("base's weights", f"fingerprint {config.adapter.fingerprint or 'not recorded'}")]
     if progress.update:

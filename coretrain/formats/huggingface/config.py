@@ -24,15 +24,25 @@ def architecture(m: ModelConfig) -> str:
     for field, value in wanted[name].items():
         if getattr(m, field) != value:
             raise UserError(
+                "formats/hf-model-field-unsupported",
                 f"model.{field} = {_toml(getattr(m, field))} can't be exported: model.position = {m.position} makes it "
-                f"Hugging Face's {name} architecture, which has {field} = {_toml(value)}"
+                f"Hugging Face's {name} architecture, which has {field} = {_toml(value)}",
             )
     if name == "gpt2" and m.kv != m.heads:
-        raise UserError(f"model.kv_heads = {m.kv} can't be exported: Hugging Face's gpt2 has as many as heads")
+        raise UserError(
+            "formats/gpt2-kv-heads-unsupported",
+            f"model.kv_heads = {m.kv} can't be exported: Hugging Face's gpt2 has as many as heads",
+        )
     if name == "gpt2" and m.heads * m.head != m.width:
-        raise UserError(f"model.head_width = {m.head} can't be exported: Hugging Face's gpt2 has width / heads")
+        raise UserError(
+            "formats/gpt2-head-width-unsupported",
+            f"model.head_width = {m.head} can't be exported: Hugging Face's gpt2 has width / heads",
+        )
     if m.width % m.heads:
-        raise UserError(f"model.heads = {m.heads} can't be exported: Hugging Face wants heads that divide model.width")
+        raise UserError(
+            "formats/hf-heads-not-dividing",
+            f"model.heads = {m.heads} can't be exported: Hugging Face wants heads that divide model.width",
+        )
     return name
 
 
@@ -114,7 +124,10 @@ def _from_rope_scaling(raw: Mapping[str, Any], path: Path) -> dict[str, Any] | N
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise UserError(f"{path}: rope_type = {kind!r} can't be imported: 'default', 'linear' and 'llama3' can")
+        raise UserError(
+            "formats/hf-rope-type-unsupported",
+            f"{path}: rope_type = {kind!r} can't be imported: 'default', 'linear' and 'llama3' can",
+        )
     names = SCALING if kind == "llama3" else {"factor": "factor"}
     return {"type": kind} | {ours: raw[theirs] for ours, theirs in names.items()}
 
@@ -123,14 +136,19 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     """The contract's model for a Hugging Face `config.json`; `UserError` naming the field that it doesn't have."""
     kind = raw.get("model_type")
     if kind not in ("gpt2", "llama"):
-        raise UserError(f"{path}: model_type = {kind} can't be imported: gpt2 and llama can")
+        raise UserError(
+            "formats/hf-model-type-unsupported",
+            f"{path}: model_type = {kind} can't be imported: gpt2 and llama can",
+        )
     try:
         fields = _from_gpt2(raw, path) if kind == "gpt2" else _from_llama(raw, path)
         fields |= {"vocab": raw["vocab_size"], "init_std": raw.get("initializer_range", 0.02)}
     except KeyError as missing:
-        raise UserError(f"{path} lacks the field {missing.args[0]}") from None
+        raise UserError("formats/hf-field-missing", f"{path} lacks the field {missing.args[0]}") from None
     except (TypeError, AttributeError, ArithmeticError) as error:  # a text or a list for a number, no heads at all
-        raise UserError(f"{path} has a field of the wrong kind ({error}): download it again") from None
+        raise UserError(
+            "formats/hf-field-wrong-kind", f"{path} has a field of the wrong kind ({error}): download it again"
+        ) from None
     return build_config({"model": fields}, str(path)).model
 
 
@@ -138,7 +156,10 @@ def _require(raw: Mapping[str, Any], path: Path, **allowed: tuple[object, ...]) 
     """Refuse a field whose value is none of those allowed; the first one is what its absence means."""
     for field, values in allowed.items():
         if raw.get(field, values[0]) not in values:
-            raise UserError(f"{path}: {field} = {raw[field]!r} can't be imported: the contract has {values[0]!r}")
+            raise UserError(
+                "formats/hf-value-unsupported",
+                f"{path}: {field} = {raw[field]!r} can't be imported: the contract has {values[0]!r}",
+            )
 
 
 def _from_gpt2(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -166,7 +187,10 @@ def _from_gpt2(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _from_llama(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     bias = raw.get("attention_bias", False)
     if raw.get("mlp_bias", False) != bias:
-        raise UserError(f"{path}: attention_bias and mlp_bias differ: the contract has biases everywhere or nowhere")
+        raise UserError(
+            "formats/hf-biases-differ",
+            f"{path}: attention_bias and mlp_bias differ: the contract has biases everywhere or nowhere",
+        )
     _require(raw, path, hidden_act=("silu",))
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     width, heads = raw["hidden_size"], raw["num_attention_heads"]

@@ -10,7 +10,7 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
-from coretrain.tokenizers.json_tokenizer import KeptTokenizer
+from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.merges import check_same_ids, merge_list, oniguruma
 from coretrain.tokenizers.tokenizer import Tokenizer
 
@@ -21,7 +21,10 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
         from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Fast
     except ImportError:
-        raise UserError("exporting a tokenizer needs the package tokenizers: pip install tokenizers") from None
+        raise UserError(
+            "formats/tokenizers-package-missing",
+            "exporting a tokenizer needs the package tokenizers: pip install tokenizers",
+        ) from None
     characters = byte_characters()
 
     def word(token: bytes) -> str:
@@ -42,7 +45,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_template: str | None = None) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat template. Raises as `check_same_ids` does."""
-    if isinstance(tokenizer, KeptTokenizer):
+    if isinstance(tokenizer, JsonTokenizer):
         write_atomically(folder / "tokenizer.json", tokenizer.text)
     else:
         fast = hf_tokenizer(tokenizer)

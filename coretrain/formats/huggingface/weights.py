@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.formats.huggingface.config import architecture, hf_config, model_config
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
+from coretrain.formats.mapping import TensorMap
 from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.chat_template_file import read_chat_template
 from coretrain.tokenizers.registry import load_tokenizer
@@ -37,55 +37,45 @@ UNUSED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Buffers that old folders hold among the weights: causal masks and frequencies, which are no parameters."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """One tensor of a Hugging Face folder, made of one or more canonical tensors side by side."""
-
-    name: str
-    parts: tuple[str, ...]
-    transposed: bool = False
-    """Held as [in, out]; several parts lie along the last axis."""
-
-
-def places(m: ModelConfig) -> Iterator[Place]:
+def tensor_maps(m: ModelConfig) -> Iterator[TensorMap]:
     """Every tensor of the Hugging Face folder of `m`. A tied head has none."""
-    return _gpt2_places(m) if architecture(m) == "gpt2" else _llama_places(m)
+    return _gpt2_maps(m) if architecture(m) == "gpt2" else _llama_maps(m)
 
 
-def _gpt2_places(m: ModelConfig) -> Iterator[Place]:
-    yield Place("transformer.wte.weight", ("embed.token",))
-    yield Place("transformer.wpe.weight", ("embed.position",))
+def _gpt2_maps(m: ModelConfig) -> Iterator[TensorMap]:
+    yield TensorMap("transformer.wte.weight", ("embed.token",))
+    yield TensorMap("transformer.wpe.weight", ("embed.position",))
     for i in range(m.layers):
         theirs, ours = f"transformer.h.{i}", f"blocks.{i}"
         for kind in ("weight", "bias"):
             matrix = kind == "weight"
             qkv = tuple(f"{ours}.attention.{part}.{kind}" for part in "qkv")
-            yield Place(f"{theirs}.ln_1.{kind}", (f"{ours}.norm1.{kind}",))
-            yield Place(f"{theirs}.attn.c_attn.{kind}", qkv, matrix)
-            yield Place(f"{theirs}.attn.c_proj.{kind}", (f"{ours}.attention.out.{kind}",), matrix)
-            yield Place(f"{theirs}.ln_2.{kind}", (f"{ours}.norm2.{kind}",))
-            yield Place(f"{theirs}.mlp.c_fc.{kind}", (f"{ours}.mlp.up.{kind}",), matrix)
-            yield Place(f"{theirs}.mlp.c_proj.{kind}", (f"{ours}.mlp.down.{kind}",), matrix)
-    yield Place("transformer.ln_f.weight", ("norm.weight",))
-    yield Place("transformer.ln_f.bias", ("norm.bias",))
+            yield TensorMap(f"{theirs}.ln_1.{kind}", (f"{ours}.norm1.{kind}",))
+            yield TensorMap(f"{theirs}.attn.c_attn.{kind}", qkv, matrix)
+            yield TensorMap(f"{theirs}.attn.c_proj.{kind}", (f"{ours}.attention.out.{kind}",), matrix)
+            yield TensorMap(f"{theirs}.ln_2.{kind}", (f"{ours}.norm2.{kind}",))
+            yield TensorMap(f"{theirs}.mlp.c_fc.{kind}", (f"{ours}.mlp.up.{kind}",), matrix)
+            yield TensorMap(f"{theirs}.mlp.c_proj.{kind}", (f"{ours}.mlp.down.{kind}",), matrix)
+    yield TensorMap("transformer.ln_f.weight", ("norm.weight",))
+    yield TensorMap("transformer.ln_f.bias", ("norm.bias",))
     if not m.tied:
-        yield Place("lm_head.weight", ("head.weight",))
+        yield TensorMap("lm_head.weight", ("head.weight",))
 
 
-def _llama_places(m: ModelConfig) -> Iterator[Place]:
-    yield Place("model.embed_tokens.weight", ("embed.token",))
+def _llama_maps(m: ModelConfig) -> Iterator[TensorMap]:
+    yield TensorMap("model.embed_tokens.weight", ("embed.token",))
     linear = {f"attention.{ours}": f"self_attn.{ours[0]}_proj" for ours in ("q", "k", "v", "out")}
     linear |= {f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
     for i in range(m.layers):
         theirs, ours = f"model.layers.{i}", f"blocks.{i}"
-        yield Place(f"{theirs}.input_layernorm.weight", (f"{ours}.norm1.weight",))
-        yield Place(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.norm2.weight",))
+        yield TensorMap(f"{theirs}.input_layernorm.weight", (f"{ours}.norm1.weight",))
+        yield TensorMap(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.norm2.weight",))
         for mine, name in linear.items():
             for kind in ("weight", "bias") if m.bias else ("weight",):
-                yield Place(f"{theirs}.{name}.{kind}", (f"{ours}.{mine}.{kind}",))
-    yield Place("model.norm.weight", ("norm.weight",))
+                yield TensorMap(f"{theirs}.{name}.{kind}", (f"{ours}.{mine}.{kind}",))
+    yield TensorMap("model.norm.weight", ("norm.weight",))
     if not m.tied:
-        yield Place("lm_head.weight", ("head.weight",))
+        yield TensorMap("lm_head.weight", ("head.weight",))
 
 
 def export_huggingface(
@@ -103,13 +93,14 @@ def export_huggingface(
     wouldn't be the same.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError("formats/hf-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     architecture(config)
     tokenizer = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder)
     if tokenizer and tokenizer.vocab > config.vocabulary:
         raise UserError(
+            "formats/hf-vocabulary-differs",
             f"{tokenizer_folder} has a vocabulary of {tokenizer.vocab}, the model's is {config.vocabulary}: "
-            "give the tokenizer that the model was trained with"
+            "give the tokenizer that the model was trained with",
         )
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -146,9 +137,9 @@ def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], s
     """Shards of at most `shard_bytes` (or one tensor), of which one tensor is held; returns the dtype's name."""
     sizes = {row.name: row.size for row in parameter_table(m)}
     dtype = str(tensors["embed.token"].dtype)
-    shards: list[list[Place]] = [[]]
+    shards: list[list[TensorMap]] = [[]]
     filled = 0
-    for place in places(m):
+    for place in tensor_maps(m):
         size = sum(sizes[part] for part in place.parts) * np.dtype(dtype).itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
@@ -169,7 +160,7 @@ def _write_weights(folder: Path, m: ModelConfig, tensors: Mapping[str, Array], s
     return dtype
 
 
-def _join(place: Place, tensors: Mapping[str, Array]) -> Array:
+def _join(place: TensorMap, tensors: Mapping[str, Array]) -> Array:
     parts = [np.asarray(tensors[part]) for part in place.parts]
     return np.ascontiguousarray(np.concatenate([part.T if place.transposed else part for part in parts], axis=-1))
 
@@ -186,24 +177,31 @@ class HuggingFaceTensors(LazyTensors):
 
     def __init__(self, folder: Path, m: ModelConfig) -> None:
         """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
-        files, self._parts = _weight_files(folder), dict[str, tuple[Place, int, TensorFile, str]]()
+        files, self._parts = _weight_files(folder), dict[str, tuple[TensorMap, int, TensorFile, str]]()
         rows, used = {row.name: row for row in parameter_table(m)}, set()
-        for place in places(m):
+        for place in tensor_maps(m):
             # Folders of the bare GPT2Model (the hub's gpt2 is one) lack the prefix.
             name = place.name if place.name in files else place.name.removeprefix("transformer.")
             if name not in files:
                 raise UserError(
-                    f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again"
+                    "formats/hf-tensor-missing",
+                    f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again",
                 )
             used.add(name)
             parts = [rows[part].shape[::-1] if place.transposed else rows[part].shape for part in place.parts]
             wanted, found = (*parts[0][:-1], sum(part[-1] for part in parts)), files[name].shape(name)
             if found != wanted:
-                raise UserError(f"{folder}: {name} has shape {found}, its config.json says {wanted}")
+                raise UserError(
+                    "formats/hf-tensor-shape-wrong",
+                    f"{folder}: {name} has shape {found}, its config.json says {wanted}",
+                )
             self._parts |= {part: (place, index, files[name], name) for index, part in enumerate(place.parts)}
         spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
         if extra := [name for name in spare if not (m.tied and name == "lm_head.weight")]:
-            raise UserError(f"{folder} has the tensor {extra[0]}, for which the contract's model has no place")
+            raise UserError(
+                "formats/hf-tensor-unexpected",
+                f"{folder} has the tensor {extra[0]}, for which the contract's model has no place",
+            )
         super().__init__(self._parts, self._read)
 
     def _read(self, name: str) -> Array:
@@ -228,12 +226,16 @@ def _weight_files(folder: Path) -> dict[str, TensorFile]:
     if (folder / INDEX).is_file():
         held = read_json(folder / INDEX, "the index of the weights").get("weight_map")
         if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
-            raise UserError(f"{folder / INDEX} is damaged (weight_map should name every tensor's file): restore it")
+            raise UserError(
+                "formats/weight-map-damaged",
+                f"{folder / INDEX} is damaged (weight_map should name every tensor's file): restore it",
+            )
         names = sorted(set(held.values()))
     elif not (folder / WEIGHTS).is_file():
         raise UserError(
+            "formats/hf-safetensors-missing",
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; "
-            "write the model again with transformers' save_pretrained"
+            "write the model again with transformers' save_pretrained",
         )
     files = [TensorFile(folder / name) for name in names]
     return {name: file for file in files for name in file.names}

@@ -137,17 +137,27 @@ def check_peft_config(raw: Mapping[str, Any], path: Path) -> None:
     """Raise `UserError` naming the first field that asks for what the contract doesn't have."""
     for field, allowed in ALLOWED.items():
         if raw.get(field, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {field} = {raw[field]!r} can't be imported: {_words(allowed)} can")
+            raise UserError(
+                "formats/peft-value-unsupported",
+                f"{path}: {field} = {raw[field]!r} can't be imported: {_words(allowed)} can",
+            )
     if raw.get("init_lora_weights", True) not in FREE_OF_BASE:
         raise UserError(
+            "formats/peft-init-changes-base",
             f"{path}: init_lora_weights = {raw['init_lora_weights']!r} changes the base's weights: convert the "
-            "adapter with PEFT first (save_pretrained, path_initial_model_for_weight_conversion)"
+            "adapter with PEFT first (save_pretrained, path_initial_model_for_weight_conversion)",
         )
     if raw.get("r") is None or raw.get("lora_alpha") is None:
-        raise UserError(f"{path} lacks the field {'r' if raw.get('r') is None else 'lora_alpha'}")
+        raise UserError(
+            "formats/peft-field-missing",
+            f"{path} lacks the field {'r' if raw.get('r') is None else 'lora_alpha'}",
+        )
     for field, (fits, kind) in KINDS.items():
         if (value := raw.get(field)) is not None and not fits(value):
-            raise UserError(f"{path}: {field} = {value!r}, where PEFT has {kind}: write the adapter again")
+            raise UserError(
+                "formats/peft-field-wrong-kind",
+                f"{path}: {field} = {value!r}, where PEFT has {kind}: write the adapter again",
+            )
 
 
 def _words(allowed: Sequence[object]) -> str:
@@ -158,7 +168,7 @@ def targeted(raw: Mapping[str, Any], modules: Sequence[str], path: Path) -> list
     """Which of the base's `modules` PEFT would put an adapter beside, in their order."""
     wanted, left_out = raw.get("target_modules"), raw.get("exclude_modules") or []
     if not wanted:
-        raise UserError(f"{path}: target_modules is empty: there is no adapter in it")
+        raise UserError("formats/peft-targets-empty", f"{path}: target_modules is empty: there is no adapter in it")
     layers = raw.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
     chosen = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from coretrain.base.arrays import Array
 from coretrain.config.model import ModelConfig
-from coretrain.formats.huggingface.weights import places
+from coretrain.formats.huggingface.weights import tensor_maps
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -39,7 +39,9 @@ class Site:
 
 def sites(m: ModelConfig) -> list[Site]:
     """Every module of `m` that can have an adapter, in the order of the Hugging Face folder."""
-    found = [(place.name.removesuffix(".weight"), place.parts) for place in places(m) if place.name.endswith(".weight")]
+    found = [
+        (place.name.removesuffix(".weight"), place.parts) for place in tensor_maps(m) if place.name.endswith(".weight")
+    ]
     return [Site(*one) for one in found if "norm" not in one[1][0] and one[1] != ("embed.position",)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coretrain.adapters.targets import Target, adapter_targets, trained_table
+from coretrain.adapters.targets import Target, adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
@@ -21,7 +21,7 @@ from coretrain.config.load import build_config
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
-from coretrain.formats.huggingface.weights import places
+from coretrain.formats.huggingface.weights import tensor_maps
 from coretrain.formats.peft.config import check_peft_config, rank_and_scale, targeted
 from coretrain.formats.peft.names import (
     CONFIG,
@@ -64,9 +64,9 @@ def import_peft(
         "fingerprint": file.metadata.get(FINGERPRINT, config.adapter.fingerprint),
     }
     stated = {"adapter": config.adapter.model_dump(exclude_none=True) | fields}
-    config = config.model_copy(update={"adapter": build_config(stated, str(folder)).adapter})
+    config = config.changed(adapter=build_config(stated, str(folder)).adapter)
     tensors = reader.tensors(config, chosen)
-    check_rows(trained_table(config), tensors, str(folder))
+    check_rows(trainable_parameters(config), tensors, str(folder))
     return config, tensors
 
 
@@ -78,13 +78,17 @@ def trained_beside(folder: Path) -> str:
 def _weights_file(folder: Path) -> TensorFile:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
+            "formats/peft-safetensors-missing",
             f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; write the adapter again with "
-            "PEFT's save_pretrained"
+            "PEFT's save_pretrained",
         )
     file = TensorFile(folder / WEIGHTS)
     written = file.metadata.get(DIGEST)
     if written not in (None, digest({name: file.read(name) for name in file.names})):
-        raise UserError(f"{file.path} is damaged: its tensors aren't those that were written; export the adapter again")
+        raise UserError(
+            "formats/peft-tensors-changed",
+            f"{file.path} is damaged: its tensors aren't those that were written; export the adapter again",
+        )
     return file
 
 
@@ -103,13 +107,17 @@ class _Reader:
     def read(self, name: str, shape: tuple[int, ...]) -> Array:
         """A tensor of this shape."""
         if name not in self.file.names:
-            raise UserError(f"{self.file.path} lacks the tensor {name} that its config calls for: write it again")
+            raise UserError(
+                "formats/peft-tensor-missing",
+                f"{self.file.path} lacks the tensor {name} that its config calls for: write it again",
+            )
         self.left.discard(name)
         value = self.file.read(name)
         if value.shape != shape:
             raise UserError(
+                "formats/peft-tensor-shape-wrong",
                 f"{self.file.path}: {name} has shape {value.shape}, base and rank say {shape}: give the base that the "
-                "adapter belongs to"
+                "adapter belongs to",
             )
         return value
 
@@ -120,13 +128,15 @@ class _Reader:
         held = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.file.names if ".lora_" in name}
         if unknown := sorted(held - named):
             raise UserError(
+                "formats/peft-adapter-target-unknown",
                 f"{self.file.path} has an adapter beside {unknown[0]}, which is no matrix of this base that "
-                f"{path.name} names: give the base that the adapter belongs to"
+                f"{path.name} names: give the base that the adapter belongs to",
             )
         if not named:
             raise UserError(
+                "formats/peft-targets-match-nothing",
                 f"{path}: target_modules names no matrix of this base, as {every[1].module}: give the base that the "
-                "adapter belongs to"
+                "adapter belongs to",
             )
         return [site for site in every if site.module in named]
 
@@ -137,14 +147,18 @@ class _Reader:
             rank, scale = rank_and_scale(self.raw, site.module)
             blocks = len(self.parts[site.module]) if self.blocks else 1
             if rank % blocks:
-                raise UserError(f"{path}: rank_pattern gives {site.module} a rank of {rank}, not {blocks} blocks' one")
+                raise UserError(
+                    "formats/peft-rank-not-blocks",
+                    f"{path}: rank_pattern gives {site.module} a rank of {rank}, not {blocks} blocks' one",
+                )
             found[rank // blocks, round(scale, 12)] = site.module, rank // blocks, scale
         if len(found) > 1:
             (one, rank, scale), (other, rank2, scale2) = list(found.values())[:2]
             field = "rank_pattern" if rank != rank2 else "alpha_pattern"
             raise UserError(
+                "formats/peft-ranks-differ",
                 f"{path}: {field} gives {one} rank {rank} and scale {scale:g}, {other} {rank2} and {scale2:g}: "
-                "the contract's adapters have the same everywhere"
+                "the contract's adapters have the same everywhere",
             )
         ((_, rank, scale),) = found.values()
         alpha = scale * (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
@@ -180,15 +194,16 @@ class _Reader:
                 result[f"{target.module}.adapter.m"] = np.ascontiguousarray(m[at : at + rows])
         if spare.any():
             raise UserError(
+                "formats/peft-blocks-lost",
                 f"{self.file.path}: {names['b']} isn't in blocks any more: it was trained on elsewhere; write it again "
-                "with PEFT's save_pretrained, which leaves out where the blocks were"
+                "with PEFT's save_pretrained, which leaves out where the blocks were",
             )
         return result
 
     def _biases(self, config: RunConfig, adapted: set[str]) -> dict[str, Array]:
-        wanted = {row.name: row for row in trained_table(config) if row.name.endswith(".bias")}
+        wanted = {row.name: row for row in trainable_parameters(config) if row.name.endswith(".bias")}
         result: dict[str, Array] = {}
-        for place in places(self.model):
+        for place in tensor_maps(self.model):
             if not any(part in wanted for part in place.parts):
                 continue
             name = bias_name(place.name, adapted)
@@ -198,19 +213,26 @@ class _Reader:
                 if part in wanted:
                     result[part] = np.ascontiguousarray(piece)
                 elif not np.array_equal(piece, self.weights()[part]):
-                    raise UserError(f"{self.file.path}: {name} has another {part} than the base, which trains no bias")
+                    raise UserError(
+                        "formats/peft-bias-not-base",
+                        f"{self.file.path}: {name} has another {part} than the base, which trains no bias",
+                    )
         return result
 
     def _check_left(self) -> None:
         """What else the file may hold: weights of the base, as PEFT saves an embedding or a head that it adapts."""
-        held = {f"{PREFIX}{place.name}": place for place in places(self.model)}
+        held = {f"{PREFIX}{place.name}": place for place in tensor_maps(self.model)}
         for name in sorted(self.left):
             place = held.get(name.replace(".base_layer.", "."))
             if place is None or len(place.parts) != 1:
-                raise UserError(f"{self.file.path} has the tensor {name}, which no adapter of the contract has")
+                raise UserError(
+                    "formats/peft-tensor-unexpected",
+                    f"{self.file.path} has the tensor {name}, which no adapter of the contract has",
+                )
             value, base = self.file.read(name), self.weights()[place.parts[0]]
             if not np.array_equal(value.T if place.transposed else value, base):
                 raise UserError(
+                    "formats/peft-weights-not-base",
                     f"{self.file.path}: {name} isn't the base's {place.parts[0]}: it was trained too, or the adapter "
-                    "is of another base"
+                    "is of another base",
                 )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
-from coretrain.adapters.targets import Target, adapter_targets, trained_table
+from coretrain.adapters.targets import Target, adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -25,7 +25,7 @@ from coretrain.checkpoint.folder import TEMPORARY
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
 from coretrain.formats.huggingface.config import architecture
-from coretrain.formats.huggingface.weights import CARD, places
+from coretrain.formats.huggingface.weights import CARD, tensor_maps
 from coretrain.formats.peft.config import peft_config, short_names
 from coretrain.formats.peft.names import (
     CONFIG,
@@ -49,7 +49,7 @@ def to_peft(
     `weights` gives the base's tensors, asked for where a bias of `c_attn` trains in part.
     """
     c = config.adapter
-    check_rows(trained_table(config), tensors, f"adapter {c.name}")
+    check_rows(trainable_parameters(config), tensors, f"adapter {c.name}")
     targets = {target.row.name: target for target in adapter_targets(config)}
     chosen = [site for site in sites(config.model) if any(part in targets for part in site.parts)]
     ranks, alphas = dict[str, int](), dict[str, float]()
@@ -87,8 +87,9 @@ def _magnitudes(site: Site, mine: list[Target], tensors: Mapping[str, Array]) ->
     """The magnitudes of one module's outputs. Raises `UserError` where only some of its matrices have any."""
     if len(mine) < len(site.parts):
         raise UserError(
+            "formats/dora-on-partial-qkv",
             f"adapter.kind = dora beside {mine[0].row.name} alone can't be written: PEFT has magnitudes for all of "
-            f"{site.module}, which is q, k and v"
+            f"{site.module}, which is q, k and v",
         )
     return np.concatenate([np.asarray(tensors[f"{target.module}.adapter.m"]) for target in mine])
 
@@ -97,7 +98,7 @@ def _biases(
     config: RunConfig, adapted: set[str], tensors: Mapping[str, Array], weights: Callable[[], Mapping[str, Array]]
 ) -> dict[str, Array]:
     result: dict[str, Array] = {}
-    for place in places(config.model):
+    for place in tensor_maps(config.model):
         if place.name.endswith(".bias") and any(part in tensors for part in place.parts):
             whole = tensors if all(part in tensors for part in place.parts) else {**weights(), **tensors}
             result[bias_name(place.name, adapted)] = np.concatenate([np.asarray(whole[part]) for part in place.parts])
@@ -118,7 +119,7 @@ def export_peft(
     architectures lack, or a folder that isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder")
+        raise UserError("formats/peft-target-not-empty", f"{folder} exists and is not empty: choose another folder")
     raw, content = to_peft(config, tensors, base, weights)
     c = config.adapter
     targets = [target.row.name for target in adapter_targets(config)]
@@ -147,6 +148,12 @@ def _check_written(
     found, again = import_peft(folder, config, weights)
     for name in tensors:
         if not np.array_equal(again[name], np.asarray(tensors[name]), equal_nan=True):
-            raise UserError(f"{folder / WEIGHTS} doesn't hold {name} as it was written: is the disk sound?")
+            raise UserError(
+                "formats/peft-weights-not-written",
+                f"{folder / WEIGHTS} doesn't hold {name} as it was written: is the disk sound?",
+            )
     if not math.isclose(found.adapter.scale, config.adapter.scale, rel_tol=1e-12):
-        raise UserError(f"{folder / CONFIG} doesn't hold the adapter's scale as it was written: is the disk sound?")
+        raise UserError(
+            "formats/peft-scale-not-written",
+            f"{folder / CONFIG} doesn't hold the adapter's scale as it was written: is the disk sound?",
+        )

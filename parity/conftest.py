@@ -1,4 +1,8 @@
-"""The judge's session set-up, its ladder in the terminal and its results as a file; ../conftest.py has its options."""
+"""The judge's session set-up, its ladder in the terminal and its results as a file; plugin.py has its options.
+
+It lies above ladder/ because pytest-xdist's first process, which speaks and writes, collects no tests: it knows the
+conftest.py of the folder that is named, and of none below it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ _outcome: dict[str, Any] = {"failures": [], "skipped": [], "started": time.time(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Every device present, unless the options have chosen already (conftest.py above this folder has them)."""
+    """Every device present, unless the options have chosen already (plugin.py has them)."""
     if not pair.DEVICES:
         pair.settle(None, None, None, None)
 
@@ -46,7 +50,8 @@ def float64_is_really_on(tmp_path_factory):
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
     """The models are so small that threads cost more than they give; and what is on no device is on the CPU."""
-    threads, default = torch.get_num_threads(), jax.config.jax_default_device
+    threads = torch.get_num_threads()
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX makes its settings at run time
     torch.set_num_threads(1)
     jax.config.update("jax_default_device", jax.devices("cpu")[0])
     yield

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 from jax import Array
 
+from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import (
     Parameter,
+    check_rows,
     initial_value,
     pad_vocab,
     parameter_table,
 )
-
-Tensors = Mapping[str, np.ndarray]
 
 
 def initial_tensors(model: ModelConfig, seed: int) -> LazyTensors:
@@ -58,6 +58,12 @@ def exported(table: Sequence[Parameter], paths: Iterable[str], read: Callable[[s
     return LazyTensors(rows, tensor)
 
 
+def exported_tree(table: Sequence[Parameter], tree: Any) -> LazyTensors:
+    """As `exported`, of a tree of arrays."""
+    leaves = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return exported(table, leaves, leaves.__getitem__)
+
+
 def placed(
     table: Sequence[Parameter], templates: Mapping[str, jax.ShapeDtypeStruct], tensors: Tensors, multiple: int
 ) -> dict[str, Array]:
@@ -68,6 +74,19 @@ def placed(
     names = frozenset(tensors)  # asking a lazy mapping whether it has one may read it
     by_path = {path: [row for row in rows if row.name in names] for path, rows in _by_path(table).items()}
     return {path: _placed(by_path[path], template, tensors, multiple) for path, template in templates.items()}
+
+
+def placed_tree(table: Sequence[Parameter], form: Any, tensors: Tensors, multiple: int) -> Any:
+    """As `placed`, of a tree of shapes, dtypes and shardings. Raises `UserError` where a tensor lacks or is another."""
+    check_rows(table, tensors, "the parameters")
+    flat = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(form)}
+    arrays = placed(table, flat, tensors, multiple)
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[dotted(path)], form)
+
+
+def dotted(path: Any) -> str:
+    """The table's `jax_path` of a leaf, from its path in a tree of the parameters' form."""
+    return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
 def _placed(rows: list[Parameter], template: jax.ShapeDtypeStruct, tensors: Tensors, multiple: int) -> Array:
@@ -92,5 +111,6 @@ def _by_path(table: Sequence[Parameter]) -> dict[str, list[Parameter]]:
     return found
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    assert index is not None  # JAX's types allow it, for devices that aren't addressable; its code asserts the same
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))

@@ -1,0 +1,24 @@
+"""Which trainer a run takes: one device's, or one that shares it (twin: jaxtrain/parallel/choose.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from coretrain.config.run import RunConfig
+from torchtrain.parallel.pipeline_trainer import PipelineTrainer
+from torchtrain.parallel.processes import grid_of
+from torchtrain.parallel.trainer import ParallelTrainer
+from torchtrain.trainer import Trainer
+
+
+def make_trainer(config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> Trainer:
+    """The trainer of a run in this process, which has joined the others where there are some (`processes.join`)."""
+    if not grid_of(config).joined:
+        return Trainer(config, tensors)
+    if config.parallel.zero:
+        from torchtrain.parallel.zero_trainer import ZeroTrainer  # DeepSpeed is an optional dependency
+
+        return ZeroTrainer(config, tensors)
+    return (PipelineTrainer if config.parallel.pipeline > 1 else ParallelTrainer)(config, tensors)

@@ -1,0 +1,90 @@
+"""The verbs of `twintrain`: where the code of each is, what it does, and the options it has; reading this is quick.
+
+The help, the completion of shells and the tests read it here; no framework and no config is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STACKS = ("torch", "jax")
+SHELLS = ("bash", "zsh", "fish")
+Values = tuple[str, ...] | None
+"""What may stand after an option: one of these; anything where there are none; nothing after a switch (None)."""
+ANY: Values = ()
+SWITCH: Values = None
+PRESETS: Values = ("PRESETS",)
+"""A preset, or a TOML file."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One of them."""
+
+    module: str
+    """Its `main` takes the words after the verb and the program's name."""
+    summary: str
+    options: Mapping[str, Values] = field(default_factory=dict)
+    fields: bool = False
+    """It takes the fields of a config too, as `--section.field VALUE`."""
+    words: Values = ANY
+    """What its words are, beside options: anything is a file, a folder or a text."""
+
+
+_TEXT: dict[str, Values] = {
+    "--stack": STACKS,
+    "--adapter": ANY,
+    "--tokens": ANY,
+    "--temperature": ANY,
+    "--top-k": ANY,
+    "--top-p": ANY,
+    "--seed": ANY,
+}
+_FORMS: Values = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
+
+VERBS = {
+    "train": Verb(
+        "twintrain.train",
+        "train a GPT, or go on with a run",
+        {"--stack": STACKS, "--output": ANY, "--resume": ANY, "--spawn": SWITCH},
+        fields=True,
+        words=PRESETS,
+    ),
+    "generate": Verb("twintrain.generate", "text from a run", {**_TEXT, "--chat": SWITCH}),
+    "chat": Verb("twintrain.chat", "questions to a run: on the line, or typed one after the other", _TEXT),
+    "prepare": Verb(
+        "twintrain.prepare", "make a run's tokenizer and shards of its data, ahead of it", fields=True, words=PRESETS
+    ),
+    "convert": Verb(
+        "twintrain.convert",
+        "models in and runs out: Hugging Face, PEFT, GGUF, ONNX",
+        {"--to": _FORMS, "--format": _FORMS, "--quantize": ("none", "f16", "q8_0", "q4_0"), "--merge": SWITCH},
+        fields=True,
+    ),
+    "plan": Verb(
+        "twintrain.plan",
+        "what a run takes and costs on a machine, and the setting to choose",
+        {"--on": ANY, "--accelerators": ANY, "--price": ANY, "--tokens": ANY, "--served": ANY}
+        | {"--no-compile": SWITCH, "--plot": ANY, "--json": SWITCH},
+        fields=True,
+        words=PRESETS,
+    ),
+    "doctor": Verb("twintrain.doctor", "what this machine has, and what would be chosen on it", {"--no-peaks": SWITCH}),
+    "twins": Verb("twintrain.twins", "two runs of one config as one picture"),
+    "localize": Verb(
+        "parity.localize.command",
+        "where the two stacks, or two runs, part",
+        {"--layers": ANY, "--width": ANY, "--output": ANY, "--inputs": ANY},
+        fields=True,
+        words=PRESETS,
+    ),
+    "parity": Verb(
+        "twintrain.judge",
+        "prove on this machine that both stacks compute the same training",
+        {"--device": ("cpu", "cuda", "mps", "tpu"), "--config": PRESETS, "--layers": ANY, "--width": ANY}
+        | {"--results": ANY, "-m": ("scale", "mutation"), "-k": ANY, "-n": ANY},
+    ),
+    "docstrings": Verb("twintrain.docstrings", "make a small data set of this Python's docstrings", {"--limit": ANY}),
+    "completion": Verb("twintrain.completion", "print what makes a shell complete all of this", words=SHELLS),
+}
