@@ -299,6 +299,7 @@ def test_compiled_jax_keeps_no_dequantized_weight():
     assert scratch(known_in_jax) > 0.95, "or this test shows nothing"
 
 
+@pytest.mark.whole
 def test_a_run_goes_on_in_the_other_stack_and_is_merged(small_config, tmp_path):
     """Train, go on in the other stack, generate in both, merge: the merged weights compute what the run did."""
     plain, base, lora = small_config(), tmp_path / "base", tmp_path / "lora"

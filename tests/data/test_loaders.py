@@ -72,7 +72,7 @@ def batches_of(stack: str) -> Callable[..., Iterator[Any]]:
 
 
 @STACKS
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, pytest.param(4, marks=pytest.mark.whole)])
 def test_a_loader_gives_the_contracts_batches(stack: str, workers: int, folder: Path) -> None:
     data, config = opened(folder, **{"data.workers": workers})
     found = list(batches_of(stack)(data, config, 3))

@@ -18,6 +18,8 @@ from parity.localize.runs import _precision, compare_runs
 from parity.localize.snapshots import Snapshots, bisect
 from torchtrain.trainer import Trainer as TorchTrainer
 
+pytestmark = pytest.mark.whole
+
 SNAPSHOTS = "--checkpoint.interval=2", "--checkpoint.keep=100"
 
 
