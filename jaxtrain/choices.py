@@ -37,7 +37,7 @@ def choose_device(config: RunConfig) -> Choice:
     except RuntimeError:
         raise UserError(
             "jax/device-not-available",
-            f"execution.device = {wanted} is not available to JAX here: use auto, or see scripts/doctor.py",
+            f"execution.device = {wanted} is not available to JAX here: use auto, or see twintrain doctor",
         ) from None
     return Choice(wanted, "asked for by execution.device")
 

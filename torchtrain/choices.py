@@ -35,7 +35,7 @@ def choose_device(config: RunConfig) -> Choice:
     if not present[wanted]:
         raise UserError(
             "torch/device-not-available",
-            f"execution.device = {wanted} is not available to torch here: use auto, or see scripts/doctor.py",
+            f"execution.device = {wanted} is not available to torch here: use auto, or see twintrain doctor",
         )
     if wanted == "mps" and double:
         raise UserError(

@@ -63,7 +63,7 @@ def completed(command: Command) -> Command:
     if base.adapter.kind != "none":
         raise UserError(
             "training/base-is-adapter",
-            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with scripts/convert.py merge",
+            f"adapter.base = {adapter.base} is itself an adapter's run: merge it first, with twintrain convert merge",
         )
     given = {key for key, _ in command.overrides}
     if fixed := sorted(key for key in given if key.startswith("model.") and key.split(".")[1] not in FREE):
