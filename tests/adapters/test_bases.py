@@ -163,7 +163,7 @@ def test_peft_finds_the_base_that_the_adapter_stands_on(small_config, made, tmp_
     def written(name: str, place: Path | None = None) -> tuple[str, str]:
         lines = export_run(adapter, tmp_path / name, "peft", base=place)
         raw = json.loads((tmp_path / name / "adapter_config.json").read_text())
-        return raw["base_model_name_or_path"], lines[-1].partition("convert.py ")[2]
+        return raw["base_model_name_or_path"], lines[-1].partition("twintrain convert ")[2]
 
     own, older = base / "export" / "base-hf", base / "export" / "base-update-00000002-hf"
     assert written("one") == (str(own), f"{base} --to hf")

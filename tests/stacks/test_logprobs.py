@@ -157,10 +157,8 @@ def jax_gradients(trainer, batch, each, compute):
 
 
 def jax_plain(model, config, batch):
-    found = jnp.take_along_axis(
-        jax.nn.log_softmax(jax_logits(model, batch)), np.maximum(batch.labels, 0)[..., None], -1
-    )[..., 0]
-    return jnp.where(batch.labels != IGNORED, found, 0)
+    each, labels = jax.nn.log_softmax(jax_logits(model, batch)), np.maximum(batch.labels, 0)
+    return jnp.where(batch.labels != IGNORED, jnp.take_along_axis(each, labels[..., None], -1)[..., 0], 0)
 
 
 @STACKS

@@ -115,7 +115,7 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
         def logits(state, head=None):
             cache = jaxtrain.layers.Cache(*jnp.zeros((2, 2, 1, 3, stack.config.model.kv, 8), jnp.bfloat16))
             of = nnx.merge(graph, state)
-            return np.asarray(of.logits(of.step(tokens, positions, mask, cache, 0)[0], head))
+            return np.asarray(of.logits(of.decode(tokens, positions, mask, cache, 0)[0], head))
 
         state, head = jaxtrain.decode.cast_once(stack.whole_model())
         wanted, found = logits(whole), logits(state, head)

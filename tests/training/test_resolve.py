@@ -115,7 +115,7 @@ def test_a_base_and_no_adapter_or_an_adapter_and_no_base_is_refused(argv, base):
 class Compared(World):
     """A process that is stopped where it would compare what it was started with, and says with what."""
 
-    def same(self, text, what):
+    def assert_same(self, text, what):
         raise InterruptedError(text)
 
 
