@@ -61,13 +61,11 @@ class Head(nnx.Module):
 class GPT(nnx.Module):
     """The decoder. Its parameters' paths are the table's `jax_path`s."""
 
-    def __init__(
-        self, config: RunConfig, kernel: str, sharding: Sharding | None = None, scan: bool | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, kernel: str, sharding: Sharding | None = None, *, scan: bool) -> None:
         m, dtype = config.model, master_dtype(config)
         self.sharding = sharding
         self.config, self.dtype, self.policy = m, compute_dtype(config), config.execution.checkpoint_activations
-        self.scan = config.execution.scan_layers is not False if scan is None else scan
+        self.scan = scan
         rows = padded_vocab(m, config.execution.vocab_multiple)
         self.embed = Embed(m, rows, dtype)
         self.blocks = Block(m, kernel, dtype, sharding)
@@ -250,7 +248,7 @@ def abstract_model(config: RunConfig, kernel: str, device: jax.Device | Sharding
     """A GPT's structure, and its parameters as shapes, dtypes and the places where they would lie."""
     sharding = device if isinstance(device, Sharding) else None
     scan = scans_layers(config, device if sharding is None else sharding.mesh.devices.flat[0])
-    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding, scan)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, kernel, sharding, scan=scan)))
     frozen = {row.jax_path for row in frozen_matrices(config)}
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -48,7 +48,7 @@ class Trainer:
         self.config = config
         configure_jax(config)
         self.device_choice = choose_device(config)
-        self.device, self.device_or_mesh = self._choose_place()
+        self.device, self.device_or_sharding = self._choose_place()
         self.kernel = choose_kernel(config, self.device)
         self.compiled = choose_compile(config, self.device)
         self.device_name = self.device.device_kind
@@ -63,9 +63,9 @@ class Trainer:
         return initial_parameters(self.config.model, self.config.train.seed)
 
     def _make(self, tensors: Tensors) -> None:
-        self.programs = programs(self.config, self.kernel.name, self.device_or_mesh)
+        self.programs = programs(self.config, self.kernel.name, self.device_or_sharding)
         self.optimizer = self.programs.optimizer
-        state = nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_mesh))
+        state = nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_sharding))
         self.params, self.frozen = partition(self.config, state)
         self.moments: Any = None
         self.last_gradients: Any = None
@@ -195,6 +195,6 @@ class Trainer:
 
     def _trained(self, tensors: Tensors) -> Any:
         if self.frozen is None:
-            return nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_mesh))
+            return nnx.state(build_model(self.config, self.kernel.name, tensors, self.device_or_sharding))
         multiple = self.config.execution.vocab_multiple
         return placed_tree(trainable_parameters(self.config), self.programs.params, tensors, multiple)

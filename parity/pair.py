@@ -180,7 +180,7 @@ def perturbed(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 def tiny_head(config: RunConfig) -> dict[str, np.ndarray]:
-    """Scrambled, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
+    """Perturbed, with an untied head a 256th as large: in float16 most gradients underflow without a loss scale."""
     weights = perturbed(config)
     return weights | {"head.weight": weights["head.weight"] / np.float32(256)}
 

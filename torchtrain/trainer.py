@@ -142,7 +142,7 @@ class Trainer:
         return generate(self.whole_model(), prompts, tokens, sampling, stop, on_tokens)
 
     def whole_model(self) -> GPT:
-        """The model with all of its weights, those that train and those that don't."""
+        """The model that this process holds, with the weights that train and those that don't."""
         return self.model
 
     @property

@@ -101,7 +101,7 @@ def choices() -> Rows:
     rows: Rows = []
     for module in ("torchtrain", "jaxtrain"):
         try:
-            trainer = importlib.import_module(f"{module}.trainer").Trainer(config)
+            trainer = importlib.import_module(f"{module}.parallel.choose").make_trainer(config)
             rows += [(f"{module} {label}", value) for label, value in trainer.describe()]
         except (ImportError, OSError, RuntimeError, UserError) as error:
             rows.append((module, f"can't run here: {error}"))

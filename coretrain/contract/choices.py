@@ -41,7 +41,7 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
                 "contract/unknown-attention-kernel",
                 f"execution.attention = {forced} is not a {stack} kernel: choose auto, {', '.join(kernels)}",
             )
-        if obstacle := obstacle_of(kernels[forced], config, device):
+        if obstacle := _obstacle_of(kernels[forced], config, device):
             raise UserError(
                 "contract/attention-kernel-unavailable",
                 f"execution.attention = {forced} can't run here: {obstacle}; use auto",
@@ -49,14 +49,14 @@ def choose_kernel(kernels: Mapping[str, Kernel], stack: str, config: RunConfig, 
         return Choice(forced, "asked for by execution.attention")
     passed: list[str] = []
     for name, kernel in kernels.items():
-        obstacle = obstacle_of(kernel, config, device)
+        obstacle = _obstacle_of(kernel, config, device)
         if obstacle is None:
             return Choice(name, "; ".join([*passed, f"{name} is the first that can run"]))
         passed.append(f"{name}: {obstacle}")
     raise AssertionError("plain attention runs anywhere")
 
 
-def obstacle_of(kernel: Kernel, config: RunConfig, device: Any) -> str | None:
+def _obstacle_of(kernel: Kernel, config: RunConfig, device: Any) -> str | None:
     """Why a kernel can't run here, packed rows among the reasons."""
     if obstacle := kernel.obstacle(config, device):
         return obstacle

@@ -60,6 +60,13 @@ class Batch:
         """Labels that are to be predicted."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def target_weight(self) -> float:
+        """What all targets count together: their mean loss is the sum of losses over this."""
+        if self.weights is None:
+            return self.targets
+        return float(np.where(self.labels != IGNORED, self.weights, 0).sum(dtype=np.float64))
+
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
     return batch.tokens, batch.labels, batch.positions, batch.weights

@@ -29,7 +29,7 @@ def run_of(path: Path) -> Path:
     return folder
 
 
-def _check_newest(path: Path, folder: Path) -> None:
+def check_newest(path: Path, folder: Path) -> None:
     kept = (CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
     newest = next((whole[0] for whole in kept if whole), None)
     if newest and path.resolve() != folder.resolve() and path.resolve().name != newest.name:

@@ -22,7 +22,7 @@ from coretrain.config.load import (
     presets,
 )
 from coretrain.config.run import RunConfig
-from coretrain.runs.folder import _check_newest, resumed_config, run_of
+from coretrain.runs.folder import check_newest, resumed_config, run_of
 
 PLACES = ("output", "resume")
 FLAGS = ("spawn",)
@@ -110,7 +110,7 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
             "--output and --resume are given: a resumed run goes on in its own folder; leave one out",
         )
     folder = run_of(resume)
-    _check_newest(resume, folder)
+    check_newest(resume, folder)
     return Command(resumed_config(folder, overrides), None, folder, overrides, spawn)
 
 

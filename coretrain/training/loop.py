@@ -190,11 +190,11 @@ class Loop:
     def evaluate(self) -> float:
         """Validation loss in nats a token, journalled with bits per byte."""
         self.at(f"the evaluation after update {self.progress.update}")
-        total, targets = 0.0, 0
+        total, weight = 0.0, 0.0
         for batch in validation_batches(self.data, self.config):
             total += self.stack.evaluate(batch)
-            targets += batch.targets
-        loss = total / targets
+            weight += batch.target_weight
+        loss = total / weight
         bits = loss / math.log(2) / validation_bytes_per_token(self.data, self.config)
         self.journal.evaluation(self.progress.update, loss, bits)
         return loss

@@ -1,7 +1,7 @@
 """Where each array of a run lies on a mesh of devices: the table's logical axes, the mesh's, and the rules for them.
 
 This file has no twin: a JAX program is written for whole arrays and the compiler divides it by what is said here;
-torchtrain/parallel/processes.py divides the modules themselves.
+torch divides the modules themselves (`Axis` in torchtrain/parallel/axes.py, and who takes one).
 """
 
 from __future__ import annotations

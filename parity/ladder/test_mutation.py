@@ -140,7 +140,7 @@ def test_every_gate_has_convicted():
 
 
 @pytest.mark.whole
-def test_bugs_that_only_scrambled_weights_show():
+def test_bugs_that_only_perturbed_weights_show():
     """Why the weights are perturbed: at the start every bias is zero, and leaving one out changes no logit."""
     by_id = {mutant.id: mutant for mutant in MUTANTS}
     rows = [dict(row) for row in MATRIX]

@@ -55,7 +55,7 @@ def jax_recorder(stack: JaxTrainer) -> JaxRecorder:
     """The recorder of a JAX trainer's model and loss, layers unrolled; compiled at its first call, then kept."""
     config = stack.config
     unrolled = config.changed(execution__scan_layers=False, execution__checkpoint_activations="none")
-    graph, _ = nnx.split(nnx.eval_shape(lambda: jaxtrain.model.GPT(unrolled, stack.kernel.name)))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: jaxtrain.model.GPT(unrolled, stack.kernel.name, scan=False)))
     one = jaxtrain.layers.master_dtype(config).type(1)
 
     def loss(params: Any, batch: Batch, dropout: Any) -> jax.Array:

@@ -105,7 +105,7 @@ LORA = {"torch": torchtrain.adapters, "jax": jaxtrain.adapters}
 
 
 def adapted_weights(config: RunConfig) -> dict[str, np.ndarray]:
-    """Scrambled base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
+    """Perturbed base weights, and adapters that are at work: at the start B is zero, and hides A and the scale."""
     weights = dict(with_adapter(config, perturbed(config)))
     for row in adapter_parameters(config):
         weights[row.name] = weights[row.name] + normal_rows(2, f"scramble/{row.name}", row.shape, 0.03)

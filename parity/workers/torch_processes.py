@@ -105,12 +105,15 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 def batches(config: RunConfig) -> list[Batch]:
-    """Four batches; the first rows' last label is ignored, so that shares are unequal."""
+    """Four batches; the first rows' last label is ignored, so that shares are unequal; two have weights."""
     rng = np.random.default_rng(0)
     shape = (4, config.train.batch_size, config.model.context + 1)
     made = rng.integers(0, config.model.vocabulary, shape, dtype=np.int32)
     made[:, :2, -1] = -100
-    return [windows(rows) for rows in made]
+    factors = rng.uniform(0, 2, (2, *made.shape[1:-1], config.model.context)).astype(np.float32)
+    plain = [windows(rows) for rows in made]
+    weighted = [dataclasses.replace(batch, weights=w) for batch, w in zip(plain[::2], factors, strict=True)]
+    return [weighted[0], plain[1], weighted[1], plain[3]]
 
 
 def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass(policy, small_confi
     config = small_config(precision__compute="bfloat16", execution__checkpoint_activations=policy, model__bias="false")
     mesh = AbstractMesh((1, 1, 4, 1, 1), AXES)  # enough to trace
     sharding = Sharding(mesh, config)
-    graph, params = nnx.split(nnx.eval_shape(lambda: GPT(config, "plain", sharding)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: GPT(config, "plain", sharding, scan=True)))
     tokens = jax.ShapeDtypeStruct((4, 24), np.int32)
     print_saved_residuals(lambda p, t: nnx.merge(graph, p)(t).astype(np.float32).sum(), params, tokens)
     kept = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]

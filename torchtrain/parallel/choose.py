@@ -15,7 +15,8 @@ from torchtrain.trainer import Trainer
 
 def make_trainer(config: RunConfig, tensors: Mapping[str, np.ndarray] | None = None) -> Trainer:
     """The trainer of a run in this process, which has joined the others where there are some (`processes.join`)."""
-    if not grid_of(config).joined:
+    grid = grid_of(config)
+    if not grid.joined or (grid.size == 1 and not config.parallel.zero):
         return Trainer(config, tensors)
     if config.parallel.zero:
         from torchtrain.parallel.zero_trainer import ZeroTrainer  # DeepSpeed is an optional dependency

@@ -8,6 +8,7 @@ This file has no twin: jaxtrain/parallel/pipeline.py does it in one program.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from coretrain.config.run import RunConfig
+from coretrain.data.batch import Batch
 from torchtrain.layers import Block, Cache, Dropout, drop
 from torchtrain.loss import cross_entropy
 from torchtrain.model import GPT, checkpointed
@@ -123,31 +125,39 @@ class Pipeline:
             group=grid.pipeline.group,
         )
         self.scale: Tensor | None = None
+        self.weights: Iterator[Tensor] = iter(())
+        """Of each micro-batch's targets, in the order in which the last stage asks for losses: the schedule hands on
+        one tensor of targets, the labels."""
+        assert config.train.objective == "cross_entropy", "the last stage has hidden states, not the whole model"
 
-    def gradients(self, tokens: Tensor, labels: Tensor, scale: Tensor, dropout: Dropout | None) -> Tensor:
+    def gradients(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
         """Add the gradients of this process's rows, micro-batch after micro-batch; their loss (0 before the last)."""
         self.stage.keys, self.scale = None if dropout is None else dropout.keys, scale
+        if batch.weights is not None:
+            self.weights = iter(batch.weights.chunk(self.config.train.accumulation))
         losses: list[Tensor] = []
         schedule = Schedule1F1B(self.unit, self.config.train.accumulation, self._loss, scale_grads=False)
         more: dict[str, Any] = {} if dropout is None else {"rows": dropout.rows}
-        end: dict[str, Any] = {"target": labels, "losses": losses} if self.stage.last else {}
-        schedule.step(*([tokens] if self.stage.first else []), return_outputs=False, **more, **end)
+        end: dict[str, Any] = {"target": batch.labels, "losses": losses} if self.stage.last else {}
+        schedule.step(*([batch.tokens] if self.stage.first else []), return_outputs=False, **more, **end)
         self._sum_tied()
         return torch.stack([loss.detach() for loss in losses]).sum() if self.stage.last else torch.zeros_like(scale)
 
-    def evaluate(self, tokens: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    def evaluate(self, batch: Batch, scale: Tensor) -> Tensor:
         """The loss of one micro-batch without dropout or gradients (0 before the last stage)."""
         self.stage.keys, self.scale = None, scale
-        wanted = (*tokens.shape, self.config.model.width)
-        before = torch.empty(wanted, dtype=self.stage.dtype, device=tokens.device)
-        x = self.stage.on(self.stage(tokens if self.stage.first else self.stage.passed(before)))
-        return self._loss(x, labels) if self.stage.last else torch.zeros_like(scale)
+        if batch.weights is not None:
+            self.weights = iter([batch.weights])
+        wanted = (*batch.tokens.shape, self.config.model.width)
+        before = torch.empty(wanted, dtype=self.stage.dtype, device=batch.tokens.device)
+        x = self.stage.on(self.stage(batch.tokens if self.stage.first else self.stage.passed(before)))
+        return self._loss(x, batch.labels) if self.stage.last else torch.zeros_like(scale)
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         m, chunk = self.config.model, self.config.execution.loss_chunk
         head, tensor = self.stage.head_weight, self.grid.tensor
         assert self.scale is not None, "set before the schedule asks for a loss"
-        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, tensor=tensor)
+        return cross_entropy(hidden, head, labels, m.vocabulary, chunk, self.scale, next(self.weights, None), tensor)
 
     def _sum_tied(self) -> None:
         if self.config.model.tied and (self.stage.first or self.stage.last):

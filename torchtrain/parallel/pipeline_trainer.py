@@ -39,7 +39,7 @@ class PipelineTrainer(ParallelTrainer):
         shares = rows_of(self.config, self.grid.layout, self.grid.data.index)
         own = torch.cat([torch.arange(rows.start, rows.stop, device=self.device) for rows in shares])
         rows = batch.map(lambda plane: plane[own])
-        return self.pipeline.gradients(rows.tokens, rows.labels, scale, dropout and dropout.of(own))
+        return self.pipeline.gradients(rows, scale, dropout and dropout.of(own))
 
     def _summed_gradients(self) -> dict[str, Tensor]:
         gradients = super()._summed_gradients()
@@ -52,7 +52,7 @@ class PipelineTrainer(ParallelTrainer):
         return frozenset({"embed.token"} & dict(self.model.named_parameters()).keys()) if later else frozenset()
 
     def _evaluated(self, piece: Batch, scale: Tensor) -> Tensor:
-        return self.pipeline.evaluate(piece.tokens, piece.labels, scale)
+        return self.pipeline.evaluate(piece, scale)
 
     def token_logprobs(self, batch: Batch) -> np.ndarray:
         """Not to be had from stages. Raises `UserError`."""

@@ -67,9 +67,8 @@ def join(config: RunConfig) -> World:
 
 
 def _timeout(config: RunConfig) -> datetime.timedelta:
-    return datetime.timedelta(
-        seconds=2 * config.parallel.timeout
-    )  # coretrain.processes.heartbeat names who hangs before that
+    # coretrain.processes.heartbeat names who hangs before that
+    return datetime.timedelta(seconds=2 * config.parallel.timeout)
 
 
 def _part() -> None:

@@ -4,7 +4,7 @@ DeepSpeed shards, gathers and offloads; what the contract owns stays outside: sc
 norm before the update and the decision to skip it. Its own clipping, overflow checks and schedules are off. It runs in
 float32, also where the model computes in bfloat16 or float16: a shard is a shard of the master weights, which the
 layers cast at use as they do on one device, so that the numbers are one device's. This file has no twin: XLA's sharded
-arrays do this (jaxtrain/parallel/processes.py).
+arrays do this (jaxtrain/parallel/sharding.py).
 """
 
 from __future__ import annotations
