@@ -25,6 +25,7 @@ from coretrain.tokenizers.registry import bytes_tokenizer, named_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.generate import open_for_generation
 from coretrain.training.resolve import completed
+from tests.support.refusal import refused
 
 LORA = {"adapter__kind": "lora", "adapter__rank": 4, "model__vocab": 257}
 
@@ -90,12 +91,12 @@ def test_a_base_that_is_not_there(small_config, made, tmp_path):
         lambda: merge_run(adapter, tmp_path / "merged"),
         lambda: open_for_generation(adapter, lambda config, start: stack),
     ):
-        with pytest.raises(UserError, match=r"adapter\.base = .*base is not there: .* with --adapter\.base"):
+        with refused("runs/base-not-found"):
             ask()
     assert open_for_generation(moved, lambda config, start: stack, adapter) is stack
     given = resumed_config(adapter, [("adapter.base", str(moved))])
     assert with_base(given)[0].adapter.fingerprint == lora.adapter.fingerprint
-    with pytest.raises(UserError, match="nowhere does not exist: give the folder of a run"):
+    with refused("checkpoint/run-not-found", "nowhere"):
         newest_interchange(tmp_path / "nowhere")
 
 
@@ -108,7 +109,7 @@ def test_an_adapter_of_peft_takes_the_bases_tokenizer(small_config, made, tmp_pa
     save_interchange(where, lora, {"parameters": initial_adapter(lora)}, Progress(), "import")
     (tmp_path / "lora" / "config.json").write_text(lora.to_json())
     export_run(tmp_path / "lora", tmp_path / "peft", "peft")
-    with pytest.raises(UserError, match=r"data\.tokenizer is the base's, .*: leave it out"):
+    with refused("runs/import-sets-base-field", "data.tokenizer"):
         import_run(tmp_path / "peft", tmp_path / "run", small_config(adapter__base=base), [("data.tokenizer", "gpt2")])
     assert not (tmp_path / "run").exists()
     import_run(tmp_path / "peft", tmp_path / "run", small_config(adapter__base=base))
@@ -183,7 +184,7 @@ def test_an_imported_run_under_another_name_has_its_own_files(small_config, made
     bytes_tokenizer().save(base)
     (base / "chat_template.jinja").write_text(PLAIN.replace("###", "##"))
     export_run(base, tmp_path / "hf", "hf")
-    with pytest.raises(UserError, match=r"adapter\.base is for a folder of PEFT, and .*hf is a whole model"):
+    with refused("runs/import-base-without-peft", "hf"):
         import_run(tmp_path / "hf", tmp_path / "run", small_config(adapter__base=base))
     (tmp_path / "mine.jinja").write_text(PLAIN)
     asked = small_config(data__format="chat", data__chat_template=tmp_path / "mine.jinja")
@@ -193,12 +194,12 @@ def test_an_imported_run_under_another_name_has_its_own_files(small_config, made
     (tmp_path / "mine.jinja").unlink()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     config = open_run(moved)
-    with pytest.raises(UserError, match=r"no file .*run/tokenizer"):
+    with refused("tokenizers/file-not-found", "run/tokenizer"):
         named_tokenizer(config.data.tokenizer)
     own = with_own_files(config, moved).data
     assert named_tokenizer(own.tokenizer).fingerprint == bytes_tokenizer().fingerprint
     assert Path(str(own.chat_template)).read_text() == PLAIN
     assert with_own_files(config, None) == config
-    with pytest.raises(UserError, match=r"data\.chat_template = .*mine\.jinja can't be read"):
+    with refused("runs/chat-template-unreadable", "mine.jinja"):
         import_run(tmp_path / "hf", tmp_path / "again", asked)
     assert not (tmp_path / "again").exists()

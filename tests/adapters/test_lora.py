@@ -22,6 +22,7 @@ from coretrain.base.errors import UserError
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from jaxtrain.trainer import Trainer as JaxTrainer
 from tests.support.batches import random_text
+from tests.support.refusal import refused
 from torchtrain.adapters import Adapters
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -75,9 +76,7 @@ def test_an_adapter_of_another_model_is_refused(small_config):
         with pytest.raises(UserError, match=rf"adapter default is of another model: its model\.{field} = {value}"):
             bank.add(other, initial_adapter(other))
     other = small_config(**LORA, adapter__quantize="int8")
-    with pytest.raises(
-        UserError, match=r"trained with adapter\.quantize = int8, and the weights here are held with none"
-    ):
+    with refused("adapters/base-quantize-differs", "int8", "none"):
         bank.add(other, initial_adapter(other))
     bank.add(small_config(**LORA, model__context=8), initial_adapter(config))
     assert list(bank.kept) == ["default"]
@@ -163,5 +162,5 @@ def test_a_rounded_base_takes_no_magnitudes_and_no_merge(small_config):
         bank.merge()
     dora = small_config(**LORA | {"adapter__kind": "dora", "adapter__name": "other"}, **half)
     whole = with_adapter(dora, initial_parameters(config.model, 1))
-    with pytest.raises(UserError, match=r"adapter other needs the norms of whole weights, .* held in bfloat16"):
+    with refused("adapters/norms-need-whole-weights", "other", "held in bfloat16"):
         bank.add(dora, {row.name: np.asarray(whole[row.name]) for row in trainable_parameters(dora)})

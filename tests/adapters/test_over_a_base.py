@@ -30,6 +30,7 @@ from coretrain.training.resolve import completed
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer
 from tests.support.batches import random_text
+from tests.support.refusal import refused
 from tests.support.whole_runs import arguments, run
 from torchtrain.generate import generate_each as torch_each
 from torchtrain.trainer import Trainer as TorchTrainer
@@ -58,24 +59,24 @@ def test_a_base_brings_its_model_and_is_known_by_its_weights(small_config, base,
     given = (("adapter.base", str(base)), ("model.residual_dropout", "0.3"))
     command = Command(config, None, None, given)
     assert completed(command).config.model.width == 32
-    with pytest.raises(UserError, match=r"model\.width is the base's, .*: leave it out"):
+    with refused("training/field-set-by-base", "model.width"):
         completed(replace(command, overrides=(*given, ("model.width", "64"))))
-    with pytest.raises(UserError, match=r"has no base: give the folder"):
+    with refused("training/adapter-without-base"):
         completed(replace(command, config=small_config(**LORA)))
     for resume in (None, base):
-        with pytest.raises(UserError, match=r"adapter\.kind = none trains a whole model without it: set adapter\.kind"):
+        with refused("training/base-without-adapter"):
             completed(replace(command, config=small_config(adapter__base=base), resume=resume))
     filled, tensors = with_base(completed(command).config)
     assert filled.adapter.fingerprint == fingerprint(config, tensors)
-    with pytest.raises(UserError, match=r"model\.width = 64, the base .* has 32: it is another model"):
+    with refused("runs/base-model-differs", "64", "32"):
         with_base(config)
     other = initial_parameters(small_config().model, 6)
     shutil.rmtree(base / "interchange")
     where = base / "interchange" / "update-00000000"
     save_interchange(where, small_config(), {"parameters": other}, Progress(), "import")
-    with pytest.raises(UserError, match=r"fingerprint .*, the adapter was trained on .*: give that base"):
+    with refused("runs/base-fingerprint-differs"):
         with_base(filled)
-    with pytest.raises(UserError, match="trained a whole model and no adapter"):
+    with refused("runs/not-an-adapter-run"):
         adapter_config(base)
 
 
@@ -99,7 +100,7 @@ def test_a_shorter_context_than_the_bases(small_config, tmp_path, tied):
         completed(Command(shorter, None, None, asked[:1])).config.model.context == 8
     )  # of another kind than the file's
     longer = shorter.changed(model__context=25)
-    with pytest.raises(UserError, match=r"model\.context = 25 is longer than the 24 of the base"):
+    with refused("runs/context-exceeds-base", "25", "24"):
         completed(Command(longer, None, None, given))
     batch, run = random_text(config), tmp_path / "lora"
     # the default targets, beside a tied head and an untied one
@@ -156,7 +157,7 @@ def test_several_adapters_answer_over_one_base(small_config, tmp_path, stack, ra
     first, second, both = said("first"), said("second"), said("first", "second")
     assert first != second
     assert both == [f"[{name}] {text}" for name, one in (("first", first), ("second", second)) for text in one]
-    with pytest.raises(UserError, match="two folders are named first"):
+    with refused("runs/adapter-names-repeat", "first"):
         said("first", "first")
     with pytest.raises(UserError, match=rf"adapter\.quantize of .*other is int8, that of .*first {quantize}"):
         said("first", "other")
@@ -178,7 +179,7 @@ def test_from_a_base_to_a_merged_run(corpus, tmp_path):
         "update-00000005",
     ]
     run("jax", "--resume", lora, "--adapter.base", moved, "--train.updates=6")
-    with pytest.raises(UserError, match=r"adapter\.rank can't change at --resume"):
+    with refused("runs/resume-changes-field", "adapter.rank"):
         resumed_config(lora, [("adapter.rank", "3")])
     with pytest.raises(UserError, match="holds an adapter alone: add --merge"):
         export_run(lora, tmp_path / "hf", "huggingface")

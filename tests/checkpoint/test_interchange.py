@@ -15,6 +15,7 @@ from coretrain.checkpoint.interchange import load_interchange, newest_interchang
 from coretrain.checkpoint.manifest import DamagedCheckpoint, read_sealed
 from tests.support.checkpoints import CONFIG, PROGRESS, groups, native
 from tests.support.files import flip_bit
+from tests.support.refusal import refused
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -47,7 +48,7 @@ def test_interchange_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["i"]
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="home exists and is no checkpoint"):
+    with refused("checkpoint/target-not-a-checkpoint", "home"):
         save_interchange(tmp_path / "home", CONFIG, groups(), PROGRESS, "torch")
     assert (tmp_path / "home" / "thesis.tex").exists()
 
@@ -96,12 +97,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_native_checkpoints_are_no_interchange(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="native torch checkpoint"):
+    with refused("checkpoint/not-interchange", "torch"):
         load_interchange(native(CheckpointFolder(tmp_path), 1))
 
 
 def test_newest_interchange_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no interchange checkpoint"):
+    with refused("checkpoint/no-interchange-in-run"):
         newest_interchange(tmp_path)
     for update in (5, 20):
         save_interchange(tmp_path / "interchange" / f"update-{update:08d}", CONFIG, groups(), PROGRESS, "torch")

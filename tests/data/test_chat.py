@@ -31,6 +31,7 @@ from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.tokenizers.train import train_tokenizer
 from tests.support.batches import arrays_of, same
 from tests.support.corpora import chat_rows
+from tests.support.refusal import refused
 from tests.support.whole_runs import run
 
 
@@ -108,7 +109,7 @@ def test_rows_shorter_than_the_context(chat_config):
     data = open_data(config, lambda _: None)
     assert global_batch(data, config, 0).positions.shape == (4, 80)
     assert config.tokens_per_update == 4 * 80
-    with pytest.raises(UserError, match=r"data\.row_tokens = 300 is more than model\.context = 256"):
+    with refused("data/row-tokens-exceed-context", "300", "256"):
         open_data(chat_config(chat_rows(10), model__context=256, data__row_tokens=300), lambda _: None)
 
 
@@ -132,7 +133,7 @@ def test_samples_that_do_not_fit_are_refused_by_their_line_or_dropped(chat_confi
     data = open_data(chat_config(rows, data__misfits="drop"), lambda _: None)
     counts = [dict(data.summary())[split] for split in ("train", "validation")]
     assert sum("1 samples dropped" in text for text in counts) == 1
-    with pytest.raises(UserError, match="2 tokens are too few for every train sample"):
+    with refused("data/row-tokens-too-few", "train"):
         open_data(chat_config(rows, data__misfits="drop", model__context=2), lambda _: None)
 
 
@@ -222,7 +223,7 @@ def test_whole_runs_of_both_stacks(tmp_path):
     )
     assert said.stdout.startswith("Is it?\n")
     (adapted / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"adapted has no chat_template.jinja: train it with"):
+    with refused("runs/chat-template-missing", "adapted"):
         chat_prompts(adapted, bytes_tokenizer(), ["Is it?"])
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     bad = [word.replace("rows.jsonl", "bad.jsonl") for word in common]

@@ -15,6 +15,7 @@ from coretrain.data.shards import HEADER, read_shard, write_shard
 from coretrain.data.splits import Data
 from tests.support.corpora import configure, quiet
 from tests.support.files import flip_bit
+from tests.support.refusal import refused
 
 
 def shard_path(data: Data, split: str = "train") -> Path:
@@ -88,7 +89,7 @@ def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, corpus: Path) ->
 
 def test_ids_out_of_the_vocabulary_are_refused(tmp_path: Path, corpus: Path) -> None:
     data = quiet(configure(tmp_path, corpus))
-    with pytest.raises(UserError, match=r"x\.bin has token id 257"):
+    with refused("tokenizers/id-outside-vocabulary", "x.bin", "257"):
         write_shard(
             tmp_path / "x.bin", data.tokenizer.fingerprint, 257, np.array([1, 257]), np.array([2]), 1, "00" * 32
         )

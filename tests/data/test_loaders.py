@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import batch_hash
@@ -25,6 +24,7 @@ from coretrain.data.open import open_data
 from coretrain.data.splits import Data
 from tests.support.batches import arrays_of, same
 from tests.support.commands import ROOT
+from tests.support.refusal import refused
 
 STACKS = pytest.mark.parametrize("stack", ["jaxtrain", "torchtrain"])
 pytestmark = [
@@ -167,7 +167,7 @@ def alive(pid: int) -> bool:
 @STACKS
 def test_batches_that_cannot_be_shared_are_refused(stack: str, folder: Path) -> None:
     data, config = opened(folder)
-    with pytest.raises(UserError, match=r"train\.batch_size = 8 can't be shared by 3"):
+    with refused("data/batch-size-not-divisible"):
         batches_of(stack)(data, config, 0, 0, 3)
 
 

@@ -23,6 +23,7 @@ from coretrain.tokenizers.tokenizer import Tokenizer
 from tests.support.gguf_files import reopened, rewrite
 from tests.support.llama_cpp_oracle import llama_cpp
 from tests.support.models import LLAMA, MODELS, SMALL, model_kinds, perturbed
+from tests.support.refusal import refused
 from torchtrain.model import build_model
 
 WIDE: dict[str, Any] = SMALL | {"width": 64, "mlp_width": 96}  # whole blocks of 32
@@ -184,20 +185,20 @@ def test_files_cut_short_are_refused(tmp_path: Path, trained: Tokenizer) -> None
     whole = (tmp_path / "m.gguf").read_bytes()
     for length in (0, 3, 20, 200, 3000, len(whole) // 2, len(whole) - 64):
         (tmp_path / "cut.gguf").write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut\.gguf can't be read as a GGUF file"):
+        with refused("formats/gguf-file-unreadable", "cut"):
             GGUFFile(tmp_path / "cut.gguf")
-    with pytest.raises(UserError, match="does not exist"):
+    with refused("formats/gguf-file-not-found"):
         import_run(tmp_path / "none.gguf", tmp_path / "run")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, trained: Tokenizer) -> None:
     model = MODELS["llama"]
     (tmp_path / "m.gguf").write_text("mine")
-    with pytest.raises(UserError, match=r"m\.gguf exists"):
+    with refused("formats/gguf-target-exists", "m.gguf"):
         export_gguf(tmp_path / "m.gguf", "m", model, perturbed(model), trained)
     assert (tmp_path / "m.gguf").read_text() == "mine"
     huge = perturbed(model) | {"blocks.1.mlp.up.weight": np.full((80, 48), 1e5, np.float32)}
-    with pytest.raises(UserError, match=r"ffn_up\.weight holds 100000, which F16 can't"):
+    with refused("formats/gguf-value-overflow", "ffn_up.weight", "100000", "F16"):
         export_gguf(tmp_path / "x.gguf", "m", model, huge, trained, None, "f16")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 

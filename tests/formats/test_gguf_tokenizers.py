@@ -9,7 +9,6 @@ import pytest
 import transformers
 from tokenizers import pre_tokenizers
 
-from coretrain.base.errors import UserError
 from coretrain.config.model import ModelConfig
 from coretrain.formats.gguf.file import GGUFFile
 from coretrain.formats.gguf.tokenizer import PATTERNS, gguf_chat_template, read_gguf_tokenizer
@@ -20,6 +19,7 @@ from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer, load_
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from tests.support.gguf_files import TEMPLATE, rewrite
 from tests.support.models import LLAMA, MODELS, SMALL, perturbed
+from tests.support.refusal import refused
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_tokenizers_there_and_back(
 
 
 def test_a_tokenizer_without_merges_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="asks for merges"):
+    with refused("formats/gguf-export-without-merges"):
         export_gguf(tmp_path / "b.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), bytes_tokenizer())
 
 
@@ -67,7 +67,7 @@ def test_other_merges_are_noticed(tmp_path: Path, trained: Tokenizer) -> None:
     export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), trained)
     merges = GGUFFile(tmp_path / "m.gguf").facts["tokenizer.ggml.merges"]
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.merges": [merges[1], merges[0], *merges[2:]]})
-    with pytest.raises(UserError, match="the order of the merges"):
+    with refused("tokenizers/ids-not-merge-order"):
         read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf"))
 
 
@@ -104,5 +104,5 @@ def test_a_partial_tokenizer_drops_what_it_lacks_and_is_saved_whole(tmp_path: Pa
         pretrained.specials,
         pretrained.roles,
     )
-    with pytest.raises(UserError, match="no token for byte 192"):
+    with refused("tokenizers/byte-without-token", "192"):
         Tokenizer("x", pretrained.ranks, DIGITS_PATTERN, 0)

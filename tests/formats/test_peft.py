@@ -33,6 +33,7 @@ from coretrain.runs.adapted import merge_run, with_base
 from coretrain.runs.convert import export_run, import_run
 from parity.probes.sides import JAX, TORCH, logits_of
 from tests.support.commands import ROOT
+from tests.support.refusal import refused
 
 peft = pytest.importorskip("peft", reason="PEFT is the oracle: pip install peft accelerate")
 transformers = pytest.importorskip("transformers")
@@ -247,9 +248,9 @@ def test_files_that_are_damaged_or_of_another_model(made, tmp_path, small_config
     refused("fingerprint .*, the adapter was trained on", tmp_path / "wide")
     refused("fingerprint .*, the adapter was trained on", tmp_path / "same")
     refused("is itself an adapter's run", adapter)
-    with pytest.raises(UserError, match=r"is an adapter: name the run of its base, as --adapter\.base runs/X"):
+    with refused("runs/import-base-not-set"):
         import_run(tmp_path / "peft", tmp_path / "run", RunConfig())
-    with pytest.raises(UserError, match=r"adapter\.rank is the PEFT adapter's, 4: leave it out"):
+    with refused("runs/import-sets-peft-field", "rank"):
         import_run(tmp_path / "peft", tmp_path / "run", on(base), [("adapter.rank", "8")])
     first = sorted(content)[0]
     save_file({name: value for name, value in content.items() if name != first}, weights)
@@ -295,11 +296,11 @@ def test_nothing_is_overwritten_and_other_runs_are_refused(made, tmp_path):
     base, adapter = made(**KINDS["gpt2, tied"])
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with refused("runs/export-target-not-empty"):
         export_run(adapter, tmp_path / "there", "peft")
-    with pytest.raises(UserError, match="holds a whole model, not low-rank adapters: give --to hf"):
+    with refused("runs/peft-needs-low-rank", "a whole model"):
         export_run(base, tmp_path / "peft", "peft")
-    with pytest.raises(UserError, match="leave --merge out"):
+    with refused("runs/peft-takes-no-merge"):
         export_run(adapter, tmp_path / "peft", "peft", merge=True)
     with pytest.raises(UserError, match="is a whole model: leave --merge out"):
         export_run(base, tmp_path / "hf", "hf", merge=True)
@@ -340,7 +341,7 @@ def test_merged_exports_are_the_merged_run(made, tmp_path):
         assert found[name].tobytes() == value.tobytes(), name
     assert any(not np.array_equal(value, parameters(base)[name]) for name, value in found.items())
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"adapter\.base = .*base is not there"):
+    with refused("runs/base-not-found"):
         export_run(adapter, tmp_path / "again", "hf", merge=True)
     export_run(adapter, tmp_path / "again", "hf", merge=True, base=tmp_path / "moved")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
@@ -375,6 +376,6 @@ def test_the_command_line(made, tmp_path):
 
 def test_dora_on_a_part_of_c_attn_is_refused(made, tmp_path):
     _, adapter = made(adapter__kind="dora", adapter__targets="blocks.*.attention.q.weight")
-    with pytest.raises(UserError, match=r"beside blocks\.0\.attention\.q\.weight alone can't be written"):
+    with refused("formats/dora-on-partial-qkv", "blocks.0.a", "tion.q.weight"):
         export_run(adapter, tmp_path / "peft", "peft")
     assert not (tmp_path / "peft").exists()

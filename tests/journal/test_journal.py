@@ -24,6 +24,7 @@ from coretrain.journal.chart import (
 from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import read_metrics
 from coretrain.journal.page import compare_plot, write_report
+from tests.support.refusal import refused
 
 
 def config(**overrides: str) -> RunConfig:
@@ -112,7 +113,7 @@ def test_a_hole_before_the_last_line_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = path.read_text().splitlines()
     path.write_text("\n".join([rows[0], rows[1][:20], rows[2]]) + "\n")
-    with pytest.raises(UserError, match="line 2"):
+    with refused("journal/line-damaged"):
         read_metrics(tmp_path)
 
 

@@ -16,6 +16,7 @@ from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.localize.replay import localize_runs
 from parity.localize.runs import _precision, compare_runs
 from parity.localize.snapshots import Snapshots, bisect
+from tests.support.refusal import refused
 from torchtrain.trainer import Trainer as TorchTrainer
 
 pytestmark = pytest.mark.whole
@@ -159,7 +160,7 @@ def test_runs_of_another_model_or_none(runs, tmp_path):
     verdict = compare_runs(runs("a"), runs("norm", "torch", "--model.norm=layernorm")).verdict
     assert (verdict.kind, verdict.tap) == ("algorithm", "loss of update 0")
     assert "model.norm" in verdict.sentence
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with refused("parity/not-a-run"):
         compare_runs(runs("a"), tmp_path)
 
 

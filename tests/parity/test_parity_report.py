@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from coretrain.base.errors import UserError
 from parity.report import read, write_report
+from tests.support.refusal import refused
 
 
 def results(**more):
@@ -90,10 +90,10 @@ def test_survivors_false_alarms_and_wrong_places_are_seen(tmp_path):
 
 
 def test_what_is_no_result_is_refused(tmp_path):
-    with pytest.raises(UserError, match="run pytest parity first"):
+    with refused("parity/results-missing"):
         read(tmp_path / "none.json")
     (tmp_path / "torn.json").write_text(json.dumps(results())[:-5])
-    with pytest.raises(UserError, match="torn"):
+    with refused("parity/results-unreadable", "torn"):
         read(tmp_path / "torn.json")
 
 

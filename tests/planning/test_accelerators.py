@@ -7,6 +7,7 @@ import pytest
 from coretrain.base.errors import UserError
 from coretrain.planning.accelerators import accelerators, machine
 from tests.support.commands import ROOT
+from tests.support.refusal import refused
 
 
 def test_machines_by_name():
@@ -42,11 +43,11 @@ def test_a_table_of_ones_own(tmp_path):
     assert machine("fastx2", mine).flops == 2 * 989e12
     mine.write_text("[fast]" + row.replace("tflops = 989", "tflops = -1"))
     accelerators.cache_clear()
-    with pytest.raises(UserError, match="tflops"):
+    with refused("planning/accelerator-field-wrong", "tflops"):
         accelerators(mine)
     mine.write_text("not toml")
     accelerators.cache_clear()
-    with pytest.raises(UserError, match="not valid TOML"):
+    with refused("planning/toml-invalid"):
         accelerators(mine)
-    with pytest.raises(UserError, match="can't be read"):
+    with refused("planning/accelerators-unreadable"):
         accelerators(tmp_path / "none.toml")

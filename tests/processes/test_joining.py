@@ -20,6 +20,7 @@ from coretrain.processes.rendezvous import meet
 from coretrain.processes.supported import check_combination
 from coretrain.processes.world import World
 from tests.support.commands import ROOT
+from tests.support.refusal import refused
 
 JOIN = """
 import sys
@@ -149,7 +150,7 @@ def test_a_lone_process_of_torch_is_told_too(rank, said, monkeypatch):
     with pytest.raises(UserError, match=said):
         torchtrain.parallel.processes.join(short)
     monkeypatch.delenv("MASTER_PORT")
-    with pytest.raises(UserError, match=r"could not join the others .*MASTER_PORT expected, but not set.*: start all"):
+    with refused("torch/process-not-joined", "expect", "but", "set"):
         torchtrain.parallel.processes.join(short)
 
 
@@ -157,7 +158,7 @@ def test_a_folder_that_not_all_see(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "SHARED_WITHIN", 1)
     other = World()
     other.rank = 1
-    with pytest.raises(UserError, match="on a file system that all hosts share"):
+    with refused("training/output-not-shared"):
         runner.check_shared(tmp_path / "run", config(), other)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config().to_json())

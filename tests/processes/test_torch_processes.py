@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coretrain.base.errors import UserError
+from tests.support.refusal import refused
 from torchtrain.parallel import processes
 
 
@@ -32,7 +33,7 @@ def test_refusals_name_the_field_and_the_way_out(small_config, fields, words):
 
 def test_a_missing_deepspeed_has_its_install_line(small_config, monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'twintrain\[deepspeed\]'"):
+    with refused("torch/deepspeed-package-missing"):
         processes.join(small_config(parallel__zero=2))
 
 

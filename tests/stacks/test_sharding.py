@@ -15,7 +15,6 @@ from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from coretrain.base.errors import UserError
 from coretrain.base.lazy import LazyTensors
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.data.batch import windows
@@ -31,6 +30,7 @@ from jaxtrain.parallel.sharding import (
     ShardingRules,
     jax_axes,
 )
+from tests.support.refusal import refused
 
 CPU = jax.devices("cpu")[0]
 
@@ -49,7 +49,7 @@ def test_the_rules_split_every_parameter(small_config):
 
 def test_a_mesh_axis_that_would_split_two_axes_is_refused(small_config):
     rules = ShardingRules(width=("tensor",))
-    with pytest.raises(UserError, match=r"two axes of \(vocab, width\) over the mesh axis tensor"):
+    with refused("jax/mesh-axis-used-twice", "vocab, width", "tensor"):
         rules.spec(("vocab", "width"))
 
 
@@ -93,7 +93,7 @@ def test_devices_are_chosen_with_a_reason(small_config):
     assert "don't divide a micro-batch's 6 rows" in alone.reason
     assert len(choose_devices(small_config(parallel__data=2), several).devices) == 2
     assert choose_devices(small_config(parallel__tensor=2), several).layout == Layout(2, tensor=2)
-    with pytest.raises(UserError, match="but there are 4"):
+    with refused("processes/device-count-differs"):
         choose_devices(small_config(parallel__data=8, train__batch_size=8), several)
 
 

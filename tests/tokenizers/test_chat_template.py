@@ -25,6 +25,7 @@ from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from coretrain.tokenizers.train import train_tokenizer
 from tests.support.corpora import chat_rows
+from tests.support.refusal import refused
 
 # As ChatML, with what the transformers package takes an assistant's own tokens from.
 MARKED = (
@@ -193,7 +194,7 @@ def test_a_templates_clock_stands_still(chat_config):
     assert chat_prompts(folder, bytes_tokenizer(), ["x"])[0] == [other.template.question("x")]
     strict = "{% for m in messages if not m.content %}{{ raise_exception('nothing said') }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(strict + clock)
-    with pytest.raises(UserError, match=r"refuses it \(nothing said\): ask another question"):
+    with refused("runs/question-refused", "refuses it", "ing said"):
         chat_prompts(folder, bytes_tokenizer(), ["x", ""])
     assert other.fingerprint != coder().fingerprint == coder(data__chat_date="2024-07-26").fingerprint
     Path(path).write_text(PLAIN)
@@ -213,5 +214,5 @@ def test_a_text_of_all_marks_is_no_sample(tokenizer):
 def test_the_default_template(tokenizer):
     assert open_template(None, tokenizer).source == CHATML
     assert open_template(None, bytes_tokenizer()).source == PLAIN
-    with pytest.raises(UserError, match=r"data\.chat_template = nowhere can't be read"):
+    with refused("tokenizers/template-unreadable", "nowhere"):
         open_template("nowhere", tokenizer)

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import interchange_of, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.parameters import initial_parameters
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.training.generate import generate_text
+from tests.support.refusal import refused
 from torchtrain.generate import generate_each
 from torchtrain.trainer import Trainer
 
@@ -87,8 +87,8 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_opened(folder):
         make = lambda *_: pytest.fail("the model is opened")  # noqa: E731
         generate_text([str(folder), *words], "torch", make, generate_each, "twintrain chat", True)
 
-    with pytest.raises(UserError, match="several adapters answer questions that stand on the line"):
+    with refused("training/several-adapters-without-line"):
         ask("--adapter", "a", "--adapter", "b")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"run has no chat_template\.jinja"):
+    with refused("runs/chat-template-missing", "run"):
         ask()

@@ -7,7 +7,6 @@ import importlib
 import pytest
 
 import coretrain.training.runner as runner
-from coretrain.base.errors import UserError
 from coretrain.checkpoint.interchange import interchange_of, save_interchange
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.parameters import initial_parameters
@@ -16,6 +15,7 @@ from coretrain.runs.folder import open_run
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.training.command_line import parse
 from coretrain.training.resolve import completed, resolve, run_folder
+from tests.support.refusal import refused
 from tests.support.whole_runs import arguments
 
 ALONE = World()
@@ -104,11 +104,11 @@ def test_a_resumed_adapters_run_is_left_as_it_is(argv, base, tmp_path):
 
 
 def test_a_base_and_no_adapter_or_an_adapter_and_no_base_is_refused(argv, base):
-    with pytest.raises(UserError, match=r"adapter\.base = .* is set, and adapter\.kind = none"):
+    with refused("training/base-without-adapter"):
         completed(commanded(argv(f"--adapter.base={base}")))
-    with pytest.raises(UserError, match=r"adapter\.kind = lora has no base"):
+    with refused("training/adapter-without-base", "lora"):
         completed(commanded(argv("--adapter.kind=lora")))
-    with pytest.raises(UserError, match=r"model\.layers is the base's"):
+    with refused("training/field-set-by-base", "model.layers"):
         completed(commanded(adapting(argv, base, "--model.layers=3")))
 
 
@@ -147,10 +147,10 @@ def test_the_folder_of_a_run(argv, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     assert run_folder(commanded(argv())) == tmp_path / "run", "an empty one may be there"
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds a run: go on with --resume"):
+    with refused("training/output-holds-run"):
         run_folder(commanded(argv()))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file: --output takes a folder"):
+    with refused("training/output-is-file"):
         run_folder(commanded([*argv()[:-1], f"--output={tmp_path / 'file'}"]))
 
 
