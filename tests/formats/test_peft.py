@@ -240,35 +240,35 @@ def test_files_that_are_damaged_or_of_another_model(made, tmp_path, small_config
     same = small_config(**KINDS["llama, tied"], precision__compute="float64")
     write_run(tmp_path / "same", same, initial_parameters(same.model, 2))
 
-    def refused(word: str, where: Path = base) -> None:
+    def is_refused(word: str, where: Path = base) -> None:
         with pytest.raises(UserError, match=word):
             import_run(tmp_path / "peft", tmp_path / "run", on(where))
         assert not (tmp_path / "run").exists()
 
-    refused("fingerprint .*, the adapter was trained on", tmp_path / "wide")
-    refused("fingerprint .*, the adapter was trained on", tmp_path / "same")
-    refused("is itself an adapter's run", adapter)
+    is_refused("fingerprint .*, the adapter was trained on", tmp_path / "wide")
+    is_refused("fingerprint .*, the adapter was trained on", tmp_path / "same")
+    is_refused("is itself an adapter's run", adapter)
     with refused("runs/import-base-not-set"):
         import_run(tmp_path / "peft", tmp_path / "run", RunConfig())
     with refused("runs/import-sets-peft-field", "rank"):
         import_run(tmp_path / "peft", tmp_path / "run", on(base), [("adapter.rank", "8")])
     first = sorted(content)[0]
     save_file({name: value for name, value in content.items() if name != first}, weights)
-    refused(f"lacks the tensor {first} that its config calls for")
+    is_refused(f"lacks the tensor {first} that its config calls for")
     save_file(content | {first: content[first][:, 1:].copy()}, weights)
-    refused(f"{first} has shape")
+    is_refused(f"{first} has shape")
     tied = {f"base_model.model.lm_head.lora_{part}.weight": content[first] for part in "AB"}
     save_file(content | tied, weights)
-    refused("has an adapter beside lm_head, which is no matrix of this base")
+    is_refused("has an adapter beside lm_head, which is no matrix of this base")
     save_file(content | {"base_model.model.x": content[first]}, weights)
-    refused(r"has the tensor base_model\.model\.x, which no adapter of the contract has")
+    is_refused(r"has the tensor base_model\.model\.x, which no adapter of the contract has")
     save_file(content, weights)
     weights.write_bytes(weights.read_bytes()[:-1])
-    refused("is damaged: its length is not what its header says")
+    is_refused("is damaged: its length is not what its header says")
     weights.write_bytes(b"\xff" * 100)
-    refused("is damaged: it has no safetensors header")
+    is_refused("is damaged: it has no safetensors header")
     weights.unlink()
-    refused("only safetensors are read, never pickles")
+    is_refused("only safetensors are read, never pickles")
 
 
 def test_a_flipped_bit_is_never_read_as_something_else(made, tmp_path):
