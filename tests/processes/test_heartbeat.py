@@ -171,17 +171,17 @@ class Two(World):
 
 def test_what_fails_for_one_fails_for_all():
     with pytest.raises(PeerError, match="rank 1: no room"):
-        Two(0, "!no room").together(lambda: 1)
+        Two(0, "!no room").collectively(lambda: 1)
     with pytest.raises(ZeroDivisionError):
-        Two(0).together(lambda: 1 // 0)
-    assert Two(0, ".").together(lambda: 1) == 1
+        Two(0).collectively(lambda: 1 // 0)
+    assert Two(0, ".").collectively(lambda: 1) == 1
 
 
 def test_what_all_must_have_alike():
     from coretrain.base.errors import UserError
 
     with pytest.raises(UserError, match="rank 1 has another config than rank 0"):
-        Two(0, "other").same("mine", "config")
+        Two(0, "other").assert_same("mine", "config")
 
 
 def test_a_lone_process_writes_nothing(tmp_path: Path):

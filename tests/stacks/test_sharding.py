@@ -118,7 +118,7 @@ for layout, kv in ((Layout(context=2, tensor=2), 2), (Layout(context=2), 2)):
 
     def passes(kernel, sharding):
         def summed(*inputs):
-            out = attention.attention(kernel, *inputs, sharding)
+            out = attention.attention(kernel, *inputs, sharding=sharding)
             return (out * cotangent).sum(), out
         gradients, out = jax.jit(jax.grad(summed, (0, 1, 2), has_aux=True))(q, k, v)
         return [np.asarray(x) for x in (out, *gradients)]

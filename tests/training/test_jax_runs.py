@@ -95,4 +95,4 @@ def test_a_mesh_that_does_not_fit_is_one_sentence(argv, named, corpus, tmp_path)
 @pytest.mark.whole
 def test_devices_that_do_not_divide_the_rows_are_left_alone(corpus, tmp_path):
     said = run("jax", *arguments(corpus, "--output", tmp_path / "one", "--train.updates", "3"), flags=EIGHT)
-    assert "1 device (8 are here, but they don't divide a micro-batch's 2 rows)" in said
+    assert "one device: 8 are here, but they don't divide a micro-batch's 2 rows)" in said
