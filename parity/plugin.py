@@ -27,7 +27,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_enable_compilation_cache", False)
 
 MARKERS = (
-    "whole: whole trainings, or whole commands in processes of their own; -m 'not whole' is the inner loop",
+    "whole: whole trainings, whole commands in processes of their own, the ladder's long rungs; -m 'not whole' is the "
+    "inner loop",
     "slow: a sweep that is run once, its figures recorded in docs/",
     "mutation: every planted bug (a few of them run by default)",
     "one_side: with mutation: every planted bug in one of the stacks, torch and JAX in turns",

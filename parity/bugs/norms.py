@@ -88,9 +88,9 @@ def silu_with_a_slope(patch: Patch, s: Side) -> None:
 def gate_and_up_exchanged(patch: Patch, s: Side) -> None:
     """SiLU on the wrong half of SwiGLU, as when a joint matrix is split the other way."""
 
-    def forward(self: Any, x: Any) -> Any:
-        gate, up = tap("blocks.#.gate", self.gate(x)), tap("blocks.#.up", self.up(x))
-        return tap("blocks.#.down", self.down(tap("blocks.#.activation", gate * s.nn.silu(up))))
+    def forward(self: Any, x: Any, *masks: Any) -> Any:
+        gate, up = tap("blocks.#.gate", self.gate(x, *masks)), tap("blocks.#.up", self.up(x, *masks))
+        return tap("blocks.#.down", self.down(tap("blocks.#.activation", gate * s.nn.silu(up)), *masks))
 
     patch.setattr(s.layers.MLP, s.call, forward)
 

@@ -162,8 +162,7 @@ def jax_plain(model, config, batch):
 
 
 @STACKS
-@pytest.mark.parametrize("chunk", [7, 1000])
-@pytest.mark.parametrize("form", [{}, LLAMA], ids=["tied", "untied"])
+@pytest.mark.parametrize(("form", "chunk"), [({}, 7), (LLAMA, 1000)], ids=["tied, in chunks", "untied, at once"])
 def test_their_gradients_are_the_plain_formulas(small_config, stack, form, chunk):
     """Each position's with a factor of its own, as in policy gradients: floor 2.8e-15 of a tensor's norm.
 
