@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from coretrain.config.run import RunConfig
-from torchtrain.parallel.pipeline_trainer import PipelineTrainer
 from torchtrain.parallel.processes import grid_of
 from torchtrain.parallel.trainer import ParallelTrainer
 from torchtrain.trainer import Trainer
@@ -22,4 +21,8 @@ def make_trainer(config: RunConfig, tensors: Mapping[str, np.ndarray] | None = N
         from torchtrain.parallel.zero_trainer import ZeroTrainer  # DeepSpeed is an optional dependency
 
         return ZeroTrainer(config, tensors)
-    return (PipelineTrainer if config.parallel.pipeline > 1 else ParallelTrainer)(config, tensors)
+    if config.parallel.pipeline > 1:
+        from torchtrain.parallel.pipeline_trainer import PipelineTrainer  # torch's schedules take a second to import
+
+        return PipelineTrainer(config, tensors)
+    return ParallelTrainer(config, tensors)
