@@ -141,7 +141,7 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
         run = Loop(config, trainer, data, Path(place), journal, Progress())
         run.at = lambda what: marks.append((what, time.perf_counter()))
         run.evaluate = lambda: 0.0  # type: ignore[method-assign]  # how often is the user's choice
-        run.save = lambda *_, **__: None  # type: ignore[method-assign]
+        run.save = lambda *_, **__: None  # type: ignore[method-assign]  # nothing is saved here
         run.train()
     starts = [at for what, at in marks if what.startswith("the batch of")]
     got = [at for what, at in marks if what.startswith("the gradients of")]

@@ -84,7 +84,7 @@ def test_a_question_that_does_not_fit_ends_nothing(chat):
 
 def test_what_cannot_be_asked_is_said_before_a_model_is_opened(folder):
     def ask(*words: str) -> None:
-        make = lambda *_: pytest.fail("the model is opened")  # noqa: E731
+        make = lambda *_: pytest.fail("the model is opened")  # noqa: E731  # as short as what it stands for
         generate_text([str(folder), *words], "torch", make, generate_each, "twintrain chat", True)
 
     with refused("training/several-adapters-without-line"):
