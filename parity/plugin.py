@@ -6,6 +6,7 @@ The root conftest.py and `twintrain parity` load this before any test is collect
 the judge's own tests need.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -95,3 +96,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported lives to the end: the garbage collector needn't walk through it each time (5% of a session)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)

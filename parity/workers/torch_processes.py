@@ -28,7 +28,6 @@ import torch
 import torchtrain.checkpoint
 import torchtrain.loss
 import torchtrain.model
-import torchtrain.parallel.pipeline
 import torchtrain.trainer
 from coretrain.adapters.targets import with_adapter
 from coretrain.checkpoint.fragments import write_fragments
@@ -42,7 +41,6 @@ from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, windows
 from coretrain.processes.world import World
 from parity.forms import GPT2_FORM, LLAMA_FORM
-from parity.workers.process_bugs import planted
 from torchtrain.checkpoint import load_native
 from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
@@ -118,6 +116,8 @@ def batches(config: RunConfig) -> list[Batch]:
 
 def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
     """Train a case; losses, norms, evaluation, a sample, and which updates were applied."""
+    from parity.workers.process_bugs import planted  # torch's pipelines take 2 s to import
+
     config = case.config()
     with planted(case.bug, world):
         trainer = make_trainer(config, weights(config))
