@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import torch
 
 import torchtrain.layers
@@ -21,7 +23,7 @@ from parity.mutants import (
     mutant,
     wrap,
 )
-from parity.probes.sides import TORCH, Side
+from parity.probes.sides import JAX, TORCH, Side
 
 
 @mutant("dropout", LOSS)
@@ -108,7 +110,10 @@ def dropout_in_evaluation(patch: Patch, s: Side) -> None:
 
     def always(f: Any) -> Any:
         def loss(model: Any, config: Any, batch: Any, scale: Any, dropout: Any = None) -> Any:
-            return f(model, config, batch, scale, dropout or s.step.dropout_masks(config, 0, len(batch)))
+            # as arrays of the framework: a program that is traced finds them inside, it isn't given them
+            masks = s.step.dropout_masks(config, 0, len(batch))
+            masks = jax.tree.map(jnp.asarray, masks) if s is JAX else masks
+            return f(model, config, batch, scale, dropout or masks)
 
         return loss
 
