@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from coretrain.config.fields import Fraction, Positive, Section
+from coretrain.config.fields import Fraction, Positive, Section, conflict
 
 
 class AdapterConfig(Section):
@@ -61,21 +61,27 @@ class AdapterConfig(Section):
     @model_validator(mode="after")
     def _some(self) -> Self:
         if not self.targets:
-            raise ValueError("adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight")
+            raise conflict(
+                "config/no-adapter-targets",
+                "adapter.targets is empty: give a pattern of names, as blocks.*.attention.q.weight",
+            )
         low_rank = {"dropout": self.dropout > 0, "rslora": self.rslora, "bias": self.bias == "lora_only"}
         if self.kind in ("prefix", "bottleneck") and (field := next((n for n, on in low_rank.items() if on), None)):
-            raise ValueError(
+            raise conflict(
+                "config/field-of-another-adapter-kind",
                 f"adapter.{field} = {getattr(self, field)} is for kinds lora and dora, "
-                f"and adapter.kind is {self.kind}: leave adapter.{field} out"
+                f"and adapter.kind is {self.kind}: leave adapter.{field} out",
             )
         if self.kind == "dora" and self.quantize != "none":
-            raise ValueError(
-                "adapter.kind = dora takes norms of whole weights: set adapter.quantize = none, or adapter.kind = lora"
+            raise conflict(
+                "config/dora-on-quantized-base",
+                "adapter.kind = dora takes norms of whole weights: set adapter.quantize = none, or adapter.kind = lora",
             )
         if self.quantize != "none" and self.kind == "none":
-            raise ValueError(
+            raise conflict(
+                "config/quantized-without-adapter",
                 f"adapter.quantize = {self.quantize} is for an adapter's frozen base, and with adapter.kind = none all "
-                "weights train: set adapter.kind = lora, or leave adapter.quantize out"
+                "weights train: set adapter.kind = lora, or leave adapter.quantize out",
             )
         return self
 

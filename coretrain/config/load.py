@@ -137,16 +137,16 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         words = {name: f"--{name} {text}" for name, text in typed}
-        if words and first["type"] == "value_error":  # of several fields together
+        if words and "/" in first["type"]:  # the code of a conflict of several fields
             where = f"{where} with {' '.join(words.values())}"
         if first["type"] == "extra_forbidden":
             try:
                 known_key(key)
             except UserError as unknown:
                 raise UserError("config/unknown-field-in-file", f"{where}: {unknown}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "value_error":
-            raise UserError("config/fields-conflict", f"{where}: {message}") from None
+        message = first["msg"]
+        if "/" in first["type"]:
+            raise UserError(first["type"], f"{where}: {message}") from None
         value = words.get(key) or f"{where}: {key} = {first['input']!r}"
         raise UserError(
             "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from coretrain.base.errors import UserError
-from coretrain.config.fields import Fraction, Positive, Section
+from coretrain.config.fields import Fraction, Positive, Section, conflict
 
 
 class RopeScaling(Section):
@@ -24,9 +24,10 @@ class RopeScaling(Section):
     @model_validator(mode="after")
     def _bands(self) -> Self:
         if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
+            raise conflict(
+                "config/rope-factors-not-in-order",
                 f"model.rope_scaling.high_freq_factor = {self.high_freq_factor:g} isn't above low_freq_factor = "
-                f"{self.low_freq_factor:g}: Llama 3.1 has 4 and 1"
+                f"{self.low_freq_factor:g}: Llama 3.1 has 4 and 1",
             )
         return self
 
@@ -68,22 +69,26 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _shapes(self) -> Self:
         if self.head_width is None and self.width % self.heads:
-            raise ValueError(
+            raise conflict(
+                "config/heads-dont-divide-width",
                 f"model.heads = {self.heads} does not divide model.width = {self.width}: "
-                "choose heads that divide width, or set model.head_width"
+                "choose heads that divide width, or set model.head_width",
             )
         if self.heads % self.kv:
-            raise ValueError(
+            raise conflict(
+                "config/kv-heads-dont-divide-heads",
                 f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}: "
-                "every key/value head serves the same number of query heads"
+                "every key/value head serves the same number of query heads",
             )
         if self.position == "rope" and self.head % 2:
-            raise ValueError(
-                f"model.head_width = {self.head} is odd, but rotary positions pair its halves: make it even"
+            raise conflict(
+                "config/head-width-odd",
+                f"model.head_width = {self.head} is odd, but rotary positions pair its halves: make it even",
             )
         if self.position != "rope" and self.rope_scaling:
-            raise ValueError(
-                f"model.rope_scaling is for rotary positions, and model.position = {self.position}: leave it out"
+            raise conflict(
+                "config/scaling-without-rotary-positions",
+                f"model.rope_scaling is for rotary positions, and model.position = {self.position}: leave it out",
             )
         return self
 

@@ -12,7 +12,7 @@ from coretrain.base.errors import UserError
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.data import DataConfig
 from coretrain.config.execution import ExecutionConfig, ParallelConfig
-from coretrain.config.fields import Section
+from coretrain.config.fields import Section, conflict
 from coretrain.config.model import ModelConfig
 from coretrain.config.training import (
     CheckpointConfig,
@@ -50,9 +50,10 @@ class RunConfig(Section):
     def _version(cls, raw: Any) -> Any:
         version = raw.get("version", CONFIG_VERSION) if isinstance(raw, Mapping) else CONFIG_VERSION
         if isinstance(version, int) and version > CONFIG_VERSION:
-            raise ValueError(
+            raise conflict(
+                "config/version-newer",
                 f"version = {version} is newer than this twintrain's {CONFIG_VERSION}: "
-                "upgrade twintrain, or write the config for the older version"
+                "upgrade twintrain, or write the config for the older version",
             )
         return raw
 
@@ -60,14 +61,16 @@ class RunConfig(Section):
     def _agree(self) -> Self:
         horizon = self.schedule.horizon or self.train.updates
         if self.schedule.kind in ("cosine", "linear", "wsd") and self.schedule.warmup_updates > horizon:
-            raise ValueError(
+            raise conflict(
+                "config/warmup-longer-than-horizon",
                 f"schedule.warmup_updates = {self.schedule.warmup_updates} is longer than the horizon of "
-                f"{horizon} updates: shorten the warm-up, or raise train.updates or schedule.horizon"
+                f"{horizon} updates: shorten the warm-up, or raise train.updates or schedule.horizon",
             )
         if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
-            raise ValueError(
+            raise conflict(
+                "config/min-lr-above-lr",
                 f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
-                "lower it (a tenth of lr is usual)"
+                "lower it (a tenth of lr is usual)",
             )
         return self
 

@@ -11,6 +11,7 @@ from coretrain.config.fields import (
     DType,
     Positive,
     Section,
+    conflict,
 )
 
 
@@ -72,8 +73,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _split(self) -> Self:
         if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"train.accumulation = {self.accumulation} does not divide train.batch_size = {self.batch_size}"
+            raise conflict(
+                "config/accumulation-doesnt-divide-batch",
+                f"train.accumulation = {self.accumulation} does not divide train.batch_size = {self.batch_size}",
             )
         return self
 

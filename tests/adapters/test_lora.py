@@ -63,7 +63,7 @@ def test_faults_of_fields_name_them(small_config, fields, word):
 
 
 def test_no_target_is_refused(small_config):
-    with pytest.raises(UserError, match=r"adapter\.targets is empty"):
+    with refused("config/no-adapter-targets"):
         small_config(**LORA, adapter__targets="[]")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "structure" / "error_sentences.txt"
 PACKAGES = ("coretrain", "torchtrain", "jaxtrain", "parity", "twintrain", "bench")
-KINDS = ("UserError", "PeerError", "DamagedCheckpoint")
+KINDS = ("UserError", "PeerError", "DamagedCheckpoint", "conflict")
 
 
 def written(node: ast.expr) -> str:
@@ -35,6 +35,8 @@ def raised() -> Iterator[tuple[str, str, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
                 code, sentence = node.args
+                if not isinstance(code, ast.Constant):
+                    continue  # hands on the code and the sentence of another
                 yield written(code), written(sentence), path.relative_to(ROOT).as_posix()
 
 
