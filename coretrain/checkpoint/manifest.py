@@ -166,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise DamagedCheckpoint("checkpoint/manifest-unreadable", f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedCheckpoint(
             "checkpoint/manifest-damaged", f"{path} is damaged: it is no manifest of a checkpoint"
         ) from None

@@ -31,7 +31,7 @@ from coretrain.formats.peft.names import CONFIG as PEFT_CONFIG
 from coretrain.runs.adapted import load_on, merged_model
 from coretrain.runs.base import Base
 from coretrain.runs.files import first_template
-from coretrain.runs.folder import run_of
+from coretrain.runs.folder import check_config, run_of
 from coretrain.runs.peft import export_adapter, import_adapter
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
 from coretrain.tokenizers.huggingface import read_tokenizer
@@ -100,6 +100,7 @@ def export_run(
             "runs/export-target-is-cwd",
             f"{target} is the folder you are in, which a finished one would replace: choose another folder",
         )
+    check_config(source)
     path = newest_interchange(source)
     loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
