@@ -93,7 +93,8 @@ def gaps(folder: Path, done: int) -> str:
         faults.append(f"lacks {len(lacking)} of {done} updates ({_spans(lacking)})")
     if twice:
         faults.append(f"has {len(twice)} more than once ({_spans(twice)})")
-    if path.is_file() and (tail := path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[2]):
+    beyond = max(counts, default=-1) >= done  # then so is the last line, which a resume writes anew
+    if not beyond and path.is_file() and (tail := path.read_bytes().rpartition(b"\n")[2].decode(errors="replace")):
         faults += ["ends in a line that was cut off"] if _row(tail) is None else []
     return f"{path} {', and '.join(faults)}: its curves aren't whole" if faults else ""
 
