@@ -20,7 +20,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.contract.sampling import Sampling
 from coretrain.runs.adapted import adapter_config, open_adapters, with_base
-from coretrain.runs.chat import chat_prompts
+from coretrain.runs.chat import chat_prompts, template_changed
 from coretrain.runs.folder import change_told, changed_since, open_run
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer
@@ -106,6 +106,8 @@ def generate_text(
                 "several adapters answer questions that stand on the line: add one, or give one --adapter",
             )
         encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened
+    for remark in filter(None, map(template_changed, answering if given.chat else ())):
+        _warn(remark)
     if len(answering) > 1:
         adapters, base = open_adapters(answering, given.run, _warn)
         for folder in answering:
