@@ -15,9 +15,7 @@ from coretrain.checkpoint.interchange import Interchange, interchange_of, save_i
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import apply_overrides, build_config
 from coretrain.config.run import RunConfig
-from coretrain.formats.checksums import write_sums
 from coretrain.formats.huggingface.card import model_card
-from coretrain.formats.huggingface.weights import CARD
 from coretrain.formats.peft.reader import import_peft, trained_beside
 from coretrain.formats.peft.writer import export_peft
 from coretrain.runs.adapted import carry_chat_template, on_its_base
@@ -45,7 +43,6 @@ def export_adapter(
     tensors = HalfPrecision(tensors) if half else tensors
     card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
-    write_sums(target, free=(CARD,))
     say = "" if base.is_dir() else f", to be written with: twintrain convert {how}"
     return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
 
