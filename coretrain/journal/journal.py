@@ -67,7 +67,7 @@ class Journal:
         self.live: Live | None = None
         if config.journal.wandb:
             require_wandb()  # before anything is written
-        self.gaps = gaps(folder, start_update) if start_update else ""
+        self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
         # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
         self.last: dict[str, Any] = {}

@@ -83,20 +83,26 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def gaps(folder: Path, done: int) -> str:
-    """What the journal of a run lacks of its first `done` updates, in a sentence, or ''. Raises as `read_metrics`."""
+def gaps(folder: Path, done: int, saved: bool = False) -> str:
+    """What the journal of a run lacks of its first `done` updates, in a sentence, or ''. Raises as `read_metrics`.
+
+    With `saved` it was saved after them: that stands behind the last one and its evaluation.
+    """
     path, faults = folder / METRICS, []
-    counts = Counter(row["update"] for row in read_metrics(folder)[0]) if path.is_file() else Counter[int]()
+    updates, _, events = read_metrics(folder) if path.is_file() else ([], [], [])
+    counts = Counter(row["update"] for row in updates)
     lacking = sorted(set(range(done)) - counts.keys())
     twice = sorted(update for update, times in counts.items() if times > 1)
     if lacking:
         faults.append(f"lacks {len(lacking)} of {done} updates ({_spans(lacking)})")
     if twice:
         faults.append(f"has {len(twice)} more than once ({_spans(twice)})")
+    if saved and not lacking and ("checkpoint", done) not in {(row["event"], row["update"]) for row in events}:
+        faults.append(f"ends before the line of the checkpoint after {done} updates")
     beyond = max(counts, default=-1) >= done  # then so is the last line, which a resume writes anew
     if not beyond and path.is_file() and (tail := path.read_bytes().rpartition(b"\n")[2].decode(errors="replace")):
         faults += ["ends in a line that was cut off"] if _row(tail) is None else []
-    return f"{path} {', and '.join(faults)}: its curves aren't whole" if faults else ""
+    return f"{path} {', and '.join(faults)}: its curves may not be whole" if faults else ""
 
 
 def _spans(numbers: Sequence[int], most: int = 4) -> str:

@@ -22,7 +22,7 @@ from coretrain.journal.chart import (
     log_ticks,
 )
 from coretrain.journal.journal import Journal
-from coretrain.journal.metrics import read_metrics
+from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot, write_report
 from tests.support.refusal import refused
 
@@ -149,6 +149,17 @@ def test_a_line_with_another_key_or_no_end_is_refused(tmp_path):
             read_metrics(tmp_path)
 
 
+def test_a_journal_that_ends_before_its_checkpoint_is_said(tmp_path):
+    """An evaluation that is gone can't be told from one that never was, but the line of the save stands behind it."""
+    with journal(tmp_path) as book:
+        train(book, 0, 8)
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert gaps(tmp_path, 8, saved=True) == ""
+    (tmp_path / "metrics.jsonl").write_text("".join(whole[:-1]))
+    assert "ends before the line of the checkpoint after 8 updates" in gaps(tmp_path, 8, saved=True)
+    assert gaps(tmp_path, 8) == "", "a run that goes on"
+
+
 @pytest.mark.parametrize(
     ("kept", "end", "words"),
     [
@@ -163,7 +174,10 @@ def test_a_line_with_another_key_or_no_end_is_refused(tmp_path):
 )
 def test_what_a_journal_lacks_is_said_at_a_resume(tmp_path, kept, end, words):
     if kept is not None:
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(ROW | {"update": n}) + "\n" for n in kept) + end)
+        written = [json.dumps(ROW | {"update": n}) + "\n" for n in kept]
+        at = next((n for n, update in enumerate(kept) if update >= 8), len(written))
+        written.insert(at, json.dumps({"update": 8, "event": "checkpoint", "text": "x"}) + "\n")
+        (tmp_path / "metrics.jsonl").write_text("".join(written) + end)
     with journal(tmp_path, 8) as book:
         said = book.gaps
         train(book, 8, 12)

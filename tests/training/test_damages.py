@@ -19,6 +19,7 @@ import pytest
 from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange
+from coretrain.journal.metrics import read_metrics
 from coretrain.runs.convert import export_run, import_run
 from coretrain.training.generate import generate_text
 from coretrain.training.runner import run
@@ -75,7 +76,9 @@ def outcome(action: str, folder: Path, stack: str, capsys) -> tuple[object, str]
         cache = f"--data.cache={folder.parent / 'cache'}"
         assert run(["--resume", str(folder), "--train.updates=5", cache], stack, make) == 0
         said = capsys.readouterr()
-        return tensors(folder), said.err
+        updates, evaluations, _ = read_metrics(folder)
+        steps = [row["update"] for row in (*updates, *evaluations)]
+        return tensors(folder) | {"journal": steps}, said.err
     if action == "generate":
         each = importlib.import_module(f"{stack}train.generate").generate_each
         words = [str(folder), "def", "--temperature", "0", "--tokens", "6"]
@@ -90,7 +93,7 @@ def outcome(action: str, folder: Path, stack: str, capsys) -> tuple[object, str]
     return tensors(new) | {"facts": (new / "tokenizer_facts.json").read_bytes()}, "\n".join(lines)
 
 
-def tensors(folder: Path) -> dict[str, bytes]:
+def tensors(folder: Path) -> dict[str, object]:
     """The tensors of a run's newest state."""
     groups = load_interchange(newest_interchange(folder)).groups
     return {f"{group}/{name}": held[name].tobytes() for group, held in groups.items() for name in held}
