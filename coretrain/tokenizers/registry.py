@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tiktoken
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -111,15 +112,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer: Tokenizer = load_json_tokenizer(path, facts)
     else:
         path = folder / SAVED_RANKS
-        tokenizer = Tokenizer(
-            facts["name"],
-            read_ranks(path),
-            facts["pattern"],
-            facts["eot"],
-            facts.get("specials"),
-            facts.get("roles"),
-            facts.get("partial", False),
-        )
+        tokenizer = _of_ranks(path, facts)
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
             "tokenizers/fingerprint-differs",
@@ -127,6 +120,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "one of the two was changed; restore them, or make the tokenizer again",
         )
     return tokenizer
+
+
+def _of_ranks(path: Path, facts: Mapping[str, Any]) -> Tokenizer:
+    ranks, more = read_ranks(path), (facts.get("specials"), facts.get("roles"), facts.get("partial", False))
+    try:
+        return Tokenizer(facts["name"], ranks, facts["pattern"], facts["eot"], *more)
+    except UserError as error:
+        raise UserError(
+            "tokenizers/saved-tokenizer-refused",
+            f"{path} or {SAVED_FACTS} beside it is damaged ({error}): restore them, or make the tokenizer again",
+        ) from None
 
 
 def named_tokenizer(name: str) -> Tokenizer:
