@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.base.files import write_atomically
 from coretrain.journal.chart import Line, chart
 from parity.gates import YARDSTICK
+from parity.results import read
 
 RESULTS = Path("runs/parity/results.json")
 MUTATION_RESULTS = "mutation.json"
@@ -302,24 +302,6 @@ def _setting(results: Results) -> str:
     return (f"<section><h2>Failed tests</h2><ul>{failures}</ul></section>" if failures else "") + (
         f"<section><h2>Where this was measured</h2><table>{rows}</table></section>"
     )
-
-
-def read(path: Path) -> Results:
-    """A results file of `pytest parity`; `UserError` where it is none."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not all(key in results for key in ("gates", "versions", "machine", "devices", "not_run", "failures")):
-            raise ValueError("a key is missing")
-        for gate in results["gates"]:
-            if missing := {"name", "rung", "cap", "floor", "catches", "error", "where", "status"} - gate.keys():
-                raise ValueError(f"a gate has no {min(missing)}")
-    except FileNotFoundError:
-        raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            "parity/results-unreadable", f"{path}: not the results of pytest parity ({error}); run it again"
-        ) from None
-    return results
 
 
 def _other_versions(results: Results, mutation: Results) -> str:

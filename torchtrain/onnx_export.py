@@ -26,6 +26,7 @@ from coretrain.checkpoint.interchange import newest_interchange
 from coretrain.config.run import RunConfig
 from coretrain.runs.adapted import load_on
 from coretrain.runs.convert import whole_model
+from coretrain.runs.folder import check_config
 from torchtrain.model import GPT, build_model
 
 LARGEST_FILE = 2**31 - 2**26
@@ -68,6 +69,7 @@ def export_onnx(
             raise UserError(
                 "torch/onnx-package-missing", f"ONNX files need the package {package}: pip install -e '.[export]'"
             )
+    check_config(source)
     path = newest_interchange(source)
     loaded = load_on(path, base)
     network = Logits(_model(*whole_model(source, loaded, merge), quantization)).eval()

@@ -5,13 +5,13 @@ Usage: twintrain prepare [CONFIG] [--data.source PATH] [--section.field VALUE ..
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.data.manifest import MANIFEST, read_manifest
 from coretrain.data.open import open_data
 
 PROGRAM = "twintrain prepare"
@@ -50,6 +50,6 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     for label, value in lines:
         print(f"{label:<{width}}  {value}")
     for part in data.parts:
-        shards = json.loads((part.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
-        print(f"{'shards':<{width}}  {len(shards)} in {part.folder / 'manifest.json'}")
+        shards = read_manifest(part.folder).shards
+        print(f"{'shards':<{width}}  {len(shards)} in {part.folder / MANIFEST}")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
-from coretrain.journal.metrics import read_metrics
+from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot
 
 PROGRAM = "twintrain twins"
@@ -19,13 +19,15 @@ STEPS = (1e-6, 1e-4)
 
 def sentences(folders: list[Path]) -> str:
     """Batches, first losses, the largest difference and the last validation losses of two runs."""
-    runs = []
+    runs, text = [], ""
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
             raise UserError(
                 "command/metrics-file-missing", f"{folder}: no metrics.jsonl there; name the folder of a run"
             )
         updates, evaluations, _ = read_metrics(folder)
+        if gap := gaps(folder, max((row["update"] for row in updates), default=-1) + 1):
+            text += f"warning: {gap}.\n"
         finite = {row["update"]: row for row in updates if row["loss"] is not None}  # null: it was not a number
         runs.append((finite, {row["update"]: row["val_loss"] for row in evaluations}))
     (a, a_validation), (b, b_validation) = runs
@@ -35,14 +37,14 @@ def sentences(folders: list[Path]) -> str:
             "command/no-common-update",
             f"{folders[0]} and {folders[1]} have no update in common: give two runs of one config",
         )
-    gaps = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]
+    apart_by = [abs(a[u]["loss"] - b[u]["loss"]) for u in both]
     apart = sum(a[u]["batch_hash"] != b[u]["batch_hash"] for u in both)
-    one, other = (next((i for i, gap in enumerate(gaps) if gap > step), len(gaps)) for step in STEPS)
-    text = (
+    one, other = (next((i for i, gap in enumerate(apart_by) if gap > step), len(apart_by)) for step in STEPS)
+    text += (
         f"{len(both)} updates; batches with other token ids: {apart}; first losses {a[both[0]]['loss']:.6f} and"
         f" {b[both[0]]['loss']:.6f}.\n"
         f"The first {one} losses are within {STEPS[0]:g}, the first {other} within {STEPS[1]:g};"
-        f" {sum(gap == 0 for gap in gaps)} are equal; the largest difference is {max(gaps):.4f}.\n"
+        f" {sum(gap == 0 for gap in apart_by)} are equal; the largest difference is {max(apart_by):.4f}.\n"
     )
     if ends := sorted(a_validation.keys() & b_validation.keys()):
         x, y = a_validation[ends[-1]], b_validation[ends[-1]]

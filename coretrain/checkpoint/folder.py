@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -18,6 +19,7 @@ from coretrain.checkpoint.manifest import (
     DamagedCheckpoint,
     Manifest,
     Progress,
+    read_sealed,
     verify,
 )
 from coretrain.processes.world import PeerError, World
@@ -36,11 +38,25 @@ class CheckpointFolder:
 
     def complete(self) -> list[Path]:
         """Checkpoints that count (those with a manifest), newest first."""
+        return [path for path in self.found() if (path / MANIFEST).is_file()]
+
+    def found(self) -> list[Path]:
+        """All that were once complete, newest first: one that has lost its manifest is damaged, not absent.
+
+        A folder takes its name after its manifest is written, and gives it up before anything in it is deleted.
+        """
         found = []
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if (match := FOLDER_NAME.fullmatch(path.name)) and (path / MANIFEST).is_file():
+            if (match := FOLDER_NAME.fullmatch(path.name)) and path.is_dir():
                 found.append((int(match[1]), match[2] is None, path))
         return [path for _, _, path in sorted(found, reverse=True)]
+
+    def newest_sealed(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint whose manifest is whole, and that; its other files aren't looked at."""
+        for path in self.complete():
+            with contextlib.suppress(DamagedCheckpoint):
+                return path, read_sealed(path)
+        return None
 
     def final(self, update: int) -> Path:
         """Where the checkpoint after `update` updates lies, once it is complete."""
@@ -78,12 +94,19 @@ class CheckpointFolder:
         write_atomically(self.path / BEST, json.dumps({"update": update, "val_loss": val_loss}))
 
     def best(self) -> Path | None:
-        """The checkpoint that `note_best` named, if it is there."""
+        """The checkpoint with the lowest validation loss, if it is there: as the newest says, or else `note_best`."""
         try:
-            path = self.final(json.loads((self.path / BEST).read_bytes())["update"])
+            noted = self.final(json.loads((self.path / BEST).read_bytes())["update"])
         except (OSError, ValueError, KeyError, TypeError):
+            noted = None
+        return next((path for path in (self._sealed_best(), noted) if path and path.is_dir()), None)
+
+    def _sealed_best(self) -> Path | None:
+        """Where the best checkpoint must be, by the newest manifest, which a checksum guards; None: it doesn't say."""
+        newest = self.newest_sealed()
+        if newest is None or not newest[1].config.checkpoint.keep_best or newest[1].progress.best is None:
             return None
-        return path if (path / MANIFEST).is_file() else None
+        return self.final(newest[1].progress.best["update"])
 
     def pin(self, name: str, fingerprint: str) -> None:
         """Remember that adapters stand on the weights of the checkpoint `name`, so that `prune` keeps it.
@@ -118,7 +141,9 @@ class CheckpointFolder:
         """
         world = world or World()
         best = self.best() if best_first else None
-        order = sorted(self.complete(), key=lambda path: path != best)
+        if best_first and best is None and (lost := self._sealed_best()):
+            say(f"{lost.name}, the run's best checkpoint, isn't there any more: the newest is taken")
+        order = sorted(self.found(), key=lambda path: path != best)
         for name in world.broadcast("\n".join(path.name for path in order)).split():
             path = self.path / name
             damage, result = "", None

@@ -160,10 +160,13 @@ def interchange_of(run: Path, name: str) -> Path:
 
 
 def newest_interchange(run: Path) -> Path:
-    """The newest interchange checkpoint of a run's folder, or `run` itself if it is one. Raises `UserError` if none."""
+    """The newest interchange checkpoint of a run's folder, or `run` itself if it is one. Raises `UserError` if none.
+
+    It may be damaged, which whoever opens it is told: an older one isn't what was asked for.
+    """
     if (run / MANIFEST).is_file():
         return run
-    if found := CheckpointFolder(run / "interchange").complete():
+    if found := CheckpointFolder(run / "interchange").found():
         return found[0]
     if not run.exists():
         raise UserError(

@@ -75,6 +75,8 @@ class Manifest:
     """Who wrote it: torch, jax, or import."""
     tensors: dict[str, dict[str, dict[str, Any]]]
     """{group: {canonical name: {"file", "dtype", "shape"}}} of an interchange checkpoint; empty in a native one."""
+    beside: dict[str, str]
+    """SHA-256 of files of the run's folder on which its text depends, by name; empty where none were noted."""
 
 
 def seal(
@@ -84,11 +86,12 @@ def seal(
     stack: str,
     tensors: Mapping[str, Mapping[str, Any]] | None = None,
     files: Mapping[str, Mapping[str, Any]] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Flush every file in `folder` to disk and write its manifest, which makes the checkpoint count.
 
-    `files` is what `digests` gave, where several processes have shared it out. Raises OSError (a full disk): then
-    there is no manifest, and the folder doesn't count.
+    `files` is what `digests` gave, where several processes have shared it out; `beside` is as in `Manifest`. Raises
+    OSError (a full disk): then there is no manifest, and the folder doesn't count.
     """
     files = digests(folder) if files is None else dict(sorted(files.items()))
     for path in folder.rglob("*/"):
@@ -100,7 +103,7 @@ def seal(
         "progress": progress.to_json(),
         "files": files,
         "tensors": tensors or {},
-    }
+    } | ({"beside": dict(beside)} if beside else {})
     write_atomically(folder / MANIFEST, json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode())
 
 
@@ -153,7 +156,7 @@ def verify(folder: Path, index: int = 0, count: int = 1) -> Manifest:
 
 def _manifest(folder: Path, raw: Mapping[str, Any]) -> Manifest:
     config = build_config(raw["config"], str(folder / MANIFEST))
-    return Manifest(config, Progress.from_json(raw["progress"]), raw["stack"], raw["tensors"])
+    return Manifest(config, Progress.from_json(raw["progress"]), raw["stack"], raw["tensors"], raw.get("beside", {}))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise DamagedCheckpoint("checkpoint/manifest-unreadable", f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedCheckpoint(
             "checkpoint/manifest-damaged", f"{path} is damaged: it is no manifest of a checkpoint"
         ) from None

@@ -153,9 +153,9 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         ) from None
 
 
-def config_from_json(text: str) -> RunConfig:
-    """Read what `RunConfig.to_json` wrote."""
-    return build_config(json.loads(text), "the run's config")
+def config_from_json(text: str, where: str = "the run's config") -> RunConfig:
+    """Read what `RunConfig.to_json` wrote; `where` it stands is named by what is wrong with it."""
+    return build_config(json.loads(text), where)
 
 
 def _meaning(key: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
+from coretrain.data.manifest import read_manifest
 from coretrain.data.parts import open_part
-from coretrain.data.prepare import prepared_folder, read_manifest, trained_tokenizer
+from coretrain.data.prepare import prepared_folder, trained_tokenizer
 from coretrain.data.sources import open_source
 from coretrain.data.splits import Data
 from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
@@ -49,4 +50,4 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
 def open_folder(folder: Path) -> Data:
     """Open one prepared folder by its path, without its source."""
     manifest = read_manifest(folder)
-    return Data(load_tokenizer(folder), (open_part(folder, manifest["source"], 1.0),))
+    return Data(load_tokenizer(folder), (open_part(folder, manifest.source, 1.0),))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
-from coretrain.data.prepare import SPLITS, read_manifest
-from coretrain.data.shards import AGAIN, Shard, read_shard
+from coretrain.base.files import read_json, write_atomically
+from coretrain.data.manifest import SPLITS, check_entry, read_manifest
+from coretrain.data.shards import Shard, read_shard
 from coretrain.data.splits import Part, Split
 
 ALWAYS_HASHED = 2**30
@@ -20,20 +21,17 @@ def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Seq
     """One prepared folder, checked; its splits are of `kind`. Raises `UserError` naming a damaged file."""
     manifest = read_manifest(folder)
     splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for entry in manifest["shards"]:
-        shard = read_shard(folder / entry["file"], manifest["tokenizer_fingerprint"], manifest["vocab"])
-        if (shard.tokens, shard.documents, shard.text_bytes) != (entry["tokens"], entry["documents"], entry["bytes"]):
-            raise UserError(
-                "data/shard-not-in-manifest", f"{shard.path} is not the shard that its manifest lists: {AGAIN}"
-            )
-        splits[entry["split"]].append(shard)
+    for entry in manifest.shards:
+        shard = read_shard(folder / entry.file, manifest.tokenizer_fingerprint, manifest.vocab)
+        check_entry(shard, entry)
+        splits[entry.split].append(shard)
     _verify(
         folder,
         [shard for split in SPLITS for shard in splits[split]],
-        {entry["file"]: entry["sha256"] for entry in manifest["shards"]},
+        {entry.file: entry.sha256 for entry in manifest.shards},
     )
     train, validation = (kind(split, splits[split]) for split in SPLITS)
-    return Part(source, weight, folder, manifest["fingerprint"], train, validation)
+    return Part(source, weight, folder, manifest.fingerprint, train, validation)
 
 
 def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
@@ -41,10 +39,8 @@ def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
     trusted: dict[str, list[int]] = {}
     big = sum(shard.file_size for shard in shards) > ALWAYS_HASHED
     if big and (folder / VERIFIED).is_file():
-        try:
-            trusted = json.loads((folder / VERIFIED).read_text())
-        except ValueError:
-            trusted = {}
+        with contextlib.suppress(UserError):  # damaged: all is hashed once more
+            trusted = read_json(folder / VERIFIED, "which shards were checked")
     seen = {}
     for shard in shards:
         stat = shard.path.stat()

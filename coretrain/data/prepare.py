@@ -22,7 +22,6 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import (
     TEMPORARY,
     locked,
-    read_json,
     remove,
     sha256_of,
     short_hash,
@@ -35,19 +34,14 @@ from coretrain.data.encode import (
     encode_in_order,
     progress_bar,
 )
-from coretrain.data.shards import (
-    AGAIN,
-    VERSION,
-    read_shard,
-    write_shard,
-)
+from coretrain.data.manifest import MANIFEST, SPLITS, Entry, check_entry, manifest_of
+from coretrain.data.shards import VERSION, read_shard, write_shard
 from coretrain.data.sources import Source
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import SAVED_FACTS, Tokenizer, to_utf8
 from coretrain.tokenizers.train import capped, train_tokenizer
 
-MANIFEST, PROGRESS = "manifest.json", "progress.jsonl"
-SPLITS = ("train", "validation")
+PROGRESS = "progress.jsonl"
 
 
 class SourceChanged(Exception):
@@ -288,7 +282,8 @@ def _prepare(source: Source, tokenizer: Encoder, data: DataConfig, folder: Path)
         if writer.reused < len(writer.finished):
             raise SourceChanged
         writer.flush()
-    write_atomically(folder / MANIFEST, json.dumps(_manifest(source, tokenizer, writers), indent=1).encode())
+    facts = manifest_of(source.name, tokenizer, [entry for writer in writers.values() for entry in writer.finished])
+    write_atomically(folder / MANIFEST, json.dumps(facts, indent=1).encode())
     remove([folder / PROGRESS])
 
 
@@ -300,60 +295,15 @@ def _finished(folder: Path, tokenizer: Encoder) -> list[dict[str, Any]]:
     broken = set()
     for line in (folder / PROGRESS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-            path = folder / entry["file"]
-            if entry["split"] not in broken and path.is_file() and sha256_of(path) == entry["sha256"]:
-                read_shard(path, tokenizer.fingerprint, tokenizer.vocab)
-                good.append(entry)
+            entry = Entry.model_validate_json(line)
+            path = folder / entry.file
+            if entry.split not in broken and path.is_file() and sha256_of(path) == entry.sha256:
+                check_entry(read_shard(path, tokenizer.fingerprint, tokenizer.vocab), entry)
+                good.append(json.loads(line))
                 continue
-            broken.add(entry["split"])
-        except (ValueError, KeyError, TypeError):
+            broken.add(entry.split)
+        except ValueError:
             break  # a line cut short by the interruption
         except UserError:
-            broken.add(entry["split"])
+            broken.add(entry.split)
     return good
-
-
-def _manifest(source: Source, tokenizer: Encoder, writers: dict[str, Writer]) -> dict[str, Any]:
-    shards = [entry for writer in writers.values() for entry in writer.finished]
-    totals = {
-        split: {what: sum(entry[what] for entry in writer.finished) for what in ("tokens", "documents", "bytes")}
-        for split, writer in writers.items()
-    }
-    return {
-        "version": VERSION,
-        "source": source.name,
-        "tokenizer": tokenizer.name,
-        "vocab": tokenizer.vocab,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "splits": totals,
-        "shards": shards,
-        "fingerprint": manifest_fingerprint(tokenizer.fingerprint, shards),
-    }
-
-
-def manifest_fingerprint(tokenizer: str, shards: list[dict[str, Any]]) -> str:
-    """The one hash of prepared data: over its tokenizer's and its shards', hex."""
-    lines = [tokenizer, *(f"{entry['file']} {entry['sha256']}" for entry in shards)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder, checked against its own fingerprint. Raises `UserError` naming the file."""
-    path = folder / MANIFEST
-    manifest = read_json(path, "the manifest of prepared data", AGAIN)
-    if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
-        raise UserError(
-            "data/manifest-too-new",
-            f"{path} has version {manifest['version']}, newer than this twintrain's {VERSION}: "
-            "upgrade twintrain, or give another data.cache",
-        )
-    try:
-        right = manifest["fingerprint"] == manifest_fingerprint(manifest["tokenizer_fingerprint"], manifest["shards"])
-    except (KeyError, TypeError):
-        right = False
-    if not right:
-        raise UserError(
-            "data/manifest-fingerprint-wrong", f"{path} is damaged (its fingerprint does not fit its shards): {AGAIN}"
-        )
-    return manifest

@@ -26,6 +26,7 @@ from coretrain.journal.metrics import (
     SAMPLE,
     Rows,
     clock,
+    gaps,
     number,
     printable,
     read_metrics,
@@ -42,7 +43,8 @@ PYTHON = re.compile(r"\s*(async |await |class |def |for |from |if |import |retur
 class Journal:
     """One run's voice. Every update is one line of metrics.jsonl, flushed; non-finite numbers stand there as null.
 
-    A run that goes on at `start_update` first loses what was journalled beyond it. Raises `UserError` where Weights &
+    A run that goes on at `start_update` first loses what was journalled beyond it; `gaps` says what metrics.jsonl lacks
+    before that, or ''. Raises `UserError` where Weights &
     Biases is asked for and missing, or where metrics.jsonl is damaged before its last line.
     """
 
@@ -65,6 +67,7 @@ class Journal:
         self.live: Live | None = None
         if config.journal.wandb:
             require_wandb()  # before anything is written
+        self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
         # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
         self.last: dict[str, Any] = {}
@@ -241,6 +244,7 @@ class SilentJournal(Journal):
 
     def __init__(self) -> None:
         """No folder, no files."""
+        self.gaps = ""
 
     def __enter__(self) -> SilentJournal:
         return self

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
@@ -15,10 +18,38 @@ METRICS, SAMPLE = "metrics.jsonl", "sample.txt"
 Rows = Sequence[tuple[str, str]]
 
 
+class _Row(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+    update: Annotated[int, Field(ge=0)]
+
+
+class _Update(_Row):
+    loss: float | None
+    grad_norm: float | None
+    lr: float
+    tokens: int
+    batch_hash: str
+    seconds: float
+
+
+class _Evaluation(_Row):
+    val_loss: float | None
+    bits_per_byte: float | None
+
+
+class _Event(_Row):
+    event: str
+    text: str
+
+
+KINDS: dict[str, type[_Row]] = {"loss": _Update, "val_loss": _Evaluation, "event": _Event}
+"""What a line must hold, by the field that tells its kind; it may hold more."""
+
+
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Updates, evaluations and events of a run, in order. A torn last line, as a kill leaves it, is passed over.
 
-    Raises `UserError` on a damaged line before the last: a run with a hole in it isn't to be compared with anything.
+    Raises `UserError` on any other damaged line: a run with a hole in it isn't to be compared with anything.
     """
     rows = [row for _, row in _lines(folder / METRICS)]
     return (
@@ -29,19 +60,61 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
     for index, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
+        if row := _row(line):
             yield line, row
         elif index + 1 < len(lines):
             raise UserError(
                 "journal/line-damaged",
                 f"{path}, line {index + 1}, is damaged: delete that line to go on without it",
             )
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """What a line says; None where it isn't whole."""
+    try:
+        row = json.loads(line)
+        kind = next(KINDS[field] for field in KINDS if field in row)
+        kind.model_validate(row)
+    except (ValueError, TypeError, RecursionError, StopIteration):  # pydantic's is a ValueError
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def gaps(folder: Path, done: int, saved: bool = False) -> str:
+    """What the journal of a run lacks of its first `done` updates, in a sentence, or ''. Raises as `read_metrics`.
+
+    With `saved` it was saved after them: that stands behind the last one and its evaluation.
+    """
+    path, faults = folder / METRICS, []
+    updates, _, events = read_metrics(folder) if path.is_file() else ([], [], [])
+    counts = Counter(row["update"] for row in updates)
+    lacking = sorted(set(range(done)) - counts.keys())
+    twice = sorted(update for update, times in counts.items() if times > 1)
+    if lacking:
+        faults.append(f"lacks {len(lacking)} of {done} updates ({_spans(lacking)})")
+    if twice:
+        faults.append(f"has {len(twice)} more than once ({_spans(twice)})")
+    if saved and not lacking and ("checkpoint", done) not in {(row["event"], row["update"]) for row in events}:
+        faults.append(f"ends before the line of the checkpoint after {done} updates")
+    beyond = max(counts, default=-1) >= done  # then so is the last line, which a resume writes anew
+    if not beyond and path.is_file() and (tail := path.read_bytes().rpartition(b"\n")[2].decode(errors="replace")):
+        faults += ["ends in a line that was cut off"] if _row(tail) is None else []
+    return f"{path} {', and '.join(faults)}: its curves may not be whole" if faults else ""
+
+
+def _spans(numbers: Sequence[int], most: int = 4) -> str:
+    """Numbers in rising order as 3, 5-9; of many spans the first."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] + 1 == number:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    words = [f"{first}" if first == last else f"{first}-{last}" for first, last in spans]
+    return ", ".join([*words[:most], *(["..."] if len(words) > most else [])])
 
 
 def rewound(folder: Path, start_update: int, redone: Collection[str] = (), keep: Collection[str] = ()) -> Any:

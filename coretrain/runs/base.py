@@ -10,6 +10,7 @@ from coretrain.base.errors import UserError
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import Interchange, load_interchange, newest_interchange
+from coretrain.checkpoint.manifest import DamagedCheckpoint
 from coretrain.config.run import RunConfig
 from coretrain.runs.folder import run_of
 
@@ -70,20 +71,26 @@ class Base:
             return [newest]
         kept = CheckpointFolder(newest.parent)
         pins = kept.pins()
-        return sorted(kept.complete(), key=lambda path: pins.get(path.name) != fingerprint)
+        return sorted(kept.found(), key=lambda path: pins.get(path.name) != fingerprint)
 
     def under(self, config: RunConfig) -> tuple[RunConfig, Interchange]:
         """An adapter's config with the fingerprint of what it stands on, and that: as it is, at its own context.
 
         Raises `UserError` where the base is of another model, or isn't what the adapter was trained on.
         """
-        wanted, found = config.adapter.fingerprint, ""
+        wanted, found, damage = config.adapter.fingerprint, "", list[DamagedCheckpoint]()
         for path in self.checkpoints(wanted):
-            loaded = self._open(path)
+            try:
+                loaded = self._open(path)
+            except DamagedCheckpoint as fault:  # another may have the same weights
+                damage.append(fault)
+                continue
             self._check_model(config, loaded.config)
             found = found or self._fingerprint(path)
             if wanted in ("", self._fingerprint(path)):
                 return config.changed(adapter__fingerprint=self._fingerprint(path)), loaded
+        if damage:
+            raise damage[0]
         raise UserError(
             "runs/base-fingerprint-differs",
             f"adapter.base = {self.place} has weights of fingerprint {found}, the adapter was trained on {wanted}: "

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
+from coretrain.base.files import sha256_of, write_atomically
+from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.runs.folder import open_run, run_of
 from coretrain.tokenizers.chat_template import Template, TemplateError, open_template
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
@@ -16,6 +17,16 @@ from coretrain.tokenizers.tokenizer import Tokenizer
 def keep_template(folder: Path, template: Template) -> None:
     """Write the template into a run's folder, so that the folder can be talked to and exported alone."""
     write_atomically(folder / CHAT_TEMPLATE, template.source)
+
+
+def template_changed(folder: Path) -> str:
+    """That a run's template isn't the one that it was trained with, in a sentence, or ''; old checkpoints don't say."""
+    path = run_of(folder) / CHAT_TEMPLATE
+    newest = CheckpointFolder(path.parent / "checkpoints").newest_sealed()
+    trained = newest[1].beside.get(CHAT_TEMPLATE) if newest else None
+    if newest is None or trained is None or not path.is_file() or sha256_of(path) == trained:
+        return ""
+    return f"{path} was changed since {newest[0].name} was trained with it: answers may be worse"
 
 
 def chat_prompts(

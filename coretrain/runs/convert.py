@@ -22,16 +22,17 @@ from coretrain.config.load import apply_overrides, build_config
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
+from coretrain.formats.checksums import check_sums, write_sums
 from coretrain.formats.gguf.file import GGUFFile
 from coretrain.formats.gguf.tokenizer import gguf_chat_template, read_gguf_tokenizer
 from coretrain.formats.gguf.weights import GGUFTensors, export_gguf, gguf_model
 from coretrain.formats.huggingface.card import model_card
-from coretrain.formats.huggingface.weights import export_huggingface, import_huggingface
+from coretrain.formats.huggingface.weights import CARD, export_huggingface, import_huggingface
 from coretrain.formats.peft.names import CONFIG as PEFT_CONFIG
 from coretrain.runs.adapted import load_on, merged_model
 from coretrain.runs.base import Base
 from coretrain.runs.files import first_template
-from coretrain.runs.folder import run_of
+from coretrain.runs.folder import check_config, run_of
 from coretrain.runs.peft import export_adapter, import_adapter
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
 from coretrain.tokenizers.huggingface import read_tokenizer
@@ -100,6 +101,7 @@ def export_run(
             "runs/export-target-is-cwd",
             f"{target} is the folder you are in, which a finished one would replace: choose another folder",
         )
+    check_config(source)
     path = newest_interchange(source)
     loaded = load_on(path, base)
     done = f"{path} (after update {loaded.progress.update}, written by {loaded.stack})"
@@ -126,6 +128,7 @@ def export_run(
     parameters = parameters if quantization == "none" else HalfPrecision(parameters)
     card = model_card(loaded, quantization, merge)
     export_huggingface(target, config.model, parameters, tokenizer, card=card)
+    write_sums(target, free=(CARD,))
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"
     return [
         f"wrote {target}: {done}, {say}",
@@ -168,6 +171,7 @@ def _export_gguf(
         )
     words, template = load_tokenizer(tokenizer), read_chat_template(tokenizer)
     remark = export_gguf(target, config.name, config.model, tensors, words, template, quantization)
+    write_sums(target)
     lines = [f"wrote {target}: {done}, {target.stat().st_size:,} bytes, {quantization}", remark or ""]
     return [line for line in lines if line]
 
@@ -186,6 +190,7 @@ def import_run(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("runs/import-target-not-empty", f"{folder} exists and is not empty: choose another folder")
+    check_sums(source)
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)
     if base and base.adapter.base is not None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
-from coretrain.checkpoint.manifest import read_sealed
-from coretrain.config.load import apply_overrides, build_config, config_from_json
+from coretrain.checkpoint.manifest import MANIFEST, Manifest, read_sealed
+from coretrain.config.load import apply_overrides, build_config, config_from_json, fields
 from coretrain.config.run import RunConfig
 
 FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache", "adapter.base")
 """Fields of data and adapter that change nothing of what is trained; a base must have the same fingerprint."""
+PLACES = ("data.source", "data.mixture", "data.tokenizer", "data.chat_template")
+"""Files that may have moved since a run was trained on them: what is in them has the data's fingerprint."""
+Unlike = Mapping[str, tuple[Any, Any]]
+"""Fields with their values in a run's config.json, and in its newest checkpoint."""
 
 
 def run_of(path: Path) -> Path:
@@ -41,12 +47,80 @@ def check_newest(path: Path, folder: Path) -> None:
 
 
 def open_run(folder: Path) -> RunConfig:
-    """The config of the run in `folder`. Raises `UserError` where there is none, or a damaged or newer one."""
+    """The config of the run in `folder`.
+
+    Raises `UserError` where there is none, a damaged or newer one, or one that was edited since: its checkpoints say of
+    which model, data and adapter they are.
+    """
     path = run_of(folder) / "config.json"
     try:
-        return config_from_json(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError("runs/config-damaged", f"{path} is damaged ({error}): restore it, or start a new run") from None
+        config = config_from_json(path.read_text(encoding="utf-8"), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        newest = _newest_sealed(path.parent)
+        place = f" (its fields are the config in {newest[0] / MANIFEST})" if newest else ""
+        raise UserError(
+            "runs/config-damaged", f"{path} is damaged ({error}): restore it{place}, or start a new run"
+        ) from None
+    checkpoint, unlike = _unlike_sealed(path.parent, config)
+    if fixed := {field: values for field, values in unlike.items() if not _may_change(field)}:
+        raise UserError(
+            "runs/config-not-as-trained",
+            f"{path} was changed: it says {_told(fixed, 0)}, and {checkpoint} was trained with {_told(fixed, 1)}: put "
+            "that back, or start a new run",
+        )
+    return config
+
+
+def changed_since(folder: Path, config: RunConfig) -> Unlike:
+    """What of a run's config isn't as its newest checkpoint was trained, though a resume may change it.
+
+    A resume that was stopped before its first save leaves such a config, and so does an editor.
+    """
+    found = _unlike_sealed(run_of(folder), config)[1]
+    return {field: values for field, values in found.items() if _may_change(field)}
+
+
+def change_told(unlike: Unlike) -> str:
+    """`changed_since` in words: what holds now, and what held before."""
+    return f"{_told(unlike, 0)}, as config.json or the command says; the checkpoint was trained with {_told(unlike, 1)}"
+
+
+def _may_change(field: str) -> bool:
+    return field.split(".")[0] not in ("model", "data", "adapter") or field in FREE_AT_RESUME
+
+
+def _unlike_sealed(run: Path, config: RunConfig) -> tuple[str, Unlike]:
+    """The newest checkpoint's name, and the fields that it doesn't have as `config` does."""
+    newest = _newest_sealed(run)
+    if newest is None:
+        return "", {}
+    path, sealed = newest
+    nothing_seen = not sealed.progress.data_fingerprint  # imported weights: any data may still be theirs
+    unlike = {}
+    for field in fields():
+        ours, theirs = (functools.reduce(getattr, field.split("."), one) for one in (config, sealed.config))
+        free = field in PLACES or (nothing_seen and field.startswith("data."))
+        if ours != theirs and not free:
+            unlike[field] = ours, theirs
+    return path.name, unlike
+
+
+def _newest_sealed(run: Path) -> tuple[Path, Manifest] | None:
+    kinds = (CheckpointFolder(run / kind).newest_sealed() for kind in ("checkpoints", "interchange"))
+    return next(filter(None, kinds), None)
+
+
+def check_config(source: Path) -> None:
+    """Raise `UserError` where the config.json of a run is damaged, or not that of its checkpoints.
+
+    An export goes by its checkpoint alone: it would leave out in silence what somebody has changed in config.json.
+    """
+    if (source / "config.json").is_file():
+        open_run(source)
+
+
+def _told(unlike: Unlike, side: int) -> str:
+    return ", ".join(f"{field} = {values[side]}" for field, values in unlike.items())
 
 
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
@@ -60,7 +134,8 @@ def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunCon
     run = open_run(folder)
     raw = _without_nulls(run.model_dump(mode="json"))
     config = build_config(apply_overrides(raw, overrides), str(folder / "config.json"), overrides)
-    old, new = run.optimizer.name, config.optimizer.name
+    sealed = _newest_sealed(folder)
+    old, new = (sealed[1].config if sealed else run).optimizer.name, config.optimizer.name
     if old != new and "muon" in (old, new) and _has_moments(folder):
         raise UserError(
             "runs/optimizer-moments-differ",

@@ -17,7 +17,7 @@ def best_interchange(folder: Path, say: Callable[[str], None]) -> Interchange:
     A damaged one is passed over with a warning through `say`.
     """
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    if not checkpoints.complete():
+    if not checkpoints.found():
         return load_interchange(newest_interchange(folder))
 
     def load(path: Path, progress: Progress) -> Interchange:

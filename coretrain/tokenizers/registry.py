@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import tiktoken
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
@@ -16,6 +19,23 @@ from coretrain.tokenizers.tokenizer import (
     Tokenizer,
     read_ranks,
 )
+
+Id = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class SavedFacts(BaseModel):
+    """What `Tokenizer.save` writes beside the tokens."""
+
+    model_config = ConfigDict(strict=True)
+    version: Annotated[int, Field(ge=1)]
+    name: str
+    pattern: str | None
+    eot: Id
+    fingerprint: str
+    specials: dict[str, Id] | None = None
+    roles: dict[str, Id] | None = None
+    partial: bool = False
+
 
 GPT2_FILE = Path(__file__).resolve().parent / "r50k_base.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -72,11 +92,14 @@ def saved_tokenizer(folder: Path) -> Path | None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
-    if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
+    try:
+        SavedFacts.model_validate(facts)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
             "tokenizers/saved-facts-damaged",
-            f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again",
-        )
+            f"{folder / SAVED_FACTS} is damaged ({field} is missing or wrong): restore it, or make the tokenizer again",
+        ) from None
     if facts["version"] > 3:
         raise UserError(
             "tokenizers/saved-version-too-new",
@@ -89,15 +112,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer: Tokenizer = load_json_tokenizer(path, facts)
     else:
         path = folder / SAVED_RANKS
-        tokenizer = Tokenizer(
-            facts["name"],
-            read_ranks(path),
-            facts["pattern"],
-            facts["eot"],
-            facts.get("specials"),
-            facts.get("roles"),
-            facts.get("partial", False),
-        )
+        tokenizer = _of_ranks(path, facts)
     if tokenizer.fingerprint != facts["fingerprint"]:
         raise UserError(
             "tokenizers/fingerprint-differs",
@@ -105,6 +120,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "one of the two was changed; restore them, or make the tokenizer again",
         )
     return tokenizer
+
+
+def _of_ranks(path: Path, facts: Mapping[str, Any]) -> Tokenizer:
+    ranks, more = read_ranks(path), (facts.get("specials"), facts.get("roles"), facts.get("partial", False))
+    try:
+        return Tokenizer(facts["name"], ranks, facts["pattern"], facts["eot"], *more)
+    except UserError as error:
+        raise UserError(
+            "tokenizers/saved-tokenizer-refused",
+            f"{path} or {SAVED_FACTS} beside it is damaged ({error}): restore them, or make the tokenizer again",
+        ) from None
 
 
 def named_tokenizer(name: str) -> Tokenizer:

@@ -20,8 +20,8 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.contract.sampling import Sampling
 from coretrain.runs.adapted import adapter_config, open_adapters, with_base
-from coretrain.runs.chat import chat_prompts
-from coretrain.runs.folder import open_run
+from coretrain.runs.chat import chat_prompts, template_changed
+from coretrain.runs.folder import change_told, changed_since, open_run
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer
 from coretrain.training.restore import restore
@@ -43,10 +43,19 @@ def open_for_generation(folder: Path, make_stack: MakeStack, adapter: Path | Non
     With `adapter`, another run's: that run's best checkpoint on the weights of `folder`.
     """
     run = adapter or folder
-    config, base = with_base(on_one_device(adapter_config(adapter, folder) if adapter else open_run(folder)))
+    own = adapter_config(adapter, folder) if adapter else open_run(folder)
+    _say_changed(run, own)
+    config, base = with_base(on_one_device(own))
     stack = make_stack(config, BlankParameters(config.model) if base is None else base)
     restore(stack, run, _warn, for_text=True)
     return stack
+
+
+def _say_changed(run: Path, config: RunConfig) -> None:
+    """What else of a run's config text depends on, though a resume may change it."""
+    changed = changed_since(run, config)
+    if on_text := {field: both for field, both in changed.items() if field.startswith(("precision.", "execution."))}:
+        _warn(f"text is made with {change_told(on_text)}")
 
 
 def _warn(text: str) -> None:
@@ -97,8 +106,12 @@ def generate_text(
                 "several adapters answer questions that stand on the line: add one, or give one --adapter",
             )
         encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened
+    for remark in filter(None, map(template_changed, answering if given.chat else ())):
+        _warn(remark)
     if len(answering) > 1:
         adapters, base = open_adapters(answering, given.run, _warn)
+        for folder in answering:
+            _say_changed(folder, open_run(folder))
         # the one whose base is held whole serves all: DoRA's
         config = next((config for config, _ in adapters if config.adapter.kind == "dora"), adapters[0][0])
         stack = make_stack(on_one_device(config.changed(model=adapters[0][0].model)), base)

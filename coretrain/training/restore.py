@@ -72,15 +72,15 @@ def restore(
             world.on_rank0(lambda: translate(sealed.stack, folder, path.name))
         return adopt(stack, translated, for_text)
 
-    if not world.broadcast_bool(bool(checkpoints.complete())):
+    if not world.broadcast_bool(bool(checkpoints.found())):
         newest = world.broadcast(str(world.collectively(lambda: newest_interchange(folder) if world.first else "")))
         return world.collectively(lambda: adopt(stack, Path(newest), for_text))
     return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
 
 
 def holds_state(folder: Path) -> bool:
-    """Whether a run's folder has any checkpoint, of its own or imported."""
-    return any(CheckpointFolder(folder / kind).complete() for kind in ("checkpoints", "interchange"))
+    """Whether a run's folder has any checkpoint, of its own or imported, whole or damaged."""
+    return any(CheckpointFolder(folder / kind).found() for kind in ("checkpoints", "interchange"))
 
 
 def adopt(stack: Stack, path: Path, for_text: bool = False) -> Progress:

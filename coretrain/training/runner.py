@@ -33,6 +33,7 @@ from coretrain.runs.adapted import (
 )
 from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
+from coretrain.runs.folder import change_told, changed_since
 from coretrain.training.command_line import Command, parse
 from coretrain.training.loop import Loop
 from coretrain.training.resolve import completed, resolve
@@ -106,6 +107,10 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World,
         if found.data_fingerprint:
             check_resumable(config, data, found)
             progress = found
+            given = {key for key, _ in command.overrides}
+            changed = changed_since(folder, config) if world.first else {}
+            if unasked := {field: values for field, values in changed.items() if field not in given}:
+                warn(f"it goes on with {change_told(unasked)}")
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.assert_same(json.dumps(progress.to_json()), "place to go on from")
     world.on_rank0(lambda: begin_folder(folder, config, data))
@@ -115,6 +120,8 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World,
     line = line_that_goes_on(f"{module}.run", folder, command, world, program)
     first, p = world.first, config.parallel
     journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
+    if journal.gaps:
+        warn(journal.gaps)
     with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:
         journal.header(
             {

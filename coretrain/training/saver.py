@@ -8,12 +8,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from coretrain.base.files import sha256_of
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress, digests, seal
 from coretrain.config.run import RunConfig
 from coretrain.journal.journal import Journal
 from coretrain.processes.world import World
+from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.training.stack import Saves
 
 
@@ -95,7 +97,9 @@ class Saver:
 
     def _commit(self, folder: Path, progress: Progress, files: dict[str, dict[str, Any]]) -> None:
         """Seal what all processes have written, give it its name, and remove what need not be kept."""
-        seal(folder, progress, self.config, self.stack.name, files=files)
+        template = self.checkpoints.path.parent / CHAT_TEMPLATE
+        beside = {CHAT_TEMPLATE: sha256_of(template)} if template.is_file() else None
+        seal(folder, progress, self.config, self.stack.name, files=files, beside=beside)
         path = self.checkpoints.commit(folder, progress.update)
         if progress.best and progress.best["update"] == progress.update and self.config.checkpoint.keep_best:
             self.checkpoints.note_best(progress.update, progress.best["val_loss"])

@@ -14,7 +14,6 @@ import numpy as np
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.manifest import Progress
-from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters, parameter_table
 from coretrain.contract.schedule import clip_factor, learning_rate
@@ -22,6 +21,7 @@ from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
 from coretrain.data.open import open_data
 from coretrain.runs.files import with_own_files
+from coretrain.runs.folder import open_run
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.localize.runs import examine
 from parity.localize.search import localize_config
@@ -49,8 +49,7 @@ def localize_runs(first: Path, second: Path) -> Report:
         if report.verdict.kind not in ("algorithm", "dtype policy"):
             return report
         runs = first, second
-        configs = [config_from_json((run / "config.json").read_text(encoding="utf-8")) for run in runs]
-        configs = [with_own_files(config, run) for config, run in zip(configs, runs, strict=True)]
+        configs = [with_own_files(open_run(run), run) for run in runs]
         if obstacle := _obstacle(configs, interval):
             sentence = f"{report.verdict.sentence}; not replayed: {obstacle}"
             return replace(report, verdict=replace(report.verdict, sentence=sentence))

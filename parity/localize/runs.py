@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coretrain.base.errors import UserError
-from coretrain.config.load import config_from_json
+from coretrain.journal.metrics import gaps, read_metrics
+from coretrain.runs.folder import change_told, changed_since, open_run
 from parity.localize.rows import Row, Verdict
 from parity.localize.show import Report
 from parity.localize.snapshots import (
@@ -29,7 +31,6 @@ NORM = 10
 RATE = 1e-12
 SIDES = ("first", "second")
 IRRELEVANT = {"data.workers", "data.prepare_processes", "data.cache", "train.log_interval", "train.sample_tokens"}
-JOURNALED = ("loss", "grad_norm", "lr", "batch_hash")
 
 
 def compare_runs(first: Path, second: Path) -> Report:
@@ -44,8 +45,10 @@ def compare_runs(first: Path, second: Path) -> Report:
 def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]:
     """What `compare_runs` gives, and the interval; what had to be translated of the runs lies in `scratch`."""
     folders = first, second
-    configs = [_config(folder) for folder in folders]
-    journals = ours, theirs = _journal(first), _journal(second)
+    (configs, of_configs), (journals, of_journals) = (
+        zip(*(read(folder) for folder in folders), strict=True) for read in (_config, _journal)
+    )
+    ours, theirs = journals
     common = [update for update in ours if update in theirs]
     if not common:
         raise UserError(
@@ -53,11 +56,14 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
             f"{first} and {second} have no update in common: give two runs that start at the same update",
         )
     origin = next((u for u in common if any(_differ(ours[u], theirs[u], key) for key in MEASURED)), common[0])
-    rows = _rows(common, ours, theirs, _precision(configs), origin)
+    precision = _precision(configs)
+    rows = _rows(common, ours, theirs, precision, origin)
     one, other = (Snapshots(folder, scratch / side) for folder, side in zip(folders, SIDES, strict=True))
     # the state that a loss was computed from is that of the update before it
-    interval = bisect(one, other, _precision(configs), common[0], max(common[0], origin - 1))
+    interval = bisect(one, other, precision, common[0], max(common[0], origin - 1))
     verdict = _verdict(common, ours, theirs, configs, rows, interval)
+    said = [text for texts in (*of_configs, *of_journals, interval.left_out) for text in texts]
+    verdict = replace(verdict, sentence="; ".join([verdict.sentence, *said]))
     arrays = {"update": np.array(common)}
     for side, journal in zip(SIDES, journals, strict=True):
         arrays |= {
@@ -66,55 +72,33 @@ def examine(first: Path, second: Path, scratch: Path) -> tuple[Report, Interval]
     return Report(f"{first.name} and {second.name}", rows + interval.rows, verdict, arrays), interval
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
+def _config(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """A run's fields, and what is to be said of them. Raises `UserError` as `open_run` does."""
+    if not (folder / "config.json").is_file():
         raise UserError(
             "parity/not-a-run",
             f"{folder} holds no run (no config.json): give the folders of two runs, or one config",
         )
+    config = open_run(folder)
+    sections, changed = json.loads(config.to_json()), changed_since(folder, config)
+    flat = {f"{s}.{k}": v for s, fields in sections.items() if isinstance(fields, dict) for k, v in fields.items()}
+    return flat, [f"{folder} goes by {change_told(changed)}"] if changed else []
+
+
+def _journal(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """A run's updates, and what is to be said of them. Raises `UserError` for a damaged line."""
     try:
-        nested = json.loads(config_from_json(path.read_text(encoding="utf-8")).to_json())
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        updates = {row["update"]: row for row in read_metrics(folder)[0]}  # after a rollback the later one counts
+        gap = gaps(folder, max(updates, default=-1) + 1)
+    except OSError as error:
         raise UserError(
-            "parity/run-config-invalid",
-            f"{path} is no run's config ({reason}): give a whole run, or resume it from a copy",
+            "parity/run-unreadable",
+            f"can't read {error.filename}: {error.strerror}; give the folders of two runs that have begun",
         ) from None
-    return {f"{s}.{k}": v for s, fields in nested.items() if isinstance(fields, dict) for k, v in fields.items()}
+    return updates, [gap] if gap else []
 
 
-def _journal(folder: Path) -> dict[int, dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it isn't text in UTF-8"
-        raise UserError(
-            "parity/run-unreadable", f"can't read {path}: {reason}; give the folders of two runs that have begun"
-        ) from None
-    rows: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a line that a kill cut off
-        if not isinstance(row, dict):
-            raise UserError(
-                "parity/journal-line-not-object",
-                f"{path} holds a line that is no object ({line[:40]}): it isn't the journal of a run",
-            )
-        if "loss" in row:
-            if missing := [key for key in ("update", *JOURNALED) if key not in row]:
-                raise UserError(
-                    "parity/journal-update-incomplete",
-                    f"{path} has an update without {missing[0]}: it isn't the journal of a run",
-                )
-            rows[row["update"]] = row  # after a rollback the later one counts
-    return rows
-
-
-def _precision(configs: list[dict[str, Any]]) -> str:
+def _precision(configs: Sequence[dict[str, Any]]) -> str:
     """The one with the larger allowance; a float32 with reduced-precision matmuls has TF32's ten bits, as float16."""
     fast = ("float16" for c in configs if c["precision.compute"] == "float32" and c["precision.fast_matmul"])
     return max((*(c["precision.compute"] for c in configs), *fast), key=lambda name: START[name])
@@ -165,7 +149,7 @@ def _verdict(
     common: list[int],
     ours: Mapping,
     theirs: Mapping,
-    configs: list[dict[str, Any]],
+    configs: Sequence[dict[str, Any]],
     rows: list[Row],
     interval: Interval,
 ) -> Verdict:

@@ -53,7 +53,7 @@ class Snapshots:
     def __init__(self, run: Path, scratch: Path) -> None:
         self.run, self.scratch = run, scratch
         self.kinds = {
-            kind: {path.name: path for path in CheckpointFolder(run / kind).complete() if path.suffix != ".old"}
+            kind: {path.name: path for path in CheckpointFolder(run / kind).found() if path.suffix != ".old"}
             for kind in ("checkpoints", "interchange")
         }
 
@@ -95,6 +95,8 @@ class Interval:
     """The tensors of `bad`, or else of `good`."""
     pair: tuple[Interchange, Interchange] | None = None
     """Both sides of `good`."""
+    left_out: list[str] = field(default_factory=list)
+    """Checkpoints that were looked at and are damaged on a side, with what is wrong."""
 
     @property
     def sentence(self) -> str:
@@ -122,9 +124,9 @@ def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0, 
 
     Up to update `origin` (default: `begun`) they were equal bit for bit: rounding grows from there.
 
-    About log2 of the number of common checkpoints are opened. One that is damaged on either side is left out.
+    About log2 of the number of common checkpoints are opened. One that is damaged on either side is left out, and said.
     """
-    common = sorted(first.names & second.names)
+    common, left_out = sorted(first.names & second.names), list[str]()
     seen: dict[str, tuple[list[Row], tuple[Interchange, Interchange]]] = {}
 
     def parts(name: str) -> bool:
@@ -140,7 +142,8 @@ def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0, 
                 high = at - 1
             else:
                 low = at
-        except (DamagedCheckpoint, UserError):
+        except (DamagedCheckpoint, UserError) as fault:
+            left_out.append(f"{common[at]} is left out, {fault}")
             del common[at]
             high -= 1
         at = (low + high + 1) // 2
@@ -148,7 +151,7 @@ def bisect(first: Snapshots, second: Snapshots, precision: str, begun: int = 0, 
     bad = common[high + 1] if high + 1 < len(common) else None
     shown = bad or good
     rows, pair = seen[shown][0] if shown else [], seen[good][1] if good else None
-    return Interval(len(common), begun, good, bad, rows, pair)
+    return Interval(len(common), begun, good, bad, rows, pair, left_out)
 
 
 def compare_states(pair: tuple[Interchange, Interchange], precision: str, origin: int) -> list[Row]:

@@ -13,7 +13,7 @@ from coretrain.adapters.targets import initial_adapter, trainable_parameters
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import interchange_of, newest_interchange, save_interchange
-from coretrain.checkpoint.manifest import Progress
+from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress
 from coretrain.contract.parameters import initial_parameters
 from coretrain.runs.adapted import check_tokenizer, merge_run, with_base
 from coretrain.runs.base import Base, keep_base
@@ -25,6 +25,7 @@ from coretrain.tokenizers.registry import bytes_tokenizer, named_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.generate import open_for_generation
 from coretrain.training.resolve import completed
+from tests.support.files import flip_bit
 from tests.support.refusal import refused
 
 LORA = {"adapter__kind": "lora", "adapter__rank": 4, "model__vocab": 257}
@@ -70,6 +71,20 @@ def test_a_base_that_went_on_is_found_by_its_weights(small_config, made, monkeyp
 
     monkeypatch.setattr(CheckpointFolder, "pin", full)
     assert "can't be marked as in use (Read-only file system): don't go on with" in keep_base(newest, tensors.folder)
+
+
+def test_a_damaged_base_is_called_damaged(small_config, made):
+    """And not another base; damage to a checkpoint that the adapter doesn't stand on is no matter."""
+    base = made(2)
+    lora, _ = with_base(small_config(**LORA, adapter__base=base))
+    made(4)
+    (interchange_of(base, "update-00000004") / "manifest.json").unlink()
+    assert with_base(lora)[0] == lora
+    with refused("checkpoint/manifest-missing", "update-00000004"):
+        with_base(small_config(**LORA, adapter__base=base))
+    flip_bit(interchange_of(base, "update-00000002") / "parameters-00001.safetensors", -1)
+    with pytest.raises(DamagedCheckpoint, match="base"):
+        with_base(lora)
 
 
 def test_a_base_that_is_not_there(small_config, made, tmp_path):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.commands import ROOT
+from tests.support.refusal import refused
+from twintrain.twins import sentences
 
 pytestmark = pytest.mark.whole
 
@@ -40,6 +43,19 @@ def test_how_far_apart_two_runs_are(tmp_path):
     assert "the largest difference is 0.2500" in done.stdout
     assert "Validation after 5 updates: 5.0000 and 4.9000, 2.04% apart" in done.stdout
     assert (tmp_path / "twins.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_hole_is_said_and_damage_refused(tmp_path):
+    a, b = (make_run(tmp_path / name, [8.0, 7.0, 6.5, 6.0], 5.0) for name in "ab")
+    path = tmp_path / "b" / "metrics.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:1] + whole[2:]))
+    text = sentences([Path(a), Path(b)])
+    assert text.startswith(f"warning: {path} lacks 1 of 4 updates (1)")
+    assert "\n3 updates;" in text
+    path.write_text("".join([whole[0].replace("loss", "los"), *whole[1:]]))
+    with refused("journal/line-damaged", str(path), "line 1"):
+        sentences([Path(a), Path(b)])
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,52 @@ def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, corpus: Path) ->
         path.write_text(bad)
         with pytest.raises(UserError, match=rf"manifest\.json.* {words}"):
             quiet(config)
+
+
+def edited(manifest: dict[str, Any], place: str, value: object) -> dict[str, Any]:
+    """A copy with the value at `place` (`shards.0.split`) changed, or without it where `value` is `...`."""
+    copy: dict[str, Any] = json.loads(json.dumps(manifest))
+    *parents, leaf = (int(part) if part.isdigit() else part for part in place.split("."))
+    owner: Any = copy
+    for parent in parents:
+        owner = owner[parent]
+    if value is ...:
+        del owner[leaf]
+    else:
+        owner[leaf] = value
+    return copy
+
+
+WRONG: list[tuple[str, list[Any]]] = [
+    ("version", [..., "1", 0, None]),
+    ("vocab", [..., "257", 256, -1]),
+    ("tokenizer", [..., 7]),
+    ("source", [..., None]),
+    ("tokenizer_fingerprint", [..., "ab", 7]),
+    ("fingerprint", [..., None, "0" * 64]),
+    ("shards", [..., None, {}, [7]]),
+    ("shards.0.split", [..., "validation", "test"]),
+    ("shards.0.file", [..., "../x", 7]),
+    ("shards.0.tokens", [..., "7", -1, 7]),
+    ("shards.0.bytes", [..., 1.5, 7]),
+    ("shards.0.documents_hash", [..., "0" * 64]),
+    ("shards.0.sha256", [..., None, "0" * 64]),
+    ("splits", [..., [], {}]),
+    ("splits.train.tokens", [..., 7]),
+]
+
+
+def test_each_field_of_the_manifest_is_checked(tmp_path: Path, corpus: Path) -> None:
+    config = configure(tmp_path, corpus)
+    path = quiet(config).parts[0].folder / "manifest.json"
+    good = path.read_text()
+    for place, values in WRONG:
+        for value in values:
+            path.write_text(json.dumps(edited(json.loads(good), place, value)))
+            with pytest.raises(UserError, match=f"{path.parent.name}.* prepare the data again"):
+                quiet(config)
+    path.write_text(good)
+    quiet(config)
 
 
 def test_ids_out_of_the_vocabulary_are_refused(tmp_path: Path, corpus: Path) -> None:

@@ -22,7 +22,7 @@ from coretrain.journal.chart import (
     log_ticks,
 )
 from coretrain.journal.journal import Journal
-from coretrain.journal.metrics import read_metrics
+from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot, write_report
 from tests.support.refusal import refused
 
@@ -115,6 +115,75 @@ def test_a_hole_before_the_last_line_is_refused(tmp_path):
     path.write_text("\n".join([rows[0], rows[1][:20], rows[2]]) + "\n")
     with refused("journal/line-damaged"):
         read_metrics(tmp_path)
+
+
+ROW = {"update": 2, "loss": 5.0, "grad_norm": 1.0, "lr": 1e-3, "tokens": 1, "batch_hash": "x", "seconds": 0.1}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"loss": "5.0"},
+        {"loss": math.nan},
+        {"update": None},
+        {"update": -1},
+        {"update": "2"},
+        {"lr": None},
+        {"seconds": [0.1]},
+        {"batch_hash": 7},
+    ],
+)
+def test_a_line_that_says_something_else_is_refused(tmp_path, changed):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(ROW | changed) + "\n")
+    for attempt in (lambda: read_metrics(tmp_path), lambda: journal(tmp_path, 3)):
+        with refused("journal/line-damaged", "metrics.jsonl", "line 1"):
+            attempt()
+
+
+def test_a_line_with_another_key_or_no_end_is_refused(tmp_path):
+    """Only a line without its end was cut off by a kill."""
+    wrong = ["[" * 5000, "7", "{}", "\0\0", *(json.dumps({k: v for k, v in ROW.items() if k != key}) for key in ROW)]
+    for line in [*wrong, json.dumps({"update": 1, "val_los3": 1.0, "bits_per_byte": 1.0})]:
+        (tmp_path / "metrics.jsonl").write_text(line + "\n")
+        with refused("journal/line-damaged", "line 1"):
+            read_metrics(tmp_path)
+
+
+def test_a_journal_that_ends_before_its_checkpoint_is_said(tmp_path):
+    """An evaluation that is gone can't be told from one that never was, but the line of the save stands behind it."""
+    with journal(tmp_path) as book:
+        train(book, 0, 8)
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert gaps(tmp_path, 8, saved=True) == ""
+    (tmp_path / "metrics.jsonl").write_text("".join(whole[:-1]))
+    assert "ends before the line of the checkpoint after 8 updates" in gaps(tmp_path, 8, saved=True)
+    assert gaps(tmp_path, 8) == "", "a run that goes on"
+
+
+@pytest.mark.parametrize(
+    ("kept", "end", "words"),
+    [
+        (range(12), "", []),
+        (range(12), '{"update": 11, "lo', []),  # beyond the checkpoint, and written anew
+        (range(6), "", ["lacks 2 of 8 updates (6-7)"]),
+        ([0, 3, 4, 5, 7, 8], "", ["lacks 3 of 8 updates (1-2, 6)"]),
+        ([0, 1, 2, 3, 3, 4, 5, 6, 7], "", ["has 1 more than once (3)"]),
+        ([0, 2, 2, 4, 6], '{"up', ["lacks 4 of 8 updates (1, 3, 5, 7)", "has 1 more than once (2)", "cut off"]),
+        (None, "", ["lacks 8 of 8 updates (0-7)"]),
+    ],
+)
+def test_what_a_journal_lacks_is_said_at_a_resume(tmp_path, kept, end, words):
+    if kept is not None:
+        written = [json.dumps(ROW | {"update": n}) + "\n" for n in kept]
+        at = next((n for n, update in enumerate(kept) if update >= 8), len(written))
+        written.insert(at, json.dumps({"update": 8, "event": "checkpoint", "text": "x"}) + "\n")
+        (tmp_path / "metrics.jsonl").write_text("".join(written) + end)
+    with journal(tmp_path, 8) as book:
+        said = book.gaps
+        train(book, 8, 12)
+    assert bool(said) == bool(words)
+    assert [part for part in words if part not in said] == [], said
+    assert [row["update"] for row in read_metrics(tmp_path)[0]] == [n for n in kept or () if n < 8] + [8, 9, 10, 11]
 
 
 def test_a_rollback_forgets_the_updates_and_remembers_itself(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import shutil
 
 import pytest
 
@@ -252,3 +253,24 @@ def test_damaged_checkpoints_are_left_out(runs, tmp_path, monkeypatch):
     interval = bisect(*snapshots, "float32")
     assert (interval.common, interval.good, interval.bad) == (5, "update-00000004", "update-00000006")
     assert len(opened) <= 5
+    assert interval.left_out == ["update-00000012 is left out, damaged"]
+
+
+def test_what_was_changed_or_lost_in_a_run_is_said(runs, tmp_path):
+    """A newest checkpoint that is damaged, a journal with a hole, a rate that no checkpoint was trained with."""
+    correct, other = runs("kept", "torch", *SNAPSHOTS), tmp_path / "other"
+    shutil.copytree(correct, other)
+    for kind in ("checkpoints", "interchange"):
+        (other / kind / "update-00000012" / "manifest.json").unlink()
+    rows = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (other / "metrics.jsonl").write_text("".join(row for row in rows if not row.startswith('{"update": 5, "loss"')))
+    fields = json.loads((other / "config.json").read_text())
+    fields["optimizer"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(fields))
+    sentence = compare_runs(correct, other).verdict.sentence
+    for words in ("update-00000012 is left out", "manifest.json", "lacks 1 of 12 updates (5)", "optimizer.lr = 0.5"):
+        assert words in sentence, sentence
+    fields["model"]["norm_eps"] = 0.5
+    (other / "config.json").write_text(json.dumps(fields))
+    with refused("runs/config-not-as-trained", "model.norm_eps"):
+        localize_runs(correct, other)

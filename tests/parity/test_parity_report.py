@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from parity.report import read, write_report
+from parity.report import write_report
+from parity.results import read
 from tests.support.refusal import refused
 
 
@@ -116,3 +117,32 @@ def test_the_command_line(tmp_path):
     (tmp_path / "mutation.json").write_text(json.dumps(results(versions={"torch": "1"})))
     done = subprocess.run([*line, good], capture_output=True, text=True, check=True)
     assert "left out" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("versions",), []),
+        (("machine",), None),
+        (("devices", 0), "cpu"),
+        (("gates",), {}),
+        (("gates", 0, "cap"), "1e-13"),
+        (("gates", 0, "error"), [1]),
+        (("gates", 1, "where"), None),
+        (("failures",), [7]),
+        (("not_run", 0), ["CUDA"]),
+        (("seconds",), "12"),
+        (("mutants",), [{"name": "x"}]),
+        (("trajectory",), {"gpt2-like": {"difference": [1.0]}}),
+    ],
+)
+def test_a_field_of_another_kind_is_one_sentence(tmp_path, place, value):
+    wrong = results()
+    *parents, leaf = place
+    owner = wrong
+    for parent in parents:
+        owner = owner[parent]
+    owner[leaf] = value
+    (tmp_path / "results.json").write_text(json.dumps(wrong))
+    with refused("parity/results-unreadable", "results.json", str(place[0])):
+        read(tmp_path / "results.json")

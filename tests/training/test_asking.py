@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
 
+from coretrain.base.files import sha256_of
+from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import interchange_of, save_interchange
-from coretrain.checkpoint.manifest import Progress
+from coretrain.checkpoint.manifest import Progress, seal
 from coretrain.contract.parameters import initial_parameters
+from coretrain.runs.chat import template_changed
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.training.generate import generate_text
 from tests.support.refusal import refused
@@ -92,3 +96,17 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_opened(folder):
     (folder / "chat_template.jinja").unlink()
     with refused("runs/chat-template-missing", "run"):
         ask()
+
+
+def test_a_template_that_was_changed_since_training_is_said(folder, small_config):
+    kept = CheckpointFolder(folder / "checkpoints")
+    for update, beside in ((1, None), (2, {"chat_template.jinja": sha256_of(folder / "chat_template.jinja")})):
+        temporary = kept.begin(update)
+        seal(temporary, Progress(update=update), small_config(), "torch", beside=beside)
+        kept.commit(temporary, update)
+        assert template_changed(folder) == ""
+    (folder / "chat_template.jinja").write_text(TEMPLATE + "!")
+    said = template_changed(folder)
+    assert "chat_template.jinja was changed since update-00000002" in said
+    shutil.rmtree(kept.final(2))  # what older versions wrote doesn't say
+    assert template_changed(folder) == ""

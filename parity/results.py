@@ -1,0 +1,89 @@
+"""The results file of a session of the judge, read back: each field that its page shows is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from coretrain.base.errors import UserError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Gate(_Strict):
+    name: str
+    rung: str
+    cap: float
+    floor: float
+    catches: str
+    error: float | None
+    where: str
+    status: str
+
+
+class _Mutant(_Strict):
+    name: str
+    side: str
+    area: str
+    about: str
+    declared: str | None = None
+    killed_by: list[str]
+    equivalent: bool
+    expected_tap: str | None = None
+    localized_tap: str | None = None
+
+
+class _Curves(_Strict):
+    difference: list[float | None]
+    yardstick: list[float | None]
+    loss_torch: list[float | None]
+    loss_jax: list[float | None]
+
+
+class _Device(_Strict):
+    name: str
+
+
+class Results(_Strict):
+    """What `pytest parity` leaves."""
+
+    versions: dict[str, str | None]
+    machine: dict[str, Any]
+    devices: list[_Device]
+    gates: list[_Gate]
+    failures: list[str]
+    not_run: list[list[str]]
+    date: str = ""
+    variants: list[str] = []
+    seconds: float = 0
+    mutants: list[_Mutant] | None = None
+    trajectory: dict[str, _Curves] | None = None
+    dtypes: list[dict[str, Any]] | None = None
+    kernels: list[dict[str, Any]] | None = None
+    reduced_matmuls: list[dict[str, Any]] | None = None
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """A results file of `pytest parity`; `UserError` where it is none."""
+    try:
+        results: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        Results.model_validate(results)
+        if odd := [row for row in results["not_run"] if len(row) != 2]:
+            raise ValueError(f"not_run has {odd[0]}, which isn't what and why")
+    except FileNotFoundError:
+        raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
+    except (ValueError, RecursionError, OSError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise UserError(
+            "parity/results-unreadable", f"{path}: not the results of pytest parity ({reason}); run it again"
+        ) from None
+    return results
