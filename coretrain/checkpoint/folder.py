@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import sync_folder, write_atomically
+from coretrain.base.parse import from_json, read_bytes
 from coretrain.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpoint,
@@ -80,7 +81,7 @@ class CheckpointFolder:
     def best(self) -> Path | None:
         """The checkpoint that `note_best` named, if it is there."""
         try:
-            path = self.final(json.loads((self.path / BEST).read_bytes())["update"])
+            path = self.final(from_json(read_bytes(self.path / BEST))["update"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return path if (path / MANIFEST).is_file() else None

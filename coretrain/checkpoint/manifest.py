@@ -15,6 +15,7 @@ from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of, sync_folder, write_atomically
+from coretrain.base.parse import from_json, read_bytes
 from coretrain.config.load import build_config
 from coretrain.config.run import RunConfig
 
@@ -158,7 +159,7 @@ def _manifest(folder: Path, raw: Mapping[str, Any]) -> Manifest:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw: dict[str, Any] = json.loads(path.read_bytes())
+        raw: dict[str, Any] = from_json(read_bytes(path))
         checksum, version = raw.pop("checksum"), raw["version"]
     except FileNotFoundError:
         raise DamagedCheckpoint(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import read_bytes
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import read_sealed
 from coretrain.config.load import apply_overrides, build_config, config_from_json
@@ -44,8 +44,8 @@ def open_run(folder: Path) -> RunConfig:
     """The config of the run in `folder`. Raises `UserError` where there is none, or a damaged or newer one."""
     path = run_of(folder) / "config.json"
     try:
-        return config_from_json(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return config_from_json(read_bytes(path).decode())
+    except ValueError as error:
         raise UserError("runs/config-damaged", f"{path} is damaged ({error}): restore it, or start a new run") from None
 
 

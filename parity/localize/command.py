@@ -17,6 +17,7 @@ import torch
 import parity.localize
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
+from coretrain.base.parse import shown
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
@@ -28,6 +29,7 @@ from parity.pair import batches
 PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
+MOST = {"layers": 10_000, "width": 65_536}
 
 
 def shrunk(
@@ -123,6 +125,19 @@ def _check_place(folder: Path) -> None:
         raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
 
 
+def _size(key: str, text: str | None) -> int | None:
+    """What --layers or --width says: the models are to be small, and are computed many times in float64."""
+    most = MOST[key]
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise UserError(
+            "parity/option-not-positive",
+            f"--{key} {shown(text)} is not a whole number from 1 to {most}: give one, as in --{key} 2",
+        )
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """0 where nothing parts, 1 where something does. `program` is what was typed, as the line that repeats it says."""
     typed = sys.argv[1:] if argv is None else argv
@@ -162,16 +177,10 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         report = localize_runs(Path(places[0]), Path(places[1]))
         report.reproduce = f"{program} {places[0]} {places[1]}"
     else:
-        for key in ("layers", "width"):
-            if key in options and not (options[key].isdecimal() and int(options[key])):
-                raise UserError(
-                    "parity/option-not-positive",
-                    f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2",
-                )
+        sizes = [_size(key, options.get(key)) for key in ("layers", "width")]
         jax.config.update("jax_enable_x64", True)
         torch.set_num_threads(min(torch.get_num_threads(), 4))  # the models are so small that more cost more
         name = places[0] if places else None
-        sizes = (int(options[key]) if key in options else None for key in ("layers", "width"))
         config, below = shrunk(name, overrides, *sizes)
         given: dict[str, Any] = {}
         if "inputs" in options:

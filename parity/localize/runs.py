@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json
 from coretrain.config.load import config_from_json
 from parity.localize.rows import Row, Verdict
 from parity.localize.show import Report
@@ -96,7 +97,7 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             continue  # a line that a kill cut off
         if not isinstance(row, dict):
