@@ -43,7 +43,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
     try:
         raw = from_toml(read_bytes(path, LARGEST_TOML).decode())
     except ValueError as error:
-        raise UserError("config/toml-invalid", f"{path} can't be read as TOML: {error}") from None
+        raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)

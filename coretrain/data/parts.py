@@ -8,7 +8,6 @@ from pathlib import Path
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
-from coretrain.base.parse import from_json, read_bytes
 from coretrain.data.prepare import SPLITS, read_manifest
 from coretrain.data.shards import AGAIN, Shard, read_shard
 from coretrain.data.splits import Part, Split
@@ -43,8 +42,7 @@ def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
     big = sum(shard.file_size for shard in shards) > ALWAYS_HASHED
     if big and (folder / VERIFIED).is_file():
         try:
-            found = from_json(read_bytes(folder / VERIFIED))
-            trusted = found if isinstance(found, dict) else {}
+            trusted = json.loads((folder / VERIFIED).read_text())
         except ValueError:
             trusted = {}
     seen = {}

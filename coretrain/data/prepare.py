@@ -28,7 +28,6 @@ from coretrain.base.files import (
     short_hash,
     write_atomically,
 )
-from coretrain.base.parse import from_json
 from coretrain.config.data import DataConfig
 from coretrain.data.encode import (
     Encoded,
@@ -301,7 +300,7 @@ def _finished(folder: Path, tokenizer: Encoder) -> list[dict[str, Any]]:
     broken = set()
     for line in (folder / PROGRESS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = from_json(line)
+            entry = json.loads(line)
             path = folder / entry["file"]
             if entry["split"] not in broken and path.is_file() and sha256_of(path) == entry["sha256"]:
                 read_shard(path, tokenizer.fingerprint, tokenizer.vocab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
-from coretrain.base.parse import from_json
 
 METRICS, SAMPLE = "metrics.jsonl", "sample.txt"
 Rows = Sequence[tuple[str, str]]
@@ -32,7 +32,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for index, line in enumerate(lines):
         try:
-            row = from_json(line)
+            row = json.loads(line)
         except ValueError:
             row = None
         if isinstance(row, dict):

@@ -89,7 +89,7 @@ def accelerators(path: Path = TABLE) -> dict[str, Accelerator]:
             "planning/accelerators-unreadable", f"--accelerators {path} can't be read: {error.strerror}"
         ) from None
     except ValueError as error:
-        raise UserError("planning/toml-invalid", f"{path} can't be read as TOML: {error}") from None
+        raise UserError("planning/toml-invalid", f"{path} is not valid TOML: {error}") from None
     try:
         found = {name.lower(): Accelerator(**{**row, "name": name.lower()}) for name, row in raw.items()}
     except TypeError:

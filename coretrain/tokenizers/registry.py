@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
@@ -19,6 +21,27 @@ from coretrain.tokenizers.tokenizer import (
 
 GPT2_FILE = Path(__file__).resolve().parent / "r50k_base.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _named_ids(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_whole, value.values())))
+
+
+FACTS: dict[str, tuple[bool, Callable[[Any], bool]]] = {
+    "version": (True, _whole),
+    "name": (True, lambda value: isinstance(value, str)),
+    "pattern": (True, lambda value: value is None or isinstance(value, str)),
+    "eot": (True, _whole),
+    "fingerprint": (True, lambda value: isinstance(value, str)),
+    "specials": (False, _named_ids),
+    "roles": (False, _named_ids),
+    "partial": (False, lambda value: isinstance(value, bool)),
+}
+"""What `Tokenizer.save` writes of a tokenizer: whether it must be there, and what it may be."""
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -72,7 +95,9 @@ def saved_tokenizer(folder: Path) -> Path | None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `folder`; its fingerprint is checked."""
     facts = read_json(folder / SAVED_FACTS, "the tokenizer's facts", "restore it, or make the tokenizer again")
-    if not {"version", "name", "pattern", "eot", "fingerprint"} <= facts.keys():
+    if not all(name in facts if must else True for name, (must, _) in FACTS.items()) or not all(
+        fits(facts[name]) for name, (_, fits) in FACTS.items() if name in facts
+    ):
         raise UserError(
             "tokenizers/saved-facts-damaged",
             f"{folder / SAVED_FACTS} is damaged: restore it, or make the tokenizer again",

@@ -29,6 +29,9 @@ from parity.pair import batches
 PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise of an archive that is damaged."""
 MOST = {"layers": 10_000, "width": 65_536}
 
 
@@ -89,7 +92,9 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
             weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
             whole = "batch" in file  # as saved before there were labels of their own
             batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            if not all(isinstance(array, np.ndarray) for array in (*weights.values(), batch.tokens, batch.labels)):
+                raise ValueError("what it holds are no arrays")
+    except UNREADABLE as error:
         raise UserError("parity/inputs-unreadable", f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:

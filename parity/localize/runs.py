@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from coretrain.base.errors import UserError
-from coretrain.base.parse import from_json
 from coretrain.config.load import config_from_json
 from parity.localize.rows import Row, Verdict
 from parity.localize.show import Report
@@ -97,7 +96,7 @@ def _journal(folder: Path) -> dict[int, dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
-            row = from_json(line)
+            row = json.loads(line)
         except ValueError:
             continue  # a line that a kill cut off
         if not isinstance(row, dict):
