@@ -19,6 +19,7 @@ from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.files import write_atomically
+from coretrain.base.numbers import whole_number
 
 PROGRAM = "twintrain docstrings"
 SIGNATURE, PARAGRAPH = (12, 240), (24, 400)
@@ -81,7 +82,7 @@ def options(program: str = PROGRAM) -> Options:
     usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
     parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=whole_number())
     return parser
 
 

@@ -21,6 +21,8 @@ from typing import Any
 from rich.console import Console
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.files import check_picture
+from coretrain.base.numbers import real_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.planning.accelerators import TABLE, Machine, machine
@@ -129,9 +131,13 @@ def options(program: str = PROGRAM) -> Options:
     parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
     parser.add_argument("--accelerators", type=Path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}")
-    parser.add_argument("--price", type=float, help="of the whole machine for an hour (default: the table's)")
-    parser.add_argument("--tokens", type=float, help="tokens of the run (default: the config's)")
-    parser.add_argument("--served", type=float, default=1e12, help="tokens that the model will serve (default: 1e12)")
+    parser.add_argument(
+        "--price", type=real_number(most=1e9), help="of the whole machine for an hour (default: the table's)"
+    )
+    parser.add_argument("--tokens", type=real_number(most=1e18), help="tokens of the run (default: the config's)")
+    parser.add_argument(
+        "--served", type=real_number(most=1e18), default=1e12, help="tokens that the model will serve (default: 1e12)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="TPU: leave the compiler out")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the choices")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -141,6 +147,8 @@ def options(program: str = PROGRAM) -> Options:
 def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argparse.Namespace]:
     """Read the command line and plan. Raises `UserError`."""
     given, rest = options(program).parse_known_args(argv)
+    if given.plot:
+        check_picture(given.plot, "--plot")
     asked = parse(rest, program, "")
     name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
     on = machine(given.on, given.accelerators)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.files import check_picture
 from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot
 
@@ -63,6 +64,7 @@ def options(program: str = PROGRAM) -> Options:
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Draw, and say how far apart they are."""
     given = options(program).parse_args(argv)
+    check_picture(given.picture, "PICTURE")
     text = sentences(given.runs)
     compare_plot(given.runs, [folder.resolve().name for folder in given.runs], given.picture)
     print(text, end="")

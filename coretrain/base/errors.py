@@ -7,6 +7,7 @@ import errno
 import functools
 import multiprocessing
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -17,6 +18,10 @@ UNREAD = 141
 """Exit code as of a program that SIGPIPE ends."""
 OF_THE_PLACE = ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT")
 """Errors of the system, by name (each has its own numbers), that are for the user to mend."""
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+"""What torch and JAX say in a RuntimeError where there isn't as much memory as is asked for."""
+LONGEST = 2000
+"""Characters of a sentence that are printed: what a user gave may stand in it, a megabyte long."""
 ANEW = "free or change the place and run the same again"
 RESUME = (
     "free or change the place (--output, data.cache) and go on with --resume; checkpoints already written are whole"
@@ -47,7 +52,7 @@ class Options(argparse.ArgumentParser):
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:
-    """Wrap a command line's `main`: a `UserError` or a full disk becomes one sentence and exit code 2.
+    """Wrap a command line's `main`: a `UserError`, a full disk or memory becomes one sentence and exit code 2.
 
     `way_out` is what to do about the disk. A reader of the output who has seen enough is no error to tell.
     """
@@ -59,7 +64,7 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
                 code = main()
             finally:
                 sys.stdout.flush()  # where nobody reads it, it fails here and not while the interpreter ends
-        except (UserError, OSError) as error:
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
             code = UNREAD if isinstance(error, BrokenPipeError) and _unread() else print_user_error(error, way_out)
             if code is None:
                 raise
@@ -82,7 +87,7 @@ def _unread() -> bool:
 
 
 def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
-    """Say a `UserError` or a full disk in one sentence; the exit code. None for any other error: it isn't the user's.
+    """Say a `UserError`, a full disk or memory in one sentence; the exit code. None for any other: it isn't the user's.
 
     `way_out` is what to do about the disk. Of several processes that a launcher started on one machine, only the first
     speaks.
@@ -93,6 +98,11 @@ def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
     if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in OF_THE_PLACE:
         place = f" at {error.filename}" if error.filename else ""
         _say(f"error: {error.strerror}{place}: {way_out}")
+        return EXIT_USER_ERROR
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(first)):
+        reason = f" ({first})" if first else ""
+        _say(f"error: there isn't as much memory as this takes{reason}: ask for a smaller model, batch or context")
         return EXIT_USER_ERROR
     return None
 
@@ -111,5 +121,12 @@ def exit_now(code: int) -> NoReturn:
 
 
 def _say(sentence: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # set by torchrun, deepspeed and --spawn
-        print(sentence, file=sys.stderr, flush=True)
+    rank = os.environ.get("LOCAL_RANK", "0")  # set by torchrun, deepspeed and --spawn
+    if rank == "0" or not rank.isdecimal():
+        print(one_line(sentence), file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text as one line of a terminal: line ends and control characters escaped, cut where it is very long."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json, read_bytes, shown
 
 TEMPORARY = ".tmp-"
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+"""Kinds of pictures that are drawn here, by the ending of their names."""
 
 
 def write_atomically(path: Path, *chunks: bytes | memoryview | str) -> str:
@@ -48,7 +51,7 @@ def sync_folder(folder: Path) -> None:
 def read_json(path: Path, what: str, way_out: str = "restore it, or download it again") -> dict[str, Any]:
     """The object in a JSON file. Raises `UserError` naming it, and the `way_out`, when it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(read_bytes(path).decode())
     except FileNotFoundError:
         raise UserError("base/json-file-missing", f"{path} is missing, {what}: {way_out}") from None
     except ValueError:
@@ -56,6 +59,20 @@ def read_json(path: Path, what: str, way_out: str = "restore it, or download it 
     if not isinstance(value, dict):
         raise UserError("base/json-not-an-object", f"{path} is damaged ({what} should be a JSON object): {way_out}")
     return value
+
+
+def check_picture(path: Path, asked: str) -> None:
+    """Raise `UserError` naming what `asked` for it where `path` can't become a picture, before anything is computed."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(
+            "base/picture-kind-unknown",
+            f"{asked} {shown(str(path))} is no name of a picture: let it end in {', '.join(PICTURES)}",
+        )
+    if not path.parent.is_dir():
+        raise UserError(
+            "base/picture-folder-missing",
+            f"{asked} {shown(str(path))}: there is no folder {path.parent}: make it first",
+        )
 
 
 def sha256_of(path: Path) -> str:

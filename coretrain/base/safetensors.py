@@ -18,6 +18,7 @@ import numpy as np
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 LARGEST_HEADER = 100_000_000
@@ -32,7 +33,7 @@ class TensorFile:
         try:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length)) if length <= LARGEST_HEADER else None
+                header = from_json(file.read(length)) if length <= LARGEST_HEADER else None
             size = path.stat().st_size - 8 - length
         except OSError as error:
             raise UserError("base/safetensors-unreadable", f"can't read {path}: {error.strerror}") from None

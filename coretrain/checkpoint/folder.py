@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import sync_folder, write_atomically
+from coretrain.base.parse import from_json, read_bytes
 from coretrain.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpoint,
@@ -96,7 +97,7 @@ class CheckpointFolder:
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss, if it is there: as the newest says, or else `note_best`."""
         try:
-            noted = self.final(json.loads((self.path / BEST).read_bytes())["update"])
+            noted = self.final(from_json(read_bytes(self.path / BEST))["update"])
         except (OSError, ValueError, KeyError, TypeError):
             noted = None
         return next((path for path in (self._sealed_best(), noted) if path and path.is_dir()), None)

@@ -12,14 +12,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from coretrain.base.arrays import Array
 from coretrain.base.files import write_atomically
+from coretrain.base.numbers import COUNTABLE
+from coretrain.base.parse import from_json, read_bytes
 from coretrain.base.safetensors import TensorWriter
 from coretrain.checkpoint.manifest import DamagedCheckpoint
 from coretrain.contract.parameters import Parameter
@@ -45,6 +48,33 @@ class Fragment:
     """Index of the first number, within the block."""
     values: Array
     """The numbers, flat."""
+
+
+Index = Annotated[int, Field(ge=0, le=COUNTABLE)]
+
+
+class _Row(BaseModel):
+    """What the index says of a fragment."""
+
+    key: str
+    group: str
+    name: str
+    shape: list[Index]
+    block: list[tuple[Index, Index]]
+    start: Index
+    stop: Index
+    dtype: Literal["float64", "float32"]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        sides = zip(self.block, self.shape, strict=True)  # raises ValueError where there are more or fewer
+        if not all(start <= stop <= size for (start, stop), size in sides) or self.stop > size_of(tuple(self.block)):
+            raise ValueError("a fragment reaches out of its tensor")
+        return self
+
+
+class _Index(BaseModel):
+    fragments: list[_Row]
 
 
 def block_of(row: Parameter, rows: int, sharded: Mapping[str, tuple[int, int]]) -> Edges:
@@ -102,13 +132,22 @@ def read_fragments(folder: Path) -> dict[str, FragmentedGroup]:
     """
     places: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for path in sorted(folder.glob("*.json")):
+        file = path.with_suffix(".safetensors")
         try:
-            rows = json.loads(path.read_bytes())["fragments"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint("checkpoint/fragments-unreadable", f"{path} can't be read: {error}") from None
+            rows = _Index.model_validate(from_json(read_bytes(path))).fragments
+        except (OSError, ValueError) as error:  # pydantic's is one, of many lines
+            reason = "it is no index of fragments" if isinstance(error, ValidationError) else error
+            raise DamagedCheckpoint("checkpoint/fragments-unreadable", f"{path} can't be read: {reason}") from None
+        try:
+            most = file.stat().st_size
+        except OSError as error:
+            raise _unreadable(file, error) from None
         for row in rows:
-            row["file"] = path.with_suffix(".safetensors")
-            places.setdefault(row["group"], {}).setdefault(row["name"], []).append(row)
+            if not 0 < row.stop - row.start <= most:
+                raise DamagedCheckpoint(
+                    "checkpoint/fragment-size-wrong", f"{path} is damaged: {file.name} can't hold {row.key}"
+                )
+            places.setdefault(row.group, {}).setdefault(row.name, []).append(row.model_dump() | {"file": file})
     if "parameters" not in places:
         raise DamagedCheckpoint(
             "checkpoint/no-parameters",
@@ -118,6 +157,10 @@ def read_fragments(folder: Path) -> dict[str, FragmentedGroup]:
         for name, pieces in tensors.items():
             _check_whole(folder, f"{group}/{name}", pieces)
     return {group: FragmentedGroup(tensors) for group, tensors in places.items()}
+
+
+def _unreadable(file: Path, error: Exception) -> DamagedCheckpoint:
+    return DamagedCheckpoint("checkpoint/fragment-unreadable", f"{file} can't be read: {error}")
 
 
 def _check_whole(folder: Path, name: str, pieces: list[dict[str, Any]]) -> None:
@@ -167,9 +210,7 @@ class FragmentedGroup(Mapping[str, Array]):
                 with safe_open(piece["file"], framework="np") as file:
                     blocks[key][piece["start"] : piece["stop"]] = file.get_tensor(piece["key"])
             except (SafetensorError, OSError, ValueError) as error:
-                raise DamagedCheckpoint(
-                    "checkpoint/fragment-unreadable", f"{piece['file']} can't be read: {error}"
-                ) from None
+                raise _unreadable(piece["file"], error) from None
         for key, values in blocks.items():
             block = json.loads(key)
             if values.size != whole.size:

@@ -127,10 +127,13 @@ def _write_group(folder: Path, group: str, tensors: Mapping[str, Array], limit: 
 
 def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Names and shapes against the table: all that trains, and each parameter's moments at most once a group."""
-    shapes = {
-        group: {name: np.broadcast_to(np.float32(0), facts["shape"]) for name, facts in tensors.items()}
-        for group, tensors in index.items()
-    }
+    try:
+        shapes = {
+            group: {name: np.broadcast_to(np.float32(0), facts["shape"]) for name, facts in tensors.items()}
+            for group, tensors in index.items()
+        }
+    except ValueError:
+        raise DamagedCheckpoint("checkpoint/shape-too-large", f"{where} is damaged: a shape can't be one") from None
     parameters = shapes.get("parameters", {})
     table = trainable_parameters(config)
     check_rows(table, parameters, f"{where} (group parameters)")

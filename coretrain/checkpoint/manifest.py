@@ -11,15 +11,44 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of, sync_folder, write_atomically
+from coretrain.base.numbers import COUNTABLE
+from coretrain.base.parse import from_json, read_bytes
 from coretrain.config.load import build_config
 from coretrain.config.run import RunConfig
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+
+Size = Annotated[int, Field(ge=0, le=COUNTABLE)]
+
+
+class _File(BaseModel):
+    bytes: Size
+    sha256: str
+
+
+class _Tensor(BaseModel):
+    file: str
+    dtype: str
+    shape: list[Size]
+
+
+class _Sealed(BaseModel):
+    """What `manifest.json` must hold beside its version and its checksum."""
+
+    model_config = ConfigDict(strict=True)
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    stack: str
+    files: dict[str, _File]
+    tensors: dict[str, dict[str, _Tensor]]
 
 
 class DamagedCheckpoint(UserError):
@@ -62,7 +91,13 @@ class Progress:
                 "checkpoint/progress-fields-wrong",
                 f"progress has fields other than this version's: {', '.join(odd)}",
             )
-        return Progress(**raw)
+        try:
+            return TypeAdapter(Progress).validate_python(dict(raw))
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            raise DamagedCheckpoint(
+                "checkpoint/progress-value-wrong", f"progress has a value that can't be: {place}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -161,7 +196,7 @@ def _manifest(folder: Path, raw: Mapping[str, Any]) -> Manifest:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw: dict[str, Any] = json.loads(path.read_bytes())
+        raw: dict[str, Any] = from_json(read_bytes(path))
         checksum, version = raw.pop("checksum"), raw["version"]
     except FileNotFoundError:
         raise DamagedCheckpoint(
@@ -180,6 +215,13 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if _checksum(raw) != checksum:
         raise DamagedCheckpoint("checkpoint/manifest-checksum-wrong", f"{path} is damaged: its checksum is wrong")
+    try:
+        _Sealed.model_validate(raw)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DamagedCheckpoint(
+            "checkpoint/manifest-field-wrong", f"{path} is damaged: {place} is missing or wrong"
+        ) from None
     return raw
 
 

@@ -67,5 +67,5 @@ class DataConfig(Section):
     max_documents: Count = Field(0, description="Stop after this many documents of a source (0: all).")
     shard_tokens: Annotated[int, Field(ge=1024)] = Field(16_777_216, description="Tokens in a shard file.")
     cache: str = Field("~/.cache/twintrain", description="Folder of prepared shards and trained tokenizers.")
-    prepare_processes: Count = Field(0, description="Processes that tokenize (0: one for each core).")
-    workers: Count = Field(0, description="Loader workers during training (0: in the trainer's own process).")
+    prepare_processes: Count = Field(0, le=1024, description="Processes that tokenize (0: one for each core).")
+    workers: Count = Field(0, le=1024, description="Loader workers during training (0: in the trainer's own process).")

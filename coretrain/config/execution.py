@@ -39,6 +39,7 @@ class ExecutionConfig(Section):
     loss_chunk: Positive = Field(1024, description="Tokens per chunk of the output head and cross-entropy.")
     vocab_multiple: Positive = Field(
         64,
+        le=1_000_000,
         description="Rows of the embedding are padded to this multiple for speed; padding never reaches the loss, "
         "checkpoints or exports.",
     )
@@ -82,10 +83,14 @@ class ParallelConfig(Section):
     )
     host: Count | None = Field(None, description="JAX: which of them this one is, from 0. Unset: found, as above.")
     timeout: int = Field(
-        300, ge=5, description="Seconds that a process may keep the others waiting before the run ends and names it."
+        300,
+        ge=5,
+        le=1_000_000,
+        description="Seconds that a process may keep the others waiting before the run ends and names it.",
     )
     silence: Positive = Field(
         40,
+        le=1_000_000,
         description="Seconds without any sign from a process after which it is dead: the run ends and names it. "
         "More where the run's folder shows the hosts each other's files late.",
     )

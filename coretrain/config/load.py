@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
-import tomllib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import LARGEST_TOML, TooDeepError, from_json, from_toml, read_bytes, shown
 from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
 from coretrain.config.training import ScheduleConfig
@@ -35,15 +34,15 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
 
     Raises `UserError`, which names the field or the file and the way out.
     """
-    source = name_or_path or "tiny"
+    source = "tiny" if name_or_path is None else name_or_path
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
     if not path.is_file():
         near = difflib.get_close_matches(source, presets(), 1)
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets())}"
-        raise UserError("config/unknown-config-name", f"no config named {source}: {hint}")
+        raise UserError("config/unknown-config-name", f"no config named {shown(source)}: {hint}")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = from_toml(read_bytes(path, LARGEST_TOML).decode())
+    except ValueError as error:
         raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
@@ -62,34 +61,50 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             if not isinstance(place, dict):
                 raise UserError(
                     "config/not-a-section",
-                    f"{parent} = {place!r} is not a section: write [{parent}] with its fields below it",
+                    f"{parent} = {shown(place)} is not a section: write [{parent}] with its fields below it",
                 )
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
             continue
-        place[leaf] = _value(text)
         section, field = fields()[key]
-        if section.model_fields[field].annotation is str and not isinstance(place[leaf], str):
+        is_text = section.model_fields[field].annotation is str
+        try:
+            place[leaf] = _value(text)
+        except TooDeepError as error:
+            if not is_text:
+                raise UserError("config/value-nested-too-deep", f"--{key} {shown(text)} is wrong: {error}") from None
+            place[leaf] = text
+        if is_text and not isinstance(place[leaf], str):
             place[leaf] = text  # a folder named 2026 is a name, not a number
     return result
 
 
 def _value(text: str) -> Any:
-    """What a word on the command line says: TOML, an object of JSON, or else a text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
-    try:
-        return json.loads(text) if text.startswith("{") else {"True": True, "False": False}.get(text, text)
-    except ValueError:
-        return text
+    """What a word on the command line says: TOML, an object of JSON, or else a text. Raises `TooDeepError`."""
+    readers: tuple[Callable[[str], Any], ...] = (_toml_value, from_json) if text.startswith("{") else (_toml_value,)
+    for read in readers:
+        try:
+            return read(text)
+        except TooDeepError:
+            raise
+        except ValueError:
+            pass
+    return {"True": True, "False": False}.get(text, text)
+
+
+def _toml_value(text: str) -> Any:
+    found = from_toml(f"value = {text}")
+    if found.keys() != {"value"}:
+        raise ValueError("more than a value: lines of their own")
+    return found["value"]
 
 
 def _shorter_warmup(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
     """`raw`, its warm-up a tenth of train.updates where only those were overridden, and it no longer fits into them."""
     if "train.updates" in overridden and not overridden & {"schedule.warmup_updates", "schedule.horizon"}:
         schedule, updates = raw.setdefault("schedule", {}), raw.get("train", {}).get("updates")
+        if not isinstance(schedule, dict):
+            return raw  # which is refused when all is validated
         warmup = schedule.get("warmup_updates", ScheduleConfig.model_fields["warmup_updates"].default)
         whole = isinstance(updates, int) and isinstance(warmup, int) and not schedule.get("horizon")
         if whole and warmup > updates > 0:
@@ -136,7 +151,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        words = {name: f"--{name} {text}" for name, text in typed}
+        words = {name: f"--{name} {shown(text)}" for name, text in typed}
         if words and "/" in first["type"]:  # the code of a conflict of several fields
             where = f"{where} with {' '.join(words.values())}"
         if first["type"] == "extra_forbidden":
@@ -147,7 +162,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         message = first["msg"]
         if "/" in first["type"]:
             raise UserError(first["type"], f"{where}: {message}") from None
-        value = words.get(key) or f"{where}: {key} = {first['input']!r}"
+        value = words.get(key) or (f"{where}: {key} = {shown(first['input'])}" if key else where)
         raise UserError(
             "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
         ) from None
@@ -155,7 +170,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
 
 def config_from_json(text: str, where: str = "the run's config") -> RunConfig:
     """Read what `RunConfig.to_json` wrote; `where` it stands is named by what is wrong with it."""
-    return build_config(json.loads(text), where)
+    return build_config(from_json(text), where)
 
 
 def _meaning(key: str) -> str:

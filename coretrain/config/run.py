@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import shown
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.data import DataConfig
 from coretrain.config.execution import ExecutionConfig, ParallelConfig
@@ -52,7 +53,7 @@ class RunConfig(Section):
         if isinstance(version, int) and version > CONFIG_VERSION:
             raise conflict(
                 "config/version-newer",
-                f"version = {version} is newer than this twintrain's {CONFIG_VERSION}: "
+                f"version = {shown(version)} is newer than this twintrain's {CONFIG_VERSION}: "
                 "upgrade twintrain, or write the config for the older version",
             )
         return raw

@@ -54,7 +54,7 @@ class TrainConfig(Section):
     )
     updates: Positive = Field(600, description="Optimizer updates in the run.")
     batch_size: Positive = Field(
-        16, description="Rows of context tokens in one update, over all micro-batches and ranks."
+        16, le=1_000_000_000, description="Rows of context tokens in one update, over all micro-batches and ranks."
     )
     accumulation: Positive = Field(1, description="Micro-batches in one update; must divide batch_size.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1337, description="Seed of weights, data order and dropout.")

@@ -20,6 +20,9 @@ from coretrain.base.errors import UserError
 from coretrain.config.model import ModelConfig
 from coretrain.contract.randomness import normal_rows, uniform_rows
 
+LARGEST = 2**44
+"""Numbers of one parameter: what is larger couldn't be held, and doesn't fit the arithmetic of arrays' sizes."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -50,8 +53,19 @@ class Parameter:
 
 
 def parameter_table(model: ModelConfig) -> tuple[Parameter, ...]:
-    """Every parameter of `model`, in the order of the forward pass. A tied head has no row of its own."""
-    return tuple(_rows(model))
+    """Every parameter of `model`, in the order of the forward pass. A tied head has no row of its own.
+
+    Raises `UserError` for a model that no machine could hold.
+    """
+    table = tuple(_rows(model))
+    largest = max(table, key=lambda row: row.size)
+    if largest.size > LARGEST:
+        raise UserError(
+            "contract/model-too-large",
+            f"the model would have {largest.size:.1e} numbers in {largest.name} alone ({' x '.join(largest.axes)} = "
+            f"{' x '.join(map(str, largest.shape))}), more than any machine holds: choose smaller sizes",
+        )
+    return table
 
 
 def _rows(m: ModelConfig) -> Iterator[Parameter]:

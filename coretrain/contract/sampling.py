@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class Sampling:
                 "contract/temperature-negative",
                 f"temperature {self.temperature:g} is below 0: give 0 for greedy, about 0.8 for variety",
             )
+        if not math.isfinite(self.temperature):
+            raise UserError(
+                "contract/temperature-not-finite",
+                f"temperature {self.temperature} is no finite number: give 0 for greedy, about 0.8 for variety",
+            )
         if self.top_k < 0:
             raise UserError("contract/top-k-negative", f"top-k {self.top_k} is below 0: give 0 for all tokens")
         if not 0 < self.top_p <= 1:
@@ -45,8 +51,11 @@ def choose_tokens(logits: NDArray[np.floating], sampling: Sampling, position: in
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1), np.int64)
     order = np.stack([_likeliest(row, sampling.top_k) for row in logits])
-    ranked = np.take_along_axis(logits, order, -1) / sampling.temperature
-    weights = np.exp(ranked - ranked[:, :1])
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a temperature near 0: no number remains, and the first is taken
+        ranked = np.take_along_axis(logits, order, -1) / sampling.temperature
+        weights = np.exp(ranked - ranked[:, :1])
     weights /= weights.sum(-1, keepdims=True)
     before = np.cumsum(weights, -1) - weights
     weights[before >= sampling.top_p] = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 import sysconfig
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import TooDeepError, from_json
 
 PLAIN = (".txt", ".md", ".py")
 RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -299,8 +299,12 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = from_json(line)
+            except TooDeepError as error:
+                raise UserError(
+                    "data/line-nested-too-deep", f"{path}, line {number}: {error}: mend the line or leave it out"
+                ) from None
+            except ValueError:
                 raise UserError(
                     "data/line-not-json", f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out"
                 ) from None

@@ -6,17 +6,19 @@ import difflib
 import functools
 import math
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import LARGEST_TOML, from_toml, read_bytes, shown
 from coretrain.config.fields import Section
 
 TABLE = Path(__file__).with_name("accelerators.toml")
 GIB = 2**30
+MOST_DEVICES = 2**17
+"""As many as the largest clusters have: every way to lay them out is looked at."""
 
 
 class Accelerator(Section):
@@ -81,12 +83,12 @@ class Machine:
 def accelerators(path: Path = TABLE) -> dict[str, Accelerator]:
     """The table by name. Raises `UserError`, which names the file and what is wrong in it."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = from_toml(read_bytes(path, LARGEST_TOML).decode())
     except OSError as error:
         raise UserError(
             "planning/accelerators-unreadable", f"--accelerators {path} can't be read: {error.strerror}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError("planning/toml-invalid", f"{path} is not valid TOML: {error}") from None
     try:
         found = {name.lower(): Accelerator(**{**row, "name": name.lower()}) for name, row in raw.items()}
@@ -114,7 +116,7 @@ def machine(text: str, path: Path = TABLE) -> Machine:
     Raises `UserError` for a name that the table doesn't have, with the nearest that it has, or a count that can't be.
     """
     table = accelerators(path)
-    fits = re.fullmatch(r"(?P<name>.+?)(?:x(?P<count>\d+)|:(?P<topology>\d+(?:x\d+)*))?", text.strip().lower())
+    fits = re.fullmatch(r"(?P<name>.+?)(?:x(?P<count>[0-9]+)|:(?P<topology>[0-9]+(?:x[0-9]+)*))?", text.strip().lower())
     name = fits["name"] if fits else text
     if not fits or name not in table:
         asked = text.strip().lower().partition(":")[0]  # rtx4090 is no `rt` of which there are 4090
@@ -130,7 +132,13 @@ def machine(text: str, path: Path = TABLE) -> Machine:
             "planning/topology-without-tpu",
             f"--on {text}: a topology is for TPU slices; write {name}x8 for eight devices",
         )
-    devices = math.prod(int(part) for part in topology.split("x")) if topology else int(fits["count"] or 1)
+    sizes = (topology or fits["count"] or "1").split("x")
+    devices = math.prod(MOST_DEVICES + 1 if len(size) > 9 else int(size) for size in sizes)
+    if devices > MOST_DEVICES:
+        raise UserError(
+            "planning/too-many-devices",
+            f"--on {shown(text)}: no machine of more than {MOST_DEVICES:,} devices is planned",
+        )
     if devices < 1:
         raise UserError("planning/no-devices", f"--on {text}: there must be at least one device")
     if not found.tpu and devices > found.node and devices % found.node:

@@ -230,7 +230,7 @@ def choices(
     """Every way that the batch allows, fastest first. `fixed` names fields that the user has set, which stay."""
     found: list[Choice] = []
     batch = config.train.batch_size
-    splits = [a for a in range(1, batch + 1) if batch % a == 0]
+    splits = sorted({a for low in range(1, math.isqrt(batch) + 1) if batch % low == 0 for a in (low, batch // low)})
     if "train.accumulation" in fixed:
         splits = [config.train.accumulation]
     policies: tuple[Policy, ...] = POLICIES

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
+from coretrain.base.errors import UserError
+from coretrain.base.numbers import told_number
+
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells its processes, and a process of one's own must not inherit."""
 
@@ -12,6 +15,23 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return "RANK" in os.environ
+
+
+def launched_as() -> tuple[int, int]:
+    """This process's rank, and how many there are: 0 of 1 where no launcher started it.
+
+    Raises `UserError` where the environment says something else than two such numbers.
+    """
+    if not launched():
+        return 0, 1
+    rank, size = told_number("RANK"), told_number("WORLD_SIZE")
+    if rank >= size:
+        raise UserError(
+            "processes/rank-beyond-world",
+            f"the environment says RANK = {rank} and WORLD_SIZE = {size}: ranks go from 0 to {size - 1}; start the run "
+            "with torchrun, deepspeed or --spawn, or unset RANK for a run of one process",
+        )
+    return rank, size
 
 
 def environment_alone() -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import read_bytes
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import MANIFEST, Manifest, read_sealed
 from coretrain.config.load import apply_overrides, build_config, config_from_json, fields
@@ -54,8 +54,8 @@ def open_run(folder: Path) -> RunConfig:
     """
     path = run_of(folder) / "config.json"
     try:
-        config = config_from_json(path.read_text(encoding="utf-8"), str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        config = config_from_json(read_bytes(path).decode(), str(path))
+    except ValueError as error:
         newest = _newest_sealed(path.parent)
         place = f" (its fields are the config in {newest[0] / MANIFEST})" if newest else ""
         raise UserError(

@@ -36,6 +36,8 @@ PLAIN = (
 QUESTION, ANSWER = "Is it 4711?", "It is 1174."
 TRIAL: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 """What a template is tried out with."""
+LONGEST = 2**20
+"""Characters of a template."""
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
 
 
@@ -92,6 +94,11 @@ class Template:
         writes, where it leaves out what is said, or writes turns that can't be told apart."""
         from jinja2 import TemplateSyntaxError
 
+        if len(self.source) > LONGEST:
+            raise UserError(
+                "tokenizers/template-too-long",
+                f"{self.name} has {len(self.source):,} characters: no template has more than {LONGEST:,}; give another",
+            )
         try:
             self._compiled  # noqa: B018  # compiled now, for the error
         except TemplateSyntaxError as error:
@@ -249,7 +256,8 @@ def _environment(date: datetime.date) -> Any:
     """Jinja as transformers sets it up: a sandbox that can change nothing, blocks without their line ends."""
     from jinja2 import TemplateError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from coretrain.tokenizers.template_limits import LimitedEnvironment
 
     class Generation(Extension):
         """`{% generation %}` marks what transformers masks; here the turns tell it, and the mark says nothing."""
@@ -266,10 +274,8 @@ def _environment(date: datetime.date) -> Any:
     def to_json(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.add_filter("tojson", to_json)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = date.strftime
     return environment

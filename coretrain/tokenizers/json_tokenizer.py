@@ -17,6 +17,7 @@ import numpy as np
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
+from coretrain.base.parse import from_json
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.tokenizer import (
     SAVED_FACTS,
@@ -54,7 +55,7 @@ class JsonTokenizer(Tokenizer):
         """`text` is the file's. Raises `UserError` where the package can't read it, or where its ids become text in a
         way that can't be done token by token."""
         self.name, self.text, self.eot = name, text, eot
-        raw = json.loads(text)
+        raw = from_json(text)
         self.specials = added_specials(raw)
         self.roles = {"eos": eot, **roles}
         self.ranks, self.pattern, self.partial = {}, None, True

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.numbers import real_number, whole_number
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.execution import ParallelConfig
 from coretrain.config.run import RunConfig
@@ -209,11 +210,17 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
         default=[],
         help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
     )
-    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument(
-        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+        "--tokens", type=whole_number(), help="new tokens for each prompt (default: as many as fit, at most 200)"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    parser.add_argument("--temperature", type=real_number(), default=0.8, help="0 is greedy (default %(default)s)")
+    parser.add_argument(
+        "--top-k", type=whole_number(), default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=real_number(most=1.0), default=1.0, help="keep this much probability (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(-(2**63), 2**63 - 1), default=0, help="seed of the draws (default %(default)s)"
+    )
     return parser

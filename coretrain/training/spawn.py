@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from coretrain.base.errors import EXIT_USER_ERROR
+from coretrain.base.errors import EXIT_USER_ERROR, UserError
+from coretrain.base.numbers import told_number
 from coretrain.processes.heartbeat import SAID
 from coretrain.processes.launch import free_port
 from coretrain.processes.layout import layout_of
@@ -22,6 +23,8 @@ from coretrain.processes.world import World
 from coretrain.training.command_line import Command
 from coretrain.training.resolve import run_folder
 
+MOST = 256
+"""Processes that are started on one machine, which has a few cores for them."""
 GRACE = 20.0
 """Seconds that the others get to end by themselves once one has failed."""
 COLLECTED = 1.0
@@ -44,13 +47,13 @@ def line_that_goes_on(module: str, folder: Path, command: Command, world: World,
     """
     words, told = f"--resume {shlex.quote(str(folder))}", os.environ
     if "TORCHELASTIC_RUN_ID" in told:
-        nodes = int(told.get("GROUP_WORLD_SIZE", "1"))
+        nodes = told_number("GROUP_WORLD_SIZE", 1)
         more = f"--nnodes {nodes} " if nodes > 1 else ""
-        line = f"torchrun {more}--nproc-per-node {told['LOCAL_WORLD_SIZE']} -m {module} {words}"
+        line = f"torchrun {more}--nproc-per-node {told_number('LOCAL_WORLD_SIZE')} -m {module} {words}"
         return line + (" (on every node, its other options as before)" if nodes > 1 else "")
     if {"CROSS_SIZE", "LOCAL_SIZE"} <= told.keys():
         line = f"deepspeed --num_gpus {told['LOCAL_SIZE']} --module {module} {words}"
-        return line + (" (its other options as before)" if int(told["CROSS_SIZE"]) > 1 else "")
+        return line + (" (its other options as before)" if told_number("CROSS_SIZE") > 1 else "")
     line = f"{program or f'python -m {module}'} {words}"
     if command.spawn:
         return f"{line} --spawn"
@@ -66,6 +69,12 @@ def spawn(module: str, argv: Sequence[str], command: Command, program: str = "")
     are said. `program` is what was typed, as for `line_that_goes_on`.
     """
     count, folder = processes_of(command), run_folder(command)
+    if count > MOST:
+        raise UserError(
+            "training/spawn-too-many",
+            f"--spawn would start {count} processes here, one for each device of parallel: it is for {MOST} at most; "
+            "choose smaller axes",
+        )
     layout_of(command.config, count)  # a mistake that all would make is said before any starts
     words = [*argv, *([] if command.resume or command.output else [f"--output={folder}"])]
     threads = str(max(1, (os.cpu_count() or 1) // count))

@@ -15,7 +15,9 @@ from typing import Any
 import jax
 
 from coretrain.base.errors import UserError
+from coretrain.base.numbers import told_number
 from coretrain.config.run import RunConfig
+from coretrain.processes.launch import launched_as
 from coretrain.processes.layout import Layout, layout_of
 from coretrain.processes.rendezvous import meet
 from coretrain.processes.supported import check_combination
@@ -32,11 +34,11 @@ def join(config: RunConfig) -> World:
     check_combination(config, "jax")
     p = config.parallel
     address, count, rank = p.coordinator, p.hosts, p.host
-    if address is None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if address is None and "RANK" in os.environ and told_number("WORLD_SIZE", 1) > 1:
+        rank, count = launched_as()
         # torchrun itself listens on the port that it tells
-        port = int(os.environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in os.environ)
-        address = f"{os.environ['MASTER_ADDR']}:{port}"
+        port = told_number("MASTER_PORT", most=2**16 - 2) + ("TORCHELASTIC_RUN_ID" in os.environ)
+        address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{port}"
     if address is None and (count == 1 or (count is None and _processes_of_cluster() == 1)):
         return World()
     if address is None:
@@ -46,7 +48,7 @@ def join(config: RunConfig) -> World:
             "jax/cluster-fields-incomplete",
             "of parallel.coordinator, parallel.hosts and parallel.host some are given and some are not: give all three",
         )
-    local = {"local_device_ids": [int(os.environ["LOCAL_RANK"])]} if "LOCAL_RANK" in os.environ else {}
+    local = {"local_device_ids": [told_number("LOCAL_RANK")]} if "LOCAL_RANK" in os.environ else {}
     meet(address, count, rank, p.timeout, os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"))
     try:
         jax.distributed.initialize(
@@ -71,9 +73,16 @@ def _processes_of_cluster() -> int:
     """How many processes the cluster that this one runs in has started; 1 outside of any."""
     from jax._src.clusters import ClusterEnv  # jax has no public name for what `initialize` itself looks at
 
-    for cluster in ClusterEnv._cluster_types:
-        if not cluster.opt_in_only_method and cluster.is_env_present():
-            return int(cluster.get_process_count())
+    try:
+        for cluster in ClusterEnv._cluster_types:
+            if not cluster.opt_in_only_method and cluster.is_env_present():
+                return int(cluster.get_process_count())
+    except (KeyError, ValueError) as error:  # of its variables one is missing, or is no number
+        raise UserError(
+            "jax/cluster-environment-wrong",
+            f"the environment of a cluster can't be read ({type(error).__name__}: {str(error).splitlines()[0]}): start "
+            "the run by the cluster's own launcher, or alone with parallel.hosts = 1",
+        ) from None
     return 1
 
 

@@ -17,6 +17,7 @@ import torch
 import parity.localize
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
+from coretrain.base.parse import shown
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
@@ -28,6 +29,10 @@ from parity.pair import batches
 PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise of an archive that is damaged."""
+MOST = {"layers": 10_000, "width": 65_536}
 
 
 def shrunk(
@@ -87,7 +92,9 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
             weights = {key.removeprefix("weights/"): file[key] for key in file if key.startswith("weights/")}
             whole = "batch" in file  # as saved before there were labels of their own
             batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            if not all(isinstance(array, np.ndarray) for array in (*weights.values(), batch.tokens, batch.labels)):
+                raise ValueError("what it holds are no arrays")
+    except UNREADABLE as error:
         raise UserError("parity/inputs-unreadable", f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:
@@ -121,6 +128,19 @@ def _check_place(folder: Path) -> None:
     """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
     if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
         raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
+
+
+def _size(key: str, text: str | None) -> int | None:
+    """What --layers or --width says: the models are to be small, and are computed many times in float64."""
+    most = MOST[key]
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise UserError(
+            "parity/option-not-positive",
+            f"--{key} {shown(text)} is not a whole number from 1 to {most}: give one, as in --{key} 2",
+        )
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -162,16 +182,10 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         report = localize_runs(Path(places[0]), Path(places[1]))
         report.reproduce = f"{program} {places[0]} {places[1]}"
     else:
-        for key in ("layers", "width"):
-            if key in options and not (options[key].isdecimal() and int(options[key])):
-                raise UserError(
-                    "parity/option-not-positive",
-                    f"--{key} {options[key]} is not a whole number above 0: give one, as in --{key} 2",
-                )
+        sizes = [_size(key, options.get(key)) for key in ("layers", "width")]
         jax.config.update("jax_enable_x64", True)
         torch.set_num_threads(min(torch.get_num_threads(), 4))  # the models are so small that more cost more
         name = places[0] if places else None
-        sizes = (int(options[key]) if key in options else None for key in ("layers", "width"))
         config, below = shrunk(name, overrides, *sizes)
         given: dict[str, Any] = {}
         if "inputs" in options:

@@ -23,9 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from coretrain.base.errors import UserError
+from coretrain.base.numbers import told_number
 from coretrain.config.run import RunConfig
 from coretrain.planning.memory import FLAT
-from coretrain.processes.launch import launched
+from coretrain.processes.launch import launched, launched_as
 from coretrain.processes.layout import Layout, layout_of
 from coretrain.processes.rendezvous import meet
 from coretrain.processes.supported import check_combination
@@ -40,19 +41,19 @@ def join(config: RunConfig) -> World:
     come: within `parallel.timeout` seconds but under torchrun, which waits for them itself before it starts any.
     """
     _refuse(config)
-    size = int(os.environ["WORLD_SIZE"]) if launched() else 1
+    rank, size = launched_as()
     check_combination(config, "torch", layout_of(config, size))
     if not launched() and config.parallel.zero == 0:
         return World()
     cuda = config.execution.device in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(told_number("LOCAL_RANK", 0))
     timeout = _timeout(config)
     store = None if launched() else dist.HashStore()  # type: ignore[attr-defined]  # torch has no __all__ to list it in
     alone: dict[str, Any] = {} if store is None else {"store": store, "rank": 0, "world_size": 1}
     told = os.environ
     if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() and "TORCHELASTIC_RUN_ID" not in told:
-        meet(f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}", size, int(told["RANK"]), config.parallel.timeout)
+        meet(f"{told['MASTER_ADDR']}:{told_number('MASTER_PORT', most=2**16 - 1)}", size, rank, config.parallel.timeout)
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **alone)
     except (RuntimeError, ValueError) as error:  # of the rendezvous: not met, an address missing or taken

@@ -34,6 +34,21 @@ def gguf_package() -> Any:
     return gguf
 
 
+def _reader(gguf: Any) -> Any:
+    """The package's reader, which ends at the end of the file."""
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]  # the package is imported late, and is Any
+        """It goes on with nothing there by itself: a list that says it has 2**60 numbers would be read for ever."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) != count:
+                raise ValueError("it ends before what it says it holds")
+            return found
+
+    return Reader
+
+
 class GGUFFile:
     """A GGUF file, its tensors still on disk; `facts` holds its metadata by key, strings and numbers and lists."""
 
@@ -47,9 +62,10 @@ class GGUFFile:
                 f"{path} does not exist: give a .gguf file, or the folder of a Hugging Face model",
             )
         try:
-            reader = gguf.GGUFReader(path)
+            with np.errstate(over="ignore"):  # of sizes that no file has, which is said below
+                reader = _reader(gguf)(path)
             self.facts: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 "formats/gguf-file-unreadable",

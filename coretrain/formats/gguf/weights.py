@@ -6,7 +6,6 @@ interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at gi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json
 from coretrain.config.load import build_config
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import check_shape, parameter_table
@@ -225,7 +225,13 @@ def _with_rope_freqs(file: GGUFFile, m: ModelConfig) -> ModelConfig:
     """`m` with the scaling whose divisors of frequencies the file holds: what a file of ours says, else Llama 3.1's."""
     held = file.read(ROPE_FREQS)
     told = {"type": "llama3", "factor": _short(float(held.max(initial=1.0)))}
-    told = json.loads(file.facts.get(OWN_SCALING, "null")) or told
+    if isinstance(own := file.facts.get(OWN_SCALING), str):
+        try:
+            told = from_json(own) or told
+        except ValueError as error:
+            raise UserError(
+                "formats/gguf-own-scaling-damaged", f"{file.path}: {OWN_SCALING} is no JSON ({error}): export it again"
+            ) from None
     scaled = build_config({"model": m.model_dump() | {"rope_scaling": told}}, str(file.path)).model
     if held.shape != (m.head // 2,) or m.rope_scaling or not np.allclose(held, rotary_divisors(scaled), 1e-5, 0):
         raise UserError(

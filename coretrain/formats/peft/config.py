@@ -5,13 +5,15 @@ Source: `tuners/lora/config.py`, `tuners/tuners_utils.py` (which modules are tar
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.timing import within
 
 ALLOWED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -33,6 +35,8 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "kasa_config": (None, {}),
 }
 """Fields of PEFT that change what is computed, with the values that are read here; the first is what absence means."""
+SECONDS = 5.0
+"""In which all patterns of a folder are to be decided."""
 FREE_OF_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """`init_lora_weights` that leave the base as it is; others (pissa, olora, corda, loftq...) take the start out of it."""
 
@@ -158,6 +162,24 @@ def check_peft_config(raw: Mapping[str, Any], path: Path) -> None:
                 "formats/peft-field-wrong-kind",
                 f"{path}: {field} = {value!r}, where PEFT has {kind}: write the adapter again",
             )
+
+
+@contextlib.contextmanager
+def patterns_in_time(path: Path) -> Iterator[None]:
+    """Raise `UserError` where a pattern of names can't be used: some take longer than the world will last."""
+    try:
+        with within(SECONDS):
+            yield
+    except TimeoutError:
+        raise UserError(
+            "formats/peft-pattern-too-slow",
+            f"{path} has a pattern of names that isn't decided within {SECONDS:g} seconds (a repeat within a repeat): "
+            "list the names",
+        ) from None
+    except re.error as error:
+        raise UserError(
+            "formats/peft-pattern-wrong", f"{path} has a pattern of names that can't be used ({error}): list the names"
+        ) from None
 
 
 def _words(allowed: Sequence[object]) -> str:

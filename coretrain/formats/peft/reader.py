@@ -22,7 +22,7 @@ from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
 from coretrain.formats.huggingface.weights import tensor_maps
-from coretrain.formats.peft.config import check_peft_config, rank_and_scale, targeted
+from coretrain.formats.peft.config import check_peft_config, patterns_in_time, rank_and_scale, targeted
 from coretrain.formats.peft.names import (
     CONFIG,
     DIGEST,
@@ -50,9 +50,10 @@ def import_peft(
     check_peft_config(raw, folder / CONFIG)
     file = _weights_file(folder)
     reader = _Reader(file, config.model, raw, weights)
-    chosen = reader.chosen(folder / CONFIG)
+    with patterns_in_time(folder / CONFIG):
+        chosen = reader.chosen(folder / CONFIG)
+        rank, alpha = reader.rank_and_alpha(chosen, folder / CONFIG)
     parts = [part for site in chosen for part in reader.parts[site.module]]
-    rank, alpha = reader.rank_and_alpha(chosen, folder / CONFIG)
     fields = {
         "kind": "dora" if raw.get("use_dora") else "lora",
         "rank": rank,
