@@ -329,6 +329,7 @@ def _manifest(source: Source, tokenizer: Encoder, writers: dict[str, Writer]) ->
         "splits": totals,
         "shards": shards,
         "fingerprint": manifest_fingerprint(tokenizer.fingerprint, shards),
+        **({"unread": sorted(source.unread)} if source.unread else {}),
     }
 
 
