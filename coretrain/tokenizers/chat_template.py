@@ -37,6 +37,8 @@ PLAIN = (
 QUESTION, ANSWER = "Is it 4711?", "It is 1174."
 TRIAL = Conversation([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}])
 """What a template is tried out with."""
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Unicode's white space, which is less than Python's."""
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
 OTHER_WORDS = "Something else, 1147."
 
@@ -139,27 +141,30 @@ class Template:
         theirs = self.tokenizer.read(text)
         if theirs is not None and not np.array_equal(theirs, self.ids(text)):
             raise TemplateError(
-                f"{self.name} puts blanks beside special tokens of {self.tokenizer.name} that swallow them"
+                f"{self.name} writes what tokenizer {self.tokenizer.name} reads otherwise beside special tokens"
             )
 
-    def ids(self, text: str, mark: str = "", inner: bool = False) -> Ids:
+    def ids(self, text: str, mark: str = "", after: str = "") -> Ids:
         """Token ids of a rendered text, uint32 [n]: special tokens where the template wrote them, else text.
 
-        With the `mark` of `_hide`, what that has put away is text again. An `inner` text stands after a special token.
+        With the `mark` of `_hide`, what that has put away is text again. `after` is the special token before the text,
+        if there is one. Blanks beside a special token that swallows them have no ids.
         """
-        names = list(self.tokenizer.specials)
+        names, swallows = list(self.tokenizer.specials), self.tokenizer.swallows
 
-        def encoded(piece: str, inner: bool) -> Ids:
+        def encoded(piece: str, before: str, behind: str) -> Ids:
+            piece = piece.lstrip(BLANKS) if swallows.get(before, (False, False))[1] else piece
+            piece = piece.rstrip(BLANKS) if swallows.get(behind, (False, False))[0] else piece
             if mark and mark in piece:
                 piece = re.sub(f"{mark}(.)", lambda found: names[ord(found[1]) - FIRST_PLACEHOLDER], piece)
-            return self.tokenizer.encode_inner(piece) if inner else self.tokenizer.encode(piece)
+            return self.tokenizer.encode_inner(piece) if before else self.tokenizer.encode(piece)
 
         parts, at = [], 0
         for match in self._specials.finditer(text):
             special = np.array([self.tokenizer.specials[match[0]]], np.uint32)
-            parts += [encoded(text[at : match.start()], inner), special]
-            at, inner = match.end(), True
-        return np.concatenate([*parts, encoded(text[at:], inner)]).astype(np.uint32)
+            parts += [encoded(text[at : match.start()], after, match[0]), special]
+            at, after = match.end(), match[0]
+        return np.concatenate([*parts, encoded(text[at:], after, "")]).astype(np.uint32)
 
     def question(self, text: str) -> list[int]:
         """Ids after which the answer to `text` comes."""
@@ -189,10 +194,12 @@ class Template:
             raise SampleError(error.args[0]) from None
         except RecursionError:
             raise SampleError("its values are nested too deeply") from None
+        after = ""
         for number in range(0, len(spans), 2):  # a turn ends with a special token: the next one's ids are its own
             head, answer = spans[number : number + 2]
             _refuse_escaped(head + answer, mark)
-            given, ids = (self.ids(text, mark, inner=number > 0) for text in (head, head + answer))
+            given, ids = (self.ids(text, mark, after) for text in (head, head + answer))
+            after = self._specials.findall(answer)[-1]
             if not np.array_equal(given, ids[: len(given)]):
                 raise SampleError(
                     "an answer begins with characters that form one token with the text before them: strip it", True

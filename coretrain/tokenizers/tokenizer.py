@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Tokenizer:
 
     file = SAVED_RANKS
     """What `save` writes beside its facts, and `data.tokenizer` names."""
+    swallows: Mapping[str, tuple[bool, bool]] = MappingProxyType({})
+    """Special tokens that swallow the blanks before them, and behind them."""
 
     def __init__(
         self,

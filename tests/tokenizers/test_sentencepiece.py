@@ -173,8 +173,9 @@ def test_what_looks_special_is_no_text(tmp_path: Path) -> None:
     fast.add_special_tokens([AddedToken("<|greedy|>", special=True, normalized=False, rstrip=True)])
     greedy = read_tokenizer(hf_folder(tmp_path / "b", fast))
     assert checked(Template(TURNS, "turns", greedy))
-    with pytest.raises(UserError, match="blanks beside special tokens of b that swallow them"):
-        checked(Template("<|greedy|> " + TURNS, "turns", greedy))
+    template = checked(Template("<|greedy|> " + TURNS, "turns", greedy))
+    text = "<|greedy|> \n a <|greedy|>\x1cb<|im_end|> c"
+    assert template.ids(text).tolist() == fast.encode(text, add_special_tokens=False).ids, "blanks are swallowed alike"
     raw = json.loads(fast.to_str())
     taken = next(word for word in raw["model"]["vocab"] if len(word) > 3 and word.isalpha())
     raw["added_tokens"].append(raw["added_tokens"][0] | {"id": raw["model"]["vocab"][taken], "content": taken})
