@@ -90,7 +90,7 @@ def with_added_tokens(raw: Mapping[str, Any], facts: Mapping[str, Any], where: P
     A token of the vocabulary keeps its id, others get the next ones; what a file says of `lstrip` and `rstrip` goes
     before tokenizer.json. Raises `UserError` where a file gives a token another id than it gets so.
     """
-    vocab = raw["model"]["vocab"]
+    vocab = raw["model"].get("vocab") or {}
     ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
     added = {token["content"]: dict(token) for token in raw.get("added_tokens") or ()}
     listed = facts.get("added_tokens_decoder") or {}
@@ -104,9 +104,12 @@ def with_added_tokens(raw: Mapping[str, Any], facts: Mapping[str, Any], where: P
                 "both files from one place",
             )
     for _, token in _named(facts):
-        if _text(token) not in added or not isinstance(token, str):
+        if _text(token) in added:
+            added[_text(token)]["special"] = True
+        else:
             _add(added, ids, {**(token if isinstance(token, dict) else {"content": token}), "special": True})
-    return {**raw, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
+    tokens = sorted(added.values(), key=lambda token: int(token["id"]))
+    return {**raw, "added_tokens": tokens} if tokens != raw.get("added_tokens") else dict(raw)
 
 
 def _named(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -79,6 +79,7 @@ IN_JSON = {"id": N, "content": "<new>", **FLAGS}
         ({"extra_special_tokens": {"image_token": "<new>"}}, {}),
         ({"additional_special_tokens": ["<new>", "</s>"]}, {}),
         ({"eos_token": "</s>"}, {}),
+        ({"eos_token": "<new>"}, {"json": IN_JSON | {"special": False}}),
         ({"eos_token": {"__type": "AddedToken", "content": "</s>", **FLAGS, "lstrip": True}, "my_token": "<s>"}, {}),
         ({"sep_token": "[SEP]", "mask_token": "<new>"}, {}),
         ({}, {"special_tokens_map": {"eos_token": "</s>", "additional_special_tokens": ["<new>"]}}),
