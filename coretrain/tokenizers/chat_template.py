@@ -22,7 +22,7 @@ from coretrain.config.data import CHAT_DATE
 from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, named_reasoning
 from coretrain.tokenizers.jinja import TemplateError, environment, variables_of
 from coretrain.tokenizers.json_tokenizer import SPECIAL_FORM
-from coretrain.tokenizers.tokenizer import Ids, Tokenizer
+from coretrain.tokenizers.tokenizer import FURTHER_END, Ids, Tokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -83,7 +83,8 @@ class Template:
     @cached_property
     def _roles(self) -> dict[str, str]:
         names = {token: name for name, token in self.tokenizer.specials.items()}
-        return {f"{role}_token": names[token] for role, token in self.tokenizer.roles.items() if token in names}
+        held = {role: token for role, token in self.tokenizer.roles.items() if not role.startswith(FURTHER_END)}
+        return {f"{role}_token": names[token] for role, token in held.items() if token in names}
 
     def render(self, talk: Conversation, prompt: bool = False) -> str:
         """The text of `talk`; with `prompt`, the head of the assistant's next turn after it.
@@ -218,7 +219,11 @@ class Template:
             if message["role"] != "assistant" or number in talk.unlearnt:
                 continue
             head, turn = self.render(talk.upto(number), prompt=True), self.render(talk.upto(number + 1))
-            if not (whole.startswith(turn) and turn.startswith(head) and len(head) >= at):
+            if not turn.startswith(head):
+                raise TemplateError(
+                    f"{self.name} begins answer {number + 1} otherwise than the head that it writes for one to come"
+                )
+            if not (whole.startswith(turn) and len(head) >= at):
                 raise TemplateError(
                     f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart"
                 )

@@ -20,7 +20,7 @@ from coretrain.tokenizers.merges import (
     check_same_ids,
     merge_list,
 )
-from coretrain.tokenizers.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer, end_of_text
+from coretrain.tokenizers.tokenizer import END_OF_TEXT, FURTHER_END, GPT2_PATTERN, Tokenizer, end_of_text
 
 FILE = "tokenizer.json"
 MODEL_ROLES = ("bos", "eos", "pad", "unk")
@@ -121,7 +121,16 @@ def _roles(folder: Path, facts: Mapping[str, Any], specials: Mapping[str, int]) 
         silent = role not in named or (role == "eos" and named[role] is None)  # a text must end with something
         if silent and isinstance(token, int) and token in specials.values():
             roles[role] = token
-    return roles
+    path = folder / "generation_config.json"
+    generation = read_json(path, "how a Hugging Face model generates") if path.is_file() else {}
+    ends = [token for facts in (generation, model) for token in _listed(facts.get("eos_token_id"))]
+    known = (specials.get(END_OF_TEXT), roles.get("eos"))
+    further = [token for token in dict.fromkeys(ends) if token in specials.values() and token not in known]
+    return roles | {f"{FURTHER_END}{number}": token for number, token in enumerate(further, 2)}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, int]) -> Tokenizer:

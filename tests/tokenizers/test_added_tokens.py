@@ -109,6 +109,20 @@ def test_ids_and_roles_are_those_of_transformers(
     assert read_tokenizer(tmp_path / "back").roles == ours.roles
 
 
+def test_every_token_that_generation_stops_at(plain: Tokenizer, tmp_path: Path) -> None:
+    """A list of them in generation_config.json, as Llama 3 has it; they are no special tokens of a template."""
+    config = {"additional_special_tokens": ["<new>", "<s>"], "eos_token": "</s>"}
+    ends = {"eos_token_id": [N, N + 1, 7]}
+    folder = folder_of(tmp_path / "hf", plain, config, generation_config=ends, config={"eos_token_id": [N + 2]})
+    found = read_tokenizer(folder)
+    assert [found.token_bytes(token).decode() for token in found.ends] == ["<|endoftext|>", "</s>", "<new>", "<s>"]
+    assert found.roles["eos"] == N
+    (tmp_path / "back").mkdir()
+    write_tokenizer(tmp_path / "back", found, 40)
+    assert "eos_2" not in (tmp_path / "back" / "tokenizer_config.json").read_text()
+    assert Template("{{ eos_2_token }}", "it", found).render(Conversation(TALK)) == ""
+
+
 @pytest.mark.parametrize(
     ("config", "code", "name"),
     [

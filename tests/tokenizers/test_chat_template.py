@@ -157,7 +157,7 @@ def test_an_answer_that_begins_inside_a_token_is_no_sample(tokenizer):
             r"writes <\|other\|>, for which tokenizer small",
         ),
         ("{% for m in messages %}{{ m.content }};{% endfor %}", "ends an answer with no special token"),
-        ("{% for m in messages %}{{ m.content if loop.last }}{{ eos_token }}{% endfor %}", "writes a turn otherwise"),
+        ("{% for m in messages %}{{ m.content if loop.last }}{{ eos_token }}{% endfor %}", "begins answer 2 otherwise"),
         ("{{ messages.append(1) }}", "refuses it"),
         ("{% for i in range(1000000) %}x{% endfor %}", "refuses it"),
         ("{{ 1 / 0 }}", r"refuses it \(division by zero\)"),
