@@ -55,9 +55,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_templ
     roles = {role: token for role, token in tokenizer.roles.items() if not role.startswith(FURTHER_END)}
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{
-            f"{role}_token": names[token] for role, token in tokenizer.roles.items() if not role.startswith(FURTHER_END)
-        },
+        **{f"{role}_token": names[token] for role, token in roles.items()},
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
