@@ -30,11 +30,13 @@ Size = Annotated[int, Field(ge=0, le=COUNTABLE)]
 
 
 class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
     bytes: Size
     sha256: str
 
 
 class _Tensor(BaseModel):
+    model_config = ConfigDict(strict=True)
     file: str
     dtype: str
     shape: list[Size]
@@ -49,6 +51,7 @@ class _Sealed(BaseModel):
     stack: str
     files: dict[str, _File]
     tensors: dict[str, dict[str, _Tensor]]
+    beside: dict[str, str] = {}
 
 
 class DamagedCheckpoint(UserError):

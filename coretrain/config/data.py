@@ -51,7 +51,8 @@ class DataConfig(Section):
     )
     misfits: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What to do about a chat sample longer than a row, or whose answer begins inside a token.",
+        description="What to do about a chat row that can't be used: no answer, longer than a row, refused by the "
+        "template; drop counts them.",
     )
     tokenizer: str = Field(
         "trained",

@@ -1,7 +1,7 @@
-"""Rows of conversations as documents of the prepared shards: each token with whether it is a target.
+"""Conversations as documents of the prepared shards: each token with whether it is a target.
 
-A row is `{"messages": [{"role", "content"}, ...]}` or `{"prompt", "completion"}`, which is one question and its answer.
-A shard of them holds facts, not ids: 2 x the token's id, and 1 more where it is the assistant's own.
+A shard of them holds facts, not ids: 2 x the token's id, and 1 more where it is to be learnt. A conversation that was
+dropped has no fact, or a single one that says why (`DROPPED`).
 """
 
 from __future__ import annotations
@@ -18,99 +18,83 @@ import numpy as np
 from coretrain.base.errors import UserError
 from coretrain.base.files import short_hash
 from coretrain.config.run import RunConfig
+from coretrain.data.chat_rows import MISFITS, conversation_of, unread_fields
 from coretrain.data.sources import Source, open_rows
 from coretrain.tokenizers.chat_template import (
-    Message,
     SampleError,
     Template,
-    TemplateError,
     open_template,
 )
+from coretrain.tokenizers.conversation import Conversation
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Ids, Tokenizer
 
-ROLES = ("system", "user", "assistant")
+MISFIT = "misfit"
+MOST_NAMED = 1000
+"""Fields that nothing reads, of which a file may have new ones in every row."""
+DROPPED = {
+    0: "too long or with an answer that begins inside a token",
+    2: "of a row that is no usable conversation",
+    4: "refused by the template",
+}
+"""Why a conversation was dropped, by the fact that stands for it; 0: there is none."""
 
 
-def messages_of(row: Any, where: str) -> list[Message]:
-    """The conversation of one row. Raises `UserError` that says `where` and what the row lacks."""
-    if not isinstance(row, dict):
-        raise UserError("data/row-not-an-object", f"{where} is no object: write messages, or prompt and completion")
-    row = {name: value for name, value in row.items() if value is not None}  # a column of a table that has both forms
-    if "messages" in row:
-        given = row["messages"]
-        if not isinstance(given, list) or not given:
-            raise UserError(
-                "data/messages-not-a-list",
-                f"{where}: messages is no list of messages: write [{{role, content}}, ...]",
-            )
-        messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(given, 1)]
-    elif "prompt" in row and "completion" in row:
-        for name in ("prompt", "completion"):
-            if not isinstance(row[name], str):
-                raise UserError(
-                    "data/prompt-not-text", f"{where}: {name} is no text: write a string, or a row of messages"
-                )
-        messages = [_said("user", row["prompt"]), _said("assistant", row["completion"])]
-    else:
-        found = ", ".join(map(str, row)) or "nothing"
-        raise UserError(
-            "data/row-without-messages",
-            f"{where} has neither messages nor prompt and completion, only {found}: give one of the two",
-        )
-    answers = [message for message in messages if message["role"] == "assistant"]
-    if not answers:
-        raise UserError(
-            "data/no-assistant-message",
-            f"{where} has no message of the assistant: there is nothing to learn; leave the row out",
-        )
-    if any(not answer["content"].strip() for answer in answers):
-        raise UserError(
-            "data/answer-empty",
-            f"{where} has an empty answer: fill the completion, or leave the row out",
-        )
-    return messages
-
-
-def _said(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _message(one: Any, where: str) -> Message:
-    for name in ("role", "content"):
-        if not isinstance(one, dict) or name not in one:
-            raise UserError("data/message-field-missing", f"{where} has no {name}: a message is {{role, content}}")
-        if not isinstance(one[name], str):
-            raise UserError("data/message-field-not-text", f"{where}: {name} is no text: write a string")
-    if one["role"] not in ROLES:
-        raise UserError("data/message-role-unknown", f"{where} has role {one['role']!r}: use {', '.join(ROLES)}")
-    return _said(one["role"], one["content"])
-
-
-def chat_source(name: str) -> Source:
-    """The conversations that `data.source` names, each as the JSON of its messages."""
-    found = open_rows(name)
+def chat_source(name: str, misfits: str = "refuse") -> Source:
+    """The conversations that `data.source` names, each as a line of JSON; with `misfits` = drop, also the reasons of
+    those that can't be used, which have no tokens then."""
+    found, unread = open_rows(name), set[str]()
 
     def documents() -> Iterator[str]:
         for where, row in found.rows():
-            yield json.dumps(messages_of(row, where))
+            document, fields = _document(row, where, misfits)
+            if len(unread) < MOST_NAMED:
+                unread.update(fields)
+            yield document
 
-    return Source(name, ("chat", *found.listing), documents, found.size)
+    return Source(name, ("chat", 2, *found.listing), documents, found.size, unread)
+
+
+def _document(row: Any, where: str, misfits: str) -> tuple[str, set[str]]:
+    try:
+        talk = conversation_of(row, where)
+        return _dumped(talk, where), unread_fields(row, talk)
+    except UserError as fault:
+        if misfits == "refuse" or fault.code not in MISFITS:
+            raise
+        row_hash = short_hash(json.dumps(row, default=repr, sort_keys=True))  # no two alike, wherever the file lies
+        return json.dumps({MISFIT: row_hash}), set()
+
+
+def _dumped(talk: Conversation, where: str) -> str:
+    try:
+        return talk.dump()
+    except (TypeError, RecursionError):
+        raise UserError(
+            "data/row-not-json",
+            f"{where} holds values that JSON hasn't got, such as dates, or is nested too deeply: write texts, or "
+            "leave all such rows out with data.misfits = drop",
+        ) from None
 
 
 def said_in(document: str) -> str:
     """What is said in a conversation of `chat_source`, for a tokenizer that is trained on it."""
-    return "\n\n".join(message["content"] for message in json.loads(document))
+    return "" if _is_misfit(document) else Conversation.load(document).said()
+
+
+def _is_misfit(document: str) -> bool:
+    return document.startswith(f'{{"{MISFIT}":')
 
 
 @contextlib.contextmanager
-def located(source: Source) -> Iterator[None]:
+def located(source: Source, misfits: str) -> Iterator[None]:
     """Turn what a `ConversationEncoder` says about a conversation into a `UserError` with its file and line."""
     try:
         yield
     except TemplateError as error:
         reason, document = error.args
         for where, row in open_rows(source.name).rows():
-            if json.dumps(messages_of(row, where)) == document:
+            if _document(row, where, misfits)[0] == document:
                 raise UserError("data/sample-refused", f"{where}: {reason}") from None
         raise UserError(
             "data/source-changed-since-read",
@@ -153,17 +137,22 @@ class ConversationEncoder:
         return 2 * own  # a shard's header has room for 32 bytes
 
     def encode(self, text: str) -> Ids:
-        """Labelled ids of a conversation, uint32 [n]; none where it is dropped. `TemplateError` says why it can't."""
+        """Labelled ids of a conversation, uint32 [n]; of one that is dropped, none or the fact that says why.
+
+        `TemplateError` says why it can't be encoded.
+        """
+        if _is_misfit(text):
+            return np.array([2], np.uint32)
         try:
-            ids, targets = self.template.sample(json.loads(text))
+            ids, targets = self.template.sample(Conversation.load(text))
             if len(ids) - 1 > self.context:
-                raise SampleError(f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample")
+                raise SampleError(
+                    f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample", True
+                )
         except SampleError as error:
             if self.misfits == "drop":
-                return np.empty(0, np.uint32)
-            raise TemplateError(f"{error.args[0]}, or leave such samples out with data.misfits = drop", text) from None
-        except TemplateError as error:
-            raise TemplateError(error.args[0], text) from None
+                return np.array([] if error.fits_not else [4], np.uint32)
+            raise TemplateError(f"{error.args[0]}; data.misfits = drop leaves such samples out", text) from None
         facts: Ids = 2 * ids + targets.astype(np.uint32)
         return facts
 

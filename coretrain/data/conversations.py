@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
@@ -16,13 +17,15 @@ from coretrain.data.chat import (
 from coretrain.data.packing import PackedSplit
 from coretrain.data.parts import open_part
 from coretrain.data.prepare import prepared_folder, trained_tokenizer
-from coretrain.data.splits import Data
+from coretrain.data.splits import Data, Part
+from coretrain.tokenizers.chat_template import Template
 from coretrain.tokenizers.registry import named_tokenizer
 
 
 def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], say: Callable[[str], None]) -> Data:
     """The data of a run with `data.format = chat`, from sources with weights. Raises as `open_data` does."""
-    sources = [chat_source(name) for name, _ in names]
+    misfits = config.data.misfits
+    sources = [chat_source(name, misfits) for name, _ in names]
     if config.data.tokenizer == "trained":
         tokenizer = trained_tokenizer(sources, config.data, say, said_in)
     else:
@@ -30,15 +33,33 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
     coder, parts = open_encoder(config, tokenizer), []
     kind = functools.partial(PackedSplit, context=config.row_tokens)
     for source, (_, weight) in zip(sources, names, strict=True):
-        with located(source):
+        with located(source, misfits):
             folder = prepared_folder(source, coder, config.data, say)
-        parts.append(open_part(folder, source.name, weight, kind))
+        parts.append(_known(open_part(folder, source.name, weight, kind), coder.template))
     for part in parts:
         for split in (part.train, part.validation):
             if not split.windows(config.row_tokens):
+                reasons = split.dropped() if isinstance(split, PackedSplit) else ""
                 raise UserError(
                     "data/row-tokens-too-few",
-                    f"a row's {config.row_tokens} tokens are too few for every {split.name} sample of "
-                    f"{part.source}: raise data.row_tokens, or give shorter samples",
+                    f"no {split.name} sample of {part.source} can be used in rows of {config.row_tokens} tokens"
+                    f"{reasons}: raise data.row_tokens, or mend the samples",
                 )
     return Data(tokenizer, tuple(parts), coder.template)
+
+
+def _known(part: Part, template: Template) -> Part:
+    """`part` whose unread fields are those that this template doesn't read either.
+
+    Raises `UserError` where it would read one, were it given: transformers passes no field of a row to a template.
+    """
+    for name in part.unread:
+        if name in template.variables:
+            raise UserError(
+                "data/row-field-is-template-variable",
+                f"rows of {part.source} have {name}, a variable of {template.name}: write it into the row's "
+                "chat_template_kwargs, or take it out",
+            )
+    # what a template names it reads, and what it makes of that is its own affair
+    unread = [name for name in part.unread if not ("." in name and name.split(".")[1] in template.source)]
+    return replace(part, unread=tuple(unread))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,10 +51,14 @@ class Prepared(BaseModel):
     splits: dict[str, Totals]
     shards: list[Entry]
     fingerprint: Hash
+    unread: list[str] = []
+    """Fields of chat rows that are in no shard."""
 
 
-def manifest_of(source: str, tokenizer: Encoder, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of a source's shards, those of each split in order."""
+def manifest_of(
+    source: str, tokenizer: Encoder, shards: list[dict[str, Any]], unread: Collection[str] = ()
+) -> dict[str, Any]:
+    """The manifest of a source's shards, those of each split in order; `unread`: fields of its rows in no shard."""
     return {
         "version": VERSION,
         "source": source,
@@ -64,6 +68,7 @@ def manifest_of(source: str, tokenizer: Encoder, shards: list[dict[str, Any]]) -
         "splits": _totals(shards),
         "shards": shards,
         "fingerprint": _fingerprint(tokenizer.fingerprint, shards),
+        **({"unread": sorted(unread)} if unread else {}),
     }
 
 
@@ -103,7 +108,8 @@ def read_manifest(folder: Path) -> Prepared:
         ) from None
     shards = raw["shards"]
     files = [(entry.split, entry.file) for entry in manifest.shards]
-    named = [(split, f"{split}-{n:05d}.bin") for split in SPLITS for n in range([s for s, _ in files].count(split))]
+    counts = {split: sum(entry.split == split for entry in manifest.shards) for split in SPLITS}
+    named = [(split, f"{split}-{n:05d}.bin") for split, count in counts.items() for n in range(count)]
     if (
         manifest.fingerprint != _fingerprint(manifest.tokenizer_fingerprint, shards)
         or sorted(files) != sorted(named)

@@ -7,6 +7,7 @@ of a row is a sample of zeros without a target.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coretrain.data.batch import IGNORED, Batch
+from coretrain.data.chat import DROPPED
 from coretrain.data.shards import Shard
 from coretrain.data.splits import Split
 
@@ -102,11 +104,21 @@ class PackedSplit(Split):
         samples, rows = self._samples, len(self._rows)
         used = int((samples[:, 2] - samples[:, 1] - 1).sum())
         targets = sum(int((self._map(number) & 1).sum(dtype=np.int64)) for number in range(len(self.shards)))
-        dropped = self.documents - len(samples)
         return (
             f"{len(samples):,} samples, {used:,} tokens, {targets:,} of them targets, in {rows:,} rows "
-            f"({used / max(1, rows * self.context):.1%} full)" + (f"; {dropped:,} samples dropped" if dropped else "")
+            f"({used / max(1, rows * self.context):.1%} full)" + self.dropped()
         )
+
+    def dropped(self) -> str:
+        """How many samples were dropped, and why, in words; nothing where none was."""
+        counts: Counter[int] = Counter()
+        for number, shard in enumerate(self.shards):
+            stops = shard.ends().astype(np.int64) - 1
+            lengths = np.diff(stops, prepend=-1) - 1
+            counts[0] += int((lengths == 0).sum())
+            counts.update(np.asarray(self._map(number)[stops[lengths == 1] - 1]).tolist())
+        reasons = [f"{counts[fact]:,} {reason}" for fact, reason in DROPPED.items() if counts[fact]]
+        return f"; samples dropped: {', '.join(reasons)}" if reasons else ""
 
     def _same(self, context: int) -> None:
         if context != self.context:

@@ -31,7 +31,7 @@ def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Seq
         {entry.file: entry.sha256 for entry in manifest.shards},
     )
     train, validation = (kind(split, splits[split]) for split in SPLITS)
-    return Part(source, weight, folder, manifest.fingerprint, train, validation)
+    return Part(source, weight, folder, manifest.fingerprint, train, validation, tuple(manifest.unread))
 
 
 def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:

@@ -282,7 +282,8 @@ def _prepare(source: Source, tokenizer: Encoder, data: DataConfig, folder: Path)
         if writer.reused < len(writer.finished):
             raise SourceChanged
         writer.flush()
-    facts = manifest_of(source.name, tokenizer, [entry for writer in writers.values() for entry in writer.finished])
+    shards = [entry for writer in writers.values() for entry in writer.finished]
+    facts = manifest_of(source.name, tokenizer, shards, source.unread)
     write_atomically(folder / MANIFEST, json.dumps(facts, indent=1).encode())
     remove([folder / PROGRESS])
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Source:
     documents: Callable[[], Iterator[str]]
     size: int | None = None
     """Bytes of text, where that is known beforehand."""
+    unread: Collection[str] = ()
+    """Fields of rows met so far that nothing reads, of conversations."""
 
 
 def open_source(name: str, text_field: str = "text") -> Source:

@@ -83,6 +83,8 @@ class Part:
     fingerprint: str
     train: Split
     validation: Split
+    unread: tuple[str, ...] = ()
+    """Fields of its rows that nothing reads."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,18 @@ class Data:
             part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}" for part in self.parts
         ]
         name, vocab = self.tokenizer.name, self.tokenizer.vocab
+        any_unread = any(part.unread for part in self.parts)
         return [
             ("source", ", ".join(names)),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
             *([("template", self.template.name)] if self.template else []),
             *((split.name, split.describe()) for split in (self.train, self.validation)),
+            *([("not read", _listed(sorted({name for part in self.parts for name in part.unread})))] * any_unread),
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "fields of the rows: " + ", ".join(names[:most]) + more

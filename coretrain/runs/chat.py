@@ -9,8 +9,9 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of, write_atomically
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.runs.folder import open_run, run_of
-from coretrain.tokenizers.chat_template import Template, TemplateError, open_template
+from coretrain.tokenizers.chat_template import Template, open_template
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 

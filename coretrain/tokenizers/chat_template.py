@@ -2,15 +2,15 @@
 
 A template is rendered as transformers does it: Jinja in a sandbox, with the same settings; but its clock stands still,
 so that the same conversations give the same data on every day. What users write is never a special token, whatever it
-looks like: before rendering, special tokens in contents are put behind a placeholder.
+looks like: before rendering, special tokens in contents are put behind a placeholder. And nothing of what a
+conversation holds is dropped: a field that the template doesn't write is a reason not to use the conversation.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import numpy as np
 
 from coretrain.base.errors import UserError
 from coretrain.config.data import CHAT_DATE
+from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, named_reasoning
+from coretrain.tokenizers.jinja import TemplateError, environment, variables_of
 from coretrain.tokenizers.json_tokenizer import SPECIAL_FORM
-from coretrain.tokenizers.tokenizer import Ids, Tokenizer
+from coretrain.tokenizers.tokenizer import FURTHER_END, Ids, Tokenizer
 
-Message = dict[str, str]
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -34,19 +35,23 @@ PLAIN = (
 )
 """For a tokenizer that has no special token but the end of a text."""
 QUESTION, ANSWER = "Is it 4711?", "It is 1174."
-TRIAL: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+TRIAL = Conversation([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}])
 """What a template is tried out with."""
 LONGEST = 2**20
 """Characters of a template."""
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Unicode's white space, which is less than Python's."""
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
-
-
-class TemplateError(Exception):
-    """Why a conversation can't be turned into tokens by this template; `args[0]` is the reason."""
+OTHER_WORDS = "Something else, 1147."
 
 
 class SampleError(TemplateError):
     """A conversation that can't be trained on as it is, where others can: `data.misfits` says what becomes of it."""
+
+    def __init__(self, reason: str, fits_not: bool = False) -> None:
+        """`fits_not` where it is its length or its first token, and not what the template makes of it."""
+        super().__init__(reason)
+        self.fits_not = fits_not
 
 
 class Template:
@@ -65,7 +70,12 @@ class Template:
 
     @cached_property
     def _compiled(self) -> Any:
-        return _environment(self.date).from_string(self.source)
+        return environment(self.date).from_string(self.source)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that it reads and doesn't set itself."""
+        return variables_of(self.source, self.date)
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
@@ -75,16 +85,22 @@ class Template:
     @cached_property
     def _roles(self) -> dict[str, str]:
         names = {token: name for name, token in self.tokenizer.specials.items()}
-        return {f"{role}_token": names[token] for role, token in self.tokenizer.roles.items() if token in names}
+        held = {role: token for role, token in self.tokenizer.roles.items() if not role.startswith(FURTHER_END)}
+        return {f"{role}_token": names[token] for role, token in held.items() if token in names}
 
-    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        """The text of `messages`; with `prompt`, the head of the assistant's next turn after it.
+    def render(self, talk: Conversation, prompt: bool = False) -> str:
+        """The text of `talk`; with `prompt`, the head of the assistant's next turn after it.
 
-        Raises `TemplateError` with what the template says against them.
+        Raises `TemplateError` with what the template says against it.
         """
+        given = {
+            "messages": [named_reasoning(message) for message in talk.messages],
+            "tools": talk.tools,
+            "documents": talk.documents,
+            "add_generation_prompt": prompt,
+        }
         try:
-            text = self._compiled.render(messages=messages, add_generation_prompt=prompt, tools=None, **self._roles)
-            return str(text)
+            return str(self._compiled.render(**self._roles | talk.variables | given))
         except Exception as error:  # a template is foreign code: 1/0, a macro that calls itself, a range too long
             reason = str(error) or type(error).__name__
             raise TemplateError(f"{self.name} refuses it ({reason})") from None
@@ -124,7 +140,7 @@ class Template:
                 f"{self.name} writes {missing[0]}, for which tokenizer {self.tokenizer.name} has no special token: "
                 "give a data.chat_template of its own, or its model's data.tokenizer",
             )
-        head, answer = self._spans(TRIAL)
+        head, answer = self._spans(TRIAL, self.render(TRIAL))
         if QUESTION not in head or ANSWER not in answer:
             what = "the question" if QUESTION not in head else "the answer"
             raise TemplateError(
@@ -133,65 +149,88 @@ class Template:
         theirs = self.tokenizer.read(text)
         if theirs is not None and not np.array_equal(theirs, self.ids(text)):
             raise TemplateError(
-                f"{self.name} puts blanks beside special tokens of {self.tokenizer.name} that swallow them"
+                f"{self.name} writes what tokenizer {self.tokenizer.name} reads otherwise beside special tokens"
             )
 
-    def ids(self, text: str, mark: str = "", inner: bool = False) -> Ids:
+    def ids(self, text: str, mark: str = "", after: str = "") -> Ids:
         """Token ids of a rendered text, uint32 [n]: special tokens where the template wrote them, else text.
 
-        With the `mark` of `_hide`, what that has put away is text again. An `inner` text stands after a special token.
+        With the `mark` of `_hide`, what that has put away is text again. `after` is the special token before the text,
+        if there is one. Blanks beside a special token that swallows them have no ids.
         """
-        names = list(self.tokenizer.specials)
+        names, swallows = list(self.tokenizer.specials), self.tokenizer.swallows
 
-        def encoded(piece: str, inner: bool) -> Ids:
+        def encoded(piece: str, before: str, behind: str) -> Ids:
+            piece = piece.lstrip(BLANKS) if swallows.get(before, (False, False))[1] else piece
+            piece = piece.rstrip(BLANKS) if swallows.get(behind, (False, False))[0] else piece
             if mark and mark in piece:
                 piece = re.sub(f"{mark}(.)", lambda found: names[ord(found[1]) - FIRST_PLACEHOLDER], piece)
-            return self.tokenizer.encode_inner(piece) if inner else self.tokenizer.encode(piece)
+            return self.tokenizer.encode_inner(piece) if before else self.tokenizer.encode(piece)
 
         parts, at = [], 0
         for match in self._specials.finditer(text):
             special = np.array([self.tokenizer.specials[match[0]]], np.uint32)
-            parts += [encoded(text[at : match.start()], inner), special]
-            at, inner = match.end(), True
-        return np.concatenate([*parts, encoded(text[at:], inner)]).astype(np.uint32)
+            parts += [encoded(text[at : match.start()], after, match[0]), special]
+            at, after = match.end(), match[0]
+        return np.concatenate([*parts, encoded(text[at:], after, "")]).astype(np.uint32)
 
     def question(self, text: str) -> list[int]:
         """Ids after which the answer to `text` comes."""
-        mark, hidden = self._hide([{"role": "user", "content": text}])
-        return [int(token) for token in self.ids(self.render(hidden, prompt=True), mark)]
+        mark, hidden = self._hide(Conversation([{"role": "user", "content": text}]))
+        asked = self.render(hidden, prompt=True)
+        _refuse_escaped(asked, mark)
+        return [int(token) for token in self.ids(asked, mark)]
 
     def end(self) -> int:
         """The special token that ends an assistant's turn."""
-        return int(self.ids(self._spans(TRIAL)[-1])[-1])
+        return int(self.ids(self._spans(TRIAL, self.render(TRIAL))[-1])[-1])
 
-    def sample(self, messages: Sequence[Message]) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """Ids of a conversation up to its last answer's end, and which of them are the assistant's, both [n].
+    def sample(self, talk: Conversation) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Ids of a conversation up to its last answer's end, and which of them are to be learnt, both [n].
 
         An answer is what stands between the head of its turn and the last special token that the template writes in
-        it, that one included. Raises `TemplateError`, or `SampleError` where an answer's first token would reach into
-        its head.
+        it, that one included. Raises `SampleError` where the template refuses the conversation, leaves out something
+        of it or writes its turns so that answers can't be told apart; or where an answer's first token would reach
+        into its head.
         """
-        mark, hidden = self._hide(messages)
-        spans, turns, targets = self._spans(hidden), [], []
+        try:
+            mark, hidden = self._hide(talk)
+            whole = self.render(hidden)
+            self._check_written(hidden, whole)
+            spans, turns, targets = self._spans(hidden, whole), [], []
+        except TemplateError as error:  # the trial went well: it is this conversation that the template can't write
+            raise SampleError(error.args[0]) from None
+        except RecursionError:
+            raise SampleError("its values are nested too deeply") from None
+        after = ""
         for number in range(0, len(spans), 2):  # a turn ends with a special token: the next one's ids are its own
             head, answer = spans[number : number + 2]
-            given, ids = (self.ids(text, mark, inner=number > 0) for text in (head, head + answer))
+            _refuse_escaped(head + answer, mark)
+            given, ids = (self.ids(text, mark, after) for text in (head, head + answer))
+            after = self._specials.findall(answer)[-1]
             if not np.array_equal(given, ids[: len(given)]):
                 raise SampleError(
-                    "an answer begins with characters that form one token with the text before them: strip it"
+                    "an answer begins with characters that form one token with the text before them: strip it", True
                 )
             turns.append(ids)
             targets.append(np.arange(len(ids)) >= len(given))
         return np.concatenate(turns), np.concatenate(targets)
 
-    def _spans(self, messages: Sequence[Message]) -> list[str]:
-        """The text in turns: what the assistant is given, what it says, what it is given then, and so on."""
-        whole, spans, at = self.render(messages), [], 0
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+    def _spans(self, talk: Conversation, whole: str) -> list[str]:
+        """The text in turns: what the assistant is given, what it says, what it is given then, and so on.
+
+        Answers that aren't learnt are among what it is given.
+        """
+        spans, at = [], 0
+        for number, message in enumerate(talk.messages):
+            if message["role"] != "assistant" or number in talk.unlearnt:
                 continue
-            head, turn = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
-            if not (whole.startswith(turn) and turn.startswith(head) and len(head) >= at):
+            head, turn = self.render(talk.upto(number), prompt=True), self.render(talk.upto(number + 1))
+            if not turn.startswith(head):
+                raise TemplateError(
+                    f"{self.name} begins answer {number + 1} otherwise than the head that it writes for one to come"
+                )
+            if not (whole.startswith(turn) and len(head) >= at):
                 raise TemplateError(
                     f"{self.name} writes a turn otherwise once others follow: its answers can't be told apart"
                 )
@@ -202,19 +241,63 @@ class Template:
             at = ends[-1]
         return spans
 
-    def _hide(self, messages: Sequence[Message]) -> tuple[str, list[Message]]:
-        """`messages` with each special token in a content as a mark and a character; and the mark, in no content."""
-        said = "".join(message["content"] for message in messages)
-        free = [chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in said]  # noncharacters of Unicode
+    def _check_written(self, talk: Conversation, whole: str) -> None:
+        """Raise `TemplateError` naming the first thing in `talk` that the template doesn't write into its text."""
+        for name, less in (("tools", replace(talk, tools=None)), ("documents", replace(talk, documents=None))):
+            if getattr(talk, name) and self._same(whole, less):
+                raise TemplateError(f"{self.name} leaves out {name}: give one that writes them")
+        for name in talk.variables:
+            if name not in self.variables:
+                raise TemplateError(f"{self.name} doesn't read {name} of chat_template_kwargs: leave it out")
+        for number, message in enumerate(talk.messages):
+            left_out = self._left_out(talk, number, message, whole)
+            if left_out:
+                raise TemplateError(
+                    f"{self.name} leaves out {left_out} of message {number + 1} ({message['role']}): give one that "
+                    "writes it, or take it out of the row"
+                )
+
+    def _left_out(self, talk: Conversation, number: int, message: dict[str, Any], whole: str) -> str | None:
+        """The first field of a message that isn't written, if one isn't. Without it the text is the same."""
+        content = message.get("content", "").strip()
+        if content and content not in whole:
+            until = self.render(talk.upto(number + 1))
+            if self._same(until, talk.with_content(number, OTHER_WORDS)):
+                return "content"
+        passed_over = ("role", "content", *(LABELS if message["role"] == "tool" else ()))
+        names = [name for name in message if name not in passed_over and message[name] not in ("", [], {})]
+        until = self.render(talk.upto(number + 1)) if names else ""
+        for name in names:
+            together = REASONING if name in REASONING else (name,)
+            if self._same(until, talk.without(number, together)):
+                return name
+        return None
+
+    def _same(self, text: str, other: Conversation) -> bool:
+        try:
+            return self.render(other) == text
+        except TemplateError:  # it misses what was taken away: it reads it
+            return False
+
+    def _hide(self, talk: Conversation) -> tuple[str, Conversation]:
+        """`talk` with each special token in a content as a mark and a character; and the mark, in no content."""
+        said = talk.dump()
+        free = [code for code in range(0xFDD0, 0xFDF0) if f"\\u{code:04x}" not in said]  # noncharacters of Unicode
         if not free:
             raise SampleError("it holds all of Unicode's noncharacters U+FDD0 to U+FDEF, of which one must be free")
-        mark = free[0]
+        mark = chr(free[0])
         numbers = {name: number for number, name in enumerate(self.tokenizer.specials)}
 
         def hidden(match: re.Match[str]) -> str:
             return mark + chr(FIRST_PLACEHOLDER + numbers[match[0]])
 
-        return mark, [message | {"content": self._specials.sub(hidden, message["content"])} for message in messages]
+        return mark, talk.changed(lambda text: self._specials.sub(hidden, text))
+
+
+def _refuse_escaped(text: str, mark: str) -> None:
+    """A template that writes JSON in ASCII turns the mark of a hidden special token into `\\ufdd0`."""
+    if f"\\u{ord(mark):04x}" in text:
+        raise SampleError("it holds a special token's name, which the template writes in JSON's ASCII form")
 
 
 def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = CHAT_DATE) -> Template:
@@ -250,32 +333,3 @@ def turn_end(source: str | None, tokenizer: Tokenizer) -> int | None:
         return checked(Template(source, "the chat template", tokenizer)).end()
     except UserError:
         return None
-
-
-def _environment(date: datetime.date) -> Any:
-    """Jinja as transformers sets it up: a sandbox that can change nothing, blocks without their line ends."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-
-    from coretrain.tokenizers.template_limits import LimitedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what transformers masks; here the turns tell it, and the mark says nothing."""
-
-        tags = {"generation"}  # noqa: RUF012  # Jinja's own attribute
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.add_filter("tojson", to_json)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = date.strftime
-    return environment

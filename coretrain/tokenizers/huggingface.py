@@ -11,6 +11,7 @@ from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import read_json
+from coretrain.tokenizers.added_tokens import CONFIG, facts_of, role_names, with_added_tokens
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
@@ -19,10 +20,11 @@ from coretrain.tokenizers.merges import (
     check_same_ids,
     merge_list,
 )
-from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer, end_of_text
+from coretrain.tokenizers.tokenizer import END_OF_TEXT, FURTHER_END, GPT2_PATTERN, Tokenizer, end_of_text
 
 FILE = "tokenizer.json"
-ROLES = ("bos", "eos", "pad", "unk")
+MODEL_ROLES = ("bos", "eos", "pad", "unk")
+GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -31,10 +33,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises `UserError` saying what stands in the way: no such files, no end of text, or a kind that isn't decoded here.
     """
     try:
-        path, raw = _raw(folder)
+        facts = facts_of(folder)
+        path, raw = _raw(folder, facts)
+        raw = with_added_tokens(raw, facts, folder / CONFIG)
         specials = added_specials(raw)
-        name, roles = folder.absolute().name, _roles(folder, specials)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        name, roles = folder.absolute().name, _roles(folder, facts, specials)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             "tokenizers/hf-tokenizer-damaged", f"{folder} has a damaged tokenizer: download it again"
         ) from None
@@ -49,12 +53,14 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _raw(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _raw(folder: Path, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     path, vocab, merges = (folder / name for name in (FILE, "vocab.json", "merges.txt"))
     if path.is_file():
-        return path, read_json(path, "a tokenizer of Hugging Face's fast kind")
+        raw = read_json(path, "a tokenizer of Hugging Face's fast kind")
+        _check_prefix(path, raw, facts)
+        return path, raw
     if vocab.is_file() and merges.is_file():
-        return vocab, _gpt2_files(folder, read_json(vocab, "the tokens of a tokenizer"), merges)
+        return vocab, _gpt2_files(folder, facts, read_json(vocab, "the tokens of a tokenizer"), merges)
     raise UserError(
         "tokenizers/hf-files-missing",
         f"{path} is missing, and so are vocab.json and merges.txt: write it with transformers' "
@@ -62,40 +68,36 @@ def _raw(folder: Path) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """What the folder says of its special tokens, the newer file's word first."""
-    facts: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            facts |= read_json(folder / name, "the tokenizer's special tokens")
-    return facts
+def _check_prefix(path: Path, raw: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise `UserError` where the two files disagree on a blank before a text: GPT-2's class goes by the config's."""
+    steps = raw.get("pre_tokenizer") or {}
+    found = [
+        step.get("add_prefix_space") for step in steps.get("pretokenizers", [steps]) if step.get("type") == "ByteLevel"
+    ]
+    asked = facts.get("add_prefix_space")
+    if asked is not None and facts.get("tokenizer_class") in GPT2_CLASSES and found and bool(asked) not in found:
+        raise UserError(
+            "tokenizers/hf-prefix-space-differs",
+            f"{path.parent / CONFIG} has add_prefix_space = {asked}, and {path} has it otherwise: make them the same",
+        )
 
 
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _gpt2_files(folder: Path, vocab: dict[str, int], merges: Path) -> dict[str, Any]:
+def _gpt2_files(folder: Path, facts: Mapping[str, Any], vocab: dict[str, int], merges: Path) -> dict[str, Any]:
     """The two files of GPT-2's first tokenizers as the tokenizer.json that the package tokenizers makes of them."""
-    facts = _facts(folder)
-    kind = facts.get("tokenizer_class", "GPT2Tokenizer")
-    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+    kind = facts.get("tokenizer_class", GPT2_CLASSES[0])
+    if kind not in GPT2_CLASSES:
         raise UserError(
             "tokenizers/hf-kind-without-json",
             f"{folder} has no {FILE}, and vocab.json and merges.txt are of a {kind}: write it with transformers' "
             "AutoTokenizer.from_pretrained and save_pretrained",
         )
-    more = folder / "added_tokens.json"
-    ids = vocab | (read_json(more, "added tokens") if more.is_file() else {})
-    named = [_content(facts.get(f"{role}_token")) for role in ROLES]
-    named += ["<|endoftext|>", *map(_content, facts.get("additional_special_tokens", ()))]
-    added = sorted({name for name in named if name in ids} | (ids.keys() - vocab.keys()), key=ids.__getitem__)
     lines = merges.read_text(encoding="utf-8").split("\n")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = [{"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocab else []
     return {
         "version": "1.0",
-        "added_tokens": [{"id": ids[name], "content": name, **flags} for name in added],
+        "added_tokens": end,
         "normalizer": None,
         "pre_tokenizer": byte_level | {"add_prefix_space": bool(facts.get("add_prefix_space"))},
         "post_processor": None,
@@ -108,19 +110,27 @@ def _gpt2_files(folder: Path, vocab: dict[str, int], merges: Path) -> dict[str, 
     }
 
 
-def _roles(folder: Path, specials: Mapping[str, int]) -> dict[str, int]:
-    """Ids of the special tokens' roles: from the tokenizer's files, else the model's own."""
-    facts, path = _facts(folder), folder / "config.json"
+def _roles(folder: Path, facts: Mapping[str, Any], specials: Mapping[str, int]) -> dict[str, int]:
+    """Ids of the special tokens' roles: from the tokenizer's files, else the model's own where these don't say."""
+    named, path = role_names(facts), folder / "config.json"
     model = read_json(path, "the config of a Hugging Face model") if path.is_file() else {}
-    roles = {}
-    for role in ROLES:
-        name, token = _content(facts.get(f"{role}_token")), model.get(f"{role}_token_id")
+    roles = {role: specials[name] for role, name in named.items() if name is not None}
+    for role in MODEL_ROLES:
+        token = model.get(f"{role}_token_id")
         token = token[0] if isinstance(token, list) and token else token
-        if isinstance(name, str) and name in specials:
-            roles[role] = specials[name]
-        elif isinstance(token, int) and token in specials.values():
+        silent = role not in named or (role == "eos" and named[role] is None)  # a text must end with something
+        if silent and isinstance(token, int) and token in specials.values():
             roles[role] = token
-    return roles
+    path = folder / "generation_config.json"
+    generation = read_json(path, "how a Hugging Face model generates") if path.is_file() else {}
+    ends = [token for facts in (generation, model) for token in _listed(facts.get("eos_token_id"))]
+    known = (specials.get(END_OF_TEXT), roles.get("eos"))
+    further = [token for token in dict.fromkeys(ends) if token in specials.values() and token not in known]
+    return roles | {f"{FURTHER_END}{number}": token for number, token in enumerate(further, 2)}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, int]) -> Tokenizer:
@@ -132,6 +142,12 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
             raise UserError("tokenizers/bpe-with-normalizer", f"{path} is no byte-level BPE without a normalizer")
         pattern = _pattern(raw["pre_tokenizer"])
         specials = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
+        if any(
+            token.get(flag) for token in raw.get("added_tokens", ()) for flag in ("lstrip", "rstrip", "single_word")
+        ):
+            raise UserError(
+                "tokenizers/added-tokens-swallow", f"{path} has special tokens that swallow blanks, which ranks can't"
+            )
         if specials != added_specials(raw):
             raise UserError(
                 "tokenizers/added-tokens-are-text",

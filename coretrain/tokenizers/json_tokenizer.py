@@ -58,6 +58,11 @@ class JsonTokenizer(Tokenizer):
         raw = from_json(text)
         self.specials = added_specials(raw)
         self.roles = {"eos": eot, **roles}
+        self.swallows = {
+            token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
+            for token in raw.get("added_tokens") or ()
+            if token["content"] in self.specials
+        }
         self.ranks, self.pattern, self.partial = {}, None, True
         vocab: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
         self.vocab = max(*vocab.values(), eot) + 1

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
+FURTHER_END = "eos_"
+"""Roles of the tokens besides `eos` at which a pretrained model stops begin so."""
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 SAVED_RANKS, SAVED_JSON, SAVED_FACTS = "tokenizer.tiktoken", "tokenizer.json", "tokenizer_facts.json"
 LONG_SPACE = re.compile(r"\s{8192}")  # the pattern engine backtracks over white space, and panics near a million
@@ -37,6 +40,8 @@ class Tokenizer:
 
     file = SAVED_RANKS
     """What `save` writes beside its facts, and `data.tokenizer` names."""
+    swallows: Mapping[str, tuple[bool, bool]] = MappingProxyType({})
+    """Special tokens that swallow the blanks before them, and behind them."""
 
     def __init__(
         self,
@@ -95,8 +100,10 @@ class Tokenizer:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Ids at which generation stops: the end of a document, and of a turn where the model has one."""
-        return tuple(dict.fromkeys((self.eot, self.roles.get("eos", self.eot))))
+        """Ids at which generation stops: the end of a document, and of a turn where the model has one; and more where
+        the model's own files name more."""
+        further = (token for role, token in self.roles.items() if role.startswith(FURTHER_END))
+        return tuple(dict.fromkeys((self.eot, self.roles.get("eos", self.eot), *further)))
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()

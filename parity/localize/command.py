@@ -29,8 +29,10 @@ from parity.pair import batches
 PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error)
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What numpy and zipfile raise of an archive that is damaged."""
 MOST = {"layers": 10_000, "width": 65_536}
 

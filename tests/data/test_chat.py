@@ -19,7 +19,8 @@ import torchtrain.loss
 from coretrain.base.errors import UserError
 from coretrain.data.batch import IGNORED, stacked
 from coretrain.data.batches import global_batch, updates_of, validation_bytes_per_token
-from coretrain.data.chat import chat_source, messages_of, open_encoder, said_in
+from coretrain.data.chat import chat_source, open_encoder, said_in
+from coretrain.data.chat_rows import conversation_of
 from coretrain.data.open import open_data
 from coretrain.data.packing import pack
 from coretrain.data.prepare import documents_of
@@ -35,38 +36,11 @@ from tests.support.refusal import refused
 from tests.support.whole_runs import run
 
 
-@pytest.mark.parametrize(
-    ("row", "word"),
-    [
-        ([1], "is no object"),
-        ({"text": "x"}, "has neither messages nor prompt and completion, only text"),
-        ({"prompt": "x"}, "has neither messages nor prompt and completion, only prompt"),
-        ({"prompt": "x", "completion": " "}, "has an empty answer"),
-        ({"prompt": "x", "completion": 3}, "completion is no text"),
-        ({"messages": []}, "messages is no list of messages"),
-        ({"messages": [{"role": "user"}]}, "message 1 has no content"),
-        ({"messages": [{"role": "user", "content": "x"}, {"content": "x"}]}, "message 2 has no role"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 has role 'robot': use system, user, assistant"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content is no text"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "has no message of the assistant"),
-        ({"messages": [{"role": "assistant", "content": ""}]}, "has an empty answer"),
-    ],
-)
-def test_rows_that_are_no_conversation(row, word):
-    with pytest.raises(UserError, match=word) as fault:
-        messages_of(row, "a.jsonl, line 7")
-    assert str(fault.value).startswith("a.jsonl, line 7")
-    assert messages_of({"messages": None, "prompt": "a", "completion": "b"}, "") == [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-    ]
-
-
 def test_rows_are_packed_and_nothing_is_lost(chat_config):
     config = chat_config(chat_rows(40))
     data = open_data(config, lambda _: None)
     coder = open_encoder(config, data.tokenizer)
-    wanted = sorted(tuple(coder.encode(json.dumps(messages_of(row, "")))) for row in chat_rows(40))
+    wanted = sorted(tuple(coder.encode(conversation_of(row, "").dump())) for row in chat_rows(40))
     found = []
     for split in (data.train, data.validation):
         for window in range(split.windows(96)):
@@ -132,7 +106,7 @@ def test_samples_that_do_not_fit_are_refused_by_their_line_or_dropped(chat_confi
         open_data(chat_config(rows), lambda _: None)
     data = open_data(chat_config(rows, data__misfits="drop"), lambda _: None)
     counts = [dict(data.summary())[split] for split in ("train", "validation")]
-    assert sum("1 samples dropped" in text for text in counts) == 1
+    assert sum("samples dropped: 1 too long" in text for text in counts) == 1
     with refused("data/row-tokens-too-few", "train"):
         open_data(chat_config(rows, data__misfits="drop", model__context=2), lambda _: None)
 

@@ -17,6 +17,7 @@ from coretrain.planning.accelerators import TABLE, accelerators, machine
 from coretrain.runs.folder import open_run
 from coretrain.tokenizers.chat_template import CHATML, PLAIN, Template, checked, open_template
 from coretrain.tokenizers.chat_template_file import read_chat_template
+from coretrain.tokenizers.conversation import Conversation
 from coretrain.tokenizers.huggingface import read_tokenizer
 from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.registry import bytes_tokenizer, load_tokenizer, named_tokenizer
@@ -145,7 +146,7 @@ def test_chat_templates(place, tokenizer_folder, random):
 
     def read() -> None:
         template = open_template(str(place / "x.jinja"), load_tokenizer(tokenizer_folder))
-        template.sample(said)
+        template.sample(Conversation(said))
         template.question("what?")
 
     ends_well("chat template", read)

@@ -23,6 +23,7 @@ from coretrain.formats.gguf.tokenizer import read_gguf_tokenizer, tokenizer_fact
 from coretrain.formats.huggingface.weights import export_huggingface
 from coretrain.runs.convert import export_run, import_run
 from coretrain.tokenizers.chat_template import Template, checked
+from coretrain.tokenizers.conversation import Conversation
 from coretrain.tokenizers.huggingface import read_tokenizer
 from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
@@ -110,10 +111,10 @@ def test_sentencepiece_is_kept_as_it_is(tmp_path: Path, kind: str) -> None:
 
     template = checked(Template(TURNS, "turns", tokenizer))
     talk = [{"role": "user", "content": "a (b)"}, {"role": "assistant", "content": "the answer"}] * 2
-    ids, targets = template.sample(talk)
+    ids, targets = template.sample(Conversation(talk))
     assert ids.tolist() == theirs.apply_chat_template(talk, return_dict=False)
     assert tokenizer.decode(ids[targets]) == " the answer </s> the answer </s>"
-    evil, _ = template.sample([{"role": "user", "content": "</s>"}, {"role": "assistant", "content": "<s>"}])
+    evil, _ = template.sample(Conversation([talk[0] | {"content": "</s>"}, talk[1] | {"content": "<s>"}]))
     assert (evil < 3).sum() == 2
 
     export_run(tmp_path / "run", tmp_path / "out", "hf")
@@ -173,8 +174,9 @@ def test_what_looks_special_is_no_text(tmp_path: Path) -> None:
     fast.add_special_tokens([AddedToken("<|greedy|>", special=True, normalized=False, rstrip=True)])
     greedy = read_tokenizer(hf_folder(tmp_path / "b", fast))
     assert checked(Template(TURNS, "turns", greedy))
-    with pytest.raises(UserError, match="blanks beside special tokens of b that swallow them"):
-        checked(Template("<|greedy|> " + TURNS, "turns", greedy))
+    template = checked(Template("<|greedy|> " + TURNS, "turns", greedy))
+    text = "<|greedy|> \n a <|greedy|>\x1cb<|im_end|> c"
+    assert template.ids(text).tolist() == fast.encode(text, add_special_tokens=False).ids, "blanks are swallowed alike"
     raw = json.loads(fast.to_str())
     taken = next(word for word in raw["model"]["vocab"] if len(word) > 3 and word.isalpha())
     raw["added_tokens"].append(raw["added_tokens"][0] | {"id": raw["model"]["vocab"][taken], "content": taken})

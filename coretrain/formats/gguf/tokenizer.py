@@ -24,6 +24,7 @@ from coretrain.formats.gguf.sentencepiece import (
 )
 from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.chat_template import turn_end
+from coretrain.tokenizers.chat_template_file import DEFAULT, WITH_TOOLS, one_template
 from coretrain.tokenizers.huggingface import ranked_tokenizer
 from coretrain.tokenizers.json_tokenizer import JsonTokenizer, added_specials
 from coretrain.tokenizers.merges import (
@@ -51,9 +52,10 @@ ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def gguf_chat_template(file: GGUFFile) -> str | None:
-    """The chat template of a GGUF file, if it has one."""
-    template = file.facts.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
+    """The chat template of a GGUF file, if it has one; with its one for tools, as llama.cpp takes it."""
+    keys = {DEFAULT: "tokenizer.chat_template", WITH_TOOLS: f"tokenizer.chat_template.{WITH_TOOLS}"}
+    found = {name: file.facts.get(key) for name, key in keys.items()}
+    return one_template({name: text for name, text in found.items() if isinstance(text, str)})
 
 
 def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
@@ -183,7 +185,8 @@ def tokenizer_facts(tokenizer: Tokenizer, vocab: int, chat_template: str | None)
     else:
         facts, remark = _ranked_facts(tokenizer, vocab)
     facts["tokenizer.ggml.add_bos_token"] = False
-    facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in tokenizer.roles.items()}
+    held = {role: token for role, token in tokenizer.roles.items() if role in ROLES}
+    facts |= {f"tokenizer.ggml.{ROLES[role]}_token_id": token for role, token in held.items()}
     if chat_template:
         facts["tokenizer.chat_template"] = chat_template
     if (end := turn_end(chat_template, tokenizer)) is not None:

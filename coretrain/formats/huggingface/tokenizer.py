@@ -12,7 +12,7 @@ from coretrain.tokenizers.byte_alphabet import byte_characters
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.json_tokenizer import JsonTokenizer
 from coretrain.tokenizers.merges import check_same_ids, merge_list, oniguruma
-from coretrain.tokenizers.tokenizer import Tokenizer
+from coretrain.tokenizers.tokenizer import FURTHER_END, Tokenizer
 
 
 def hf_tokenizer(tokenizer: Tokenizer) -> Any:
@@ -52,9 +52,10 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat_templ
         check_same_ids(tokenizer, fast)
         write_atomically(folder / "tokenizer.json", fast.to_str())
     names = {token: name for name, token in tokenizer.specials.items()}
+    roles = {role: token for role, token in tokenizer.roles.items() if not role.startswith(FURTHER_END)}
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": names[token] for role, token in tokenizer.roles.items()},
+        **{f"{role}_token": names[token] for role, token in roles.items()},
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
