@@ -94,7 +94,7 @@ def chat_source(name: str) -> Source:
         for where, row in found.rows():
             yield json.dumps(messages_of(row, where))
 
-    return Source(name, ("chat", *found.listing), documents, found.size)
+    return Source(name, ("chat", *found.listing), documents, found.size, found.passed_over)
 
 
 def said_in(document: str) -> str:

@@ -41,4 +41,5 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
                     f"a row's {config.row_tokens} tokens are too few for every {split.name} sample of "
                     f"{part.source}: raise data.row_tokens, or give shorter samples",
                 )
-    return Data(tokenizer, tuple(parts), coder.template)
+    passed_over = tuple(source.passed_over for source in sources if source.passed_over)
+    return Data(tokenizer, tuple(parts), coder.template, passed_over)

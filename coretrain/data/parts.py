@@ -42,7 +42,7 @@ def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:
     big = sum(shard.file_size for shard in shards) > ALWAYS_HASHED
     if big and (folder / VERIFIED).is_file():
         try:
-            trusted = json.loads((folder / VERIFIED).read_text())
+            trusted = json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
         except ValueError:
             trusted = {}
     seen = {}
