@@ -37,7 +37,8 @@ def test_a_folder_takes_its_name_when_it_is_finished(tmp_path: Path, place: str)
             (temporary / "half").write_text("x")
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert {path.name for path in tmp_path.iterdir()} == before
     with folder_beside(target) as temporary:
         (temporary / "whole").write_text("x")

@@ -92,3 +92,9 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_opened(folder):
     (folder / "chat_template.jinja").unlink()
     with refused("runs/chat-template-missing", "run"):
         ask()
+
+
+def test_bytes_that_are_no_text_are_replacements(chat):
+    """As the command line and the terminal hand them on, where their encoding has no such text."""
+    assert chat("caf\udce9")[0].startswith("caf\ufffd\n")
+    assert chat(typed=("caf\udce9", None))[1] == ""
