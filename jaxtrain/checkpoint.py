@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import logging
 import math
 import os
 import re
@@ -35,6 +37,7 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
 
     On a CPU the arrays are written from where they lie, and must not be given to a computation until then.
     """
+    _hush()
     with contextlib.ExitStack() as opened, _sparing(state):
         place = opened.enter_context(_plain(folder))
         response = ocp.save_async(place / STATE, _flat(state))
@@ -122,6 +125,21 @@ def _load(folder: Path, template: Any, part: bool = False) -> Any:
     context.array.loading.enable_padding_and_truncation = True  # of the vocabulary: zeros, which `_check_shape` lets by
     with context, _plain(folder) as place:
         return ocp.load(place / STATE, template)
+
+
+@functools.cache
+def _hush() -> None:
+    """Keep Orbax's threads from printing, with 300 lines of where they were, what the save's future raises anyway."""
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
+    never = re.compile("Task exception was never retrieved.*/orbax/", re.DOTALL)
+    logging.getLogger("asyncio").addFilter(lambda record: not never.match(record.getMessage()))
+    shown = sys.unraisablehook
+
+    def show(what: sys.UnraisableHookArgs) -> None:
+        if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+            shown(what)  # that one is of threads that go on writing after one of them has failed
+
+    sys.unraisablehook = show
 
 
 @contextlib.contextmanager
