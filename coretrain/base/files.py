@@ -78,14 +78,12 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def typed_path(text: str) -> Path:
-    """A path as it was typed, `~` being the home folder. Raises `UserError` where there is none, or no such text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    """A path as it was typed, `~` being the home folder. Raises `UserError` where there is none, or it is no path."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(
             "base/path-not-utf-8",
-            f"{text} isn't UTF-8, in which paths are written down here: rename that file or folder",
-        ) from None
+            f"{text!r} can't be a path here: its name isn't UTF-8, or has a zero byte; rename that file or folder",
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -7,24 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.locks import locked
 from coretrain.config.data import DataConfig
 
 
 def cache_folder(data: DataConfig) -> Path:
     """The folder of the cache, made if it isn't there. Raises `UserError` that names data.cache."""
-    if data.cache.startswith("~"):
-        with contextlib.suppress(RuntimeError):
-            return _made(data, Path(data.cache).expanduser())
-        raise UserError(
-            "data/cache-without-home",
-            f"data.cache = {data.cache} lies in a home folder, and there is none here (HOME is not set): give a folder "
-            "that can be written, as --data.cache /tmp/twintrain",
-        )
-    return _made(data, Path(data.cache))
-
-
-def _made(data: DataConfig, folder: Path) -> Path:
+    try:
+        folder = typed_path(data.cache)
+    except UserError as error:
+        raise UserError("data/cache-nowhere", f"data.cache: {error}, as in --data.cache /tmp/twintrain") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -12,7 +12,7 @@ import pytest
 from coretrain.base.errors import RESUME, exits_cleanly
 from tests.support.commands import environment
 
-NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "EISDIR")
+NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "EISDIR", "ENOENT", "ELOOP")
 
 
 @pytest.mark.parametrize("name", NAMES)

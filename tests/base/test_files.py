@@ -94,3 +94,5 @@ def test_paths_are_taken_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> N
         typed_path("~nobody-of-this-name/a")
     with refused("base/path-not-utf-8"):
         typed_path("caf\udce9")
+    with refused("base/path-not-utf-8"):
+        typed_path("a\0b")

@@ -179,7 +179,7 @@ def test_of_a_folder_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
 def test_a_cache_that_cant_be_is_named(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("data/cache-unwritable", "data.cache = /proc/nothing"):
         quiet(configure(tmp_path, corpus, **{"data.cache": "/proc/nothing"}))
-    with refused("data/cache-without-home", "data.cache = ~nobody-here/x"):
+    with refused("data/cache-nowhere", "data.cache: ~nobody-here/x"):
         quiet(configure(tmp_path, corpus, **{"data.cache": "~nobody-here/x"}))
 
     def full(*_: object, **__: object) -> None:
