@@ -103,8 +103,8 @@ def _run(
         if world.first:
             print(f"warning: {text}", file=sys.stderr)
 
-    if command.resume:
-        hold_run(command, command.resume, hold, warn, world)
+    resume = command.resume
+    world.collectively(lambda: hold_run(command, resume, hold, warn) if resume and world.first else None)
     ready = resolve(command, world)
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
@@ -121,7 +121,10 @@ def _run(
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.assert_same(json.dumps(progress.to_json()), "place to go on from")
     if not resumed:
-        folder = hold_run(command, folder, hold, warn, world)
+        begun = world.gather_results(
+            lambda: str(hold_run(command, ready.folder, hold, warn) if world.first else ready.folder)
+        )
+        folder = Path(begun[0])
     world.on_rank0(lambda: begin_folder(folder, config, data))
     if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
@@ -152,33 +155,26 @@ def _run(
     return 1 if status == "stopped" else 0
 
 
-def hold_run(
-    command: Command, folder: Path, hold: contextlib.ExitStack, warn: Callable[[str], None], world: World
-) -> Path:
+def hold_run(command: Command, folder: Path, hold: contextlib.ExitStack, warn: Callable[[str], None]) -> Path:
     """Make the run's folder and hold it until `hold` is closed. Raises `UserError` where another process does.
 
-    Its name is returned: of two runs that begin in one second, and were given none, the second takes another.
+    It is returned: of two runs that begin in one second, and were given no folder, the second takes another.
     """
-
-    def taken() -> str:
-        place, named = folder, command.output or command.resume
-        while world.first:
-            place.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as attempt:
-                try:
-                    attempt.enter_context(held(place, warn))
-                    if not command.resume:
-                        run_folder(replace(command, output=place))  # another may have begun, and ended, since
-                except UserError:
-                    if named:
-                        raise
-                    place = run_folder(command)
-                    continue
-                hold.push(attempt.pop_all())
-                break
-        return str(place)
-
-    return Path(world.gather_results(taken)[0])
+    named = command.output or command.resume
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as attempt:
+            try:
+                attempt.enter_context(held(folder, warn))
+                if not command.resume:
+                    run_folder(replace(command, output=folder))  # another may have begun, and ended, since
+            except UserError:
+                if named:
+                    raise
+                folder = run_folder(command)
+                continue
+            hold.enter_context(attempt.pop_all())
+            return folder
 
 
 def check_shared(folder: Path, config: RunConfig, world: World) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from coretrain.processes.world import World
 from coretrain.training.command_line import parse
 from coretrain.training.resolve import run_folder
 from coretrain.training.runner import hold_run, run
@@ -56,7 +55,7 @@ def test_two_new_runs_never_share_a_folder(tmp_path, monkeypatch):
 
     def begin(command, folder: Path) -> str:
         with contextlib.ExitStack() as hold:
-            return str(hold_run(command, folder, hold, pytest.fail, World()))
+            return str(hold_run(command, folder, hold, pytest.fail))
 
     first = run_folder(unnamed)
     first.mkdir(parents=True)
