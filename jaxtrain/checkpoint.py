@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import glob
+import logging
 import math
 import os
 import re
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -32,13 +37,18 @@ def save_native(folder: Path, state: Mapping[str, Any]) -> Future[None]:
 
     On a CPU the arrays are written from where they lie, and must not be given to a computation until then.
     """
-    with _sparing(state):
-        response = ocp.save_async(folder.absolute() / STATE, _flat(state))
+    _hush()
+    with contextlib.ExitStack() as opened, _sparing(state):
+        place = opened.enter_context(_plain(folder))
+        response = ocp.save_async(place / STATE, _flat(state))
+        until_written = opened.pop_all()
     future: Future[None] = Future()
 
     def wait() -> None:
         try:
-            future.set_result(response.result())
+            with until_written:
+                response.result()
+            future.set_result(None)
         except BaseException as error:
             code = re.search(r"os_error_code='(\d+)'", str(error))  # of a full disk, which tensorstore has words for
             future.set_exception(OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error)
@@ -55,7 +65,8 @@ def load_native(folder: Path, state: Mapping[str, Any], vocabulary: int) -> dict
     """
     # Torch needs no such template: its state holds plain tensors by name, without padding.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(state))
-    held = ocp.metadata(folder.absolute() / STATE).metadata
+    with _plain(folder) as place:
+        held = ocp.metadata(place / STATE).metadata
     for group, leaves in template.items():
         for key, leaf in leaves.items():
             _check_shape(f"{folder} (group {group}): {key}", tuple(held[group][key].shape), leaf.shape, vocabulary)
@@ -112,8 +123,36 @@ def _load(folder: Path, template: Any, part: bool = False) -> Any:
     context = _sparing(template)
     context.pytree.loading.partial_load = part
     context.array.loading.enable_padding_and_truncation = True  # of the vocabulary: zeros, which `_check_shape` lets by
-    with context:
-        return ocp.load(folder.absolute() / STATE, template)
+    with context, _plain(folder) as place:
+        return ocp.load(place / STATE, template)
+
+
+@functools.cache
+def _hush() -> None:
+    """Keep Orbax's threads from printing, with 300 lines of where they were, what the save's future raises anyway."""
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
+    never = re.compile("Task exception was never retrieved.*/orbax/", re.DOTALL)
+    logging.getLogger("asyncio").addFilter(lambda record: not never.match(record.getMessage()))
+    shown = sys.unraisablehook
+
+    def show(what: sys.UnraisableHookArgs) -> None:
+        if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+            shown(what)  # that one is of threads that go on writing after one of them has failed
+
+    sys.unraisablehook = show
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """`folder` under a name that orbax finds again: it takes brackets, asterisks and question marks for patterns."""
+    whole = folder.absolute()
+    if glob.escape(str(whole)) == str(whole):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory(prefix="twintrain-") as scratch:
+        link = Path(scratch, "run")
+        link.symlink_to(whole, target_is_directory=True)
+        yield link
 
 
 def _sparing(state: Any) -> ocp.Context:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.malloc import give_back_freed_memory
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
@@ -56,7 +57,8 @@ def configure_jax(config: RunConfig) -> None:
     # "highest" is of float32: with it Mosaic refuses the splash kernel's bfloat16 products
     exact = config.precision.compute in ("float32", "float64") and not config.precision.fast_matmul
     jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache).expanduser() / "jax"))
+    with contextlib.suppress(UserError):  # without a home folder nothing compiled is kept
+        jax.config.update("jax_compilation_cache_dir", str(typed_path(config.data.cache) / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILE_CACHE_AFTER)
 
 

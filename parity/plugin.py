@@ -8,12 +8,12 @@ the judge's own tests need.
 
 import gc
 import os
-from pathlib import Path
 
 import jax
 import pytest
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from parity.marks import left_out
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--width", type=int, metavar="N", help="with --config: this width; heads and MLP shrink with it")
     group.addoption(
         "--results",
-        type=Path,
+        type=typed_path,
         default=None,
         metavar="FILE",
         help="where the session's figures go, as JSON (default, in runs/parity: results.json; with -m mutation "

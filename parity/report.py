@@ -16,7 +16,7 @@ from typing import Any
 
 import coretrain.journal.page
 from coretrain.base.errors import UserError, exits_cleanly
-from coretrain.base.files import write_atomically
+from coretrain.base.files import typed_path, write_atomically
 from coretrain.journal.chart import Line, chart
 from parity.gates import YARDSTICK
 from parity.results import read
@@ -312,8 +312,8 @@ def _other_versions(results: Results, mutation: Results) -> str:
 def main() -> int:
     """Write the page, and say where it is."""
     parser = argparse.ArgumentParser(prog="python -m parity.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    parser.add_argument("--output", type=Path, help="the page (default: report.html beside the results)")
+    parser.add_argument("results", nargs="?", type=typed_path, default=RESULTS, help=f"default {RESULTS}")
+    parser.add_argument("--output", type=typed_path, help="the page (default: report.html beside the results)")
     given = parser.parse_args()
     results = read(given.results)
     other = given.results.with_name(MUTATION_RESULTS)

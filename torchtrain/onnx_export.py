@@ -11,7 +11,6 @@ import importlib.util
 import io
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from coretrain.base.errors import UserError
-from coretrain.checkpoint.folder import TEMPORARY
+from coretrain.base.files import folder_beside
 from coretrain.checkpoint.interchange import newest_interchange
 from coretrain.config.run import RunConfig
 from coretrain.runs.adapted import load_on
@@ -73,16 +72,11 @@ def export_onnx(
     path = newest_interchange(source)
     loaded = load_on(path, base)
     network = Logits(_model(*whole_model(source, loaded, merge), quantization)).eval()
-    temporary = target.with_name(f"{TEMPORARY}{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with folder_beside(target) as temporary:
         _write(network, temporary / target.name)
         said = _checked(network, temporary / target.name, CAPS[quantization])
         for file in sorted(temporary.iterdir(), reverse=True):  # the weights before the file that names them
             os.replace(file, target.with_name(file.name))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return [f"wrote {target}: {path} (after update {loaded.progress.update}, written by {loaded.stack})", said]
 
 

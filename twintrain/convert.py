@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.files import typed_path
 from coretrain.config.load import fields
 from coretrain.formats.gguf.file import QUANTIZATIONS
 from coretrain.runs.adapted import merge_run
@@ -48,7 +49,7 @@ def moved_base(words: list[str], program: str) -> Path | None:
     command = understood(words, program)
     if other := next((key for key, _ in command.overrides if key != "adapter.base"), None):
         raise UserError("command/option-only-for-import", f"--{other} is for what is read in: leave it out")
-    return None if command.config.adapter.base is None else Path(command.config.adapter.base)
+    return None if command.config.adapter.base is None else typed_path(command.config.adapter.base)
 
 
 def apart(words: list[str]) -> tuple[list[str], list[str]]:
@@ -70,8 +71,8 @@ def options(program: str = PROGRAM) -> Options:
     """All but the fields of a config."""
     usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
     parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?")
+    parser.add_argument("source", type=typed_path)
+    parser.add_argument("target", type=typed_path, nargs="?")
     parser.add_argument("--to", "--format", choices=("hf", "huggingface", "peft", "gguf", "onnx", "interchange"))
     parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
     parser.add_argument("--merge", action="store_true")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
-from coretrain.base.files import write_atomically
+from coretrain.base.files import typed_path, write_atomically
 from coretrain.base.numbers import whole_number
 
 PROGRAM = "twintrain docstrings"
@@ -81,7 +81,7 @@ def options(program: str = PROGRAM) -> Options:
     """What can be asked for."""
     usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
     parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=typed_path)
     parser.add_argument("--limit", type=whole_number())
     return parser
 

@@ -115,7 +115,7 @@ def peaks() -> Rows:
         for dtype in ("float32", "bfloat16"):
             command = [sys.executable, "-m", "twintrain.matmul_peak", framework, dtype]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 text = f"{found['gflops']:,.1f} GFLOP/s ({found['size']} x {found['size']})"
             except (subprocess.SubprocessError, ValueError, IndexError):

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.interrupts import loading_modules
 
 OWN = ("coretrain", "torchtrain", "jaxtrain", "parity", "twintrain")
 
@@ -13,7 +14,8 @@ OWN = ("coretrain", "torchtrain", "jaxtrain", "parity", "twintrain")
 def loaded(module: str) -> Any:
     """The module. Raises `UserError` where a package isn't there that it needs."""
     try:
-        return importlib.import_module(module)
+        with loading_modules():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", *OWN):

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from coretrain.base.errors import Options, UserError
-from coretrain.base.files import check_picture
+from coretrain.base.files import check_picture, typed_path
 from coretrain.base.numbers import real_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -98,14 +98,25 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
     An installed libtpu makes JAX look for a TPU and ask Google's metadata server: there it is told not to.
     """
     code = [sys.executable, "-m", "jaxtrain.aot.tpu"]
-    told = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    told = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | told | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     asked = json.dumps({"config": config.to_json(), "topology": topology})
     leave = "(--no-compile leaves it out)"
     try:
         done = subprocess.run(
-            code, input=asked, capture_output=True, text=True, env=environment, timeout=COMPILED_WITHIN
+            code,
+            input=asked,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            timeout=COMPILED_WITHIN,
         )
     except subprocess.TimeoutExpired:
         raise UserError(
@@ -130,7 +141,9 @@ def options(program: str = PROGRAM) -> Options:
     text = (__doc__ or "").replace(PROGRAM, program)
     parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
-    parser.add_argument("--accelerators", type=Path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}")
+    parser.add_argument(
+        "--accelerators", type=typed_path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}"
+    )
     parser.add_argument(
         "--price", type=real_number(most=1e9), help="of the whole machine for an hour (default: the table's)"
     )
@@ -139,7 +152,7 @@ def options(program: str = PROGRAM) -> Options:
         "--served", type=real_number(most=1e18), default=1e12, help="tokens that the model will serve (default: 1e12)"
     )
     parser.add_argument("--no-compile", action="store_true", help="TPU: leave the compiler out")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the choices")
+    parser.add_argument("--plot", type=typed_path, metavar="FILE.png", help="draw the choices")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 

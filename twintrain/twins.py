@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
-from coretrain.base.files import check_picture
+from coretrain.base.files import check_picture, typed_path
 from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot
 
@@ -56,8 +56,8 @@ def sentences(folders: list[Path]) -> str:
 def options(program: str = PROGRAM) -> Options:
     """What is compared, and where the picture goes."""
     parser = Options(prog=program, description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("picture", type=Path, help="PNG to write")
+    parser.add_argument("runs", nargs=2, type=typed_path, metavar="RUN", help="folder of a run")
+    parser.add_argument("picture", type=typed_path, help="PNG to write")
     return parser
 
 

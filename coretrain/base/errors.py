@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import multiprocessing
@@ -13,10 +14,16 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from coretrain.base.interrupts import INTERRUPTED, answered
+from coretrain.base.streams import ready_streams
+
 EXIT_USER_ERROR = 2
 UNREAD = 141
 """Exit code as of a program that SIGPIPE ends."""
-OF_THE_PLACE = ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT")
+OF_THE_PLACE = (
+    *("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT"),
+    *("ENOENT", "ELOOP", "ENOTEMPTY"),
+)
 """Errors of the system, by name (each has its own numbers), that are for the user to mend."""
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 """What torch and JAX say in a RuntimeError where there isn't as much memory as is asked for."""
@@ -52,13 +59,16 @@ class Options(argparse.ArgumentParser):
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:
-    """Wrap a command line's `main`: a `UserError`, a full disk or memory becomes one sentence and exit code 2.
+    """Wrap a command line's `main`: a `UserError`, a full disk or memory becomes one sentence and exit code 2, Ctrl-C
+    130.
 
     `way_out` is what to do about the disk. A reader of the output who has seen enough is no error to tell.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
+        ready_streams()
+        answered()
         try:
             try:
                 code = main()
@@ -68,6 +78,8 @@ def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callab
             code = UNREAD if isinstance(error, BrokenPipeError) and _unread() else print_user_error(error, way_out)
             if code is None:
                 raise
+        except KeyboardInterrupt:
+            exit_interrupted()
         sys.exit(code or 0)
 
     return wrapped
@@ -107,6 +119,12 @@ def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
     return None
 
 
+def exit_interrupted() -> NoReturn:
+    """End this process after Ctrl-C: what it wrote is whole or was removed on the way here."""
+    _say("interrupted")
+    exit_now(INTERRUPTED)
+
+
 def exit_now(code: int) -> NoReturn:
     """End this process at once, workers and all, whatever its threads wait for.
 
@@ -115,8 +133,9 @@ def exit_now(code: int) -> NoReturn:
     """
     for worker in multiprocessing.active_children():
         worker.terminate()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            stream.flush()
     os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, checked reads, and a lock that dies with its holder."""
+"""Files and folders that are either whole or absent: atomic writes, checked reads; and paths as people type them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.interrupts import tidied_at_sigterm
 from coretrain.base.parse import from_json, read_bytes, shown
 
 TEMPORARY = ".tmp-"
@@ -92,9 +94,81 @@ def remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def typed_path(text: str) -> Path:
+    """A path as it was typed, `~` being the home folder. Raises `UserError` where there is none, or it is no path."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(
+            "base/path-not-utf-8",
+            f"{text!r} can't be a path here: its name isn't UTF-8, or has a zero byte; rename that file or folder",
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            "base/home-folder-unknown",
+            f"{text} can't be found, since ~ stands for no folder here (HOME is not set, or there is no such user): "
+            "give the path without ~",
+        ) from None
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; others wait. The kernel frees it when the process dies, however it dies."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` to write it in; what isn't moved out of it by the end of the block is removed.
+
+    What a killed process left there goes first. Raises `UserError` where another process is writing `target`.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tidied_at_sigterm():
+        handle = _hold(temporary, target)
+        try:
+            for left in temporary.iterdir():
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            yield temporary
+        finally:
+            if _is_still(temporary, handle):  # and not renamed, and begun anew by another
+                shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name, where nothing is or an empty folder, also one that a link leads to."""
+    target = folder.resolve() if folder.is_symlink() else folder
+    for path in temporary.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+    sync_folder(temporary)
+    os.replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def _hold(temporary: Path, target: Path) -> int:
+    """Make a folder, or take over one that nobody holds; the open handle that holds it."""
+    while True:
+        if temporary.is_file():
+            temporary.unlink()
+        temporary.mkdir(exist_ok=True)
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(
+                "base/target-being-written",
+                f"{target} is being written by another process: wait for its end, or choose another name",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        if _is_still(temporary, handle):
+            return handle
+        os.close(handle)  # its owner has finished, and renamed it, just now
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False

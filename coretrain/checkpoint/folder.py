@@ -118,7 +118,7 @@ class CheckpointFolder:
 
     def pins(self) -> dict[str, str]:
         """Fingerprints of the weights that `pin` was given, by the checkpoint's name."""
-        return {path.stem: path.read_text(errors="replace") for path in self.path.glob(f"*{PINNED}")}
+        return {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in self.path.glob(f"*{PINNED}")}
 
     def prune(self, keep: int) -> None:
         """Remove all complete checkpoints but the newest `keep`, the best, and those that are pinned."""

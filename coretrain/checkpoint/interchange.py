@@ -7,7 +7,6 @@ adds an index of tensors in safetensors shards, by canonical name: any stack rea
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
+from coretrain.base.files import folder_beside
 from coretrain.base.safetensors import TensorWriter
-from coretrain.checkpoint.folder import TEMPORARY, CheckpointFolder, _put
+from coretrain.checkpoint.folder import CheckpointFolder, _put
 from coretrain.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpoint,
@@ -89,17 +89,11 @@ def save_interchange(
         raise UserError(
             "checkpoint/target-not-a-checkpoint", f"{folder} exists and is no checkpoint: choose another folder"
         )
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with folder_beside(folder) as temporary:
         index = {group: _write_group(temporary, group, tensors, shard_bytes) for group, tensors in groups.items()}
         _check_index(config, index, "the state to save")
         seal(temporary, progress, config, stack, index)
         _put(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_group(folder: Path, group: str, tensors: Mapping[str, Array], limit: int) -> dict[str, dict[str, Any]]:

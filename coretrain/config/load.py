@@ -14,6 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.parse import LARGEST_TOML, TooDeepError, from_json, from_toml, read_bytes, shown
 from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
@@ -35,7 +36,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
     Raises `UserError`, which names the field or the file and the way out.
     """
     source = "tiny" if name_or_path is None else name_or_path
-    path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
+    path = typed_path(source) if source.lower().endswith(".toml") else PRESETS / f"{source}.toml"
     if not path.is_file():
         near = difflib.get_close_matches(source, presets(), 1)
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets())}"

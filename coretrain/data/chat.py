@@ -52,7 +52,7 @@ def chat_source(name: str, misfits: str = "refuse") -> Source:
                 unread.update(fields)
             yield document
 
-    return Source(name, ("chat", 2, *found.listing), documents, found.size, unread)
+    return Source(name, ("chat", 2, *found.listing), documents, found.size, unread, found.passed_over)
 
 
 def _document(row: Any, where: str, misfits: str) -> tuple[str, set[str]]:

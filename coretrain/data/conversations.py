@@ -45,7 +45,8 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
                     f"no {split.name} sample of {part.source} can be used in rows of {config.row_tokens} tokens"
                     f"{reasons}: raise data.row_tokens, or mend the samples",
                 )
-    return Data(tokenizer, tuple(parts), coder.template)
+    passed_over = tuple(source.passed_over for source in sources if source.passed_over)
+    return Data(tokenizer, tuple(parts), coder.template, passed_over)
 
 
 def _known(part: Part, template: Template) -> Part:

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coretrain.base.errors import UserError
+from coretrain.base.interrupts import ctrl_c_for_parent
 
 CHUNK = 2**20
 WORTH_A_PROCESS = 64 * 2**20
@@ -80,7 +80,8 @@ def encode_in_order(
     waiting: deque[tuple[list[D], Future[list[npt.NDArray[Any]]]]] = deque()
     try:
         for chunk in _chunks(documents):
-            waiting.append((chunk, pool.submit(_encode_all, [document.text for document in chunk])))
+            with ctrl_c_for_parent():  # it may start processes
+                waiting.append((chunk, pool.submit(_encode_all, [document.text for document in chunk])))
             if len(waiting) > 2 * count:
                 yield from _first(waiting)
         while waiting:
@@ -125,7 +126,6 @@ _worker_tokenizer: list[Encoder] = []
 
 
 def _start(tokenizer: Encoder) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_tokenizer[:] = [tokenizer]
     end_with_parent()
 

@@ -44,7 +44,8 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
                     f"model.context = {config.model.context} is longer than the {split.tokens} "
                     f"{split.name} tokens of {part.source}: lower it, give more text{way_out}",
                 )
-    return Data(tokenizer, tuple(parts))
+    passed_over = tuple(source.passed_over for source in sources if source.passed_over)
+    return Data(tokenizer, tuple(parts), passed_over=passed_over)
 
 
 def open_folder(folder: Path) -> Data:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from coretrain.base.errors import UserError
 from coretrain.base.files import (
     TEMPORARY,
-    locked,
     remove,
     sha256_of,
     short_hash,
     write_atomically,
 )
 from coretrain.config.data import DataConfig
+from coretrain.data.cache import alone, cache_folder
 from coretrain.data.encode import (
     Encoded,
     Encoder,
@@ -38,7 +38,7 @@ from coretrain.data.manifest import MANIFEST, SPLITS, Entry, check_entry, manife
 from coretrain.data.shards import VERSION, read_shard, write_shard
 from coretrain.data.sources import Source
 from coretrain.tokenizers.registry import load_tokenizer
-from coretrain.tokenizers.tokenizer import SAVED_FACTS, Tokenizer, to_utf8
+from coretrain.tokenizers.tokenizer import SAVED_FACTS, Tokenizer, well_formed
 from coretrain.tokenizers.train import capped, train_tokenizer
 
 PROGRESS = "progress.jsonl"
@@ -135,8 +135,9 @@ class Writer:
 def documents_of(source: Source, data: DataConfig, forced: dict[bytes, str]) -> Iterator[Document]:
     """The source's documents that aren't blank, at most `data.max_documents`, each with its split."""
     texts = (text for text in source.documents() if text and not text.isspace())
-    for text in islice(texts, data.max_documents or None):
-        raw = to_utf8(text)
+    for given in islice(texts, data.max_documents or None):
+        text = well_formed(given)
+        raw = text.encode()
         digest = hashlib.blake2b(raw, digest_size=32).digest()
         share = int.from_bytes(digest[:8], "little") / 2**64
         split = "validation" if share < data.validation_fraction else "train"
@@ -188,10 +189,10 @@ def trained_tokenizer(
         data.validation_fraction,
         data.max_documents,
     )
-    folder = _cache_folder(data) / f"tokenizer-{key[:16]}"
+    folder = cache_folder(data) / f"tokenizer-{key[:16]}"
     if (folder / SAVED_FACTS).is_file():
         return load_tokenizer(folder)
-    with locked(folder.with_suffix(".lock")):
+    with alone(folder, data, say):
         if (folder / SAVED_FACTS).is_file():
             return load_tokenizer(folder)
         say(f"training a tokenizer of {data.tokenizer_vocab} tokens on {', '.join(source.name for source in sources)}")
@@ -222,10 +223,10 @@ def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: C
         data.shard_tokens,
     )
     label = "".join(c if c.isalnum() else "-" for c in Path(source.name).name)[:40].strip("-")
-    folder = _cache_folder(data) / f"{label}-{key[:16]}"
+    folder = cache_folder(data) / f"{label}-{key[:16]}"
     if (folder / MANIFEST).is_file():
         return folder
-    with locked(folder.with_suffix(".lock")):
+    with alone(folder, data, say):
         if not (folder / MANIFEST).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             say(f"preparing {source.name} with tokenizer {tokenizer.name} in {folder}")
@@ -240,17 +241,6 @@ def prepared_folder(source: Source, tokenizer: Encoder, data: DataConfig, say: C
                         "data/source-still-changing",
                         f"data.source = {source.name} changes while it is read: wait until it stays the same",
                     ) from None
-    return folder
-
-
-def _cache_folder(data: DataConfig) -> Path:
-    folder = Path(data.cache).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            "data/cache-not-a-folder", f"data.cache = {data.cache} is no folder: give one that can be written"
-        ) from None
     return folder
 
 

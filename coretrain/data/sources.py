@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.parse import TooDeepError, from_json
+from coretrain.tokenizers.tokenizer import well_formed
 
 PLAIN = (".txt", ".md", ".py")
 RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SUFFIXES = (*PLAIN, *RECORDS)
+PACKED = (".gz", ".zst", ".parquet")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""How JSON may spell half of a character, which no encoding of text has."""
 # tables of characters are a tenth of the tokens, and no more than noise to a small model
 SKIPPED_TABLES = {"html/entities.py", "stringprep.py"}
 SKIPPED_FOLDERS = {"encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -36,6 +43,8 @@ class Source:
     """Bytes of text, where that is known beforehand."""
     unread: Collection[str] = ()
     """Fields of rows met so far that nothing reads, of conversations."""
+    passed_over: str = ""
+    """Files of a folder that aren't read, in words."""
 
 
 def open_source(name: str, text_field: str = "text") -> Source:
@@ -44,7 +53,7 @@ def open_source(name: str, text_field: str = "text") -> Source:
         return _stdlib()
     if name.startswith("hf:"):
         return _hub(name, text_field)
-    return _local(name, Path(name).expanduser(), text_field)
+    return _local(name, typed_path(name), text_field)
 
 
 def _stdlib() -> Source:
@@ -52,8 +61,9 @@ def _stdlib() -> Source:
     topics = root / "pydoc_data" / "topics.py"
     files = [
         path
-        for path in _walk(root, (".py",), SKIPPED_FOLDERS)
-        if path != topics
+        for path in _walk(root, SKIPPED_FOLDERS, links=False)
+        if _is(path, ".py")
+        and path != topics
         and path.relative_to(root).as_posix() not in SKIPPED_TABLES
         and not path.name.startswith("_sysconfigdata")  # it holds this machine's paths
     ]
@@ -73,20 +83,26 @@ def _stdlib() -> Source:
 
 
 def _local(name: str, path: Path, text_field: str) -> Source:
+    passed_over = ""
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
+        if not _is(path, SUFFIXES):
             raise UserError(
                 "data/file-kind-unknown",
                 f"data.source = {name}: unknown kind of file: use one of {' '.join(SUFFIXES)}",
             )
         files, root = [path], path.parent
     elif path.is_dir():
-        files, root = _walk(path, SUFFIXES, set()), path
+        (files, passed_over), root = _sorted_out(path, SUFFIXES), path
         if not files:
             raise UserError(
                 "data/folder-without-files",
                 f"data.source = {name}: no {' '.join(SUFFIXES)} file in that folder",
             )
+    elif path.exists():
+        raise UserError(
+            "data/source-not-a-file",
+            f"data.source = {name}: neither a file nor a folder, and a corpus is read more than once: give a file",
+        )
     else:
         raise UserError(
             "data/source-not-found",
@@ -95,15 +111,15 @@ def _local(name: str, path: Path, text_field: str) -> Source:
 
     def documents() -> Iterator[str]:
         for file in files:
-            if not file.name.endswith(PLAIN):
+            if not _is(file, PLAIN):
                 yield from _rows(file, text_field)
             elif file == path:  # one text is a corpus: it needs documents to split
                 yield from pieces(_text(file))
             else:
                 yield _text(file)
 
-    packed = any(file.suffix in (".gz", ".zst", ".parquet") for file in files)
-    return Source(name, (text_field, *_stats(files, root)), documents, None if packed else _total(files))
+    size = None if any(_is(file, PACKED) for file in files) else _total(files)
+    return Source(name, (text_field, *_stats(files, root)), documents, size, passed_over)
 
 
 @dataclass(frozen=True)
@@ -114,15 +130,16 @@ class Rows:
     listing: tuple[Any, ...]
     rows: Callable[[], Iterator[tuple[str, Any]]]
     size: int | None = None
+    passed_over: str = ""
 
 
 def open_rows(name: str) -> Rows:
     """The records that `data.source` names. Raises `UserError` when they are missing or of no known kind."""
-    path, kinds = Path(name).expanduser(), " ".join(RECORDS)
-    if path.is_file() and path.name.endswith(RECORDS):
+    path, kinds, passed_over = typed_path(name), " ".join(RECORDS), ""
+    if path.is_file() and _is(path, RECORDS):
         files, root = [path], path.parent
     elif path.is_dir():
-        files, root = _walk(path, RECORDS, set()), path
+        (files, passed_over), root = _sorted_out(path, RECORDS), path
     elif path.exists():
         raise UserError(
             "data/chat-file-kind-unknown",
@@ -139,10 +156,10 @@ def open_rows(name: str) -> Rows:
     def rows() -> Iterator[tuple[str, Any]]:
         for file in files:
             with _readable(file):
-                yield from _parquet_rows(file) if file.suffix == ".parquet" else json_rows(file)
+                yield from _parquet_rows(file) if _is(file, ".parquet") else json_rows(file)
 
-    packed = any(file.suffix in (".gz", ".zst", ".parquet") for file in files)
-    return Rows(name, tuple(_stats(files, root)), rows, None if packed else _total(files))
+    size = None if any(_is(file, PACKED) for file in files) else _total(files)
+    return Rows(name, tuple(_stats(files, root)), rows, size, passed_over)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -164,8 +181,8 @@ def _hub(name: str, text_field: str) -> Source:
             f"data.source = {name}: write hf:NAME, hf:NAME:SUBSET or hf:NAME:SUBSET:SPLIT",
         )
     dataset, subset, split = (*parts, *[""] * (3 - len(parts)))
-    folder = Path(dataset).expanduser()
-    listing = _stats(_walk(folder, ("",), set()), folder) if folder.is_dir() else []
+    folder = typed_path(dataset)
+    listing = _stats(_walk(folder), folder) if folder.is_dir() else []
 
     def documents() -> Iterator[str]:
         try:
@@ -188,11 +205,16 @@ def _hub(name: str, text_field: str) -> Source:
                         "data/hf-field-not-text",
                         f"{name}: field {text_field} is no text: set data.text_field",
                     )
-        except (ValueError, OSError) as error:  # unknown subset or split; no connection, no such dataset
+        except UserError:
+            raise
+        # A script in place of files, an unknown subset or split, files of another kind, no connection: each library
+        # below has exceptions of its own, some of them bare RuntimeErrors.
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(
                 "data/hf-source-unreadable",
-                f"data.source = {name} can't be read: {str(error).splitlines()[0]}; look at the name and the network, "
-                "or try --data.source stdlib",
+                f"data.source = {name} can't be read by the package datasets: {reason.rstrip('.')}; look at name, "
+                "subset, split and network, or give files of text, as .jsonl or .parquet",
             ) from None
 
     return Source(name, ("hf", dataset, subset, split, text_field, *listing), documents)
@@ -212,12 +234,43 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
         start = stop
 
 
-def _walk(root: Path, suffixes: tuple[str, ...], skipped: set[str]) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        found += [Path(folder, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
+def _is(path: Path, kinds: str | tuple[str, ...]) -> bool:
+    """Whether a file is of some kinds, by the end of its name, in capitals or not."""
+    return path.name.lower().endswith(kinds)
+
+
+def _sorted_out(folder: Path, kinds: tuple[str, ...]) -> tuple[list[Path], str]:
+    """The files of these kinds in a folder, and what others there are, in words."""
+    every = _walk(folder)
+    files = [path for path in every if _is(path, kinds)]
+    if odd := next((path for path in files if not path.is_file()), None):
+        raise UserError(
+            "data/link-to-nothing", f"{odd} is a link to nothing, or no file of data: mend it, or take it away"
+        )
+    others = Counter(path.suffix.lower() or "without a suffix" for path in every if not _is(path, kinds))
+    shown = [f"{count} {kind}" for kind, count in others.most_common(5)] + ["..."] * (len(others) > 5)
+    return files, f"{others.total()} files of other kinds in {folder}: {', '.join(shown)}" if others else ""
+
+
+def _walk(root: Path, skipped: Collection[str] = (), links: bool = True) -> list[Path]:
+    """Every file below `root` that isn't hidden; with `links` also below links to folders, each folder once."""
+    found, seen = list[Path](), set[tuple[int, int]]()
+    for folder, folders, names in os.walk(root, onerror=_unlisted if links else None, followlinks=links):
+        stat = os.stat(folder)
+        if links and (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _unlisted(error: OSError) -> None:
+    raise UserError(
+        "data/folder-unreadable",
+        f"{error.filename} can't be looked into ({error.strerror}): let it be read, or take it out of data.source",
+    ) from None
 
 
 def _stats(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
@@ -244,7 +297,7 @@ def _no_field(where: str, text_field: str, columns: Any) -> str:
 
 def _rows(path: Path, text_field: str) -> Iterator[str]:
     with _readable(path):
-        yield from _parquet(path, text_field) if path.suffix == ".parquet" else _jsonl(path, text_field)
+        yield from _parquet(path, text_field) if _is(path, ".parquet") else _jsonl(path, text_field)
 
 
 @contextlib.contextmanager
@@ -295,13 +348,15 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     import pyarrow as pa
 
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     with pa.input_stream(str(path), compression=kind) as stream:
         for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
             if not line.strip():
                 continue
             try:
                 row = from_json(line)
+                if SURROGATE.search(line):
+                    row = _well_formed(row)
             except TooDeepError as error:
                 raise UserError(
                     "data/line-nested-too-deep", f"{path}, line {number}: {error}: mend the line or leave it out"
@@ -311,3 +366,14 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     "data/line-not-json", f"{path}, line {number}: no JSON in UTF-8: mend the line or leave it out"
                 ) from None
             yield f"{path}, line {number}", row
+
+
+def _well_formed(value: Any) -> Any:
+    """What JSON holds, its texts and names without lone surrogates."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_well_formed(one) for one in value]
+    if isinstance(value, dict):
+        return {well_formed(name): _well_formed(one) for name, one in value.items()}
+    return value

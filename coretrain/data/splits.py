@@ -95,6 +95,8 @@ class Data:
     parts: tuple[Part, ...]
     template: Template | None = None
     """That of the conversations, where these are what is trained on: batches are packed rows then."""
+    passed_over: tuple[str, ...] = ()
+    """Files in the sources' folders that aren't read, in words."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,6 +132,7 @@ class Data:
         return [
             ("source", ", ".join(names)),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
+            *(("not read", words) for words in self.passed_over),
             *([("template", self.template.name)] if self.template else []),
             *((split.name, split.describe()) for split in (self.train, self.validation)),
             *([("not read", _listed(sorted({name for part in self.parts for name in part.unread})))] * any_unread),

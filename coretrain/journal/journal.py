@@ -222,7 +222,8 @@ class Journal:
             self.live.start()
         width = max(20, min(self.console.width - 2, 100))
         full = round(share * width)
-        self.live.update(f"[cyan]{'━' * full}[/][dim]{'━' * (width - full)}[/]\n{line}")
+        done, left = "━━" if self.console.encoding.startswith("utf") else "#-"
+        self.live.update(f"[cyan]{done * full}[/][dim]{left * (width - full)}[/]\n{line}")
 
     def _end_live(self) -> None:
         if self.live:

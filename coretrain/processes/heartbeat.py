@@ -143,7 +143,7 @@ class Watch:
     def _say(self, fault: str) -> None:
         """Print the sentence and leave it for the others, unless another that looks has just done so."""
         try:
-            with open(self.folder / "fault", "x") as file:
+            with open(self.folder / "fault", "x", encoding="utf-8") as file:
                 file.write(fault)
         except FileExistsError:
             return
@@ -188,7 +188,7 @@ class Watch:
         path = self.folder / f"rank-{self.world.rank:05d}.json"
         part = path.with_suffix(".part")
         try:
-            part.write_text(json.dumps(asdict(self.beat) | {"count": time.monotonic()}))
+            part.write_text(json.dumps(asdict(self.beat) | {"count": time.monotonic()}), encoding="utf-8")
             part.replace(path)
         except OSError:
             return False  # a full disk or a folder that is gone is for the main thread to say
@@ -196,6 +196,6 @@ class Watch:
 
     def _read(self, name: str) -> str | None:
         try:
-            return (self.folder / name).read_text()
+            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None

@@ -35,8 +35,8 @@ def launched_as() -> tuple[int, int]:
 
 
 def environment_alone() -> dict[str, str]:
-    """This environment without a launcher's words."""
-    return {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    """This environment without a launcher's words; what the process says is UTF-8, whatever the terminal has."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHED} | {"PYTHONIOENCODING": "utf-8"}
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from coretrain.adapters.merge import merged
 from coretrain.adapters.targets import adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
+from coretrain.base.files import typed_path, write_atomically
 from coretrain.checkpoint.interchange import (
     Interchange,
     interchange_of,
@@ -26,6 +26,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.contract.quantization import as_held, held_bytes, quantized_parameters
 from coretrain.runs.base import Base, BaseTensors, base_run
+from coretrain.runs.begin import check_free, new_run
 from coretrain.runs.folder import open_run, run_of
 from coretrain.runs.translate import best_interchange
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
@@ -51,7 +52,7 @@ def on_its_base(config: RunConfig) -> tuple[RunConfig, Interchange]:
             "runs/adapter-base-not-set",
             "adapter.base is not set: give the folder of the base, as --adapter.base runs/X",
         )
-    return Base(Path(config.adapter.base)).under(config)
+    return Base(typed_path(config.adapter.base)).under(config)
 
 
 def adapter_config(folder: Path, base: Path | None = None) -> RunConfig:
@@ -175,21 +176,22 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
 
     `base` is the base's new place, if it has one.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("runs/merge-target-not-empty", f"{folder} exists and is not empty: choose another folder")
+    check_free(folder)
     check_mergeable(adapter_config(source))
     path = newest_interchange(source)
     loaded = load_on(path, base)
     config, tensors = merged_model(loaded)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name)
     whole, adapter = config.changed(name=name), loaded.config.adapter
-    save_interchange(interchange_of(folder, "update-00000000"), whole, {"parameters": tensors}, Progress(), "import")
-    if (run_of(source) / SAVED_FACTS).is_file():
-        load_tokenizer(run_of(source)).save(folder)
-    if template := read_chat_template(run_of(source)):
-        write_atomically(folder / CHAT_TEMPLATE, template)
-    carry_chat_template(loaded.config, folder)  # of a run that has none of its own
-    write_atomically(folder / "config.json", whole.to_json())  # last: without it the folder is no run
+    with new_run(folder):
+        target = interchange_of(folder, "update-00000000")
+        save_interchange(target, whole, {"parameters": tensors}, Progress(), "import")
+        if (run_of(source) / SAVED_FACTS).is_file():
+            load_tokenizer(run_of(source)).save(folder)
+        if template := read_chat_template(run_of(source)):
+            write_atomically(folder / CHAT_TEMPLATE, template)
+        carry_chat_template(loaded.config, folder)  # of a run that has none of its own
+        write_atomically(folder / "config.json", whole.to_json())
     return [
         f"wrote {folder}: {adapter.base} with the adapter {adapter.name} of {path} merged into it",
         f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coretrain.adapters.merge import fingerprint, other_field
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import Interchange, load_interchange, newest_interchange
@@ -29,8 +30,8 @@ class BaseTensors(LazyTensors):
 
 def base_run(place: str | Path) -> Path:
     """The run's folder of `adapter.base`. Raises `UserError` where there is none, with what names another."""
-    check_there(Path(place))
-    return run_of(Path(place))
+    check_there(typed_path(str(place)))
+    return run_of(typed_path(str(place)))
 
 
 def check_there(place: Path) -> None:

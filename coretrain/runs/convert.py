@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
+from coretrain.base.files import typed_path, write_atomically
 from coretrain.base.half_precision import HalfPrecision
 from coretrain.checkpoint.interchange import (
     Interchange,
@@ -31,6 +31,7 @@ from coretrain.formats.huggingface.weights import CARD, export_huggingface, impo
 from coretrain.formats.peft.names import CONFIG as PEFT_CONFIG
 from coretrain.runs.adapted import load_on, merged_model
 from coretrain.runs.base import Base
+from coretrain.runs.begin import check_free, new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import check_config, run_of
 from coretrain.runs.peft import export_adapter, import_adapter
@@ -68,7 +69,7 @@ def base_export(config: RunConfig) -> tuple[Path, str]:
 
     That is in the base's run; of one that has gone on since, another folder than that of its newest weights.
     """
-    place = Path(config.adapter.base or "")
+    place = typed_path(config.adapter.base or "")
     try:
         run, checkpoint = run_of(place), Base(place).checkpoints(config.adapter.fingerprint)[0]
         if checkpoint.name != newest_interchange(run).name:
@@ -188,8 +189,7 @@ def import_run(
     template, and its tokenizer, or the one that `data.tokenizer` names among the overrides. Raises `UserError` where
     there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("runs/import-target-not-empty", f"{folder} exists and is not empty: choose another folder")
+    check_free(folder)
     check_sums(source)
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)
@@ -198,7 +198,7 @@ def import_run(
             "runs/import-base-without-peft",
             f"adapter.base is for a folder of PEFT, and {source} is a whole model: leave it out",
         )
-    found = _gguf_source(source) if source.suffix == ".gguf" or source.is_file() else _huggingface_source(source)
+    found = _gguf_source(source) if source.is_file() or _named_gguf(source) else _huggingface_source(source)
     asked = dict(overrides).get("data.tokenizer")
     tokenizer = _tokenizer(source, found, asked)
     raw = (base or RunConfig()).model_dump(mode="json", exclude_none=True)
@@ -208,13 +208,13 @@ def import_run(
     others = [(key, value) for key, value in overrides if key != "data.tokenizer"]
     config = build_config(apply_overrides(raw, others), str(source), others)
     template = first_template(config, found.chat_template)
-    # config.json comes last: without it the folder is no run
-    target = interchange_of(folder, "update-00000000")
-    save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
-    tokenizer.save(folder)
-    if template:
-        write_atomically(folder / CHAT_TEMPLATE, template)
-    write_atomically(folder / "config.json", config.to_json())
+    with new_run(folder):
+        target = interchange_of(folder, "update-00000000")
+        save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
+        tokenizer.save(folder)
+        if template:
+            write_atomically(folder / CHAT_TEMPLATE, template)
+        write_atomically(folder / "config.json", config.to_json())
     say = f"tokenizer {asked} is the run's" if asked else "its tokenizer is the run's"
     say += ", its chat template too" if found.chat_template else ""
     size = sum(row.size for row in parameter_table(found.model))
@@ -223,6 +223,10 @@ def import_run(
         say,
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
     ]
+
+
+def _named_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 @dataclass(frozen=True)

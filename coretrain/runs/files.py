@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.config.run import RunConfig
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.registry import saved_tokenizer
@@ -29,8 +30,8 @@ def first_template(config: RunConfig, found: str | None) -> str | None:
     if path is None:
         return found
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return typed_path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
         raise UserError(
             "runs/chat-template-unreadable",
             f"data.chat_template = {path} can't be read: give a file of a Jinja template",

@@ -20,6 +20,7 @@ from coretrain.formats.peft.reader import import_peft, trained_beside
 from coretrain.formats.peft.writer import export_peft
 from coretrain.runs.adapted import carry_chat_template, on_its_base
 from coretrain.runs.base import base_run, keep_base
+from coretrain.runs.begin import new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import open_run
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
@@ -73,13 +74,15 @@ def import_adapter(
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
     config = _named(config, folder, overrides)
     template = first_template(config, None)
-    save_interchange(interchange_of(folder, "update-00000000"), config, {"parameters": tensors}, Progress(), "import")
-    if (base_run(given.adapter.base) / SAVED_FACTS).is_file():
-        load_tokenizer(base_run(given.adapter.base)).save(folder)
-    if template:
-        write_atomically(folder / CHAT_TEMPLATE, template)
-    carry_chat_template(config, folder)
-    write_atomically(folder / "config.json", config.to_json())  # last: without it the folder is no run
+    with new_run(folder):
+        target = interchange_of(folder, "update-00000000")
+        save_interchange(target, config, {"parameters": tensors}, Progress(), "import")
+        if (base_run(given.adapter.base) / SAVED_FACTS).is_file():
+            load_tokenizer(base_run(given.adapter.base)).save(folder)
+        if template:
+            write_atomically(folder / CHAT_TEMPLATE, template)
+        carry_chat_template(config, folder)
+        write_atomically(folder / "config.json", config.to_json())
     c, remark = config.adapter, keep_base(config, whole.folder)
     return [
         *([f"warning: {remark}"] if remark else []),

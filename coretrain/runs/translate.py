@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coretrain.checkpoint.folder import CheckpointFolder
-from coretrain.checkpoint.interchange import Interchange, load_interchange, newest_interchange
+from coretrain.checkpoint.interchange import Interchange, interchange_of, load_interchange, newest_interchange
 from coretrain.checkpoint.manifest import Progress, read_sealed
-from coretrain.checkpoint.translate import translate
+from coretrain.checkpoint.translate import translate, translated
 
 
 def best_interchange(folder: Path, say: Callable[[str], None]) -> Interchange:
@@ -21,9 +21,8 @@ def best_interchange(folder: Path, say: Callable[[str], None]) -> Interchange:
         return load_interchange(newest_interchange(folder))
 
     def load(path: Path, progress: Progress) -> Interchange:
-        translated = folder / "interchange" / path.name
-        if not translated.exists() or read_sealed(translated).progress != progress:
+        if not translated(folder, path.name):
             translate(read_sealed(path).stack, folder, path.name)
-        return load_interchange(translated)
+        return load_interchange(interchange_of(folder, path.name))
 
     return checkpoints.first_that_loads(load, say, best_first=True)[1]

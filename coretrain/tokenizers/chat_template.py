@@ -12,12 +12,12 @@ import datetime
 import re
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.config.data import CHAT_DATE
 from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, named_reasoning
 from coretrain.tokenizers.jinja import TemplateError, environment, variables_of
@@ -307,8 +307,8 @@ def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = 
         source, name = (CHATML, "the ChatML template") if chatml else (PLAIN, "the plain chat template")
         return checked(Template(source, name, tokenizer, date))
     try:
-        source = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        source = typed_path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
         raise UserError(
             "tokenizers/template-unreadable",
             f"data.chat_template = {path} can't be read: give a file of a Jinja template",

@@ -10,7 +10,7 @@ import tiktoken
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coretrain.base.errors import UserError
-from coretrain.base.files import read_json
+from coretrain.base.files import read_json, typed_path
 from coretrain.tokenizers.tokenizer import (
     GPT2_PATTERN,
     SAVED_FACTS,
@@ -141,8 +141,8 @@ def named_tokenizer(name: str) -> Tokenizer:
         return bytes_tokenizer()
     if name in ("cl100k_base", "o200k_base"):
         return openai_tokenizer(name)
-    if name.endswith((".tiktoken", SAVED_JSON)):
-        return file_tokenizer(Path(name).expanduser())
+    if name.lower().endswith((".tiktoken", SAVED_JSON)):
+        return file_tokenizer(typed_path(name))
     raise UserError(
         "tokenizers/unknown-tokenizer-name",
         f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "

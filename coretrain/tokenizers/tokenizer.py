@@ -210,6 +210,15 @@ def to_utf8(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
+def well_formed(text: str) -> str:
+    """`text`, with U+FFFD for each lone surrogate: of JSON, or of bytes on the command line that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return to_utf8(text).decode()
+    return text
+
+
 def end_of_text(where: str, specials: Mapping[str, int], roles: Mapping[str, int]) -> int:
     """The special token that ends a document. Raises `UserError` naming `where` where there is none."""
     eot = specials.get(END_OF_TEXT, roles.get("eos"))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.config.load import (
     describe_type,
     fields,
@@ -94,7 +95,7 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
                 "training/folder-empty-or-twice", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
             )
         given.append((key, value))
-    places = {key: Path(value) for key, value in given if key in PLACES}
+    places = {key: typed_path(value) for key, value in given if key in PLACES}
     overrides = tuple((key, value) for key, value in given if key not in PLACES)
     output, resume = places.get("output"), places.get("resume")
     if resume is None:

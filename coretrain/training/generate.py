@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.files import typed_path
 from coretrain.base.numbers import real_number, whole_number
+from coretrain.base.streams import ready_input
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.execution import ParallelConfig
 from coretrain.config.run import RunConfig
@@ -24,7 +26,7 @@ from coretrain.runs.adapted import adapter_config, open_adapters, with_base
 from coretrain.runs.chat import chat_prompts, template_changed
 from coretrain.runs.folder import change_told, changed_since, open_run
 from coretrain.tokenizers.registry import load_tokenizer
-from coretrain.tokenizers.tokenizer import Tokenizer
+from coretrain.tokenizers.tokenizer import Tokenizer, well_formed
 from coretrain.training.restore import restore
 from coretrain.training.runner import MakeStack
 from coretrain.training.stack import Stack
@@ -130,7 +132,7 @@ def generate_text(
                 one = encode_prompts(answering[0], [question], True)
                 _stream(stack, one, room(one), sampling)
         return
-    texts, gap = given.prompts or [""], "\n" if given.chat else ""
+    texts, gap = [well_formed(text) for text in given.prompts] or [""], "\n" if given.chat else ""
     each_asked = [encode_prompts(run, texts, given.chat) for run in answering]
     tokens = room(*each_asked)
     if len(answering) > 1:
@@ -149,13 +151,16 @@ def generate_text(
 
 def questions() -> Iterator[str]:
     """Lines of the terminal, or of what is piped in, up to an empty one, the end (Ctrl-D) or Ctrl-C."""
+    if sys.stdin is None:  # closed: there is nothing to read
+        return
+    ready_input()
     terminal = sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):  # Python may be built without it
             importlib.import_module("readline")  # with it, `input` has a history and the arrow keys
     try:
         while line := input("> " if terminal else "").strip():
-            yield line
+            yield well_formed(line)
     except (EOFError, KeyboardInterrupt):
         print()
 
@@ -194,7 +199,7 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
     """The options of `program`, where all prompts are questions if `chat`."""
     text = CHATS if chat else "Text from a trained run, by either stack."
     parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run; its best checkpoint is used")
+    parser.add_argument("run", type=typed_path, help="folder of a run; its best checkpoint is used")
     if chat:
         parser.add_argument("prompts", nargs="*", metavar="question", help="one or more (none: they are typed)")
         parser.set_defaults(chat=True)
@@ -205,7 +210,7 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
         )
     parser.add_argument(
         "--adapter",
-        type=Path,
+        type=typed_path,
         action="append",
         default=[],
         help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",

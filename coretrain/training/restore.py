@@ -7,9 +7,9 @@ from pathlib import Path
 
 from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
-from coretrain.checkpoint.interchange import load_interchange, newest_interchange, save_interchange
+from coretrain.checkpoint.interchange import interchange_of, load_interchange, newest_interchange, save_interchange
 from coretrain.checkpoint.manifest import Progress, read_sealed
-from coretrain.checkpoint.translate import translate
+from coretrain.checkpoint.translate import translate, translated
 from coretrain.config.run import RunConfig
 from coretrain.data.splits import Data
 from coretrain.processes.world import World
@@ -66,11 +66,9 @@ def restore(
         if sealed.stack == stack.name:
             stack.load(path, None if for_text else progress.applied)
             return progress
-        translated = folder / "interchange" / path.name
-        stale = not translated.exists() or read_sealed(translated).progress != progress
-        if world.broadcast_bool(stale):
+        if world.broadcast_bool(not translated(folder, path.name)):
             world.on_rank0(lambda: translate(sealed.stack, folder, path.name))
-        return adopt(stack, translated, for_text)
+        return adopt(stack, interchange_of(folder, path.name), for_text)
 
     if not world.broadcast_bool(bool(checkpoints.found())):
         newest = world.broadcast(str(world.collectively(lambda: newest_interchange(folder) if world.first else "")))

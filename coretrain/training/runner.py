@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import (
     RESUME,
     UserError,
+    exit_interrupted,
     exit_now,
     print_user_error,
 )
-from coretrain.base.files import write_atomically
+from coretrain.base.files import TEMPORARY, remove, write_atomically
+from coretrain.base.locks import held
 from coretrain.checkpoint.manifest import Progress
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.run import RunConfig
@@ -36,7 +40,7 @@ from coretrain.runs.chat import keep_template
 from coretrain.runs.folder import change_told, changed_since
 from coretrain.training.command_line import Command, parse
 from coretrain.training.loop import Loop
-from coretrain.training.resolve import completed, resolve
+from coretrain.training.resolve import completed, resolve, run_folder
 from coretrain.training.restore import (
     check_resumable,
     export,
@@ -73,11 +77,14 @@ def run(
         return spawn(f"{module}.run", argv, command, program)
     world = join(command.config)
     try:
-        code = _run(command, stack_name, make_stack, world, program)
+        with contextlib.ExitStack() as hold:
+            code = _run(command, stack_name, make_stack, world, program, hold)
         world.shutdown()
     except BaseException as error:
         if world.size == 1:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            exit_interrupted()
         code = (print_user_error(error, RESUME) if isinstance(error, Exception) else None) or 1
         if code == 1:
             traceback.print_exc()
@@ -87,19 +94,24 @@ def run(
     return code
 
 
-def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World, program: str) -> int:
+def _run(
+    command: Command, stack_name: str, make_stack: MakeStack, world: World, program: str, hold: contextlib.ExitStack
+) -> int:
+    """`hold` is closed at the end of the run, which no other may write into meanwhile."""
     module = MODULES[stack_name]
+
+    def warn(text: str) -> None:
+        if world.first:
+            print(f"warning: {text}", file=sys.stderr)
+
+    resume = command.resume
+    world.collectively(lambda: hold_run(command, resume, hold, warn) if resume and world.first else None)
     ready = resolve(command, world)
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     restored = bool(resumed and world.broadcast_bool(holds_state(folder)))
     start = BlankParameters(config.model) if restored and base is None else base
     stack = world.collectively(lambda: make_stack(config, start))
-
-    def warn(text: str) -> None:
-        if world.first:
-            print(f"warning: {text}", file=sys.stderr)
-
     if resumed and not restored:
         warn(f"{folder} was stopped before its first checkpoint: it starts at update 0")
     elif restored:
@@ -113,6 +125,11 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World,
                 warn(f"it goes on with {change_told(unasked)}")
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.assert_same(json.dumps(progress.to_json()), "place to go on from")
+    if not resumed:
+        begun = world.gather_results(
+            lambda: str(hold_run(command, ready.folder, hold, warn) if world.first else ready.folder)
+        )
+        folder = Path(begun[0])
     world.on_rank0(lambda: begin_folder(folder, config, data))
     if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
         warn(remark)
@@ -145,13 +162,35 @@ def _run(command: Command, stack_name: str, make_stack: MakeStack, world: World,
     return 1 if status == "stopped" else 0
 
 
+def hold_run(command: Command, folder: Path, hold: contextlib.ExitStack, warn: Callable[[str], None]) -> Path:
+    """Make the run's folder and hold it until `hold` is closed. Raises `UserError` where another process does.
+
+    It is returned: of two runs that begin in one second, and were given no folder, the second takes another.
+    """
+    named = command.output or command.resume
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as attempt:
+            try:
+                attempt.enter_context(held(folder, warn))
+                if not command.resume:
+                    run_folder(replace(command, output=folder))  # another may have begun, and ended, since
+            except UserError:
+                if named:
+                    raise
+                folder = run_folder(command)
+                continue
+            hold.enter_context(attempt.pop_all())
+            return folder
+
+
 def check_shared(folder: Path, config: RunConfig, world: World) -> None:
     """Raise `UserError` where this process doesn't see what the first has just written into the run's folder."""
     for _ in range(SHARED_WITHIN):  # a network's file system shows new files late
         try:
-            if world.first or (folder / "config.json").read_text() == config.to_json():
+            if world.first or (folder / "config.json").read_text(encoding="utf-8") == config.to_json():
                 return
-        except OSError:
+        except (OSError, ValueError):
             pass
         time.sleep(1)
     raise UserError(
@@ -161,8 +200,8 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write into the run's folder its config, its tokenizer, and its base's chat template."""
+    remove(path for path in folder.glob(f"{TEMPORARY}[0-9]*") if path.is_file())  # of a process that was killed
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)
     if data.template:

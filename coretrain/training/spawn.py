@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coretrain.base.errors import EXIT_USER_ERROR, UserError
+from coretrain.base.interrupts import INTERRUPTED
 from coretrain.base.numbers import told_number
 from coretrain.processes.heartbeat import SAID
 from coretrain.processes.launch import free_port
@@ -120,6 +121,8 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]], way_out: Callable[[], str])
         time.sleep(0.1)
     if not ends:
         return 0
+    if set(ends.values()) <= {INTERRUPTED, -signal.SIGINT}:
+        return INTERRUPTED  # Ctrl-C before the run began
     bad = culprit(ends)
     code = ends[bad]
     if code == SAID or (code in (1, EXIT_USER_ERROR) and {rank.returncode for rank in ranks} == {code}):

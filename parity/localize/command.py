@@ -17,6 +17,7 @@ import torch
 import parity.localize
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
+from coretrain.base.files import typed_path
 from coretrain.base.parse import shown
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             options[key] = value
         else:
             overrides.append((key, value))
-    folder = Path(options.get("output") or Path("runs") / time.strftime("localize-%Y%m%d-%H%M%S"))
+    folder = typed_path(options.get("output") or f"runs/{time.strftime('localize-%Y%m%d-%H%M%S')}")
     if len(places) > 2:
         raise UserError(
             "parity/too-many-names",
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out",
             )
         _check_place(folder)
-        report = localize_runs(Path(places[0]), Path(places[1]))
+        report = localize_runs(*map(typed_path, places))
         report.reproduce = f"{program} {places[0]} {places[1]}"
     else:
         sizes = [_size(key, options.get(key)) for key in ("layers", "width")]
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         config, below = shrunk(name, overrides, *sizes)
         given: dict[str, Any] = {}
         if "inputs" in options:
-            given["weights"], given["feeds"] = _read_inputs(Path(options["inputs"]), config)
+            given["weights"], given["feeds"] = _read_inputs(typed_path(options["inputs"]), config)
         _check_place(folder)
         report = localize_config(config, below=below, **given)
         report.reproduce = _command(typed, folder, program)

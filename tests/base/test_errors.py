@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
 from coretrain.base.errors import RESUME, exits_cleanly
+from tests.support.commands import environment
 
-NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "EISDIR")
+NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "EISDIR", "ENOENT", "ELOOP")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,3 +38,32 @@ def test_what_is_not_the_users():
 
     with pytest.raises(OSError, match="Input/output"):
         exits_cleanly(main)()
+
+
+PROGRAM = """
+import sys
+from coretrain.base.errors import exits_cleanly
+
+def main():
+    print("caf\\u00e9 \\U0001f680 \\udcff")
+    if len(sys.argv) > 1:
+        raise KeyboardInterrupt
+
+exits_cleanly(main)()
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "gbk", "utf-8"])
+def test_a_terminal_shows_what_its_encoding_has(encoding):
+    told = environment(PYTHONIOENCODING=encoding)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, env=told)
+    said = "caf\u00e9 \U0001f680 \udcff\n".encode(encoding, "replace")
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, b"")
+
+
+def test_ctrl_c_and_an_output_that_is_closed_are_no_tracebacks():
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "interrupt"], capture_output=True, env=environment())
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+    line = f"{sys.executable} -c '{PROGRAM}' >&-"
+    closed = subprocess.run(line, shell=True, stderr=subprocess.PIPE, env=environment())
+    assert (closed.returncode, closed.stderr) == (0, b"")

@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress, verify
 from coretrain.runs import translate
 from coretrain.training import restore
 from jaxtrain.checkpoint import export_interchange as export_jax
+from jaxtrain.checkpoint import load_native, save_native
 from tests.support.checkpoints import native, updates
 from tests.support.files import flip_bit
 from tests.support.refusal import refused
@@ -144,3 +146,15 @@ def test_a_loaders_own_error_is_not_damage(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="another model"):
         folder.first_that_loads(loader, print)
+
+
+@pytest.mark.parametrize("name", ["[a]", "b*?c", "50%20 'd\" \n\u00fc", "-e"])
+def test_any_name_of_a_folder_holds_checkpoints_of_jax(tmp_path: Path, name: str) -> None:
+    """Orbax takes some of these for patterns, and then doesn't find again what it wrote."""
+    folder = tmp_path / name
+    folder.mkdir()
+    state = {"parameters": {"x": jax.numpy.arange(6.0).reshape(2, 3)}}
+    save_native(folder, state).result()
+    assert [path.name for path in folder.iterdir()] == ["state"]
+    loaded = load_native(folder, state, 2)
+    assert loaded["parameters"]["x"].tolist() == state["parameters"]["x"].tolist()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from coretrain.base.errors import UserError
-from coretrain.data.sources import open_source, pieces
-from tests.support.corpora import configure, make_texts, quiet
+from coretrain.data.sources import open_rows, open_source, pieces
+from tests.support.corpora import configure, make_texts, quiet, tokens_of
 from tests.support.refusal import refused
 
 
@@ -119,3 +122,69 @@ def test_without_datasets_the_install_line_is_given(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasets", None)
     with refused("data/datasets-package-missing"):
         texts_from("hf:some/name")
+
+
+class OfDatasets(Exception):
+    """As `datasets` raises for files that it can't read: neither ValueError nor OSError."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Scripts are no longer run, but found a.py"), OfDatasets(), OSError()])
+def test_what_datasets_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    with refused("data/hf-source-unreadable", "hf:some/name", str(error) or type(error).__name__) as caught:
+        texts_from("hf:some/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lone_surrogate_is_a_replacement_for_every_tokenizer(tmp_path: Path) -> None:
+    texts = [text + " \ud83d\ude00 \ud800 end" for text in make_texts(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    raw = json.dumps({"text": "half: X"}).encode().replace(b"X", b"\xed\xa0\x80")  # as some write it, and json reads it
+    (tmp_path / "b.jsonl").write_bytes(raw)
+    assert texts_from(tmp_path / "a.jsonl")[0].endswith(" \U0001f600 \ufffd end")
+    assert texts_from(tmp_path / "b.jsonl") == ["half: \ufffd"]
+    for name, vocab in (("trained", 300), ("bytes", 4096)):
+        data = quiet(
+            configure(tmp_path, tmp_path / "a.jsonl", **{"data.tokenizer": name, "data.tokenizer_vocab": vocab})
+        )
+        assert "\ufffd end" in data.tokenizer.decode(tokens_of(data.train))
+
+
+def test_of_a_folder_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
+    folder = tmp_path / "[a] b%20*?'\n"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in ("sub/B.TXT", "a.Md", "c.csv", "d.CSV", "LICENSE", "../elsewhere/e.py"):
+        (folder / path).write_text(path * 20)
+    (folder / "f.JSONL").write_text(json.dumps({"text": "f" * 200}))
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "round").symlink_to(folder)
+    found = open_source(str(folder))
+    assert list(found.documents()) == ["a.Md" * 20, "f" * 200, "../elsewhere/e.py" * 20, "sub/B.TXT" * 20]
+    assert "3 files of other kinds" in found.passed_over
+    assert "2 .csv" in found.passed_over
+    assert "1 without a suffix" in found.passed_over
+    assert "6 files" in open_rows(str(folder)).passed_over
+    assert any(label == "not read" for label, _ in quiet(configure(tmp_path, folder, **{"model.context": 8})).summary())
+    (folder / "g.txt").symlink_to("nowhere")
+    with refused("data/link-to-nothing", "g.txt"):
+        open_source(str(folder))
+    with refused("data/source-not-a-file", "/dev/null"):
+        open_source("/dev/null")
+
+
+def test_a_cache_that_cant_be_is_named(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refused("data/cache-unwritable", "data.cache = /proc/nothing"):
+        quiet(configure(tmp_path, corpus, **{"data.cache": "/proc/nothing"}))
+    with refused("data/cache-nowhere", "data.cache: ~nobody-here/x"):
+        quiet(configure(tmp_path, corpus, **{"data.cache": "~nobody-here/x"}))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with refused("data/cache-unwritable", os.strerror(errno.ENOSPC)):
+        quiet(configure(tmp_path, corpus))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -143,3 +145,30 @@ def test_command_line_round_trip(tmp_path: Path, trained: Tokenizer) -> None:
     assert again.stderr == f"error: {tmp_path / 'hf'} exists and is not empty: choose another folder\n"
     assert convert("export", tmp_path / "nowhere", tmp_path / "x").returncode == 2
     assert convert("import", run, tmp_path / "y").returncode == 2
+
+
+def test_an_import_that_was_killed_or_failed_is_begun_anew(
+    tmp_path: Path, pretrained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelConfig(**SMALL | {"vocab": pretrained.vocab}, **LLAMA, kv_heads=2)
+    source, run = tmp_path / "m.GGUF", tmp_path / "[a]" / "run"
+    export_gguf(source, "m", model, perturbed(model), pretrained)
+    for killed in (".tmp-1-config.json", "tokenizer_facts.json", "interchange/.tmp-update-00000000/half"):
+        (run / killed).parent.mkdir(parents=True, exist_ok=True)
+        (run / killed).write_text("x")
+    with refused("runs/import-target-not-empty", str(run)):  # these may be anyone's: no import has marked them
+        import_run(source, run)
+    (run / ".lock").touch()
+    import_run(source, run)
+    assert not list(run.rglob(".tmp-*"))
+    assert load_interchange(newest_interchange(run)).progress == Progress()
+    with refused("runs/import-target-not-empty", str(run)):
+        import_run(source, run)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Tokenizer, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        import_run(source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

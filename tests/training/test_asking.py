@@ -110,3 +110,9 @@ def test_a_template_that_was_changed_since_training_is_said(folder, small_config
     assert "chat_template.jinja was changed since update-00000002" in said
     shutil.rmtree(kept.final(2))  # what older versions wrote doesn't say
     assert template_changed(folder) == ""
+
+
+def test_bytes_that_are_no_text_are_replacements(chat):
+    """As the command line and the terminal hand them on, where their encoding has no such text."""
+    assert chat("caf\udce9")[0].startswith("caf\ufffd\n")
+    assert chat(typed=("caf\udce9", None))[1] == ""

@@ -16,7 +16,7 @@ import numpy as np
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import TEMPORARY, sync_folder
+from coretrain.base.files import folder_beside, sync_folder
 
 QUANTIZATIONS = ("none", "f16", "q8_0", "q4_0")
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -167,32 +167,29 @@ def write_gguf(
     if path.exists():
         raise UserError("formats/gguf-target-exists", f"{path} exists: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    writer, pieces = gguf.GGUFWriter(temporary, architecture), list(pieces)
-    try:
-        for key, value in facts.items():
-            _add(writer, key, value)
-        kinds = [kind_of(piece, quantization) for piece in pieces]
-        for piece, kind in zip(pieces, kinds, strict=True):
-            code = gguf.GGMLQuantizationType[kind]
-            block, size = gguf.GGML_QUANT_SIZES[code]
-            nbytes = int(np.prod(piece.shape)) // block * size
-            writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), nbytes, raw_dtype=code)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for piece, kind in zip(pieces, kinds, strict=True):
-            writer.write_tensor_data(quantized(piece, kind))
-        for file in writer.fout or ():
-            file.flush()
-            os.fsync(file.fileno())
-        writer.close()
-        os.replace(temporary, path)
+    with folder_beside(path) as temporary:
+        writer, pieces = gguf.GGUFWriter(temporary / path.name, architecture), list(pieces)
+        try:
+            for key, value in facts.items():
+                _add(writer, key, value)
+            kinds = [kind_of(piece, quantization) for piece in pieces]
+            for piece, kind in zip(pieces, kinds, strict=True):
+                code = gguf.GGMLQuantizationType[kind]
+                block, size = gguf.GGML_QUANT_SIZES[code]
+                nbytes = int(np.prod(piece.shape)) // block * size
+                writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), nbytes, raw_dtype=code)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for piece, kind in zip(pieces, kinds, strict=True):
+                writer.write_tensor_data(quantized(piece, kind))
+            for file in writer.fout or ():
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            writer.close()
+        os.replace(temporary / path.name, path)
         sync_folder(path.parent)
-    except BaseException:
-        writer.close()
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

@@ -8,7 +8,6 @@ half-split, as the contract does, so that no row is permuted. Sources: transform
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,10 +15,9 @@ import numpy as np
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import read_json, write_atomically
+from coretrain.base.files import folder_beside, put_in_place, read_json, write_atomically
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.safetensors import TensorFile, TensorWriter
-from coretrain.checkpoint.folder import TEMPORARY
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.formats.huggingface.config import architecture, hf_config, model_config
@@ -102,10 +100,7 @@ def export_huggingface(
             f"{tokenizer_folder} has a vocabulary of {tokenizer.vocab}, the model's is {config.vocabulary}: "
             "give the tokenizer that the model was trained with",
         )
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with folder_beside(folder) as temporary:
         dtype = _write_weights(temporary, config, tensors, shard_bytes)
         _write_json(temporary / "config.json", hf_config(config, dtype, tokenizer.roles if tokenizer else {}))
         template = read_chat_template(tokenizer_folder) if tokenizer_folder else None
@@ -114,12 +109,7 @@ def export_huggingface(
             write_tokenizer(temporary, tokenizer, config.context, template)
         if card:
             write_atomically(temporary / CARD, card)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        put_in_place(temporary, folder)
 
 
 def _generation_config(tokenizer: Tokenizer | None, template: str | None) -> dict[str, int | list[int]]:

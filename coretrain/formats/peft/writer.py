@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from safetensors.numpy import save as to_safetensors
 from coretrain.adapters.targets import Target, adapter_targets, trainable_parameters
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
-from coretrain.checkpoint.folder import TEMPORARY
+from coretrain.base.files import folder_beside, put_in_place, write_atomically
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
 from coretrain.formats.huggingface.config import architecture
@@ -124,22 +122,14 @@ def export_peft(
     c = config.adapter
     targets = [target.row.name for target in adapter_targets(config)]
     metadata = {"format": "pt", TARGETS: ",".join(targets), FINGERPRINT: c.fingerprint, DIGEST: digest(content)}
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with folder_beside(folder) as temporary:
         content = {name: np.ascontiguousarray(value) for name, value in content.items()}
         write_atomically(temporary / WEIGHTS, to_safetensors(content, metadata=metadata))
         write_atomically(temporary / CONFIG, json.dumps(raw, indent=2, sort_keys=True) + "\n")
         if card:
             write_atomically(temporary / CARD, card)
         _check_written(temporary, config, tensors, weights)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        put_in_place(temporary, folder)
 
 
 def _check_written(

@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM where no run answers them: nothing half-written stays, and no traceback is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes, as shells give them for these signals."""
+
+
+def in_main_thread() -> bool:
+    """Whether this thread may say what a signal does."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def loading_program() -> None:
+    """Let Ctrl-C end a program at once while its modules load, if it is one (`python -m`): nothing is written yet.
+
+    To be called while a package is imported. `answered` ends it.
+    """
+    if sys.argv[:1] == ["-m"] and in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def answered() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again. Where it is ignored, as under nohup, it stays so."""
+    if in_main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def loading_modules() -> Iterator[None]:
+    """Let Ctrl-C end this process at once in the block: a library that is being imported may swallow the exception."""
+    ends = in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ends:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ends:
+            answered()
+
+
+@contextlib.contextmanager
+def tidied_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit in the block, so that what is half-written can be removed, unless it is answered."""
+    ours = in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+@contextlib.contextmanager
+def ctrl_c_for_parent() -> Iterator[None]:
+    """Let processes that are started in the block never see Ctrl-C, which a terminal sends to all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

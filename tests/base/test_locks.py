@@ -1,0 +1,70 @@
+"""Who holds a folder, and what becomes of it when that process ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coretrain.base.locks import held, locked
+from tests.support.commands import environment
+from tests.support.refusal import refused
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from coretrain.base.locks import held
+with held(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_is_held_is_refused_until_its_holder_is_gone(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=-1, text=True, env=environment())
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        for _ in range(2):  # to be refused changes nothing
+            with refused("base/folder-in-use", str(tmp_path), f"process {process.pid} "), held(tmp_path, pytest.fail):
+                pass
+    finally:
+        process.kill()
+        process.communicate()
+    with held(tmp_path, pytest.fail):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    with held(tmp_path, pytest.fail):
+        pass
+
+
+def test_without_locks_it_is_said_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "flock", none)
+    said: list[str] = []
+    with held(tmp_path, said.append), locked(tmp_path / "other"):
+        pass
+    assert len(said) == 1
+    assert str(tmp_path) in said[0]
+
+
+def test_who_waits_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    with open(tmp_path / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def wait() -> None:
+            said.append("waiting")
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        with locked(tmp_path / "lock", wait):
+            assert said == ["waiting"]
+    with locked(tmp_path / "lock", wait):
+        assert said == ["waiting"]
