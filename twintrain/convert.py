@@ -1,24 +1,26 @@
 """Convert: a pretrained model into a run (GGUF, Hugging Face, PEFT), and a run out (those, ONNX).
 
 Usage: twintrain convert SOURCE RUN [CONFIG] [--section.field VALUE ...]
-       twintrain convert RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
+       twintrain convert RUN [TARGET] --to FORM [--quantize KIND] [--merge]
        twintrain convert merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
 
-In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama architecture, or a folder of PEFT, which takes
---adapter.base BASE_RUN; CONFIG and --section.field as the trainers take them. Out: FORM is hf, peft, gguf, onnx or
-interchange, RUN the folder of a run or of an interchange checkpoint, TARGET by default in RUN/export; --merge writes
-an adapter and its base as one model, --adapter.base says where the base is now. `import SOURCE RUN` and
-`export RUN TARGET [--format FORM]` say the same.
+In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama
+architecture, or a folder of PEFT, which takes --adapter.base BASE_RUN; CONFIG
+and --section.field are as in twintrain train --help.
+
+Out: RUN is the folder of a run or of an interchange checkpoint.
+`convert import SOURCE RUN` and `convert export RUN TARGET [--format FORM]` say
+the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
+from coretrain.base.help import Fitted, fitted
 from coretrain.config.load import fields
 from coretrain.formats.gguf.file import QUANTIZATIONS
 from coretrain.runs.adapted import merge_run
@@ -68,13 +70,22 @@ def apart(words: list[str]) -> tuple[list[str], list[str]]:
 
 def options(program: str = PROGRAM) -> Options:
     """All but the fields of a config."""
-    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
-    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?")
-    parser.add_argument("--to", "--format", choices=("hf", "huggingface", "peft", "gguf", "onnx", "interchange"))
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
-    parser.add_argument("--merge", action="store_true")
+    usage = fitted("usage: " + (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)).partition(" ")[2]
+    parser = Options(prog=program, usage=usage, formatter_class=Fitted)
+    forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
+    parser.add_argument("source", type=Path, help="what is read: SOURCE, RUN or ADAPTER_RUN")
+    parser.add_argument("target", type=Path, nargs="?", help="what is written; out: in RUN/export where it is left out")
+    parser.add_argument("--to", "--format", choices=forms, metavar="FORM", help=f"write a run out: {', '.join(forms)}")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        default="none",
+        metavar="KIND",
+        help=f"of what is written out: {', '.join(QUANTIZATIONS)} (default none)",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="write an adapter and its base as one model (--adapter.base: where it is)"
+    )
     return parser
 
 

@@ -2,13 +2,13 @@
 
 Usage: twintrain docstrings OUT.jsonl [--limit N]
 
-Each line is {"prompt": signature, "completion": first paragraph of the docstring}. The sources are only parsed, never
-imported; the same Python gives the same file, on every machine. --limit takes N rows spread over the whole library.
+Each line is {"prompt": signature, "completion": first paragraph of the
+docstring}. The sources are only parsed, never imported; the same Python gives
+the same file, on every machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import sys
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.files import write_atomically
+from coretrain.base.help import Fitted, fitted
 
 PROGRAM = "twintrain docstrings"
 SIGNATURE, PARAGRAPH = (12, 240), (24, 400)
@@ -78,10 +79,10 @@ def _paragraph(node: Definition) -> str:
 
 def options(program: str = PROGRAM) -> Options:
     """What can be asked for."""
-    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
-    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--limit", type=int)
+    usage = fitted("usage: " + (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)).partition(" ")[2]
+    parser = Options(prog=program, usage=usage, formatter_class=Fitted)
+    parser.add_argument("out", type=Path, help="file to write; it must not exist")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N rows, spread over the whole library")
     return parser
 
 
