@@ -18,25 +18,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.help import Fitted, fitted
 from coretrain.config.load import fields
-from coretrain.formats.gguf.file import QUANTIZATIONS
-from coretrain.runs.adapted import merge_run
-from coretrain.runs.convert import export_run, exported_to, import_run
-from coretrain.training.command_line import (
-    FLAGS,
-    PLACES,
-    Command,
-    parse,
-)
+
+if TYPE_CHECKING:
+    from coretrain.training.command_line import Command
 
 PROGRAM = "twintrain convert"
+FORMS = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
+QUANTIZATIONS = ("none", "f16", "q8_0", "q4_0")
+"""As coretrain/formats/gguf/file.py has them, which needs more packages than a help may."""
 
 
 def understood(words: list[str], program: str) -> Command:
     """The config and the fields that are given. Raises `UserError` for what only a trainer does."""
+    from coretrain.training.command_line import FLAGS, PLACES, parse
+
     options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
     if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
         raise UserError(
@@ -72,10 +72,9 @@ def options(program: str = PROGRAM) -> Options:
     """All but the fields of a config."""
     usage = fitted("usage: " + (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)).partition(" ")[2]
     parser = Options(prog=program, usage=usage, formatter_class=Fitted)
-    forms = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
     parser.add_argument("source", type=Path, help="what is read: SOURCE, RUN or ADAPTER_RUN")
     parser.add_argument("target", type=Path, nargs="?", help="what is written; out: in RUN/export where it is left out")
-    parser.add_argument("--to", "--format", choices=forms, metavar="FORM", help=f"write a run out: {', '.join(forms)}")
+    parser.add_argument("--to", "--format", choices=FORMS, metavar="FORM", help=f"write a run out: {', '.join(FORMS)}")
     parser.add_argument(
         "--quantize",
         choices=QUANTIZATIONS,
@@ -97,6 +96,9 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     parser.set_defaults(to="hf" if verb == "export" else None)
     words, of_fields = apart(words)
     given, rest = parser.parse_known_intermixed_args(words)
+    from coretrain.runs.adapted import merge_run
+    from coretrain.runs.convert import export_run, exported_to, import_run
+
     rest += of_fields
     if verb == "merge":
         if given.target is None or given.to is not None or given.quantize != "none":

@@ -20,29 +20,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.help import Fitted
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.planning.accelerators import TABLE, Machine, accelerators, machine
-from coretrain.planning.planner import (
-    Assumptions,
-    Setting,
-    recommend,
-    settings,
-)
 from coretrain.planning.prices import Price, read_price
-from coretrain.planning.show import (
-    Plan,
-    as_object,
-    picture,
-    show,
-)
-from coretrain.training.command_line import parse
+
+if TYPE_CHECKING:
+    from coretrain.planning.planner import Setting
+    from coretrain.planning.show import Plan
 
 PROGRAM = "twintrain plan"
 VOCABULARIES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257}
@@ -164,6 +153,10 @@ def options(program: str = PROGRAM) -> Options:
 def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argparse.Namespace]:
     """Read the command line and plan. Raises `UserError`."""
     given, rest = options(program).parse_known_args(argv)
+    from coretrain.planning.planner import Assumptions, recommend, settings
+    from coretrain.planning.show import Plan
+    from coretrain.training.command_line import parse
+
     asked = parse(rest, program, "")
     name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
     on = machine(given.on, given.accelerators)
@@ -189,6 +182,10 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Plan, then show it."""
     plan, given = make_plan(sys.argv[1:] if argv is None else argv, program)
+    from rich.console import Console
+
+    from coretrain.planning.show import as_object, picture, show
+
     if given.plot:
         picture(plan, given.plot)
     if given.json:

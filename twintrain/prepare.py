@@ -17,7 +17,6 @@ from coretrain.base.errors import UserError
 from coretrain.base.help import fitted
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
-from coretrain.data.open import open_data
 
 PROGRAM = "twintrain prepare"
 
@@ -49,6 +48,8 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     if {"-h", "--help"} & set(words):
         print(fitted((__doc__ or "").replace(PROGRAM, program)))
         return 0
+    from coretrain.data.open import open_data
+
     data = open_data(parse(words))
     lines = data.summary()
     width = max(len(label) for label, _ in lines)

@@ -28,11 +28,12 @@ PRESETS = INSTALLED if INSTALLED.is_dir() else Path(__file__).resolve().parents[
 
 
 def presets() -> list[str]:
-    """Names of the configs that ship with twintrain, the smaller of a family first."""
-    return sorted((path.stem for path in PRESETS.glob("*.toml")), key=_by_size)
+    """Names of the configs that ship with twintrain."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def _by_size(name: str) -> tuple[str, float, str]:
+    """Sorts a family of presets by their parameters: 350m before 1558m."""
     family, _, size = name.partition("-")
     fits = re.fullmatch(r"([0-9]+)([mb])", size)
     return family, float(fits[1]) * {"m": 1e6, "b": 1e9}[fits[2]] if fits else math.inf, name
@@ -76,7 +77,7 @@ def _config_file(source: str) -> Path:
 def _nearest_presets(source: str) -> str:
     if Path(f"{source}.toml").is_file():
         return f"did you mean the file {source}.toml?"
-    names = presets()
+    names = sorted(presets(), key=_by_size)
     if near := difflib.get_close_matches(source.lower(), names, 1, 0.8):
         return f"did you mean {near[0]}?"
     # gpt2 of gpt2-124m, gpt2-350m, ...

@@ -30,15 +30,20 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapter",
         type=Path,
+        metavar="RUN",
         action="append",
         default=[],
         help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
     )
-    parser.add_argument("--tokens", type=int, help="new tokens for each prompt (default: as many as fit, at most 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument(
-        "--top-k", type=int, default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
+        "--tokens", type=int, metavar="N", help="new tokens for each prompt (default: as many as fit, at most 200)"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=50, metavar="K", help="keep the k likeliest tokens, 0: all (default %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="keep this much probability (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default %(default)s)")
     return parser
