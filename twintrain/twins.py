@@ -1,20 +1,21 @@
-"""Two runs of one config as a picture and three sentences: their losses, and how far apart they are.
-
-Usage: twintrain twins RUN_A RUN_B PICTURE.png
-"""
+"""Two runs as a picture and three sentences: their losses, and how far apart they are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
 from coretrain.journal.metrics import read_metrics
 from coretrain.journal.page import compare_plot
+from coretrain.journal.segments import FRAMEWORKS, read_segments
 
 PROGRAM = "twintrain twins"
 STEPS = (1e-6, 1e-4)
 """Differences, in nats, up to which updates are counted."""
+TIMED = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+"""The end of a folder's name that a run gets by itself, which says nothing to a reader."""
 
 
 def sentences(folders: list[Path]) -> str:
@@ -50,11 +51,58 @@ def sentences(folders: list[Path]) -> str:
     return text
 
 
+def labels(folders: Sequence[Path]) -> list[str]:
+    """A name for each run: its folder's, or, where that is a time or the same twice, what tells the runs apart."""
+    names = [folder.resolve().name for folder in folders]
+    if names[0] != names[1] and not any(TIMED.search(name) for name in names):
+        return names
+    stacks = ["+".join(dict.fromkeys(str(FRAMEWORKS.get(s.stack, s.stack)) for s in read_segments(f))) for f in folders]
+    fields = differences(folders)
+    told = [
+        ", ".join([*([stack] if stacks[0] != stacks[1] else []), *(f"{key} = {pair[i]}" for key, pair in fields[:2])])
+        for i, stack in enumerate(stacks)
+    ]
+    if all(told) and told[0] != told[1]:
+        return told
+    # nothing that is known tells them apart: as much of their paths as does
+    parts = [folder.resolve().parts for folder in folders]
+    deep = next((n for n in range(1, max(map(len, parts)) + 1) if parts[0][-n:] != parts[1][-n:]), 1)
+    return ["/".join(part[-deep:]) for part in parts]
+
+
+def differences(folders: Sequence[Path]) -> list[tuple[str, tuple[object, object]]]:
+    """The fields in which the configs of two runs differ, but their names; none where one can't be read."""
+    from coretrain.runs.folder import open_run
+
+    flat: list[dict[str, object]] = []
+    for folder in folders:
+        try:
+            raw = open_run(folder).model_dump(mode="json")
+        except UserError:
+            return []
+        sections = {key: value for key, value in raw.items() if isinstance(value, dict)}
+        flat.append({f"{section}.{key}": value for section, rows in sections.items() for key, value in rows.items()})
+    one, other = flat
+    return [(key, (value, other[key])) for key, value in one.items() if value != other[key]]
+
+
+def title(names: Sequence[str], folders: Sequence[Path]) -> str:
+    """What the picture shows: of one config, or in which fields the two differ."""
+    both = f"{names[0]} and {names[1]}"
+    if not all((folder / "config.json").is_file() for folder in folders):
+        return both
+    fields = [key for key, _ in differences(folders)]
+    if not fields:
+        return f"{both}: the same config"
+    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+    return f"{both}: {', '.join(fields[:3])}{more} differ{'s' * (len(fields) == 1)}"
+
+
 def options(program: str = PROGRAM) -> Options:
     """What is compared, and where the picture goes."""
     parser = Options(prog=program, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("picture", type=Path, help="PNG to write")
+    parser.add_argument("picture", type=Path, metavar="PICTURE.png", help="picture to write")
     return parser
 
 
@@ -62,6 +110,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Draw, and say how far apart they are."""
     given = options(program).parse_args(argv)
     text = sentences(given.runs)
-    compare_plot(given.runs, [folder.resolve().name for folder in given.runs], given.picture)
+    names = labels(given.runs)
+    compare_plot(given.runs, names, given.picture, title(names, given.runs))
     print(text, end="")
     return 0
