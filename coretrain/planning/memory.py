@@ -31,6 +31,11 @@ FLAT = 2**24
 """Numbers of gradient that plain data parallelism in torch copies and sums at once."""
 
 
+def in_gib(number: float) -> str:
+    """A number of bytes in words."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device: what is

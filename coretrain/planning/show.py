@@ -14,7 +14,7 @@ from rich.text import Text
 from coretrain.config.run import RunConfig
 from coretrain.planning.accelerators import GIB, Machine
 from coretrain.planning.flops import convention, parameter_count, run_flops
-from coretrain.planning.memory import kv_cache
+from coretrain.planning.memory import in_gib, kv_cache
 from coretrain.planning.planner import HEADROOM, Assumptions, Setting
 from coretrain.planning.prices import Price, amount
 from coretrain.planning.scaling_laws import advice
@@ -97,10 +97,6 @@ def _size(number: float) -> str:
     return f"{number / 1e3:.3g} kB"
 
 
-def _gib(number: float) -> str:
-    return f"{number / GIB:.2f} GiB" if number >= GIB / 100 else f"{number / 2**20:.1f} MiB"
-
-
 def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold cyan", show_header=False, box=None)
     table.add_column(style="dim", no_wrap=True)
@@ -146,11 +142,13 @@ def tables(plan: Plan) -> RenderableType:
         ("price", str(plan.price)),
         ("assumed", str(plan.assumed)),
     ]
-    memory = [(kind, _gib(size)) for kind, size in best.memory.kinds.items() if size]
-    memory += [("in all", f"{_gib(best.memory.total)} at the peak, {best.memory.moment}")]
+    memory = [(kind, in_gib(size)) for kind, size in best.memory.kinds.items() if size]
+    memory += [("in all", f"{in_gib(best.memory.total)} at the peak, {best.memory.moment}")]
     what = "a save's copy of the state" if c.parallel.offload == "none" else "what is offloaded"
-    memory += [("host", f"{_gib(best.memory.host)} for each device: {what}")]
-    memory += [("KV cache", f"{_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")]
+    memory += [("host", f"{in_gib(best.memory.host)} for each device: {what}")]
+    memory += [
+        ("KV cache", f"{in_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")
+    ]
     time = [(cause, f"{seconds:.3g} s") for cause, seconds in best.seconds.items() if seconds >= 5e-4]
     time += [(f"sent: {kind}", f"{_size(size)} a device and update") for kind, size in best.traffic.items()]
     cost = amount(plan.cost_of(best), plan.price.currency)
@@ -178,12 +176,12 @@ def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
     total = compiled_bytes(plan.config, found)
     gradients = found["gradients"]
     rows += [
-        ("fits", f"yes: {_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
-        ("arguments", f"{_gib(gradients['arguments'])} (weights, batch)"),
-        ("moments", _gib(moments_of(found))),
-        ("results", f"{_gib(gradients['results'])} (gradients)"),
-        ("scratch", f"{_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
-        ("analytic", f"{_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
+        ("fits", f"yes: {in_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
+        ("arguments", f"{in_gib(gradients['arguments'])} (weights, batch)"),
+        ("moments", in_gib(moments_of(found))),
+        ("results", f"{in_gib(gradients['results'])} (gradients)"),
+        ("scratch", f"{in_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
+        ("analytic", f"{in_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
     ]
     for kind, size in gradients["sent"].items():
         rows.append((kind, f"{gradients['calls'][kind]:,} an update, {_size(size)} sent by a device"))
