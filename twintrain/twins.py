@@ -43,12 +43,16 @@ def sentences(folders: list[Path]) -> str:
         f"{len(both)} updates; batches with other token ids: {apart}; first losses {a[both[0]]['loss']:.6f} and"
         f" {b[both[0]]['loss']:.6f}.\n"
         f"The first {one} losses are within {STEPS[0]:g}, the first {other} within {STEPS[1]:g};"
-        f" {sum(gap == 0 for gap in gaps)} are equal; the largest difference is {max(gaps):.4f}.\n"
+        f" {sum(gap == 0 for gap in gaps)} are equal; the largest difference is {_size(max(gaps))}.\n"
     )
     if ends := sorted(a_validation.keys() & b_validation.keys()):
         x, y = a_validation[ends[-1]], b_validation[ends[-1]]
         text += f"Validation after {ends[-1]} updates: {x:.4f} and {y:.4f}, {abs(x - y) / y:.2%} apart.\n"
     return text
+
+
+def _size(gap: float) -> str:
+    return f"{gap:.4f}" if gap >= 1e-3 or gap == 0 else f"{gap:.1e}"
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

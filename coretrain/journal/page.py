@@ -89,7 +89,13 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
             top.plot(x, y, marker, color=color, markersize=size, mfc="none", label=said)
     shared = sorted(losses[0].keys() & losses[1].keys())
     difference = [abs(losses[0][x] - losses[1][x]) for x in shared]
-    bottom.semilogy(shared, [d if d > 0 else math.nan for d in difference], color="#0c8599", linewidth=1)
+    look = {
+        "color": "#0c8599",
+        "linewidth": 1,
+        "marker": ".",
+        "markersize": 2,
+    }  # one between two equal ones is seen too
+    bottom.semilogy(shared, [d if d > 0 else math.nan for d in difference], **line)
     equal = [x for x, d in zip(shared, difference, strict=True) if d == 0]
     if equal:
         base = bottom.get_xaxis_transform()
