@@ -61,13 +61,11 @@ def labels(folders: Sequence[Path]) -> list[str]:
     if names[0] != names[1] and not any(TIMED.search(name) for name in names):
         return names
     stacks = ["+".join(dict.fromkeys(str(FRAMEWORKS.get(s.stack, s.stack)) for s in read_segments(f))) for f in folders]
-    fields = differences(folders)
-    told = [
-        ", ".join([*([stack] if stacks[0] != stacks[1] else []), *(f"{key} = {pair[i]}" for key, pair in fields[:2])])
-        for i, stack in enumerate(stacks)
-    ]
-    if all(told) and told[0] != told[1]:
-        return told
+    if all(stacks) and stacks[0] != stacks[1]:
+        return stacks
+    if fields := differences(folders):
+        key, values = fields[0]
+        return [f"{key} = {value}" for value in values]
     # nothing that is known tells them apart: as much of their paths as does
     parts = [folder.resolve().parts for folder in folders]
     deep = next((n for n in range(1, max(map(len, parts)) + 1) if parts[0][-n:] != parts[1][-n:]), 1)
@@ -75,7 +73,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def differences(folders: Sequence[Path]) -> list[tuple[str, tuple[object, object]]]:
-    """The fields in which the configs of two runs differ, but their names; none where one can't be read."""
+    """The fields in which the configs of two runs differ, but for how they report; none where one can't be read."""
     from coretrain.runs.folder import open_run
 
     flat: list[dict[str, object]] = []
@@ -84,7 +82,7 @@ def differences(folders: Sequence[Path]) -> list[tuple[str, tuple[object, object
             raw = open_run(folder).model_dump(mode="json")
         except UserError:
             return []
-        sections = {key: value for key, value in raw.items() if isinstance(value, dict)}
+        sections = {key: value for key, value in raw.items() if isinstance(value, dict) and key != "journal"}
         flat.append({f"{section}.{key}": value for section, rows in sections.items() for key, value in rows.items()})
     one, other = flat
     return [(key, (value, other[key])) for key, value in one.items() if value != other[key]]
@@ -98,8 +96,10 @@ def title(names: Sequence[str], folders: Sequence[Path]) -> str:
     fields = [key for key, _ in differences(folders)]
     if not fields:
         return f"{both}: the same config"
-    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
-    return f"{both}: {', '.join(fields[:3])}{more} differ{'s' * (len(fields) == 1)}"
+    if fields == [key for key in fields if key in names[0]]:
+        return both
+    more = f" and {len(fields) - 2} more" if len(fields) > 2 else ""
+    return f"{both}: other {', '.join(fields[:2])}{more}"
 
 
 def options(program: str = PROGRAM) -> Options:

@@ -72,6 +72,7 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
     so those stand as dots on the axis.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     from coretrain.journal.metrics import read_metrics
 
@@ -89,13 +90,9 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
             top.plot(x, y, marker, color=color, markersize=size, mfc="none", label=said)
     shared = sorted(losses[0].keys() & losses[1].keys())
     difference = [abs(losses[0][x] - losses[1][x]) for x in shared]
-    look = {
-        "color": "#0c8599",
-        "linewidth": 1,
-        "marker": ".",
-        "markersize": 2,
-    }  # one between two equal ones is seen too
-    bottom.semilogy(shared, [d if d > 0 else math.nan for d in difference], **line)
+    gaps = [d if d > 0 else math.nan for d in difference]  # one between two equal ones is seen by its dot
+    bottom.semilogy(shared, gaps, color="#0c8599", linewidth=1, marker=".", markersize=2)
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     equal = [x for x, d in zip(shared, difference, strict=True) if d == 0]
     if equal:
         base = bottom.get_xaxis_transform()
@@ -111,7 +108,7 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
         axis.tick_params(color="#adb5bd")
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.margins(x=0.015)
-    words = textwrap.wrap(title or f"{labels[0]} and {labels[1]}", 88)
+    words = textwrap.wrap(title or f"{labels[0]} and {labels[1]}", 76)
     top.set_title("\n".join(words), loc="left", fontweight="bold")
     figure.savefig(output, dpi=150)
 

@@ -43,8 +43,9 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path):
     assert labels(named) == ["mine", "yours"]
     quick = run("tiny-20261130-121000-2", "jax", optimizer__lr="0.01")
     assert labels([other, quick]) == ["optimizer.lr = 0.0015", "optimizer.lr = 0.01"]
-    assert labels([one, quick]) == ["PyTorch, optimizer.lr = 0.0015", "JAX, optimizer.lr = 0.01"]
-    assert title(["a", "b"], [one, quick]) == "a and b: optimizer.lr differs"
+    assert labels([one, quick]) == ["PyTorch", "JAX"]
+    assert title(["a", "b"], [one, quick]) == "a and b: other optimizer.lr"
+    assert title(labels([other, quick]), [other, quick]) == "optimizer.lr = 0.0015 and optimizer.lr = 0.01"
     again = run("tiny-20261130-130000", "jax")
     assert labels([other, again]) == ["tiny-20261130-120500", "tiny-20261130-130000"], "nothing else tells them apart"
     (tmp_path / "elsewhere").mkdir()
