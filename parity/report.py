@@ -8,7 +8,6 @@ the kill matrix of the newest `pytest parity -m mutation`.
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import coretrain.journal.page
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError, exits_cleanly
 from coretrain.base.files import write_atomically
 from coretrain.journal.chart import Line, chart
 from parity.gates import YARDSTICK
@@ -339,7 +338,7 @@ def _other_versions(results: Results, mutation: Results) -> str:
 
 def main() -> int:
     """Write the page, and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m parity.report", description=(__doc__ or "").split("\n")[0])
+    parser = Options(prog="python -m parity.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "results", nargs="?", type=Path, help=f"the newest of {', '.join(SESSIONS)} in {FOLDER} by default"
     )

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coretrain.base.errors import Options, UserError
+from coretrain.base.errors import Options, UserError, meant
 from coretrain.base.help import Fitted
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -47,7 +47,10 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         name = config.data.tokenizer
         size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
         if size is None:
-            raise UserError("command/plan-needs-vocab", f"data.tokenizer = {name} is not read here: give --model.vocab")
+            raise UserError(
+                "command/plan-needs-vocab",
+                f"data.tokenizer = {name} is not read here: {meant(name, VOCABULARIES)}Else give --model.vocab N",
+            )
         config = config.with_vocab(size)
     if tokens is None:
         return config

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, meant
 from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
 from coretrain.config.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -206,6 +206,11 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         if first["type"] == "value_error":
             raise UserError("config/fields-conflict", f"{where}: {message}") from None
         value = words.get(key) or f"{where}: {key} = {first['input']!r}"
+        if first["type"] == "literal_error":
+            names = [name for name in re.findall(r"[\w.-]+", first["ctx"]["expected"]) if name != "or"]
+            message = f"{meant(str(first['input']), names)}It is one of {', '.join(names)}"
+        elif first["type"] == "string_pattern_mismatch":
+            message = "a letter or sign is in it that it doesn't take"
         raise UserError(
             "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
         ) from None

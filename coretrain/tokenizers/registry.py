@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tiktoken
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, meant
 from coretrain.base.files import read_json
 from coretrain.tokenizers.tokenizer import (
     GPT2_PATTERN,
@@ -107,6 +107,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+NAMES = ("trained", "gpt2", "cl100k_base", "o200k_base", "bytes")
+"""What `data.tokenizer` may name beside files."""
+
+
 def named_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `train.py`)."""
     if name == "gpt2":
@@ -119,6 +123,6 @@ def named_tokenizer(name: str) -> Tokenizer:
         return file_tokenizer(Path(name).expanduser())
     raise UserError(
         "tokenizers/unknown-tokenizer-name",
-        f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
-        f"or the path of a .tiktoken file or a {SAVED_JSON}",
+        f"data.tokenizer = {name} is unknown: {meant(name, NAMES)}Known are {', '.join(NAMES)}, "
+        f"and the path of a .tiktoken file or a {SAVED_JSON}",
     )

@@ -268,6 +268,7 @@ def test_the_stack_is_taken_out_and_the_rest_left_as_it_is():
     assert stacks.chosen(["--st", "jax"]) == ("torch", ["--st", "jax"])
     for words in (["--stack"], ["--stack", "tensorflow"]):
         assert refused("train", *words).startswith("argument --stack: ")
+    assert "did you mean torch? pytorch is none of torch, jax" in refused("train", "--stack", "pytorch")
 
 
 def test_programs_name_themselves(capsys, monkeypatch):

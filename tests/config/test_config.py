@@ -70,6 +70,10 @@ def test_later_sources_win(tmp_path):
         ([("model.layers", "0")], ["--model.layers 0 is wrong", "greater than or equal to 1"]),
         ([("model.layers", "two")], ["--model.layers two is wrong", "integer"]),
         ([("model.norm", "batchnorm")], ["model.norm", "layernorm", "rmsnorm"]),
+        ([("optimizer.name", "AdamW")], ["did you mean adamw?", "one of adamw, adam, muon"]),
+        ([("execution.attention", "flash")], ["did you mean flash_attn?"]),
+        ([("parallel.zero", "4")], ["--parallel.zero 4 is wrong: it is one of 0, 1, 2, 3"]),
+        ([("model.rope_scaling", '{type = "lama3", factor = 8}')], ["did you mean llama3?"]),
         ([("model.residual_dropout", "1")], ["--model.residual_dropout 1", "less than 1"]),
         ([("train.seed", "-1")], ["--train.seed -1"]),
         ([("train.accumulation", "3")], ["train.accumulation = 3", "train.batch_size = 8"]),
@@ -78,7 +82,7 @@ def test_later_sources_win(tmp_path):
         ([("optimizer.lr", "inf")], ["optimizer.lr", "finite"]),
         ([("optimizer.clip", "nan")], ["optimizer.clip", "finite"]),
         ([("data.mixture", "3")], ["--data.mixture 3"]),
-        ([("name", "a/b")], ["--name a/b"]),
+        ([("name", "a/b")], ["--name a/b", "letters a to z"]),
     ],
 )
 def test_an_error_names_the_field_and_the_way_out(pairs, words):
