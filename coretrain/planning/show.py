@@ -131,7 +131,7 @@ def _alternatives(plan: Plan) -> Table:
 
 
 def tables(plan: Plan) -> RenderableType:
-    """The whole plan, for a terminal."""
+    """The plan but for its command, for a terminal."""
     c, best, m = plan.config, plan.best, plan.machine
     tokens = c.tokens_per_update * c.train.updates
     count = parameter_count(c.model)
@@ -162,7 +162,7 @@ def tables(plan: Plan) -> RenderableType:
     if plan.compiled:
         parts.append(_pairs("What the TPU's compiler says", compiled_rows(plan)))
     parts.append(_pairs("Tokens", advice(count, tokens, plan.served)))
-    chosen = [("setting", str(best)), ("why", why(plan)), ("command", plan.command)]
+    chosen = [("setting", str(best)), ("why", why(plan))]
     parts.append(_pairs("Choose", chosen + ([("note", plan.remark)] if plan.remark else [])))
     return Group(*(item for part in parts for item in (part, Text(""))))
 
@@ -287,5 +287,7 @@ def picture(plan: Plan, path: Path) -> None:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print the tables."""
+    """Print the tables, and the line that starts the run, whole, so that it can be copied."""
     console.print(tables(plan))
+    console.print(Text("Start it with", "bold cyan"))
+    console.print(Text(plan.command), soft_wrap=True)
