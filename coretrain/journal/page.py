@@ -116,7 +116,7 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
 def _sentence(config: RunConfig) -> str:
     m, t = config.model, config.train
     return (
-        f"{m.layers} layers x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, vocabulary {m.vocabulary:,}; "
+        f"{m.layers} layer{'s' * (m.layers != 1)} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, vocabulary {m.vocabulary:,}; "
         f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
     )
 
