@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from coretrain.base.errors import exits_cleanly
-from coretrain.config.run import RunConfig
-from coretrain.contract.sampling import Sampling
-from coretrain.training.generate import Prompts, generate_text
-from jaxtrain.adapters import Adapters
-from jaxtrain.decode import generate
-from jaxtrain.trainer import Trainer
+from coretrain.training.generate_options import options
+from coretrain.training.help import asks_for_help
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from coretrain.config.run import RunConfig
+    from coretrain.contract.sampling import Sampling
+    from coretrain.training.generate import Prompts
+    from jaxtrain.trainer import Trainer
 
 
 def generate_each(
@@ -28,6 +31,9 @@ def generate_each(
     An adapter is its run's config and tensors, as `AdapterBank.add` takes them; each is asked its own of `asked`. The
     stack's config says how the base is held, and what it has of an adapter itself is taken off.
     """
+    from jaxtrain.adapters import Adapters
+    from jaxtrain.decode import generate
+
     model = stack.whole_model()
     bank = Adapters(stack.config, model)
     for (config, tensors), one in zip(adapters, asked, strict=True):
@@ -38,7 +44,14 @@ def generate_each(
 
 def main(argv: Sequence[str] | None = None, program: str = "", chat: bool = False) -> int:
     """Stream text from a trained run, or with `chat` answers; see `--help`. `program` is what was typed."""
-    generate_text(sys.argv[1:] if argv is None else argv, "jax", Trainer, generate_each, program, chat)
+    words = sys.argv[1:] if argv is None else argv
+    if asks_for_help(words):  # before the framework is imported, which takes seconds
+        options(program or "python -m jaxtrain.generate", chat).print_help()
+        return 0
+    from coretrain.training.generate import generate_text
+    from jaxtrain.trainer import Trainer
+
+    generate_text(words, "jax", Trainer, generate_each, program, chat)
     return 0
 
 

@@ -6,14 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from coretrain.base.errors import RESUME, exits_cleanly
-from coretrain.training.runner import run
-from jaxtrain.parallel.choose import make_trainer
-from jaxtrain.parallel.processes import join
+from coretrain.training.help import asks_for_help, print_help
 
 
 def main(argv: Sequence[str] | None = None, program: str = "") -> int:
     """Train, or go on with `--resume RUN`; see `--help`. `program` is what was typed."""
-    return run(sys.argv[1:] if argv is None else argv, "jax", make_trainer, join, program)
+    words = sys.argv[1:] if argv is None else argv
+    if asks_for_help(words):  # before the framework is imported, which takes seconds
+        print_help(program or "python -m jaxtrain.run", "Train a GPT.")
+        return 0
+    from coretrain.training.runner import run
+    from jaxtrain.parallel.choose import make_trainer
+    from jaxtrain.parallel.processes import join
+
+    return run(words, "jax", make_trainer, join, program)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The root conftest.py and `twintrain parity` load this before any test is collect
 the judge's own tests need.
 """
 
+import atexit
 import gc
 import os
 
@@ -26,6 +27,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Nothing compiled here may outlast the session; and on a CPU, compiling for the disk cache takes 1.7 times as long.
 jax.config.update("jax_enable_compilation_cache", False)
+# JAX frees its arrays at each garbage collection. One that begins while the interpreter ends finds JAX's modules empty,
+# and Python complains of an ignored exception in _xla_gc_callback after the session's last line.
+atexit.register(gc.callbacks.clear)
 
 MARKERS = (
     "whole: whole trainings, whole commands in processes of their own, the ladder's long rungs; -m 'not whole' is the "

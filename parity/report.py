@@ -2,12 +2,12 @@
 
 Usage: python -m parity.report [RESULTS.json] [--output PAGE.html]
 
-It shows the results that `pytest parity` leaves, and adds the kill matrix of the newest `pytest parity -m mutation`.
+It shows what the newest session of `pytest parity` has left, of the whole ladder or of a part of it (-k, -m), and adds
+the kill matrix of the newest `pytest parity -m mutation`.
 """
 
 from __future__ import annotations
 
-import argparse
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import coretrain.journal.page
-from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.errors import Options, UserError, exits_cleanly
 from coretrain.base.files import typed_path, write_atomically
 from coretrain.journal.chart import Line, chart
 from parity.gates import YARDSTICK
 from parity.results import read
 
-RESULTS = Path("runs/parity/results.json")
+FOLDER = Path("runs/parity")
+SESSIONS = ("results.json", "partial.json", "scale.json")
+"""What sessions leave there: the whole ladder, a part of it that somebody has picked, many devices against one."""
 MUTATION_RESULTS = "mutation.json"
 """Beside the results: those of the newest `pytest parity -m mutation`."""
 MUST_MATCH = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -38,6 +40,7 @@ RUNGS = {
     "kernels": "Every attention kernel that runs here against the plain formula, forward and backward.",
     "generation": "Greedy and sampled tokens, with and without the key-value cache.",
     "invariance": "One stack against itself: micro-batches, recomputation, scan, compile, chunks.",
+    "scale": "Many devices and processes against one.",
 }
 Results = Mapping[str, Any]
 
@@ -304,6 +307,12 @@ def _setting(results: Results) -> str:
     )
 
 
+def newest(folder: Path) -> Path:
+    """The results of the newest session that has left some; of the whole ladder where there are none, to be missed."""
+    there = [path for name in SESSIONS if (path := folder / name).is_file()]
+    return max(there, key=lambda path: path.stat().st_mtime, default=folder / SESSIONS[0])
+
+
 def _other_versions(results: Results, mutation: Results) -> str:
     pairs = {name: (results["versions"].get(name), mutation["versions"].get(name)) for name in MUST_MATCH}
     return ", ".join(f"{name} {theirs}, not {ours}" for name, (ours, theirs) in pairs.items() if ours != theirs)
@@ -311,17 +320,24 @@ def _other_versions(results: Results, mutation: Results) -> str:
 
 def main() -> int:
     """Write the page, and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m parity.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", nargs="?", type=typed_path, default=RESULTS, help=f"default {RESULTS}")
-    parser.add_argument("--output", type=typed_path, help="the page (default: report.html beside the results)")
+    parser = Options(prog="python -m parity.report", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "results", nargs="?", type=typed_path, help=f"the newest of {', '.join(SESSIONS)} in {FOLDER} by default"
+    )
+    parser.add_argument("--output", type=typed_path, help="the page (default: beside the results)")
     given = parser.parse_args()
-    results = read(given.results)
-    other = given.results.with_name(MUTATION_RESULTS)
+    source = given.results or newest(FOLDER)
+    results = read(source)
+    if source.name in SESSIONS[1:]:
+        print(f"{source} is of a part of the ladder: the gates that no test of it held are listed as not run")
+    other = source.with_name(MUTATION_RESULTS)
     mutation = read(other) if other.is_file() else None
     if mutation and (stale := _other_versions(results, mutation)):
         print(f"{other} is left out, it is of other versions ({stale}): run pytest parity -m mutation again")
         mutation = None
-    page = given.output or given.results.with_name("report.html")
+    # a part doesn't take the place of the whole ladder's page
+    own = f"report-{source.stem}.html" if source.name in SESSIONS[1:] else "report.html"
+    page = given.output or source.with_name(own)
     if page.is_dir() or not all(parent.is_dir() for parent in page.parents if parent.exists()):
         raise UserError(
             "parity/output-not-a-file",

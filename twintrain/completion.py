@@ -9,12 +9,12 @@ In ~/.config/fish/config.fish:  twintrain completion fish | source
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coretrain.base.errors import Options
+from coretrain.base.help import Fitted
 from coretrain.config.fields import Section
 from coretrain.config.load import fields, presets
 from twintrain.verbs import PRESETS, SHELLS, SWITCH, VERBS, Values, Verb
@@ -104,7 +104,7 @@ set -l first 'test (count (commandline -opc)) -eq 1'
 def options(program: str = PROGRAM) -> Options:
     """What can be asked for."""
     text = (__doc__ or "").replace(PROGRAM, program)
-    parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(prog=program, description=text, formatter_class=Fitted)
     parser.add_argument("shell", choices=SHELLS)
     return parser
 

@@ -1,41 +1,43 @@
 """Convert: a pretrained model into a run (GGUF, Hugging Face, PEFT), and a run out (those, ONNX).
 
 Usage: twintrain convert SOURCE RUN [CONFIG] [--section.field VALUE ...]
-       twintrain convert RUN [TARGET] --to FORM [--quantize none|f16|q8_0|q4_0] [--merge]
+       twintrain convert RUN [TARGET] --to FORM [--quantize KIND] [--merge]
        twintrain convert merge ADAPTER_RUN RUN [--adapter.base BASE_RUN]
 
-In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama architecture, or a folder of PEFT, which takes
---adapter.base BASE_RUN; CONFIG and --section.field as the trainers take them. Out: FORM is hf, peft, gguf, onnx or
-interchange, RUN the folder of a run or of an interchange checkpoint, TARGET by default in RUN/export; --merge writes
-an adapter and its base as one model, --adapter.base says where the base is now. `import SOURCE RUN` and
-`export RUN TARGET [--format FORM]` say the same.
+In: SOURCE is a .gguf file, a Hugging Face folder of the GPT-2 or Llama
+architecture, or a folder of PEFT, which takes --adapter.base BASE_RUN; CONFIG
+and --section.field are as in twintrain train --help.
+
+Out: RUN is the folder of a run or of an interchange checkpoint.
+`convert import SOURCE RUN` and `convert export RUN TARGET [--format FORM]` say
+the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.files import typed_path
+from coretrain.base.help import Fitted, fitted
 from coretrain.config.load import fields
-from coretrain.formats.gguf.file import QUANTIZATIONS
-from coretrain.runs.adapted import merge_run
-from coretrain.runs.convert import export_run, exported_to, import_run
-from coretrain.training.command_line import (
-    FLAGS,
-    PLACES,
-    Command,
-    parse,
-)
+
+if TYPE_CHECKING:
+    from coretrain.training.command_line import Command
 
 PROGRAM = "twintrain convert"
+FORMS = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
+QUANTIZATIONS = ("none", "f16", "q8_0", "q4_0")
+"""As coretrain/formats/gguf/file.py has them, which needs more packages than a help may."""
 
 
 def understood(words: list[str], program: str) -> Command:
     """The config and the fields that are given. Raises `UserError` for what only a trainer does."""
+    from coretrain.training.command_line import FLAGS, PLACES, parse
+
     options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
     if option := next((option for option in options if option in (*PLACES, *FLAGS)), None):
         raise UserError(
@@ -69,13 +71,23 @@ def apart(words: list[str]) -> tuple[list[str], list[str]]:
 
 def options(program: str = PROGRAM) -> Options:
     """All but the fields of a config."""
-    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
-    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("source", type=typed_path)
-    parser.add_argument("target", type=typed_path, nargs="?")
-    parser.add_argument("--to", "--format", choices=("hf", "huggingface", "peft", "gguf", "onnx", "interchange"))
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
-    parser.add_argument("--merge", action="store_true")
+    usage = fitted("usage: " + (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)).partition(" ")[2]
+    parser = Options(prog=program, usage=usage, formatter_class=Fitted)
+    parser.add_argument("source", type=typed_path, help="what is read: SOURCE, RUN or ADAPTER_RUN")
+    parser.add_argument(
+        "target", type=typed_path, nargs="?", help="what is written; out: in RUN/export where it is left out"
+    )
+    parser.add_argument("--to", "--format", choices=FORMS, metavar="FORM", help=f"write a run out: {', '.join(FORMS)}")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        default="none",
+        metavar="KIND",
+        help=f"of what is written out: {', '.join(QUANTIZATIONS)} (default none)",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="write an adapter and its base as one model (--adapter.base: where it is)"
+    )
     return parser
 
 
@@ -87,6 +99,9 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     parser.set_defaults(to="hf" if verb == "export" else None)
     words, of_fields = apart(words)
     given, rest = parser.parse_known_intermixed_args(words)
+    from coretrain.runs.adapted import merge_run
+    from coretrain.runs.convert import export_run, exported_to, import_run
+
     rest += of_fields
     if verb == "merge":
         if given.target is None or given.to is not None or given.quantize != "none":

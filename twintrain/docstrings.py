@@ -2,13 +2,13 @@
 
 Usage: twintrain docstrings OUT.jsonl [--limit N]
 
-Each line is {"prompt": signature, "completion": first paragraph of the docstring}. The sources are only parsed, never
-imported; the same Python gives the same file, on every machine. --limit takes N rows spread over the whole library.
+Each line is {"prompt": signature, "completion": first paragraph of the
+docstring}. The sources are only parsed, never imported; the same Python gives
+the same file, on every machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import sys
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from coretrain.base.errors import Options, UserError
 from coretrain.base.files import typed_path, write_atomically
+from coretrain.base.help import Fitted, fitted
 from coretrain.base.numbers import whole_number
 
 PROGRAM = "twintrain docstrings"
@@ -79,10 +80,10 @@ def _paragraph(node: Definition) -> str:
 
 def options(program: str = PROGRAM) -> Options:
     """What can be asked for."""
-    usage = (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)
-    parser = Options(prog=program, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("out", type=typed_path)
-    parser.add_argument("--limit", type=whole_number())
+    usage = fitted("usage: " + (__doc__ or "").partition("Usage: ")[2].replace(PROGRAM, program)).partition(" ")[2]
+    parser = Options(prog=program, usage=usage, formatter_class=Fitted)
+    parser.add_argument("out", type=typed_path, help="file to write; it must not exist")
+    parser.add_argument("--limit", type=whole_number(), metavar="N", help="only N rows, spread over the whole library")
     return parser
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from coretrain.training.generate import options as common_options
+from coretrain.training.generate_options import options as common_options
+from coretrain.training.help import asks_for_help
 from twintrain.loading import loaded
-from twintrain.stacks import add_stack, asks_for_help, chosen
+from twintrain.stacks import add_stack, chosen
 
 
 def main(argv: Sequence[str] | None = None, program: str = "twintrain generate", chat: bool = False) -> int:

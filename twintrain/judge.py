@@ -1,16 +1,24 @@
 """Prove on this machine that both stacks compute the same training: the judge's tests, by pytest.
 
-Usage: twintrain parity [--device cpu|cuda|mps|tpu]... [--config NAME_OR_TOML [--layers N] [--width N]]
-                        [--results FILE] [-m scale|mutation] [-k WORDS] [-n PROCESSES] [other options of pytest]
+Usage: twintrain parity [--device cpu|cuda|mps|tpu]... [--results FILE]
+                        [--config NAME_OR_TOML [--layers N] [--width N]]
+                        [-m scale|mutation] [-k WORDS] [-n PROCESSES]
+                        [other options of pytest]
 
-  --device   where everything below float64 is judged; may be repeated (default: every device present)
-  --config   send this preset or TOML file through the whole ladder too; its vocabulary and rows stay small
+  --device   where everything below float64 is judged; may be repeated
+             (default: every device present)
+  --config   send this preset or TOML file through the whole ladder too; its
+             vocabulary and rows stay small
   --layers   with --config: so many layers instead of the config's
   --width    with --config: this width; heads and MLP shrink with it
   --results  where the figures go, as JSON (default: in runs/parity)
-  -m         scale: many devices and processes against one; mutation: every planted bug, about 10 minutes
+  -m         scale: many devices and processes against one;
+             mutation: every planted bug, about 10 minutes
   -k         only the tests whose names fit
-  -n         processes (default: one for each core, at most 4); 0: this one, where a debugger can get in
+  -n         processes (default: one for each core, at most 4); 0: this one,
+             where a debugger can get in
+
+`python -m parity.report` makes a page of the figures.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ from pathlib import Path
 
 import parity
 from coretrain.base.errors import UserError
+from coretrain.base.help import fitted
 
 NEEDED = {"pytest": "pytest", "xdist": "pytest-xdist"}
 """Packages of the judge alone: as they are imported, and as they are installed."""
@@ -33,7 +42,7 @@ def main(argv: Sequence[str] | None = None, program: str = "twintrain parity") -
     """pytest's exit code: 0 where all tests pass, 1 where a test fails."""
     words = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(words):
-        print((__doc__ or "").strip().replace("twintrain parity", program))
+        print(fitted((__doc__ or "").replace("twintrain parity", program)))
         return 0
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
         raise UserError(

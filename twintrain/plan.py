@@ -1,8 +1,12 @@
 """What a run needs, takes and costs on a machine, and the setting to choose.
 
 Usage: twintrain plan [CONFIG] --on MACHINE [--section.field VALUE ...]
-       twintrain plan gpt2-1558m --on 4090x8 --price 2.5
-       twintrain plan llama-7b --on v5e:16x16      # also through the TPU's own compiler, with no TPU
+       twintrain plan gpt2-1558m --on 4090x8 --price 2.5USD
+       twintrain plan llama-7b --on v5e:16x16
+
+MACHINE is an accelerator and how many of them, or a TPU slice by its topology,
+which the TPU's own compiler is asked about too, with no TPU. CONFIG and the
+fields are as in twintrain train --help.
 """
 
 from __future__ import annotations
@@ -16,29 +20,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from coretrain.base.errors import Options, UserError
+from coretrain.base.errors import Options, UserError, meant
 from coretrain.base.files import check_picture, typed_path
+from coretrain.base.help import Fitted
 from coretrain.base.numbers import real_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
-from coretrain.planning.accelerators import TABLE, Machine, machine
-from coretrain.planning.planner import (
-    Assumptions,
-    Choice,
-    choices,
-    recommend,
-)
-from coretrain.planning.show import (
-    Plan,
-    as_object,
-    picture,
-    show,
-)
-from coretrain.training.command_line import parse
+from coretrain.planning.accelerators import TABLE, Machine, accelerators, machine
+from coretrain.planning.prices import Price, read_price
+
+if TYPE_CHECKING:
+    from coretrain.planning.planner import Setting
+    from coretrain.planning.show import Plan
 
 PROGRAM = "twintrain plan"
 VOCABULARIES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257}
@@ -54,7 +49,10 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         name = config.data.tokenizer
         size = config.data.tokenizer_vocab if name == "trained" else VOCABULARIES.get(name)
         if size is None:
-            raise UserError("command/plan-needs-vocab", f"data.tokenizer = {name} is not read here: give --model.vocab")
+            raise UserError(
+                "command/plan-needs-vocab",
+                f"data.tokenizer = {name} is not read here: {meant(name, VOCABULARIES)}Else give --model.vocab N",
+            )
         config = config.with_vocab(size)
     if tokens is None:
         return config
@@ -67,7 +65,18 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
     return config.changed(train__updates=updates)
 
 
-def command_line(best: Choice, on: Machine, name: str, overrides: tuple[tuple[str, str], ...]) -> str:
+def priced(on: Machine, whole: str | None, device: str | None) -> Price:
+    """What an hour of the machine costs: as `--price` or `--device-price` says, or else as the table does."""
+    if whole is not None and device is not None:
+        raise UserError("command/two-prices", "--price and --device-price are given: leave one of them out")
+    if whole is None and device is None:
+        return on.price
+    option, text, times = ("price", whole, 1) if whole is not None else ("device-price", device, on.devices)
+    figure, currency = read_price(option, text or "", on.price.currency)
+    return Price(figure * times, on.devices, currency, f"as --{option} says")
+
+
+def command_line(best: Setting, on: Machine, name: str, overrides: tuple[tuple[str, str], ...]) -> str:
     """The line that starts the run as chosen."""
     c, layout, given = best.config, best.layout, load_config(name, overrides)
     fields = dict(overrides)
@@ -138,21 +147,25 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
 
 def options(program: str = PROGRAM) -> Options:
     """All but the fields of a config."""
-    text = (__doc__ or "").replace(PROGRAM, program)
-    parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", required=True, metavar="MACHINE", help="h100, 4090x8, v5e:16x16: see accelerators.toml")
+    text, known = (__doc__ or "").replace(PROGRAM, program), ", ".join(accelerators())
+    parser = Options(prog=program, description=text, formatter_class=Fitted)
+    parser.add_argument("--on", required=True, metavar="MACHINE", help=f"h100, 4090x8, v5e:16x16; known are {known}")
     parser.add_argument(
         "--accelerators", type=typed_path, default=TABLE, metavar="FILE", help=f"instead of {TABLE.name}"
     )
     parser.add_argument(
-        "--price", type=real_number(most=1e9), help="of the whole machine for an hour (default: the table's)"
+        "--price",
+        metavar="AMOUNT",
+        help="of the whole machine for an hour: 20, 20USD, 140CNY (default: the table's; a bare number is in its "
+        "currency)",
     )
+    parser.add_argument("--device-price", metavar="AMOUNT", help="the same, of one device for an hour")
     parser.add_argument("--tokens", type=real_number(most=1e18), help="tokens of the run (default: the config's)")
     parser.add_argument(
         "--served", type=real_number(most=1e18), default=1e12, help="tokens that the model will serve (default: 1e12)"
     )
     parser.add_argument("--no-compile", action="store_true", help="TPU: leave the compiler out")
-    parser.add_argument("--plot", type=typed_path, metavar="FILE.png", help="draw the choices")
+    parser.add_argument("--plot", type=typed_path, metavar="FILE.png", help="draw the settings")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 
@@ -162,6 +175,10 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
     given, rest = options(program).parse_known_args(argv)
     if given.plot:
         check_picture(given.plot, "--plot")
+    from coretrain.planning.planner import Assumptions, recommend, settings
+    from coretrain.planning.show import Plan
+    from coretrain.training.command_line import parse
+
     asked = parse(rest, program, "")
     name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
     on = machine(given.on, given.accelerators)
@@ -169,7 +186,7 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
     stack = "jax" if on.accelerator.tpu else "torch"
     assumed = Assumptions()
     fixed = frozenset(key for key, _ in asked.overrides)
-    found = choices(config, on, "jax" if stack == "jax" else "torch", assumed, fixed)
+    found = settings(config, on, "jax" if stack == "jax" else "torch", assumed, fixed)
     best = recommend(found, on)
     compiled, remark = None, ""
     if stack == "jax" and not given.no_compile:
@@ -179,7 +196,7 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
             remark = NO_COMPILER
         else:
             compiled = compile_for(best.config, str(on))
-    price = on.accelerator.price * on.devices if given.price is None else given.price
+    price = priced(on, given.price, given.device_price)
     line = command_line(best, on, name, asked.overrides)
     return Plan(config.name, on, found, best, price, given.served, line, assumed, compiled, remark), given
 
@@ -187,6 +204,10 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Plan, then show it."""
     plan, given = make_plan(sys.argv[1:] if argv is None else argv, program)
+    from rich.console import Console
+
+    from coretrain.planning.show import as_object, picture, show
+
     if given.plot:
         picture(plan, given.plot)
     if given.json:

@@ -1,6 +1,10 @@
 """Prepare a run's data: tokenizer and shards into the cache, then what is there.
 
-Usage: twintrain prepare [CONFIG] [--data.source PATH] [--section.field VALUE ...]
+Usage: twintrain prepare [CONFIG] [--section.field VALUE ...]
+       twintrain prepare gpt2-124m --data.source my.jsonl
+
+CONFIG and the fields are as in twintrain train --help; those of data matter,
+and model.context. The run that is started with the same then finds it all.
 """
 
 from __future__ import annotations
@@ -9,10 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from coretrain.base.errors import UserError
+from coretrain.base.help import fitted
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
-from coretrain.data.manifest import MANIFEST, read_manifest
-from coretrain.data.open import open_data
 
 PROGRAM = "twintrain prepare"
 
@@ -42,8 +45,11 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Prepare, then print each part's manifest summary."""
     words = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(words):
-        print((__doc__ or "").strip().replace(PROGRAM, program))
+        print(fitted((__doc__ or "").replace(PROGRAM, program)))
         return 0
+    from coretrain.data.manifest import MANIFEST, read_manifest
+    from coretrain.data.open import open_data
+
     data = open_data(parse(words))
     lines = data.summary()
     width = max(len(label) for label, _ in lines)

@@ -22,9 +22,3 @@ def chosen(argv: Sequence[str]) -> tuple[str, list[str]]:
     add_stack(parser)
     given, rest = parser.parse_known_args(argv)
     return given.stack, rest
-
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether help is wanted, for which no stack is needed."""
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    return any(word in ("-h", "--help") for word in own)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from coretrain.training.command_line import print_help
+from coretrain.training.help import asks_for_help, print_help
 from twintrain.loading import loaded
-from twintrain.stacks import HELP, asks_for_help, chosen
+from twintrain.stacks import HELP, chosen
 from twintrain.verbs import STACKS
 
 

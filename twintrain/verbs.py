@@ -65,7 +65,7 @@ VERBS = {
     "plan": Verb(
         "twintrain.plan",
         "what a run takes and costs on a machine, and the setting to choose",
-        {"--on": ANY, "--accelerators": ANY, "--price": ANY, "--tokens": ANY, "--served": ANY}
+        {"--on": ANY, "--accelerators": ANY, "--price": ANY, "--device-price": ANY, "--tokens": ANY, "--served": ANY}
         | {"--no-compile": SWITCH, "--plot": ANY, "--json": SWITCH},
         fields=True,
         words=PRESETS,
@@ -73,7 +73,7 @@ VERBS = {
     "doctor": Verb("twintrain.doctor", "what this machine has, and what would be chosen on it", {"--no-peaks": SWITCH}),
     "twins": Verb("twintrain.twins", "two runs of one config as one picture"),
     "localize": Verb(
-        "parity.localize.command",
+        "twintrain.localize",
         "where the two stacks, or two runs, begin to differ",
         {"--layers": ANY, "--width": ANY, "--output": ANY, "--inputs": ANY},
         fields=True,

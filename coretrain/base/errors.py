@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
 import multiprocessing
@@ -11,8 +12,8 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 from coretrain.base.interrupts import INTERRUPTED, answered
 from coretrain.base.streams import ready_streams
@@ -56,6 +57,20 @@ class Options(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise UserError("command/bad-arguments", f"{message[0].lower()}{message[1:]} (--help says more)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """What isn't one of an option's choices, with the nearest that is."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"{meant(str(value), names)}{value} is none of {', '.join(names)}")
+
+
+def meant(word: str, names: Collection[str]) -> str:
+    """`did you mean NAME? `, with the nearest of `names`; nothing where none is near."""
+    lower = {name.lower(): name for name in names}
+    near = [name for name in lower if word and name.startswith(word.lower())]
+    near = near or difflib.get_close_matches(word.lower(), lower, 1)
+    return f"did you mean {lower[near[0]]}? " if near else ""
 
 
 def exits_cleanly(main: Callable[[], int | None], way_out: str = ANEW) -> Callable[[], None]:

@@ -19,7 +19,9 @@ class AdapterConfig(Section):
         "prefix: trained keys and values before those of every layer; bottleneck: a small MLP behind each sublayer.",
     )
     name: str = Field(
-        "default", pattern=r"^[A-Za-z0-9_-]+$", description="Name of the adapter, by which it is switched and merged."
+        "default",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="Name of the adapter, by which it is switched and merged: of letters a to z, digits, _ and -.",
     )
     base: str | None = Field(
         None, description="Folder of the run whose newest interchange weights stay frozen below the adapter."

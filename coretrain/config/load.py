@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, meant
 from coretrain.base.files import typed_path
 from coretrain.base.parse import LARGEST_TOML, TooDeepError, from_json, from_toml, read_bytes, shown
 from coretrain.config.fields import Section
 from coretrain.config.run import RunConfig
-from coretrain.config.training import ScheduleConfig
+from coretrain.config.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 INSTALLED = Path(__file__).resolve().parent / "presets"
 PRESETS = INSTALLED if INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "configs"
@@ -30,24 +32,60 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
+def _by_size(name: str) -> tuple[str, float, str]:
+    """Sorts a family of presets by their parameters: 350m before 1558m."""
+    family, _, size = name.partition("-")
+    fits = re.fullmatch(r"([0-9]+)([mb])", size)
+    return family, float(fits[1]) * {"m": 1e6, "b": 1e9}[fits[2]] if fits else math.inf, name
+
+
 def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
     """Load a preset by name or a TOML file by path (None: `tiny`), then apply dotted overrides.
 
     Raises `UserError`, which names the field or the file and the way out.
     """
-    source = "tiny" if name_or_path is None else name_or_path
-    path = typed_path(source) if source.lower().endswith(".toml") else PRESETS / f"{source}.toml"
-    if not path.is_file():
-        near = difflib.get_close_matches(source, presets(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets())}"
-        raise UserError("config/unknown-config-name", f"no config named {shown(source)}: {hint}")
+    path = _config_file("tiny" if name_or_path is None else name_or_path)
     try:
         raw = from_toml(read_bytes(path, LARGEST_TOML).decode())
     except ValueError as error:
         raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
     raw.setdefault("name", path.stem)
-    raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
+    raw = _following(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)
+
+
+def _config_file(source: str) -> Path:
+    """The file of a preset's name or a path. Raises `UserError`, which says what else there is."""
+    path = typed_path(source) if source.lower().endswith(".toml") else PRESETS / f"{source}.toml"
+    if path.is_file():
+        return path
+    given, name = typed_path(source), shown(source)
+    if source and given.is_dir():
+        way = f"go on with it by --resume {name}" if (given / "config.json").is_file() else "give a .toml file in it"
+        raise UserError("config/config-is-folder", f"{name} is a folder, not a config: {way}")
+    if given.is_file():
+        raise UserError(
+            "config/config-not-toml",
+            f"{name} is there, but a config is a TOML file: write its fields as TOML, in {given.stem or 'my'}.toml "
+            f"({PRESETS / 'tiny.toml'} shows how)",
+        )
+    if source.lower().endswith(".toml") or given.parent != Path():
+        raise UserError("config/no-such-file", f"there is no file {name}: give the path of a .toml file, or a preset")
+    raise UserError("config/unknown-config-name", f"no config named {name}: {_nearest_presets(source)}")
+
+
+def _nearest_presets(source: str) -> str:
+    if Path(f"{source}.toml").is_file():
+        return f"did you mean the file {source}.toml?"
+    names = sorted(presets(), key=_by_size)
+    if near := difflib.get_close_matches(source.lower(), names, 1, 0.8):
+        return f"did you mean {near[0]}?"
+    # gpt2 of gpt2-124m, gpt2-350m, ...
+    family = [name for name in names if name.split("-")[0] == source.lower().split("-")[0]]
+    if len(family) > 1:
+        return f"there are {', '.join(family)}; did you mean {family[0]}?"
+    near = family or difflib.get_close_matches(source.lower(), names, 1)
+    return f"did you mean {near[0]}?" if near else f"presets are {', '.join(names)}"
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -68,7 +106,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             place.pop(leaf, None)  # back to the default
             continue
         section, field = fields()[key]
-        is_text = section.model_fields[field].annotation is str
+        is_text = section.model_fields[field].annotation in (str, str | None)
         try:
             place[leaf] = _value(text)
         except TooDeepError as error:
@@ -100,17 +138,34 @@ def _toml_value(text: str) -> Any:
     return found["value"]
 
 
-def _shorter_warmup(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
-    """`raw`, its warm-up a tenth of train.updates where only those were overridden, and it no longer fits into them."""
-    if "train.updates" in overridden and not overridden & {"schedule.warmup_updates", "schedule.horizon"}:
-        schedule, updates = raw.setdefault("schedule", {}), raw.get("train", {}).get("updates")
-        if not isinstance(schedule, dict):
-            return raw  # which is refused when all is validated
-        warmup = schedule.get("warmup_updates", ScheduleConfig.model_fields["warmup_updates"].default)
-        whole = isinstance(updates, int) and isinstance(warmup, int) and not schedule.get("horizon")
-        if whole and warmup > updates > 0:
-            schedule["warmup_updates"] = updates // 10
-    return raw
+def _following(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
+    """`raw` with the values that follow other fields, the same wherever those were written.
+
+    The warm-up is a tenth of the horizon (of train.updates, where there is none) where it would be longer, and neither
+    stands beside these, in the file or on the command line, nor was given later. min_lr is a tenth of optimizer.lr
+    where nobody has given it and it would be above.
+    """
+    schedule = raw.get("schedule", {})
+    train, optimizer = raw.get("train", {}), raw.get("optimizer", {})
+    if not all(isinstance(section, dict) for section in (schedule, train, optimizer)):
+        return raw  # refused where it is validated
+    found = dict(schedule)
+    updates = _number(train, "updates", TrainConfig)
+    horizon = _number(schedule, "horizon", ScheduleConfig) or updates
+    warmup = _number(schedule, "warmup_updates", ScheduleConfig)
+    shorter = overridden & {"train.updates", "schedule.horizon"} and "schedule.warmup_updates" not in overridden
+    if ("warmup_updates" not in schedule or shorter) and horizon and warmup and warmup > horizon > 0:
+        found["warmup_updates"] = int(horizon // 10)
+    lr, lowest = _number(optimizer, "lr", OptimizerConfig), _number(schedule, "min_lr", ScheduleConfig)
+    if "min_lr" not in schedule and lr and lowest and lowest > lr > 0:
+        found["min_lr"] = lr / 10
+    return {**raw, "schedule": found} if found else raw
+
+
+def _number(section: Mapping[str, Any], leaf: str, owner: type[Section]) -> float | None:
+    """A field's number as it will be read, or its default; None where it is no number."""
+    value = section.get(leaf, owner.model_fields[leaf].default)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def fields() -> dict[str, tuple[type[Section], str]]:
@@ -164,6 +219,11 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         if "/" in first["type"]:
             raise UserError(first["type"], f"{where}: {message}") from None
         value = words.get(key) or (f"{where}: {key} = {shown(first['input'])}" if key else where)
+        if first["type"] == "literal_error":
+            names = [name for name in re.findall(r"[\w.-]+", first["ctx"]["expected"]) if name != "or"]
+            message = f"{meant(str(first['input']), names)}It is one of {', '.join(names)}"
+        elif first["type"] == "string_pattern_mismatch":
+            message = "a letter or sign is in it that it doesn't take"
         raise UserError(
             "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
         ) from None
@@ -191,6 +251,8 @@ def describe_type(section: type[Section], leaf: str) -> str:
             return " | ".join(args)
         if args and getattr(annotation, "__origin__", None) is not tuple:
             return " | ".join(words(arg) for arg in args if arg is not type(None))
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return "table"
         return "list" if args else getattr(annotation, "__name__", str(annotation))
 
     schema = section.model_json_schema()["properties"][leaf]

@@ -32,7 +32,11 @@ class RunConfig(Section):
     """A whole run."""
 
     version: int = Field(CONFIG_VERSION, ge=1, le=CONFIG_VERSION, description="Version of this format.")
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run and of its folder.")
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Name of the run and of its folder: of letters a to z, digits, dot, _ and -.",
+    )
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())

@@ -38,11 +38,16 @@ class ScheduleConfig(Section):
     )
     warmup_updates: Count = Field(
         100,
-        description="Updates of linear warm-up; lr(0) is already above 0. Where --train.updates alone makes a run "
-        "shorter than that, a tenth of the updates.",
+        description="Updates of linear warm-up; lr(0) is already above 0. A tenth of the horizon where that is "
+        "shorter and this is not given: not at all, or only in a file whose train.updates or schedule.horizon the "
+        "command line changes.",
     )
     horizon: Positive | None = Field(None, description="Update at which the decay ends. Unset: train.updates.")
-    min_lr: float = Field(1e-4, ge=0, description="Learning rate at the end of the decay.")
+    min_lr: float = Field(
+        1e-4,
+        ge=0,
+        description="Learning rate at the end of the decay. A tenth of lr where that is lower and this not given.",
+    )
     decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the horizon that wsd's final decay takes.")
 
 

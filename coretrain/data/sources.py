@@ -119,7 +119,7 @@ def _local(name: str, path: Path, text_field: str) -> Source:
                 yield _text(file)
 
     size = None if any(_is(file, PACKED) for file in files) else _total(files)
-    return Source(name, (text_field, *_stats(files, root)), documents, size, passed_over)
+    return Source(name, (text_field, *_stats(files, root)), documents, size, passed_over=passed_over)
 
 
 @dataclass(frozen=True)

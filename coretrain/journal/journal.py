@@ -33,6 +33,7 @@ from coretrain.journal.metrics import (
     rewound,
 )
 from coretrain.journal.page import write_report
+from coretrain.journal.segments import Segment, begin_segment, read_segments, trained_where
 from coretrain.journal.trackers import Trackers, require_wandb
 from coretrain.planning.flops import stated_peak, update_flops_per_token
 
@@ -70,6 +71,7 @@ class Journal:
         self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
         # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
+        begin_segment(folder, Segment(start_update, stack, device_name))
         self.last: dict[str, Any] = {}
         self.final: tuple[float | None, float | None] | None = None
         self._remember()
@@ -177,6 +179,9 @@ class Journal:
         self.metrics.flush()
         report = write_report(self.folder, self.stack, status, self.device_name)
         rows = [("status", f"{status} in {clock(time.perf_counter() - self.started)}")]
+        segments = read_segments(self.folder)
+        if len({segment.stack for segment in segments}) > 1 and self.last:
+            rows.append(("trained", trained_where(segments, self.last["update"] + 1)))
         if self.last:
             smooth = self.last.get("smoothed_loss")
             rows.append(("training", f"loss {number(self.last['loss'])}, smoothed {number(smooth)}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from coretrain.base.files import write_atomically
 from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
 from coretrain.journal.chart import Line, chart
+from coretrain.journal.segments import Segment, read_segments, trained_where
 
-FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 SHOWN_EVENTS = 200
 Row = Mapping[str, Any]
 
@@ -22,17 +23,18 @@ Row = Mapping[str, Any]
 def write_report(folder: Path, stack: str = "", status: str = "", device: str = "") -> Path:
     """Write report.html from the folder's metrics.jsonl, config.json and sample.txt; returns its path.
 
-    `stack`, `status` and `device` are said on the page where they are given.
+    `status` is said on the page, and where each update was made; where the folder doesn't tell, `stack` and `device`.
     """
     from coretrain.journal.metrics import SAMPLE, read_metrics
 
     updates, evaluations, events = read_metrics(folder)
     config = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
-    place = [f"in {FRAMEWORKS.get(stack, stack)}"] * bool(stack) + [f"on {device}"] * bool(device)
+    segments = read_segments(folder) or ([Segment(0, stack, device)] if stack else [])
+    place = trained_where(segments, updates[-1]["update"] + 1 if updates else 0)
     badge = f'<span class="status {html.escape(status)}">{html.escape(status)}</span>' if status else ""
     parts = [
         f"<header><h1>{html.escape(config.name)}</h1>{badge}</header>",
-        f'<p class="sub">{html.escape(", ".join([_sentence(config), " ".join(["trained", *place])]))}.</p>',
+        f'<p class="sub">{html.escape(", ".join([_sentence(config), f"trained {place}".rstrip()]))}.</p>',
         '<div class="cards">' + "".join(_cards(config, updates, evaluations)) + "</div>",
     ]
     if updates:
@@ -63,13 +65,14 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
     return path
 
 
-def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path) -> None:
+def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, title: str = "") -> None:
     """Draw two runs' losses over each other, and under them the absolute difference on a log scale, as a PNG.
 
     Updates are paired by number; where both losses are equal to the last bit there is nothing to draw on a log scale,
     so those stand as dots on the axis.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     from coretrain.journal.metrics import read_metrics
 
@@ -87,14 +90,16 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path) -
             top.plot(x, y, marker, color=color, markersize=size, mfc="none", label=said)
     shared = sorted(losses[0].keys() & losses[1].keys())
     difference = [abs(losses[0][x] - losses[1][x]) for x in shared]
-    bottom.semilogy(shared, [d if d > 0 else math.nan for d in difference], color="#0c8599", linewidth=1)
+    gaps = [d if d > 0 else math.nan for d in difference]  # one between two equal ones is seen by its dot
+    bottom.semilogy(shared, gaps, color="#0c8599", linewidth=1, marker=".", markersize=2)
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     equal = [x for x, d in zip(shared, difference, strict=True) if d == 0]
     if equal:
         base = bottom.get_xaxis_transform()
         bottom.plot(equal, [0.03] * len(equal), ".", color="#868e96", markersize=3, transform=base, label="equal")
         bottom.legend(frameon=False, fontsize=9, loc="lower right")
     top.set_ylabel("training loss (nats a token)")
-    bottom.set_ylabel(f"|{labels[0]} \N{MINUS SIGN} {labels[1]}|")
+    bottom.set_ylabel("difference (nats)")
     bottom.set_xlabel("update")
     top.legend(frameon=False)
     for axis in (top, bottom):
@@ -103,14 +108,16 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path) -
         axis.tick_params(color="#adb5bd")
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.margins(x=0.015)
-    top.set_title(f"{labels[0]} and {labels[1]}: the same run", loc="left", fontweight="bold")
+    words = textwrap.wrap(title or f"{labels[0]} and {labels[1]}", 76)
+    top.set_title("\n".join(words), loc="left", fontweight="bold")
     figure.savefig(output, dpi=150)
 
 
 def _sentence(config: RunConfig) -> str:
     m, t = config.model, config.train
     return (
-        f"{m.layers} layers x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, vocabulary {m.vocabulary:,}; "
+        f"{m.layers} layer{'s' * (m.layers != 1)} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, "
+        f"vocabulary {m.vocabulary:,}; "
         f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
     )
 

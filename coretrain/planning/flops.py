@@ -13,7 +13,7 @@ from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.planning.accelerators import named
-from coretrain.planning.memory import BYTES, footprint
+from coretrain.planning.memory import BYTES, footprint, in_gib
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -89,6 +89,17 @@ def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
     )
 
 
+def rate_sentence(config: RunConfig) -> str:
+    """The learning rate's way, in words."""
+    s, peak = config.schedule, config.optimizer.lr
+    horizon = s.horizon or config.train.updates
+    warmup = f"{s.warmup_updates:,} update{'s' * (s.warmup_updates != 1)} of warm-up"
+    if s.kind == "constant":
+        return f"{peak:g} after {warmup}"
+    over = f" over the last {s.decay_fraction:.0%}" if s.kind == "wsd" else ""
+    return f"{peak:g} after {warmup}, {s.kind} to {s.min_lr:g} at update {horizon:,}{over}"
+
+
 def summary(config: RunConfig) -> list[tuple[str, str]]:
     """Parameters and FLOPs, to show."""
     table = parameter_table(config.model)
@@ -102,7 +113,7 @@ def summary(config: RunConfig) -> list[tuple[str, str]]:
             "FLOPs",
             f"{update_flops_per_token(config):.3g} a token ({convention(config)}), {run_flops(config):.3g} for the run",
         ),
-        ("memory", f"about {memory / 2**30:.2f} GiB at the peak of an update on one device, not shared"),
+        ("memory", f"about {in_gib(memory)} at the peak of an update on one device, not shared"),
     ]
 
 

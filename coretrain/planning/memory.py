@@ -31,6 +31,11 @@ FLAT = 2**24
 """Numbers of gradient that plain data parallelism in torch copies and sums at once."""
 
 
+def in_gib(number: float) -> str:
+    """A number of bytes in words."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Bytes by kind at the peak of an update, when that is, and bytes in the host's memory for each device: what is
@@ -195,7 +200,7 @@ def block_bytes(config: RunConfig, tensor: int = 1, stack: StackName = "torch") 
 
 def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute: int, scores: bool) -> _Kept:
     m, policy = config.model, config.execution.checkpoint_activations
-    tokens = config.micro_batch / layout.sharing_rows * m.context / layout.context
+    tokens = config.micro_batch / layout.sharing_rows * config.row_tokens / layout.context
     one = block_bytes(config, layout.tensor, stack)
     layers = m.layers // layout.pipeline
     flying = min(layout.pipeline, config.train.accumulation)
@@ -213,7 +218,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     if stack == "jax" and not scores:  # queries, keys, values and results lie in the TPU's tiles, 128 wide
         one["everything"] += 2 * (m.heads + m.kv) / layout.tensor * (-m.head % 128) * compute
     # of all scores two forms are kept, or four made while a block is computed anew
-    form = m.heads / layout.tensor * m.context * wide if scores else 0.0
+    form = m.heads / layout.tensor * config.row_tokens * wide if scores else 0.0
     if stack == "jax" and m.mlp == "gelu" and policy != "none":
         backward -= 3 * m.hidden / layout.tensor * compute  # of the forms that a scan keeps, what is made at once
     if stack == "jax" and policy == "none":
@@ -238,7 +243,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
 
 
 def _logits(config: RunConfig, layout: Layout, stack: StackName, compute: int, master: int) -> float:
-    tokens = config.micro_batch // layout.sharing_rows * config.model.context // layout.context
+    tokens = config.micro_batch // layout.sharing_rows * config.row_tokens // layout.context
     chunk = min(config.execution.loss_chunk, tokens)
     columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
     # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before

@@ -54,7 +54,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Setting:
     """One way to share the run, with its memory on the fullest device, traffic, and seconds of an update by cause."""
 
     config: RunConfig
@@ -85,9 +85,9 @@ class Choice:
         return ", ".join(word for word in words if word)
 
 
-def peak(choice: Choice, machine: Machine) -> float:
+def peak(setting: Setting, machine: Machine) -> float:
     """Peak FLOP/s of all devices in the run's dtype."""
-    return dtype_peak(choice.config, machine) * machine.devices
+    return dtype_peak(setting.config, machine) * machine.devices
 
 
 def dtype_peak(config: RunConfig, machine: Machine) -> float:
@@ -108,13 +108,13 @@ def dtype_peak(config: RunConfig, machine: Machine) -> float:
 
 def estimate(
     config: RunConfig, layout: Layout, machine: Machine, stack: StackName, assumed: Assumptions | None = None
-) -> Choice:
+) -> Setting:
     """Memory, traffic and time of `config` on `layout`."""
     memory, sent = footprint(config, layout, stack), traffic(config, layout, stack)
     seconds = _seconds(config, layout, machine, stack, sent, assumed or Assumptions())
     on_device, on_host = (size * (1 - HEADROOM) for size in (machine.memory, machine.accelerator.host_memory * GIB))
     fits = memory.total <= on_device and memory.host <= on_host
-    return Choice(config, layout, stack, memory, sent, seconds, fits)
+    return Setting(config, layout, stack, memory, sent, seconds, fits)
 
 
 def _seconds(
@@ -124,9 +124,9 @@ def _seconds(
     tokens = config.tokens_per_update
     again = 0.0
     if policy == "full":
-        again = forward_flops_per_token(m) - 2.0 * m.vocabulary * m.width
+        again = forward_flops_per_token(m, config.row_tokens) - 2.0 * m.vocabulary * m.width
     elif policy == "matmuls":
-        again = forward_flops_per_token(m) - 2.0 * matmul_parameters(m)
+        again = forward_flops_per_token(m, config.row_tokens) - 2.0 * matmul_parameters(m)
     # the last stage of a pipeline has the head too, and the others wait for it
     head = 6.0 * m.vocabulary * m.width
     slowest = update_flops_per_token(config) + again + (layout.pipeline - 1) * head
@@ -220,15 +220,15 @@ def _sharding(config: RunConfig, layout: Layout, stack: StackName, fixed: frozen
     return found or [(p.zero, p.offload)]
 
 
-def choices(
+def settings(
     config: RunConfig,
     machine: Machine,
     stack: StackName,
     assumed: Assumptions | None = None,
     fixed: frozenset[str] = frozenset(),
-) -> list[Choice]:
+) -> list[Setting]:
     """Every way that the batch allows, fastest first. `fixed` names fields that the user has set, which stay."""
-    found: list[Choice] = []
+    found: list[Setting] = []
     batch = config.train.batch_size
     splits = sorted({a for low in range(1, math.isqrt(batch) + 1) if batch % low == 0 for a in (low, batch // low)})
     if "train.accumulation" in fixed:
@@ -266,14 +266,14 @@ def choices(
             f"train.batch_size = {batch} rows can't be split over {machine}: take a number of devices whose shares "
             f"divide it, or --train.batch_size {-(-batch // machine.devices) * machine.devices}",
         )
-    return sorted(found, key=lambda choice: (choice.update, choice.memory.total))
+    return sorted(found, key=lambda setting: (setting.update, setting.memory.total))
 
 
-def recommend(found: list[Choice], machine: Machine) -> Choice:
+def recommend(found: list[Setting], machine: Machine) -> Setting:
     """The fastest that fits. Raises `UserError` where none does, with the nearest and what it would take."""
-    fitting = [choice for choice in found if choice.fits]
+    fitting = [setting for setting in found if setting.fits]
     if not fitting:
-        nearest = min(found, key=lambda choice: choice.memory.total)
+        nearest = min(found, key=lambda setting: setting.memory.total)
         raise UserError(
             "planning/memory-too-small",
             f"the run fits nowhere on {machine}: the nearest, {nearest}, needs {nearest.memory.total / GIB:.1f} GiB of "
@@ -281,11 +281,11 @@ def recommend(found: list[Choice], machine: Machine) -> Choice:
             f"{machine.accelerator.host_memory * (1 - HEADROOM):.0f} on its host): take more or larger devices",
         )
     # what is within 2% of the fastest is as fast: there, the simplest that leaves most memory
-    close = [choice for choice in fitting if choice.update <= 1.02 * fitting[0].update]
+    close = [setting for setting in fitting if setting.update <= 1.02 * fitting[0].update]
     return min(close, key=lambda c: (c.config.parallel.zero > 0, _parts(c), c.memory.total))
 
 
-def _parts(choice: Choice) -> int:
-    split = sum(size > 1 for size in (choice.layout.data, choice.layout.fsdp, choice.layout.tensor))
-    split += choice.layout.pipeline > 1
-    return split + (choice.config.parallel.offload != "none")
+def _parts(setting: Setting) -> int:
+    split = sum(size > 1 for size in (setting.layout.data, setting.layout.fsdp, setting.layout.tensor))
+    split += setting.layout.pipeline > 1
+    return split + (setting.config.parallel.offload != "none")

@@ -1,4 +1,4 @@
-"""A plan to look at: tables for a terminal, one object for machines, a picture of the choices."""
+"""A plan to look at: tables for a terminal, one object for machines, a picture of the settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from rich.text import Text
 from coretrain.config.run import RunConfig
 from coretrain.planning.accelerators import GIB, Machine
 from coretrain.planning.flops import convention, parameter_count, run_flops
-from coretrain.planning.memory import kv_cache
-from coretrain.planning.planner import HEADROOM, Assumptions, Choice
+from coretrain.planning.memory import in_gib, kv_cache
+from coretrain.planning.planner import HEADROOM, Assumptions, Setting
+from coretrain.planning.prices import Price, amount
 from coretrain.planning.scaling_laws import advice
 
 
@@ -25,10 +26,9 @@ class Plan:
 
     name: str
     machine: Machine
-    found: list[Choice]
-    best: Choice
-    price: float
-    """For one hour of the whole machine."""
+    found: list[Setting]
+    best: Setting
+    price: Price
     served: float
     command: str
     assumed: Assumptions
@@ -47,35 +47,39 @@ class Plan:
         """Hours of the whole run as chosen."""
         return self.hours_of(self.best)
 
-    def hours_of(self, choice: Choice) -> float:
+    def hours_of(self, setting: Setting) -> float:
         """Hours of the whole run."""
-        return choice.update * choice.config.train.updates / 3600
+        return setting.update * setting.config.train.updates / 3600
+
+    def cost_of(self, setting: Setting) -> float:
+        """What the whole run costs, in the price's currency."""
+        return self.hours_of(setting) * self.price.hour
 
 
-def kinds_of(found: Sequence[Choice]) -> list[Choice]:
+def kinds_of(found: Sequence[Setting]) -> list[Setting]:
     """For each way of sharding, its fastest that fits, or its smallest where none does."""
-    best: dict[tuple[Any, ...], Choice] = {}
-    for choice in found:  # fastest first
-        p, layout = choice.config.parallel, choice.layout
+    best: dict[tuple[Any, ...], Setting] = {}
+    for setting in found:  # fastest first
+        p, layout = setting.config.parallel, setting.layout
         key: tuple[Any, ...] = (layout.tensor > 1, layout.pipeline > 1, p.zero, p.offload)
-        if choice.stack == "jax":
+        if setting.stack == "jax":
             key = (layout.data > 1, layout.fsdp > 1, layout.tensor > 1)
         old = best.get(key)
-        smaller = old is not None and not old.fits and choice.memory.total < old.memory.total
-        if old is None or (choice.fits and not old.fits) or (not choice.fits and smaller):
-            best[key] = choice
+        smaller = old is not None and not old.fits and setting.memory.total < old.memory.total
+        if old is None or (setting.fits and not old.fits) or (not setting.fits and smaller):
+            best[key] = setting
     return [best[key] for key in sorted(best, key=str)]
 
 
 def why(plan: Plan) -> str:
-    """Why this choice, in a sentence."""
-    best, fitting = plan.best, [choice for choice in plan.found if choice.fits]
+    """Why this setting, in a sentence."""
+    best, fitting = plan.best, [setting for setting in plan.found if setting.fits]
     words = f"the fastest of {len(fitting)} that fit, of {len(plan.found)}"
     if best is not fitting[0]:
         words = f"within 2% of the fastest of {len(fitting)} that fit (of {len(plan.found)}), and the simplest of those"
-    faster = [choice for choice in plan.found if not choice.fits and choice.update < 0.98 * best.update]
+    faster = [setting for setting in plan.found if not setting.fits and setting.update < 0.98 * best.update]
     if faster:
-        nearest = min(faster, key=lambda choice: choice.memory.total)
+        nearest = min(faster, key=lambda setting: setting.memory.total)
         words += f"; {nearest} would be faster, but needs {nearest.memory.total / GIB:.1f} GiB"
     return words
 
@@ -91,10 +95,6 @@ def _size(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number / 1e3:.3g} kB"
-
-
-def _gib(number: float) -> str:
-    return f"{number / GIB:.2f} GiB" if number >= GIB / 100 else f"{number / 2**20:.1f} MiB"
 
 
 def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
@@ -113,50 +113,57 @@ def _alternatives(plan: Plan) -> Table:
     for name in ("GiB", "host GiB", "s/update", "MFU", "hours", "cost"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = kinds_of(plan.found)
-    for choice in shown if any(c is plan.best for c in shown) else [plan.best, *shown]:
-        best = choice is plan.best
-        hours = plan.hours_of(choice)
+    for setting in shown if any(c is plan.best for c in shown) else [plan.best, *shown]:
+        best = setting is plan.best
+        hours = plan.hours_of(setting)
         cells = [
-            ("> " if best else "  ") + str(choice),
-            f"{choice.memory.total / GIB:.1f}",
-            f"{choice.memory.host / GIB:.0f}",
-            *([f"{choice.update:.2f}", f"{choice.mfu(plan.machine):.0%}", f"{hours:,.1f}", f"{hours * plan.price:,.0f}"]
-              if choice.fits else ["doesn't fit", "", "", ""]),
-        ]  # fmt: skip
-        table.add_row(*map(Text, cells), style="bold green" if best else "" if choice.fits else "dim")
+            ("> " if best else "  ") + str(setting),
+            f"{setting.memory.total / GIB:.1f}",
+            f"{setting.memory.host / GIB:.0f}",
+        ]
+        if setting.fits:
+            cells += [f"{setting.update:.2f}", f"{setting.mfu(plan.machine):.0%}", f"{hours:,.1f}"]
+            cells += [amount(plan.cost_of(setting), plan.price.currency)]
+        else:
+            cells += ["doesn't fit", "", "", ""]
+        table.add_row(*map(Text, cells), style="bold green" if best else "" if setting.fits else "dim")
     return table
 
 
 def tables(plan: Plan) -> RenderableType:
-    """The whole plan, for a terminal."""
+    """The plan but for its command, for a terminal."""
     c, best, m = plan.config, plan.best, plan.machine
     tokens = c.tokens_per_update * c.train.updates
     count = parameter_count(c.model)
     run = [
         ("model", f"{plan.name}: {count:,} parameters, {run_flops(c):.3g} FLOPs ({convention(c)})"),
         ("tokens", f"{tokens:.4g} = {c.train.updates:,} updates of {c.tokens_per_update:,}"),
-        ("machine", f"{m}: {m.devices} x {m.accelerator.tflops:g} TFLOP/s, {m.nodes} host(s), {plan.price:g} an hour"),
+        ("machine", f"{m}: {m.devices} x {m.accelerator.tflops:g} TFLOP/s, {m.nodes} host{'s' * (m.nodes > 1)}"),
+        ("price", str(plan.price)),
         ("assumed", str(plan.assumed)),
     ]
-    memory = [(kind, _gib(size)) for kind, size in best.memory.kinds.items() if size]
-    memory += [("in all", f"{_gib(best.memory.total)} at the peak, {best.memory.moment}")]
+    memory = [(kind, in_gib(size)) for kind, size in best.memory.kinds.items() if size]
+    memory += [("in all", f"{in_gib(best.memory.total)} at the peak, {best.memory.moment}")]
     what = "a save's copy of the state" if c.parallel.offload == "none" else "what is offloaded"
-    memory += [("host", f"{_gib(best.memory.host)} for each device: {what}")]
-    memory += [("KV cache", f"{_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")]
+    memory += [("host", f"{in_gib(best.memory.host)} for each device: {what}")]
+    memory += [
+        ("KV cache", f"{in_gib(kv_cache(c, 1, c.model.context, best.layout.tensor))} a sequence, when generating")
+    ]
     time = [(cause, f"{seconds:.3g} s") for cause, seconds in best.seconds.items() if seconds >= 5e-4]
     time += [(f"sent: {kind}", f"{_size(size)} a device and update") for kind, size in best.traffic.items()]
+    cost = amount(plan.cost_of(best), plan.price.currency)
     time += [
         ("an update", f"{best.update:.3g} s, {c.tokens_per_update / best.update:,.0f} tokens/s"),
         ("MFU", f"at most {best.mfu(m):.0%} (a bound from the assumptions, not a measurement)"),
-        ("the run", f"{_length(plan.hours)}, {plan.hours * plan.price:,.0f} at {plan.price:g} an hour"),
+        ("the run", f"{_length(plan.hours)}, {cost} at {amount(plan.price.hour, plan.price.currency)} an hour"),
     ]
     parts: list[RenderableType] = [_pairs("The run", run), _alternatives(plan)]
     parts += [_pairs("Memory of one device as chosen", memory), _pairs("Time as chosen", time)]
     if plan.compiled:
         parts.append(_pairs("What the TPU's compiler says", compiled_rows(plan)))
     parts.append(_pairs("Tokens", advice(count, tokens, plan.served)))
-    choice = [("setting", str(best)), ("why", why(plan)), ("command", plan.command)]
-    parts.append(_pairs("Choose", choice + ([("note", plan.remark)] if plan.remark else [])))
+    chosen = [("setting", str(best)), ("why", why(plan))]
+    parts.append(_pairs("Choose", chosen + ([("note", plan.remark)] if plan.remark else [])))
     return Group(*(item for part in parts for item in (part, Text(""))))
 
 
@@ -169,12 +176,12 @@ def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
     total = compiled_bytes(plan.config, found)
     gradients = found["gradients"]
     rows += [
-        ("fits", f"yes: {_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
-        ("arguments", f"{_gib(gradients['arguments'])} (weights, batch)"),
-        ("moments", _gib(moments_of(found))),
-        ("results", f"{_gib(gradients['results'])} (gradients)"),
-        ("scratch", f"{_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
-        ("analytic", f"{_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
+        ("fits", f"yes: {in_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
+        ("arguments", f"{in_gib(gradients['arguments'])} (weights, batch)"),
+        ("moments", in_gib(moments_of(found))),
+        ("results", f"{in_gib(gradients['results'])} (gradients)"),
+        ("scratch", f"{in_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
+        ("analytic", f"{in_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
     ]
     for kind, size in gradients["sent"].items():
         rows.append((kind, f"{gradients['calls'][kind]:,} an update, {_size(size)} sent by a device"))
@@ -200,32 +207,34 @@ def compiled_bytes(config: RunConfig, found: dict[str, Any]) -> float:
 def as_object(plan: Plan) -> dict[str, Any]:
     """The plan for machines."""
 
-    def one(choice: Choice) -> dict[str, Any]:
-        c = choice.config
+    def one(setting: Setting) -> dict[str, Any]:
+        c = setting.config
         return {
-            "setting": str(choice),
-            "layout": asdict(choice.layout),
+            "setting": str(setting),
+            "layout": asdict(setting.layout),
             "zero": c.parallel.zero,
             "offload": c.parallel.offload,
             "accumulation": c.train.accumulation,
             "checkpoint_activations": c.execution.checkpoint_activations,
-            "fits": choice.fits,
-            "memory": choice.memory.kinds,
-            "memory_total": choice.memory.total,
-            "host_memory": choice.memory.host,
-            "sent": choice.traffic,
-            "seconds": choice.seconds,
-            "update_seconds": choice.update,
-            "mfu": choice.mfu(plan.machine),
-            "hours": plan.hours_of(choice),
-            "cost": plan.hours_of(choice) * plan.price,
+            "fits": setting.fits,
+            "memory": setting.memory.kinds,
+            "memory_total": setting.memory.total,
+            "host_memory": setting.memory.host,
+            "sent": setting.traffic,
+            "seconds": setting.seconds,
+            "update_seconds": setting.update,
+            "mfu": setting.mfu(plan.machine),
+            "hours": plan.hours_of(setting),
+            "cost": plan.cost_of(setting),
         }
 
     c = plan.config
     tokens = c.tokens_per_update * c.train.updates
     return {
         "name": plan.name,
-        "machine": {"name": str(plan.machine), "devices": plan.machine.devices, "price": plan.price},
+        "machine": {"name": str(plan.machine), "devices": plan.machine.devices, "price": plan.price.hour},
+        "currency": plan.price.currency,
+        "price_source": plan.price.source,
         "parameters": parameter_count(c.model),
         "tokens": tokens,
         "flops": run_flops(c),
@@ -233,7 +242,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
         "chosen": one(plan.best),
         "why": why(plan),
         "command": plan.command,
-        "choices": [one(choice) for choice in kinds_of(plan.found)],
+        "choices": [one(setting) for setting in kinds_of(plan.found)],
         "compiled": plan.compiled,
         "remark": plan.remark,
         "advice": dict(advice(parameter_count(c.model), tokens, plan.served)),
@@ -241,7 +250,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
 
 
 def picture(plan: Plan, path: Path) -> None:
-    """Memory against time of every choice, the one chosen marked, as a PNG (or what the name's ending says)."""
+    """Memory against time of every setting, the one chosen marked, as a PNG (or what the name's ending says)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, ScalarFormatter
@@ -250,14 +259,14 @@ def picture(plan: Plan, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     jax = plan.best.stack == "jax"
-    groups: dict[str, list[Choice]] = {}
-    for choice in plan.found:
-        p = choice.config.parallel
-        label = f"tensor {choice.layout.tensor}" if jax else f"ZeRO {p.zero}" + (", offload" * (p.offload != "none"))
-        groups.setdefault(label, []).append(choice)
+    groups: dict[str, list[Setting]] = {}
+    for setting in plan.found:
+        p = setting.config.parallel
+        label = f"tensor {setting.layout.tensor}" if jax else f"ZeRO {p.zero}" + (", offload" * (p.offload != "none"))
+        groups.setdefault(label, []).append(setting)
     for number, label in enumerate(sorted(groups)):
         chosen = groups[label]
-        xs, ys = [choice.memory.total / GIB for choice in chosen], [choice.update for choice in chosen]
+        xs, ys = [setting.memory.total / GIB for setting in chosen], [setting.update for setting in chosen]
         axes.scatter(
             xs, ys, s=16, alpha=0.6, color=f"C{number}", marker="x" if "offload" in label else "o", label=label
         )
@@ -278,5 +287,7 @@ def picture(plan: Plan, path: Path) -> None:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print the tables."""
+    """Print the tables, and the line that starts the run, whole, so that it can be copied."""
     console.print(tables(plan))
+    console.print(Text("Start it with", "bold cyan"))
+    console.print(Text(plan.command), soft_wrap=True)

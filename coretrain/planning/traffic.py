@@ -45,7 +45,7 @@ def traffic(config: RunConfig, layout: Layout, stack: StackName = "torch") -> di
     m = c.model
     if m.tied and layout.pipeline > 1:  # the first and the last stage have a copy each, and sum its gradient
         found["gradients"] += 2 * ring(2) * sizes(config, layout).embedding * master
-    tokens = c.train.batch_size * m.context / layout.sharing_rows / layout.context
+    tokens = c.tokens_per_update / layout.sharing_rows / layout.context
     layers = m.layers / layout.pipeline
     passes = 3 if c.execution.checkpoint_activations == "full" else 2
     ends = 2 if layout.pipeline == 1 else 1  # embedding and head, on one device or on two

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tiktoken
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coretrain.base.errors import UserError
+from coretrain.base.errors import UserError, meant
 from coretrain.base.files import read_json, typed_path
 from coretrain.tokenizers.tokenizer import (
     GPT2_PATTERN,
@@ -133,6 +133,10 @@ def _of_ranks(path: Path, facts: Mapping[str, Any]) -> Tokenizer:
         ) from None
 
 
+NAMES = ("trained", "gpt2", "cl100k_base", "o200k_base", "bytes")
+"""What `data.tokenizer` may name beside files."""
+
+
 def named_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; all but `trained`, which needs a corpus (see `train.py`)."""
     if name == "gpt2":
@@ -145,6 +149,6 @@ def named_tokenizer(name: str) -> Tokenizer:
         return file_tokenizer(typed_path(name))
     raise UserError(
         "tokenizers/unknown-tokenizer-name",
-        f"data.tokenizer = {name} is unknown: use trained, gpt2, cl100k_base, o200k_base, bytes, "
-        f"or the path of a .tiktoken file or a {SAVED_JSON}",
+        f"data.tokenizer = {name} is unknown: {meant(name, NAMES)}Known are {', '.join(NAMES)}, "
+        f"and the path of a .tiktoken file or a {SAVED_JSON}",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import sys
@@ -13,9 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coretrain.base.errors import Options, UserError
-from coretrain.base.files import typed_path
-from coretrain.base.numbers import real_number, whole_number
+from coretrain.base.errors import UserError
 from coretrain.base.streams import ready_input
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.execution import ParallelConfig
@@ -27,6 +24,7 @@ from coretrain.runs.chat import chat_prompts, template_changed
 from coretrain.runs.folder import change_told, changed_since, open_run
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer, well_formed
+from coretrain.training.generate_options import options
 from coretrain.training.restore import restore
 from coretrain.training.runner import MakeStack
 from coretrain.training.stack import Stack
@@ -187,45 +185,3 @@ def _stream(stack: Stack, one: Prompts, tokens: int, sampling: Sampling) -> None
 def _show(texts: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokenizer, gap: str, head: str = "") -> None:
     for text, ids in zip(texts, rows, strict=True):
         print(f"{head}{text}{gap}{tokenizer.decode(ids)}\n{'-' * 40}")
-
-
-CHATS = """\
-Answers of a trained run, by either stack: its chat template is used. Without a
-question, each line that you type is one, answered by itself; an empty line or
-Ctrl-D ends."""
-
-
-def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
-    """The options of `program`, where all prompts are questions if `chat`."""
-    text = CHATS if chat else "Text from a trained run, by either stack."
-    parser = Options(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=typed_path, help="folder of a run; its best checkpoint is used")
-    if chat:
-        parser.add_argument("prompts", nargs="*", metavar="question", help="one or more (none: they are typed)")
-        parser.set_defaults(chat=True)
-    else:
-        parser.add_argument("prompts", nargs="*", help="one or more prompts (none: a fresh document)")
-        parser.add_argument(
-            "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
-        )
-    parser.add_argument(
-        "--adapter",
-        type=typed_path,
-        action="append",
-        default=[],
-        help="folder of a run that trained an adapter on this one; given several times, each answers each prompt",
-    )
-    parser.add_argument(
-        "--tokens", type=whole_number(), help="new tokens for each prompt (default: as many as fit, at most 200)"
-    )
-    parser.add_argument("--temperature", type=real_number(), default=0.8, help="0 is greedy (default %(default)s)")
-    parser.add_argument(
-        "--top-k", type=whole_number(), default=50, help="keep the k likeliest tokens, 0: all (default %(default)s)"
-    )
-    parser.add_argument(
-        "--top-p", type=real_number(most=1.0), default=1.0, help="keep this much probability (default %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=whole_number(-(2**63), 2**63 - 1), default=0, help="seed of the draws (default %(default)s)"
-    )
-    return parser

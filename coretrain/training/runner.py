@@ -27,7 +27,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal, SilentJournal
-from coretrain.planning.flops import batch_sentence, summary
+from coretrain.planning.flops import batch_sentence, rate_sentence, summary
 from coretrain.processes.heartbeat import Watch
 from coretrain.processes.launch import launched
 from coretrain.processes.world import World
@@ -147,6 +147,7 @@ def _run(
                 "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
                 "batch": batch_sentence(config, epoch_tokens(data, config)),
+                "learning rate": rate_sentence(config),
             }
         )
         loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)

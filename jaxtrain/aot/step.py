@@ -52,7 +52,7 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     shared = chosen.layout.devices > 1
     place = Sharding(make_mesh(chosen.layout, chosen.devices), config) if shared else first
     made = programs(config, kernel.name, place)
-    wide, rows, T = master_dtype(config), config.train.batch_size, config.model.context
+    wide, rows, T = master_dtype(config), config.train.batch_size, config.row_tokens
     cut = (config.train.accumulation, config.micro_batch) if shared else (rows,)
 
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:

@@ -175,6 +175,11 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             "parity/too-many-names",
             f"{len(places)} names are given: give a config, or the folders of two runs",
         )
+    if len(places) == 1 and (Path(places[0]) / "config.json").is_file():
+        raise UserError(
+            "parity/one-run-given",
+            f"{places[0]} is a run: name a second one to compare it with, or a config to compare the two stacks",
+        )
     if len(places) == 2:
         if overrides or options.keys() - {"output"}:
             raise UserError(

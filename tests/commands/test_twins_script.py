@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from coretrain.config.load import load_config
+from coretrain.journal.segments import Segment, begin_segment
 from tests.support.commands import ROOT
 from tests.support.refusal import refused
-from twintrain.twins import sentences
-
-pytestmark = pytest.mark.whole
+from twintrain.twins import labels, sentences, title
 
 SCRIPT = ROOT / "scripts" / "twins.py"
 
@@ -29,10 +29,36 @@ def make_run(folder, losses, validation):
     return str(folder)
 
 
+def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+    def run(name, stack, **fields):
+        folder = tmp_path / name
+        make_run(folder, [8.0], 5.0)
+        pairs = [(key.replace("__", "."), value) for key, value in fields.items()]
+        (folder / "config.json").write_text(load_config("tiny", pairs).with_vocab(4096).to_json())
+        begin_segment(folder, Segment(0, stack, "cpu"))
+        return folder
+
+    one, other = run("tiny-20261130-120000", "torch"), run("tiny-20261130-120500", "jax")
+    assert labels([one, other]) == ["PyTorch", "JAX"]
+    assert title(["PyTorch", "JAX"], [one, other]) == "PyTorch and JAX: the same config"
+    named = run("mine", "jax"), run("yours", "jax")
+    assert labels(named) == ["mine", "yours"]
+    quick = run("tiny-20261130-121000-2", "jax", optimizer__lr="0.01")
+    assert labels([other, quick]) == ["optimizer.lr = 0.0015", "optimizer.lr = 0.01"]
+    assert labels([one, quick]) == ["PyTorch", "JAX"]
+    assert title(["a", "b"], [one, quick]) == "a and b: other optimizer.lr"
+    assert title(labels([other, quick]), [other, quick]) == "optimizer.lr = 0.0015 and optimizer.lr = 0.01"
+    again = run("tiny-20261130-130000", "jax")
+    assert labels([other, again]) == ["tiny-20261130-120500", "tiny-20261130-130000"], "nothing else tells them apart"
+    (tmp_path / "elsewhere").mkdir()
+    assert labels([named[0], run("elsewhere/mine", "jax")]) == [f"{tmp_path.name}/mine", "elsewhere/mine"]
+
+
 def call(*words):
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.whole
 def test_how_far_apart_two_runs_are(tmp_path):
     a = make_run(tmp_path / "a", [8.0, 7.0, None, 6.0, 5.0], 5.0)
     b = make_run(tmp_path / "b", [8.0, 7.0 + 5e-7, 6.5, 6.0 + 5e-5, 5.25], 4.9)
@@ -58,6 +84,7 @@ def test_a_hole_is_said_and_damage_refused(tmp_path):
         sentences([Path(a), Path(b)])
 
 
+@pytest.mark.whole
 def test_what_is_no_run_is_refused(tmp_path):
     done = call(tmp_path, tmp_path, tmp_path / "twins.png")
     assert done.returncode == 2

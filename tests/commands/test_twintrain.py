@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -17,22 +18,25 @@ import torchtrain.generate
 import twintrain.command
 import twintrain.loading
 from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.help import fitted
+from coretrain.formats.gguf import file as gguf_file
 from coretrain.processes.world import World
 from coretrain.training.command_line import FLAGS, PLACES, parse
-from coretrain.training.generate import options as generate_options
+from coretrain.training.generate_options import options as generate_options
 from coretrain.training.spawn import line_that_goes_on
 from parity import plugin
 from parity.localize.command import OPTIONS
 from tests.support.commands import ROOT, environment
 from tests.support.whole_runs import arguments, rows
-from twintrain import judge, stacks
+from twintrain import convert, judge, stacks
 from twintrain.verbs import ANY, SWITCH, VERBS
 
 WITHOUT = """
 import sys
 class Block:
+    packages = {packages!r}
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {packages!r}:
+        if name.split(".")[0] in self.packages:
             raise ImportError(f"no {{name}} here")
 sys.meta_path.insert(0, Block())
 from twintrain.command import main
@@ -128,10 +132,13 @@ def test_help_and_completion_need_no_framework():
     """And the overview no config: it is there at once."""
     out = without(("torch", "jax", "flax", "pydantic", "numpy"), "main(['--help']); main(['--version'])")
     assert "train a GPT" in out
-    verbs = [name for name in VERBS if name != "localize"]
+    verbs = list(VERBS)
     out = without(
-        ("torch", "jax", "flax"),
+        ("torch", "jax", "flax", "numpy", "safetensors", "tiktoken", "tokenizers", "jinja2", "matplotlib"),
         """
+import importlib
+for program in ("torchtrain.run", "torchtrain.generate", "jaxtrain.run", "jaxtrain.generate"):
+    assert importlib.import_module(program).main(["--help"]) == 0
 for verb in sys.argv[1:]:
     print("==", verb)
     try:
@@ -139,9 +146,10 @@ for verb in sys.argv[1:]:
     except SystemExit as end:
         assert not end.code
 print("== shells")
+sys.meta_path[0].packages = ("torch", "jax", "flax")
 for shell in ("bash", "zsh", "fish"):
     main(["completion", shell])
-import importlib, pkgutil, twintrain
+import pkgutil, twintrain
 for module in pkgutil.iter_modules(twintrain.__path__):
     if module.name != "__main__":
         importlib.import_module(f"twintrain.{module.name}")
@@ -153,6 +161,8 @@ for module in pkgutil.iter_modules(twintrain.__path__):
         assert f"twintrain {verb} " in said, verb
         assert "python" not in said.partition("\n\n")[0], "it names itself otherwise"
     assert "[--stack torch|jax]" in out
+    for program in ("torchtrain.run [CONFIG]", "jaxtrain.run [CONFIG]", "torchtrain.generate [-h]"):
+        assert f"python -m {program}" in out
     assert out.count("\n  --stack {torch,jax}") == 2
     assert "--model.layers" in out.partition("== shells")[2]
 
@@ -171,6 +181,53 @@ assert main(["generate", run, f"--stack={sys.argv[2]}", "--tokens", "3", "A fox"
     assert [row["update"] for row in rows(tmp_path / "run") if "loss" in row] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_fits_the_terminal(verb, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with contextlib.suppress(SystemExit):
+        twintrain.command.main([verb, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    own = "".join(lines).partition("options:")[0]
+    assert f"twintrain {verb}" in " ".join(own.split())
+    # argparse indents the usage and the options by its own rules, which at 40 may take a word too many
+    assert max(map(len, lines)) <= (columns if columns == 80 else 48), max(lines, key=len)
+
+
+def test_a_help_that_is_too_wide_keeps_its_form():
+    text = """Prose of one line.
+
+Usage: run SOURCE TARGET [--first FIRST]
+           [--second SECOND]
+       run TARGET
+
+  --one    the first of them, which is
+           described at length
+  --two    short
+
+Of two lines, the second of which is
+filled with the first."""
+    assert fitted(text, 80) == text
+    assert (
+        fitted(text, 30)
+        == """Prose of one line.
+
+Usage: run SOURCE TARGET
+    [--first FIRST] [--second
+    SECOND]
+       run TARGET
+
+  --one    the first of them,
+           which is described
+           at length
+  --two    short
+
+Of two lines, the second of
+which is filled with the
+first."""
+    )
+
+
 def test_every_option_of_the_table_is_one_of_the_verbs():
     """And none is missing: the table is what shells complete, and knows nothing of the parsers."""
     for name, verb in VERBS.items():
@@ -187,6 +244,7 @@ def test_every_option_of_the_table_is_one_of_the_verbs():
             if option not in ("-h", "--help")
         }
         assert dict(verb.options) == actions, name
+    assert convert.QUANTIZATIONS == gguf_file.QUANTIZATIONS
     switches = {"--stack": stacks.STACKS, **{f"--{name}": ANY for name in PLACES}, **{f"--{n}": SWITCH for n in FLAGS}}
     assert dict(VERBS["train"].options) == switches
     assert set(VERBS["localize"].options) == {f"--{name}" for name in OPTIONS}
@@ -210,6 +268,7 @@ def test_the_stack_is_taken_out_and_the_rest_left_as_it_is():
     assert stacks.chosen(["--st", "jax"]) == ("torch", ["--st", "jax"])
     for words in (["--stack"], ["--stack", "tensorflow"]):
         assert refused("train", *words).startswith("argument --stack: ")
+    assert "did you mean torch? pytorch is none of torch, jax" in refused("train", "--stack", "pytorch")
 
 
 def test_programs_name_themselves(capsys, monkeypatch):

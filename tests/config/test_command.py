@@ -74,7 +74,9 @@ def test_the_last_override_wins_as_in_a_shell_alias():
         (["tiny", "gpt2-124m"], ["two configs", "tiny", "gpt2-124m"]),
         (["nosuch"], ["nosuch", "presets are"]),
         (["gpt2-12m"], ["did you mean gpt2-124m"]),
-        (["no/such.toml"], ["no/such.toml"]),
+        (["no/such.toml"], ["there is no file no/such.toml"]),
+        (["gpt2"], ["gpt2-124m, gpt2-350m, gpt2-774m, gpt2-1558m; did you mean gpt2-124m?"]),
+        (["GPT2-124M"], ["did you mean gpt2-124m?"]),
         ([""], ["empty"]),
         (["--train.updates"], ["--train.updates has no value"]),
         (["--train.updates", "--output", "x"], ["--train.updates has no value"]),
@@ -206,7 +208,8 @@ def test_output_never_overwrites_a_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["tiny", "--train.updates", "3", "--help"], ["nosuch", "--help"]])
-def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys):
+def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     with pytest.raises(SystemExit) as caught:
         read(*argv)
     assert caught.value.code == 0
@@ -224,17 +227,22 @@ def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys):
     assert "python -m x.run --resume runs/my" in words
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
-def test_meanings_are_there_on_a_narrow_terminal_too(width, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+def test_meanings_are_there_on_a_narrow_terminal_too(width, terminal, capsys, monkeypatch):
+    """Also where a pager shows them: `--help | less`."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit):
         read("--help")
-    out = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert max(len(line.rstrip()) for line in out.splitlines()) <= width
     words = " ".join(out.split())
     assert "Number of decoder blocks." in words
-    assert ("int, >= 1, <= 10000; 4 Number of decoder blocks." in words) == (width < 110)
+    assert ("int, >= 1, <= 10000; default 4 Number of decoder blocks." in words) == (width < 110)
+    for name, (section, leaf) in fields().items():
+        assert f"--{name} " in words
+        assert width >= 110 or " ".join(section.model_fields[leaf].description.split()) in words
 
 
 def test_the_launchers_own_word_is_passed_over():

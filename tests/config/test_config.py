@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,10 @@ def test_later_sources_win(tmp_path):
         ([("model.layers", "0")], ["--model.layers 0 is wrong", "greater than or equal to 1"]),
         ([("model.layers", "two")], ["--model.layers two is wrong", "integer"]),
         ([("model.norm", "batchnorm")], ["model.norm", "layernorm", "rmsnorm"]),
+        ([("optimizer.name", "AdamW")], ["did you mean adamw?", "one of adamw, adam, muon"]),
+        ([("execution.attention", "flash")], ["did you mean flash_attn?"]),
+        ([("parallel.zero", "4")], ["--parallel.zero 4 is wrong: it is one of 0, 1, 2, 3"]),
+        ([("model.rope_scaling", '{type = "lama3", factor = 8}')], ["did you mean llama3?"]),
         ([("model.residual_dropout", "1")], ["--model.residual_dropout 1", "less than 1"]),
         ([("train.seed", "-1")], ["--train.seed -1"]),
         ([("train.accumulation", "3")], ["train.accumulation = 3", "train.batch_size = 8"]),
@@ -77,7 +82,7 @@ def test_later_sources_win(tmp_path):
         ([("optimizer.lr", "inf")], ["optimizer.lr", "finite"]),
         ([("optimizer.clip", "nan")], ["optimizer.clip", "finite"]),
         ([("data.mixture", "3")], ["--data.mixture 3"]),
-        ([("name", "a/b")], ["--name a/b"]),
+        ([("name", "a/b")], ["--name a/b", "letters a to z"]),
     ],
 )
 def test_an_error_names_the_field_and_the_way_out(pairs, words):
@@ -247,6 +252,62 @@ def test_the_course_preset_is_the_courses_run():
     assert (t.batch_size, t.accumulation, c.micro_batch, t.updates) == (32, 4, 8, 100_000)
     assert (o.lr, o.weight_decay, o.beta1, o.beta2, o.clip) == (6e-4, 0.1, 0.9, 0.95, 1.0)
     assert (s.kind, s.min_lr, s.warmup_updates, s.horizon) == ("cosine", 6e-5, 2000, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "warmup", "lowest"),
+    [
+        ({"train.updates": "3"}, 0, 1e-4),
+        ({"train.updates": "3.0"}, 0, 1e-4),
+        ({"train.updates": "60"}, 6, 1e-4),
+        ({"train.updates": "300", "schedule.horizon": "60"}, 6, 1e-4),
+        ({"train.updates": "60", "schedule.warmup_updates": "7"}, 7, 1e-4),
+        ({"train.updates": "60", "schedule.horizon": "300"}, 100, 1e-4),
+        ({"optimizer.lr": "5e-5"}, 100, 5e-6),
+        ({"optimizer.lr": "5e-5", "schedule.min_lr": "1e-5"}, 100, 1e-5),
+        ({"optimizer.lr": "5e-4"}, 100, 1e-4),
+    ],
+)
+def test_what_follows_another_field_does_so_from_a_file_and_from_the_command_line(tmp_path, fields, warmup, lowest):
+    (tmp_path / "none.toml").write_text("")
+    (tmp_path / "all.toml").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+    of_file = load_config(str(tmp_path / "all.toml"))
+    typed = load_config(str(tmp_path / "none.toml"), list(fields.items()))
+    for found in (of_file, typed):
+        assert (found.schedule.warmup_updates, found.schedule.min_lr) == (warmup, pytest.approx(lowest))
+    assert of_file.changed(name="none") == typed
+
+
+def test_what_a_file_says_itself_is_not_made_to_follow(tmp_path):
+    (tmp_path / "own.toml").write_text("[train]\nupdates = 3\n[schedule]\nwarmup_updates = 5\n")
+    with refused("config/warmup-longer-than-horizon", "warmup_updates = 5"):
+        load_config(str(tmp_path / "own.toml"))
+    assert load_config(str(tmp_path / "own.toml"), [("train.updates", "20")]).schedule.warmup_updates == 5
+    assert load_config(str(tmp_path / "own.toml"), [("train.updates", "4")]).schedule.warmup_updates == 0
+    assert load_config("tiny", [("schedule.horizon", "50")]).schedule.warmup_updates == 5
+
+
+def test_a_folder_named_like_a_number_is_a_name():
+    config = load_config("tiny", [("adapter.base", "2026"), ("data.chat_template", "7"), ("data.source", "1.5")])
+    assert (config.adapter.base, config.data.chat_template, config.data.source) == ("2026", "7", "1.5")
+    assert load_config("tiny", [("adapter.base", "none")]).adapter.base is None
+    assert load_config("tiny", [("adapter.targets", '["a", "b"]')]).adapter.targets == ("a", "b")
+
+
+def test_what_is_there_but_no_config_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("train: {}")
+    Path("mine.toml").write_text("")
+    Path("run").mkdir()
+    Path("run", "config.json").write_text("{}")
+    with refused("config/config-not-toml", "my.yaml is there", "my.toml"):
+        load_config("my.yaml")
+    with refused("config/config-is-folder", "--resume run"):
+        load_config("run")
+    with refused("config/unknown-config-name", "did you mean the file mine.toml?"):
+        load_config("mine")
+    with refused("config/no-such-file", "runs/x.toml"):
+        load_config("runs/x.toml")
 
 
 def test_a_shorter_run_gets_a_shorter_warm_up_unless_it_is_given():

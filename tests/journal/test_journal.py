@@ -303,6 +303,50 @@ def test_the_report_stands_alone(tmp_path):
     assert "prefers-color-scheme: dark" in page
 
 
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [
+        ([(0, "torch")], "trained in PyTorch on cpu."),
+        ([(0, "torch"), (4, "torch")], "trained in PyTorch on cpu."),
+        (
+            [(0, "torch"), (4, "jax")],
+            "trained in PyTorch on cpu (updates 1 to 4), then in JAX on cpu (updates 5 to 8).",
+        ),
+        ([(0, "torch"), (7, "jax")], "trained in PyTorch on cpu (updates 1 to 7), then in JAX on cpu (update 8)."),
+        (
+            [(0, "torch"), (6, "jax"), (4, "jax")],
+            "trained in PyTorch on cpu (updates 1 to 4), then in JAX on cpu (updates 5 to 8).",
+        ),
+        ([(0, "torch"), (4, "jax"), (0, "jax")], "trained in JAX on cpu."),
+        ([(4, "jax")], "in a stack that was not recorded (updates 1 to 4), then in JAX on cpu (updates 5 to 8)."),
+    ],
+)
+def test_the_report_names_every_stack_that_trained_the_run(tmp_path, begun, said):
+    for start, stack in begun:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        run = config(journal__tensorboard="false")
+        (folder / "config.json").write_text(run.to_json())
+        book = Journal(folder, run, stack, start, "cpu", Console(file=io.StringIO(), width=200, highlight=False))
+        with book:
+            train(book, start, 8)
+            book.close("finished")
+    assert said in (tmp_path / "run" / "report.html").read_text()
+    told = "trained" in printed(book).partition("result")[2].partition("training")[0]
+    assert told == (" PyTorch" in said and " JAX" in said)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '[{"first": 0}]', '[{"first": "x", "stack": "a", "device": ""}]', "[" * 9999]
+)
+def test_a_report_does_without_a_damaged_list_of_stacks(tmp_path, text):
+    with journal(tmp_path) as book:
+        train(book, 0, 4)
+        (tmp_path / "stacks.json").write_text(text)
+        book.close("finished")
+    assert "trained in PyTorch." in (tmp_path / "report.html").read_text()
+
+
 def test_the_report_of_a_run_with_no_update_and_of_a_long_one(tmp_path):
     with journal(tmp_path) as book:
         book.close("stopped")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from parity.probes.budgets import unevenness
 from parity.probes.lower import STARTS, drift, starts
 from parity.probes.parts import bare
 from parity.probes.sides import weights_of
+from tests.support.commands import environment
 
 
 def test_a_nan_is_never_replaced(monkeypatch):
@@ -35,6 +38,21 @@ def test_one_stack_may_not_be_far_worse_than_the_other():
     assert unevenness("float16", [3e-3, 1e-3]) > gates.EVEN.cap
     for both in ([math.nan, 1e-3], [1e-3, math.nan]):  # whichever stack it is in
         assert math.isnan(unevenness("float16", both))
+
+
+@pytest.mark.whole
+def test_a_session_ends_without_a_word_of_the_garbage_collector():
+    """Objects that die while the interpreter ends, and make garbage, begin collections among modules already empty."""
+    code = """
+import parity.plugin, gc, jax, sys
+class Late:
+    def __del__(self):
+        [[] for _ in range(2000)], [dict() for _ in range(2000)]
+gc.set_threshold(1, 1, 1)
+jax.late, sys.late, gc.late = Late(), Late(), Late()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stderr == ""
 
 
 def test_infinities_are_equal_where_both_have_them():

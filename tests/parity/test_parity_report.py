@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from parity.report import write_report
+from parity.report import main, write_report
 from parity.results import read
 from tests.support.refusal import refused
 
@@ -96,6 +97,29 @@ def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / "torn.json").write_text(json.dumps(results())[:-5])
     with refused("parity/results-unreadable", "torn"):
         read(tmp_path / "torn.json")
+
+
+def test_what_a_picked_session_leaves_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report"])
+    folder = tmp_path / "runs" / "parity"
+    folder.mkdir(parents=True)
+    with refused("parity/results-missing", "results.json"):
+        main()
+    scale = {"name": "many", "rung": "scale", "cap": 1e-12, "floor": 1e-15, "catches": "", "where": "mesh"}
+    session = results(gates=[*results()["gates"], scale | {"error": 2e-15, "status": "ok"}])
+    (folder / "partial.json").write_text(json.dumps(session))
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "partial.json is of a part of the ladder" in said
+    assert said.splitlines()[-1] == "runs/parity/report-partial.html"
+    shown = (folder / "report-partial.html").read_text()
+    assert "no verdict: 2 of 3 gates judged" in shown
+    assert "2e-15" in shown, "the rung of many devices is one of the ladder's"
+    (folder / "results.json").write_text(json.dumps(results()))
+    os.utime(folder / "partial.json", (1, 1))
+    assert main() == 0
+    assert capsys.readouterr().out == "runs/parity/report.html\n", "the newest"
 
 
 @pytest.mark.whole

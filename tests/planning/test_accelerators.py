@@ -23,7 +23,13 @@ def test_machines_by_name():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("h10", "did you mean h100"),
+        ("h10", r"did you mean h100\?"),
+        ("h10x8", r"did you mean h100x8\?"),
+        ("a100", "a100 may be a100-80 or a100-40: write one of them, as a100-80"),
+        ("A100x8", "as a100-80x8"),
+        ("v5:4x4", "v5 may be v5e or v5p: write one of them, as v5e:4x4"),
+        ("NVIDIA A100-SXM4-40GB", r"did you mean a100-40\?"),
+        ("rtx4090", r"did you mean 4090\?"),
         ("4090:2x4", "write 4090x8"),
         ("h100x0", "at least one"),
         ("h100x12", "12 don't fill whole ones: take 8 or 16"),
@@ -41,6 +47,14 @@ def test_a_table_of_ones_own(tmp_path):
     row = table.split("[h100]")[1].split("[")[0] + '["H100"]\n'
     mine.write_text("[fast]" + row)
     assert machine("fastx2", mine).flops == 2 * 989e12
+    assert str(machine("fastx2", mine).price) == "$5.98 an hour ($2.99 a device), in USD: mine.toml"
+    mine.write_text('currency = "CNY"\nprice_date = 2026-11-30\nprice_kind = "rented"\n[fast]' + row)
+    accelerators.cache_clear()
+    assert str(machine("fast", mine).price) == "¥2.99 an hour, in CNY: mine.toml, rented, as seen in 2026-11-30"
+    mine.write_text('currency = "yuan"\n[fast]' + row)
+    accelerators.cache_clear()
+    with refused("planning/accelerator-field-wrong", "currency"):
+        accelerators(mine)
     mine.write_text("[fast]" + row.replace("tflops = 989", "tflops = -1"))
     accelerators.cache_clear()
     with refused("planning/accelerator-field-wrong", "tflops"):

@@ -17,6 +17,7 @@ from coretrain.planning.flops import (
     matmul_parameters,
     money,
     parameter_count,
+    rate_sentence,
     run_flops,
     stated_peak,
     summary,
@@ -161,6 +162,22 @@ def test_the_batch_in_words():
     more = made("tiny", train__accumulation=8)
     assert "(8 micro-batches of 1 row);" in batch_sentence(more)
     assert batch_sentence(c, 1_638_400).endswith("819,200 tokens, 0.50 epochs of 1,638,400")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "0.0015 after 100 updates of warm-up, cosine to 5e-05 at update 800"),
+        ({"train__updates": 10}, "0.0015 after 1 update of warm-up, cosine to 5e-05 at update 10"),
+        ({"schedule__kind": "constant"}, "0.0015 after 100 updates of warm-up"),
+        (
+            {"schedule__kind": "wsd", "schedule__horizon": 2000},
+            "0.0015 after 100 updates of warm-up, wsd to 5e-05 at update 2,000 over the last 20%",
+        ),
+    ],
+)
+def test_the_learning_rate_in_words(fields, words):
+    assert rate_sentence(made("tiny", **fields)) == words
 
 
 def test_the_summary_shows_what_is_computed():

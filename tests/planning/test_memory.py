@@ -6,9 +6,29 @@ import pytest
 
 import bench.memory as bench_memory
 from coretrain.adapters.targets import adapter_parameters
+from coretrain.planning.accelerators import machine
 from coretrain.planning.memory import blockwise, footprint, kv_cache
+from coretrain.planning.planner import estimate
 from coretrain.processes.layout import Layout
 from tests.support.plans import made, refused
+
+
+@pytest.mark.parametrize("policy", ["none", "matmuls", "full"])
+@pytest.mark.parametrize(("stack", "axes"), [("torch", {"data": 2}), ("jax", {"fsdp": 2, "tensor": 3})])
+def test_short_rows_of_a_long_context_take_what_a_short_context_takes(stack, axes, policy):
+    """Memory, traffic and time: rotary positions have no table, so nothing is left that depends on the context."""
+    common = {"execution__checkpoint_activations": policy, "adapter__kind": "lora"} | (
+        {"data__format": "chat", "train__batch_size": 8, "train__accumulation": 1}
+    )
+    long = made("smollm2-lora", **common, model__context=8192, data__row_tokens=128)
+    short = made("smollm2-lora", **common, model__context=128)
+    whole = made("smollm2-lora", **common, model__context=8192)
+    layout, on = Layout(**axes), machine("h100x8")
+    for scores in (True, False):
+        assert footprint(long, layout, stack, scores) == footprint(short, layout, stack, scores)
+    found, wanted = (estimate(config, layout, on, stack) for config in (long, short))
+    assert (found.memory, found.traffic, found.seconds) == (wanted.memory, wanted.traffic, wanted.seconds)
+    assert footprint(long, layout, stack).total < 0.5 * footprint(whole, layout, stack).total
 
 
 @pytest.mark.whole

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from coretrain.planning.accelerators import machine
 from coretrain.planning.planner import HEADROOM, estimate
-from coretrain.planning.show import as_object, picture, tables
+from coretrain.planning.show import as_object, picture, show, tables
 from coretrain.processes.layout import Layout, layout_of
 from coretrain.processes.supported import check_combination
 from coretrain.training.command_line import parse
@@ -120,15 +120,18 @@ def test_the_program_ends_with_two_on_a_mistake():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("width", [100, 140])
+@pytest.mark.parametrize("width", [80, 140])
 def test_tables_and_picture(width, tmp_path):
     plan = planned("gpt2-1558m", "--on", "4090x8", "--price", 2.5)
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(tables(plan))
     text = console.export_text()
-    for word in ("ZeRO 0", "ZeRO 3", "> ZeRO", "torchrun --nproc-per-node 8", "Chinchilla", "bound"):
+    for word in ("ZeRO 0", "ZeRO 3", "> ZeRO", "Chinchilla", "bound", "$2.50 an hour", "in USD: as --price says"):
         assert word in text
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    show(plan, console)
+    assert console.export_text().splitlines()[-1] == plan.command, "it can be copied"
+    assert plan.command.startswith("torchrun --nproc-per-node 8 ")
     picture(plan, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(as_object(plan)))["chosen"]["fits"]

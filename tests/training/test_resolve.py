@@ -91,6 +91,7 @@ def test_an_adapters_run(argv, base, corpus):
 def test_a_resumed_adapters_run_is_left_as_it_is(argv, base, tmp_path):
     """Its own folder says what it took from its base; a new place of it is all that may be said anew."""
     ready = resolve(completed(commanded(adapting(argv, base))), ALONE)
+    ready.folder.mkdir(parents=True)
     runner.begin_folder(ready.folder, ready.config, ready.data)
     command = commanded(["--resume", str(ready.folder)])
     assert completed(command) is command
