@@ -232,3 +232,17 @@ def test_half_precision_widens_exactly(tmp_path: Path, dtype: torch.dtype) -> No
     read = TensorFile(tmp_path / "x.safetensors").read("b")
     assert read.dtype == (np.float64 if dtype == torch.float64 else np.float32)
     assert read.tobytes() == value.to(torch.promote_types(dtype, torch.float32)).numpy().tobytes()
+
+
+def test_tensors_are_compared_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last number counts too, other shapes are others, and dtypes that aren't read are named."""
+    monkeypatch.setattr("coretrain.base.safetensors._PIECE", 2)
+    value = torch.arange(5.0)
+    held = {"a": value, "b": value.clone(), "c": value + torch.tensor([0, 0, 0, 0, 1.0]), "d": value[:4].clone()}
+    held |= {"half": value.half(), "whole": value.int(), "eight": value.to(torch.float8_e4m3fn)}
+    save_file(held, tmp_path / "x.safetensors")
+    file = TensorFile(tmp_path / "x.safetensors")
+    assert [file.same("a", file, name) for name in ("a", "b", "c", "d", "half")] == [True, True, False, False, True]
+    for name, kind in (("whole", "I32"), ("eight", "F8_E4M3")):
+        with refused("base/safetensors-dtype-unsupported", f"{name} is {kind}", "F64, F32, F16, BF16"):
+            file.shape(name)
