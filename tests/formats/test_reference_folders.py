@@ -216,6 +216,7 @@ GPT2 = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=16, *
         (GPT2, {}, "bare", "attn_pdrop = 0.1"),
         (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "as written", "rope_scaling, which is followed"),
         (LLAMA, {"rope_scaling": LLAMA3, "rope_theta": 20.0}, "as written", "rope_scaling, which is followed"),
+        (LLAMA, {"rope_scaling": LLAMA3, "rope_theta": 20.0, "rope_parameters": ...}, "as written", None),
         (LLAMA, {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4}, "as written", None),
         (LLAMA, {"rope_parameters": {"factor": 3.0}}, "as written", "rope_parameters.factor, which isn't read"),
         (LLAMA, {"attention_dropout": 0.25}, "as written", "attention_dropout = 0.25"),

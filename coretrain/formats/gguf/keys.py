@@ -42,7 +42,8 @@ TOKENIZER = Keys(
         "the same tokenizer in another form": ("tokenizer.huggingface.json",),
         "other templates than the default one": ("tokenizer.chat_templates", "tokenizer.chat_template.{name}"),
         "ids of tokens for other tasks": tuple(_IDS.format(name) for name in (
-            "seperator", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
+            "seperator",  # codespell:ignore seperator
+            "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
             "prefix", "suffix", "middle",
         )),
     },

@@ -285,9 +285,9 @@ def config_remarks(raw: Mapping[str, Any], model: ModelConfig) -> list[str]:
         name, rope = rotary_section(raw)
         read = ROPE[rope.get("rope_type", rope.get("type", "default"))]
         unread += [f"{name}.{key}" for key in rope if key not in read]
-        other = raw.get("rope_parameters") or {}
+        other = raw.get("rope_parameters")
         theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-        if name == "rope_scaling" and other not in (rope, rope | {"rope_theta": theta}):
+        if name == "rope_scaling" and other and other not in (rope, rope | {"rope_theta": theta}):
             remarks.append(
                 "config.json has rope_scaling, which is followed, and rope_parameters, which isn't, as in transformers"
             )
