@@ -22,6 +22,8 @@ from coretrain.base.parse import from_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 LARGEST_HEADER = 100_000_000
+_PIECE = 1 << 22
+"""Numbers of a tensor that are compared at a time."""
 
 
 class TensorFile:
@@ -61,12 +63,12 @@ class TensorFile:
         return list(self.header)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape. Raises `UserError` where it isn't of floating point."""
+        """A tensor's shape. Raises `UserError` where it is held in a way that isn't read here."""
         facts = self.header[name]
         if facts["dtype"] not in DTYPES:
             raise UserError(
-                "base/weights-not-floating-point",
-                f"{self.path}: {name} is {facts['dtype']}, only floating-point weights are read",
+                "base/safetensors-dtype-unsupported",
+                f"{self.path}: {name} is {facts['dtype']}, and {', '.join(DTYPES)} are read: write it in one of them",
             )
         return tuple(facts["shape"])
 
@@ -83,6 +85,25 @@ class TensorFile:
             raw = raw.astype(np.float32)
         value: Array = raw.reshape(shape)
         return value
+
+    def same(self, name: str, other: TensorFile, named: str) -> bool:
+        """Whether two tensors hold the same numbers; a small part of each is in memory at a time."""
+        shape = self.shape(name)
+        if shape != other.shape(named):
+            return False
+        if self.header[name]["dtype"] != other.header[named]["dtype"]:
+            return np.array_equal(self.read(name), other.read(named))
+        kind, size = DTYPES[self.header[name]["dtype"]], math.prod(shape)
+        starts = [file.start + file.header[key]["data_offsets"][0] for file, key in ((self, name), (other, named))]
+        for at in range(0, size, _PIECE):
+            step = at * np.dtype(kind).itemsize
+            one, two = (
+                np.fromfile(path, kind, min(_PIECE, size - at), offset=start + step)
+                for path, start in zip((self.path, other.path), starts, strict=True)
+            )
+            if not np.array_equal(one, two):
+                return False
+        return True
 
 
 def _filled(header: Mapping[str, Any], path: Path) -> int:

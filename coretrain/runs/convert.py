@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,15 @@ from coretrain.contract.parameters import parameter_table
 from coretrain.formats.checksums import check_sums, write_sums
 from coretrain.formats.gguf.file import GGUFFile
 from coretrain.formats.gguf.tokenizer import gguf_chat_template, read_gguf_tokenizer
-from coretrain.formats.gguf.weights import GGUFTensors, export_gguf, gguf_model
+from coretrain.formats.gguf.weights import GGUFTensors, export_gguf, gguf_model, gguf_remarks
 from coretrain.formats.huggingface.card import model_card
-from coretrain.formats.huggingface.weights import CARD, export_huggingface, import_huggingface
+from coretrain.formats.huggingface.weights import (
+    CARD,
+    export_huggingface,
+    generation_remarks,
+    import_huggingface,
+    import_remarks,
+)
 from coretrain.formats.peft.names import CONFIG as PEFT_CONFIG
 from coretrain.runs.adapted import load_on, merged_model
 from coretrain.runs.base import Base
@@ -35,6 +41,7 @@ from coretrain.runs.begin import check_free, new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import check_config, run_of
 from coretrain.runs.peft import export_adapter, import_adapter
+from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
 from coretrain.tokenizers.huggingface import read_tokenizer
 from coretrain.tokenizers.registry import load_tokenizer, named_tokenizer
@@ -208,6 +215,8 @@ def import_run(
     others = [(key, value) for key, value in overrides if key != "data.tokenizer"]
     config = build_config(apply_overrides(raw, others), str(source), others)
     template = first_template(config, found.chat_template)
+    ends = [*tokenizer.ends, turn_end(template, tokenizer)]
+    remarks = found.remarks([end for end in ends if end is not None])
     with new_run(folder):
         target = interchange_of(folder, "update-00000000")
         save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
@@ -221,6 +230,7 @@ def import_run(
     return [
         f"wrote {folder}: {source} as a run at update 0, {size:,} parameters",
         say,
+        *(f"note: {remark}" for remark in remarks),
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
     ]
 
@@ -238,17 +248,28 @@ class Pretrained:
     tokenizer: Callable[[], Tokenizer]
     """Its own. Raises `UserError` saying why it can't be had."""
     chat_template: str | None
+    remarks: Callable[[Collection[int]], list[str]]
+    """What it says that isn't followed, as sentences, given the ids at which the run's text ends."""
 
 
 def _gguf_source(path: Path) -> Pretrained:
     file = GGUFFile(path)
     model = gguf_model(file)
-    return Pretrained(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), gguf_chat_template(file))
+    template = gguf_chat_template(file)
+
+    def remarks(ends: Collection[int]) -> list[str]:
+        return gguf_remarks(file, ends)
+
+    return Pretrained(model, GGUFTensors(file, model), lambda: read_gguf_tokenizer(file), template, remarks)
 
 
 def _huggingface_source(folder: Path) -> Pretrained:
     model, tensors = import_huggingface(folder)
-    return Pretrained(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder))
+
+    def remarks(ends: Collection[int]) -> list[str]:
+        return import_remarks(folder, model) + generation_remarks(folder, ends)
+
+    return Pretrained(model, tensors, lambda: read_tokenizer(folder), read_chat_template(folder), remarks)
 
 
 def _tokenizer(source: Path, found: Pretrained, asked: str | None) -> Tokenizer:

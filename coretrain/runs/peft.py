@@ -16,7 +16,7 @@ from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import apply_overrides, build_config
 from coretrain.config.run import RunConfig
 from coretrain.formats.huggingface.card import model_card
-from coretrain.formats.peft.reader import import_peft, trained_beside
+from coretrain.formats.peft.reader import import_peft, peft_remarks, trained_beside
 from coretrain.formats.peft.writer import export_peft
 from coretrain.runs.adapted import carry_chat_template, on_its_base
 from coretrain.runs.base import base_run, keep_base
@@ -87,6 +87,7 @@ def import_adapter(
     return [
         *([f"warning: {remark}"] if remark else []),
         f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
+        *(f"note: {remark}" for remark in peft_remarks(source)),
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
         f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
     ]

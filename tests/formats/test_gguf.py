@@ -158,6 +158,17 @@ def test_forms_of_others_are_read(tmp_path: Path, kind: str, trained: Tokenizer)
             r"rope_freqs\.weight can't be imported",
         ),
         ({}, {"rope_freqs.weight": (np.ones(7, np.float32), "F32")}, r"rope_freqs\.weight can't be imported"),
+        ({"general.type": "adapter"}, {}, r"general\.type = adapter can't be imported: the contract has model"),
+        ({"llama.rope.scaling.attn_factor": 2.0}, {}, r"attn_factor = 2\.0 can't be imported: the contract has 1\.0"),
+        ({"llama.attention.causal": False}, {}, r"attention\.causal = False can't be imported"),
+        ({"llama.logit_scale": 0.5}, {}, r"llama\.logit_scale = 0\.5 can't be imported: the contract has no such"),
+        ({"llama.attention.value_length": 8}, {}, r"value_length = 8 can't be imported: the contract has 12 here"),
+        ({}, {"blk.0.attn_q.bias": (np.ones(48, np.float32), "F32")}, r"attn_q\.bias and no blk\.0\.attn_k\.bias"),
+        (
+            {},
+            {"blk.0.attn_qkv.weight": (np.ones((144, 48), np.float32), "F32"), "blk.0.attn_q.weight": None},
+            r"has the tensor blk\.0\.attn_qkv\.weight",
+        ),
         ({}, {"blk.0.attn_q.scale": (np.ones(6, np.float32), "F32")}, r"has the tensor blk\.0\.attn_q\.scale"),
     ],
 )
@@ -178,6 +189,21 @@ def test_a_count_for_each_layer_that_is_the_same(tmp_path: Path, trained: Tokeni
     facts = {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [80, 80]}
     rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", facts)
     assert reopened(tmp_path / "x.gguf")[0] == reopened(tmp_path / "m.gguf")[0]
+
+
+def test_what_is_not_followed_is_said(tmp_path: Path, trained: Tokenizer) -> None:
+    """Keys at 0 or false ask for nothing, and those of other programs are read by nobody."""
+    export_gguf(tmp_path / "m.gguf", "m", MODELS["llama"], perturbed(MODELS["llama"]), trained)
+    facts: dict[str, Any] = {"general.sampling.temp": 0.5, "llama.logit_scale": 0.0, "xielu.eps": 2.0}
+    facts |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.eom_token_id": 7}
+    rewrite(tmp_path / "m.gguf", tmp_path / "x.gguf", facts)
+    notes = [line for line in import_run(tmp_path / "x.gguf", tmp_path / "run") if line.startswith("note: ")]
+    said = (
+        "general.sampling.temp = 0.5:",
+        "tokenizer.ggml.add_bos_token = True:",
+        "tokenizer.ggml.eom_token_id = 7 too",
+    )
+    assert [word in note for note, word in zip(notes, said, strict=True)] == [True] * 3
 
 
 def test_files_cut_short_are_refused(tmp_path: Path, trained: Tokenizer) -> None:

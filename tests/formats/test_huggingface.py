@@ -137,10 +137,14 @@ def changed(folder: Path, **fields: object) -> Path:
         ("gpt2", {"vocab_size": 299}, r"transformer\.wte\.weight has shape \(300, 48\), .* \(299, 48\)"),
         ("gpt2", {"n_inner": 96}, r"mlp\.c_fc\.weight has shape \(48, 192\), .* \(48, 96\)"),
         ("gpt2", {"vocab_size": None}, "lacks the field vocab_size"),
-        ("llama", {"num_attention_heads": 0, "head_dim": None}, "has a field of the wrong kind"),
-        ("llama", {"hidden_size": "48", "head_dim": None}, "has a field of the wrong kind"),
+        (
+            "llama",
+            {"num_attention_heads": 0, "head_dim": None},
+            "num_attention_heads = 0, where a whole number above 0",
+        ),
+        ("llama", {"hidden_size": "48", "head_dim": None}, "hidden_size = '48', where a whole number above 0 belongs"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn' can't"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq_factor"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "field rope_parameters.low_freq_factor"),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope_type = 'dynamic' can't"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -228,3 +232,17 @@ def test_half_precision_widens_exactly(tmp_path: Path, dtype: torch.dtype) -> No
     read = TensorFile(tmp_path / "x.safetensors").read("b")
     assert read.dtype == (np.float64 if dtype == torch.float64 else np.float32)
     assert read.tobytes() == value.to(torch.promote_types(dtype, torch.float32)).numpy().tobytes()
+
+
+def test_tensors_are_compared_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last number counts too, other shapes are others, and dtypes that aren't read are named."""
+    monkeypatch.setattr("coretrain.base.safetensors._PIECE", 2)
+    value = torch.arange(5.0)
+    held = {"a": value, "b": value.clone(), "c": value + torch.tensor([0, 0, 0, 0, 1.0]), "d": value[:4].clone()}
+    held |= {"half": value.half(), "whole": value.int(), "eight": value.to(torch.float8_e4m3fn)}
+    save_file(held, tmp_path / "x.safetensors")
+    file = TensorFile(tmp_path / "x.safetensors")
+    assert [file.same("a", file, name) for name in ("a", "b", "c", "d", "half")] == [True, True, False, False, True]
+    for name, kind in (("whole", "I32"), ("eight", "F8_E4M3")):
+        with refused("base/safetensors-dtype-unsupported", f"{name} is {kind}", "F64, F32, F16, BF16"):
+            file.shape(name)

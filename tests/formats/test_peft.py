@@ -177,6 +177,12 @@ def test_an_adapter_that_peft_made_of_gpt2(made, tmp_path):
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "some"}, "bias = 'some'"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS' can't be imported"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying = True can't be imported"),
+        ({"megatron_config": {"x": 1}}, "megatron_config"),
+        ({"init_lora_weights": "mica"}, "init_lora_weights = 'mica' trains A alone"),
+        ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "layers_to_transform stands beside"),
+        ({"target_modules": None}, "which is no matrix of this base that adapter_config.json names"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the base's weights"),
         ({"r": None}, "lacks the field r"),
         ({"r": 0}, "r = 0, where PEFT has a whole number above 0"),
@@ -221,10 +227,16 @@ def test_layers_and_patterns_of_names(made, tmp_path):
             {"target_modules": ["q_proj"], "layers_to_transform": 1},
             {"target_modules": r".*\.1\..*q_proj"},
             {"target_modules": ["q_proj"], "exclude_modules": r".*\.0\..*"},
+            {"target_modules": ["model.layers.1.self_attn.q_proj"], "layers_to_transform": [0]},  # as PEFT has it
         ]
     ):
         path.write_text(json.dumps(raw | names))
-        import_run(tmp_path / "peft", tmp_path / f"run{number}", on(base))
+        lines = import_run(tmp_path / "peft", tmp_path / f"run{number}", on(base))
+        assert not [line for line in lines if line.startswith("note: ")]
+    path.write_text(json.dumps(raw | {"unsloth": 1}))
+    assert "note: adapter_config.json has unsloth, which isn't read" in import_run(
+        tmp_path / "peft", tmp_path / "noted", on(base)
+    )
     path.write_text(json.dumps(raw | {"target_modules": ["q_proj"]}))
     with pytest.raises(UserError, match=r"lacks the tensor .*layers\.0\.self_attn\.q_proj\.lora_A\.weight"):
         import_run(tmp_path / "peft", tmp_path / "run", on(base))

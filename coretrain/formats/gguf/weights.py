@@ -6,7 +6,7 @@ interleaved in the file. Sources: convert_hf_to_gguf.py and llama-arch.cpp at gi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import check_shape, parameter_table
 from coretrain.contract.rotary import rotary_divisors
 from coretrain.formats.gguf.file import GGUFFile, GgufTensor, write_gguf
+from coretrain.formats.gguf.keys import ENDS, GENERAL, KEYS, TOKENIZER
 from coretrain.formats.gguf.tokenizer import tokenizer_facts
 from coretrain.formats.huggingface.config import architecture
+from coretrain.formats.keys import worded
 from coretrain.formats.mapping import TensorMap
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 OWN_SCALING = "twintrain.rope_scaling"
+UNSET = 2**32 - 1
+"""An id that stands for none."""
 FILE_TYPES = {"none": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 """llama.cpp's numbers for what most tensors are held as."""
 
@@ -81,12 +85,24 @@ class GGUFTensors(Mapping[str, Array]):
         self._file, self._rows = file, {row.name: row for row in parameter_table(m)}
         places = list(tensor_maps(m))
         self._places = {part: (place, index) for place in places for index, part in enumerate(place.parts)}
+        known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
+        if extra := [name for name in file.names if name not in known]:
+            raise UserError(
+                "formats/gguf-tensor-unexpected",
+                f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place",
+            )
+        missing = next((place.name for place in places if place.name not in file.names), None)
+        if missing and missing.endswith(".bias") and m.position == "rope":
+            raise UserError(
+                "formats/gguf-biases-partial",
+                f"{file.path} has blk.0.attn_q.bias and no {missing}: the contract has biases everywhere or nowhere",
+            )
+        if missing:
+            raise UserError(
+                "formats/gguf-tensor-missing",
+                f"{file.path} lacks the tensor {missing}: it is no whole model; download it again",
+            )
         for place in places:
-            if place.name not in file.names:
-                raise UserError(
-                    "formats/gguf-tensor-missing",
-                    f"{file.path} lacks the tensor {place.name}: it is no whole model; download it again",
-                )
             wanted = [self._rows[part].shape for part in place.parts]
             shape = (sum(rows for rows, *_ in wanted), *wanted[0][1:])
             if file.shape(place.name) != shape:
@@ -94,12 +110,6 @@ class GGUFTensors(Mapping[str, Array]):
                     "formats/gguf-tensor-shape-wrong",
                     f"{file.path}: {place.name} has shape {file.shape(place.name)}, its fields say {shape}",
                 )
-        known = {place.name for place in places} | {ROPE_FREQS} | ({"output.weight"} if m.tied else set())
-        if extra := [name for name in file.names if name not in known]:
-            raise UserError(
-                "formats/gguf-tensor-unexpected",
-                f"{file.path} has the tensor {extra[0]}, for which the contract's model has no place",
-            )
 
     def __getitem__(self, name: str) -> Array:
         place, index = self._places[name]
@@ -128,7 +138,11 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
             "formats/gguf-architecture-unsupported",
             f"{file.path}: general.architecture = {kind} can't be imported: llama and gpt2 can",
         )
+    _check_keys(file, kind)
     width, heads = number(file, f"{kind}.embedding_length"), number(file, f"{kind}.attention.head_count")
+    head = width // max(heads, 1)
+    head = number(file, "llama.attention.key_length", head) if kind == "llama" else head
+    _check_heads(file, kind, heads, head)
     if "token_embd.weight" not in file.names:
         raise UserError(
             "formats/gguf-embedding-missing",
@@ -143,9 +157,55 @@ def gguf_model(file: GGUFFile) -> ModelConfig:
         "vocab": file.shape("token_embd.weight")[0],
         "tied": _tied(file),
     }
-    fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads)
+    fields |= _gpt2_fields(file) if kind == "gpt2" else _llama_fields(file, width, heads, head)
     model = build_config({"model": fields}, str(file.path)).model
     return _with_rope_freqs(file, model) if ROPE_FREQS in file.names else model
+
+
+def gguf_remarks(file: GGUFFile, ends: Collection[int]) -> list[str]:
+    """What a GGUF file says that the import doesn't follow: sentences to print.
+
+    `ends` are the ids at which a run's text ends.
+    """
+    facts, remarks = file.facts, list[str]()
+    if facts.get("tokenizer.ggml.model") == "llama":  # SentencePiece's has a BOS where nothing is said of it
+        facts = {"tokenizer.ggml.add_bos_token": True} | facts
+    if asked := GENERAL.not_followed(facts):
+        remarks.append(f"the file asks for {worded(facts, asked)}: a run doesn't keep it, give generate what it has")
+    if added := TOKENIZER.not_followed(facts):
+        remarks.append(f"the file asks for {worded(facts, added)}: a run puts no such token around a text")
+    if more := [f"{key} = {facts[key]}" for key in ENDS if facts.get(key, -1) not in (-1, UNSET, *ends)]:
+        remarks.append(f"the file ends a text at {', '.join(more)} too, at which a run's text goes on")
+    return remarks
+
+
+def _check_keys(file: GGUFFile, kind: str) -> None:
+    """Raise `UserError` naming a key whose value the contract lacks, or one that is in none of the lists."""
+    for keys in (GENERAL, KEYS[kind]):
+        if key := keys.unsupported(file.facts):
+            raise UserError(
+                "formats/gguf-value-unsupported",
+                f"{file.path}: {key} = {file.facts[key]} can't be imported: the contract has {keys.only[key][0]}",
+            )
+    unknown = [key for key in KEYS[kind].unknown(file.facts) if key.startswith(f"{kind}.")]
+    if unknown := [key for key in unknown if file.facts[key]]:  # 0 or false asks for nothing
+        raise UserError(
+            "formats/gguf-key-unknown",
+            f"{file.path}: {unknown[0]} = {file.facts[unknown[0]]} can't be imported: the contract has no such thing; "
+            "take another file of the same model",
+        )
+
+
+def _check_heads(file: GGUFFile, kind: str, heads: int, head: int) -> None:
+    """Raise `UserError` naming a count that the contract has once for all, or that GPT-2 has no choice of."""
+    wanted = {"attention.key_length": head, "attention.value_length": head}
+    wanted |= {"rope.dimension_count": head} if kind == "llama" else {"attention.head_count_kv": heads}
+    for name, value in wanted.items():
+        if (found := number(file, f"{kind}.{name}", value)) != value:
+            raise UserError(
+                "formats/gguf-heads-unsupported",
+                f"{file.path}: {kind}.{name} = {found} can't be imported: the contract has {value} here",
+            )
 
 
 def number(file: GGUFFile, key: str, absent: int | None = None) -> int:
@@ -184,28 +244,14 @@ def _gpt2_fields(file: GGUFFile) -> dict[str, Any]:
     return {"norm_eps": _short(file.fact("gpt2.attention.layer_norm_epsilon"))}
 
 
-def _llama_fields(file: GGUFFile, width: int, heads: int) -> dict[str, Any]:
-    facts = file.facts
-    head = number(file, "llama.attention.key_length", width // max(heads, 1))
-    refused = {
-        "llama.rope.scaling.type": ("none", "default", "linear"),
-        "llama.rope.dimension_count": (head,),
-        "llama.attention.value_length": (head,),
-        "llama.expert_count": (0,),
-    }
-    for key, allowed in refused.items():
-        if facts.get(key, allowed[0]) not in allowed:
-            raise UserError(
-                "formats/gguf-value-unsupported",
-                f"{file.path}: {key} = {facts[key]} can't be imported: the contract has {allowed[0]}",
-            )
+def _llama_fields(file: GGUFFile, width: int, heads: int, head: int) -> dict[str, Any]:
     return {
         "kv_heads": number(file, "llama.attention.head_count_kv", heads),
         "head_width": None if head * heads == width else head,
         "norm": "rmsnorm",
         "norm_eps": _short(file.fact("llama.attention.layer_norm_rms_epsilon")),
         "position": "rope",
-        "rope_theta": _short(facts.get("llama.rope.freq_base", 10000.0)),
+        "rope_theta": _short(file.facts.get("llama.rope.freq_base", 10000.0)),
         "rope_scaling": _linear_scaling(file),
         "mlp": "swiglu",
         "bias": "blk.0.attn_q.bias" in file.names,

@@ -2,14 +2,15 @@
 
 GPT-2 keeps linear layers as `Conv1D` [in, out], with q, k and v fused; Llama keeps PyTorch's [out, in]. Both rotate
 half-split, as the contract does, so that no row is permuted. Sources: transformers' `modeling_gpt2.py`,
-`modeling_llama.py`, 5.23.
+`modeling_llama.py`, 5.24.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from coretrain.base.lazy import LazyTensors
 from coretrain.base.safetensors import TensorFile, TensorWriter
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import parameter_table
-from coretrain.formats.huggingface.config import architecture, hf_config, model_config
+from coretrain.formats.huggingface.config import architecture, config_remarks, hf_config, model_config
+from coretrain.formats.huggingface.keys import ENDS, SAMPLING
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
+from coretrain.formats.keys import worded
 from coretrain.formats.mapping import TensorMap
 from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.chat_template_file import read_chat_template
@@ -31,6 +34,9 @@ from coretrain.tokenizers.tokenizer import Tokenizer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CARD = "README.md"
 SHARD_BYTES = 5 * 10**9
+CONFIG, GENERATION = "config.json", "generation_config.json"
+HEAD = "lm_head.weight"
+SHARDS_OF_PROCESSES = "shard-*-model-*-of-*.safetensors"
 UNUSED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Buffers that old folders hold among the weights: causal masks and frequencies, which are no parameters."""
 
@@ -57,7 +63,7 @@ def _gpt2_maps(m: ModelConfig) -> Iterator[TensorMap]:
     yield TensorMap("transformer.ln_f.weight", ("norm.weight",))
     yield TensorMap("transformer.ln_f.bias", ("norm.bias",))
     if not m.tied:
-        yield TensorMap("lm_head.weight", ("head.weight",))
+        yield TensorMap(HEAD, ("head.weight",))
 
 
 def _llama_maps(m: ModelConfig) -> Iterator[TensorMap]:
@@ -73,7 +79,7 @@ def _llama_maps(m: ModelConfig) -> Iterator[TensorMap]:
                 yield TensorMap(f"{theirs}.{name}.{kind}", (f"{ours}.{mine}.{kind}",))
     yield TensorMap("model.norm.weight", ("norm.weight",))
     if not m.tied:
-        yield TensorMap("lm_head.weight", ("head.weight",))
+        yield TensorMap(HEAD, ("head.weight",))
 
 
 def export_huggingface(
@@ -102,9 +108,9 @@ def export_huggingface(
         )
     with folder_beside(folder) as temporary:
         dtype = _write_weights(temporary, config, tensors, shard_bytes)
-        _write_json(temporary / "config.json", hf_config(config, dtype, tokenizer.roles if tokenizer else {}))
+        _write_json(temporary / CONFIG, hf_config(config, dtype, tokenizer.roles if tokenizer else {}))
         template = read_chat_template(tokenizer_folder) if tokenizer_folder else None
-        _write_json(temporary / "generation_config.json", _generation_config(tokenizer, template))
+        _write_json(temporary / GENERATION, _generation_config(tokenizer, template))
         if tokenizer:
             write_tokenizer(temporary, tokenizer, config.context, template)
         if card:
@@ -165,19 +171,31 @@ class HuggingFaceTensors(LazyTensors):
     float64 and float32 keep their bits, bfloat16 and float16 widen to float32, which is exact.
     """
 
-    def __init__(self, folder: Path, m: ModelConfig) -> None:
-        """Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many."""
-        files, self._parts = _weight_files(folder), dict[str, tuple[TensorMap, int, TensorFile, str]]()
-        rows, used = {row.name: row for row in parameter_table(m)}, set()
-        for place in tensor_maps(m):
-            # Folders of the bare GPT2Model (the hub's gpt2 is one) lack the prefix.
-            name = place.name if place.name in files else place.name.removeprefix("transformer.")
-            if name not in files:
+    def __init__(self, folder: Path, m: ModelConfig, files: Mapping[str, TensorFile]) -> None:
+        """`files` has the file of each tensor.
+
+        Raises `UserError` naming a tensor that is missing, or one of another shape, or one too many.
+        """
+        self._parts = dict[str, tuple[TensorMap, int, TensorFile, str]]()
+        rows, places = {row.name: row for row in parameter_table(m)}, list(tensor_maps(m))
+        names = {place.name: _held(m, place.name, files) for place in places}
+        head, embedding = _held(m, HEAD, files), places[0].name
+        if m.tied:  # a copy of the embedding, which may stand for it
+            names[embedding] = names[embedding] or head
+        known = {*names.values(), head}
+        if extra := [name for name in files if name not in known and not name.endswith(UNUSED)]:
+            raise UserError(
+                "formats/hf-tensor-unexpected",
+                f"{folder} has the tensor {extra[0]}, for which the contract's model has no place",
+            )
+        for place in places:
+            name = names[place.name]
+            if name is None:
                 raise UserError(
                     "formats/hf-tensor-missing",
-                    f"{folder} lacks the tensor {place.name} that its config.json calls for: download it again",
+                    f"{folder} lacks the tensor {place.name} that its config.json calls for: add the file that holds "
+                    "it, or correct config.json",
                 )
-            used.add(name)
             parts = [rows[part].shape[::-1] if place.transposed else rows[part].shape for part in place.parts]
             wanted, found = (*parts[0][:-1], sum(part[-1] for part in parts)), files[name].shape(name)
             if found != wanted:
@@ -186,12 +204,6 @@ class HuggingFaceTensors(LazyTensors):
                     f"{folder}: {name} has shape {found}, its config.json says {wanted}",
                 )
             self._parts |= {part: (place, index, files[name], name) for index, part in enumerate(place.parts)}
-        spare = [name for name in files if name not in used and not name.endswith(UNUSED)]
-        if extra := [name for name in spare if not (m.tied and name == "lm_head.weight")]:
-            raise UserError(
-                "formats/hf-tensor-unexpected",
-                f"{folder} has the tensor {extra[0]}, for which the contract's model has no place",
-            )
         super().__init__(self._parts, self._read)
 
     def _read(self, name: str) -> Array:
@@ -205,15 +217,68 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, HuggingFaceTensors]:
 
     Raises `UserError` naming the file or the field, for a switch that the contract doesn't have and for damaged files.
     """
-    raw = read_json(folder / "config.json", "the config of a Hugging Face model")
-    config = model_config(raw, folder / "config.json")
-    return config, HuggingFaceTensors(folder, config)
+    config = model_config(_config(folder), folder / CONFIG)
+    files = _weight_files(folder)
+    embedding, head = (_held(config, name, files) for name in (next(tensor_maps(config)).name, HEAD))
+    if config.tied and embedding and head and not files[head].same(head, files[embedding], embedding):
+        config = config.model_copy(update={"tied": False})  # as transformers: what the weights hold counts
+    return config, HuggingFaceTensors(folder, config, files)
+
+
+def import_remarks(folder: Path, model: ModelConfig) -> list[str]:
+    """What a folder says that `import_huggingface` doesn't follow: sentences to print."""
+    remarks = config_remarks(_config(folder), model)
+    if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        remarks.append(f"{WEIGHTS} is read, and {INDEX} isn't, as in transformers")
+    return remarks
+
+
+def generation_remarks(folder: Path, ends: Collection[int]) -> list[str]:
+    """What a folder's generation_config.json asks of sampling, which no run keeps: sentences to print.
+
+    `ends` are the ids at which a run's text ends.
+    """
+    if not (folder / GENERATION).is_file():
+        return []
+    raw, remarks = read_json(folder / GENERATION, "the folder's wishes for generation"), list[str]()
+    if asked := SAMPLING.not_followed(raw):
+        remarks.append(f"{GENERATION} asks for {worded(raw, asked)}: a run doesn't keep it, give generate what it has")
+    theirs = raw.get(ENDS)
+    theirs = theirs if isinstance(theirs, list) else [theirs]
+    if more := [end for end in theirs if end is not None and end not in ends]:
+        remarks.append(f"{GENERATION} ends a text at ids {more} too, at which a run's text goes on")
+    if unread := SAMPLING.unknown(raw):
+        remarks.append(f"{GENERATION} has {', '.join(unread)}, which isn't read")
+    return remarks
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / CONFIG, "the config of a Hugging Face model")
+
+
+def _held(m: ModelConfig, name: str, files: Collection[str]) -> str | None:
+    """A tensor's name in the files: with the name of the bare model before it, or, as that model writes it, without."""
+    bare = "transformer." if architecture(m) == "gpt2" else "model."
+    other = name.removeprefix(bare) if name.startswith(bare) else f"{bare}{name}"
+    return next((one for one in (name, other) if one in files), None)
 
 
 def _weight_files(folder: Path) -> dict[str, TensorFile]:
-    """{tensor name: the open file that holds it}."""
+    """{tensor name: the open file that holds it}. A whole file comes before an index, as in transformers."""
     names = [WEIGHTS]
-    if (folder / INDEX).is_file():
+    if shards := sorted(folder.glob(SHARDS_OF_PROCESSES)):
+        raise UserError(
+            "formats/hf-shards-of-processes",
+            f"{shards[0]} is a part of a distributed checkpoint, which can't be imported: write the model again with "
+            "transformers' save_pretrained",
+        )
+    if not (folder / WEIGHTS).is_file():
+        if not (folder / INDEX).is_file():
+            raise UserError(
+                "formats/hf-safetensors-missing",
+                f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; "
+                "write the model again with transformers' save_pretrained",
+            )
         held = read_json(folder / INDEX, "the index of the weights").get("weight_map")
         if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
             raise UserError(
@@ -221,11 +286,12 @@ def _weight_files(folder: Path) -> dict[str, TensorFile]:
                 f"{folder / INDEX} is damaged (weight_map should name every tensor's file): restore it",
             )
         names = sorted(set(held.values()))
-    elif not (folder / WEIGHTS).is_file():
-        raise UserError(
-            "formats/hf-safetensors-missing",
-            f"{folder} has no {WEIGHTS}: only safetensors are read, never pickles; "
-            "write the model again with transformers' save_pretrained",
-        )
-    files = [TensorFile(folder / name) for name in names]
-    return {name: file for file in files for name in file.names}
+    found: dict[str, TensorFile] = {}
+    for file in [TensorFile(folder / name) for name in names]:
+        if twice := [name for name in file.names if name in found]:
+            raise UserError(
+                "formats/hf-tensor-twice",
+                f"{file.path} has the tensor {twice[0]}, and {found[twice[0]].path.name} has it too: leave one out",
+            )
+        found |= dict.fromkeys(file.names, file)
+    return found

@@ -1,6 +1,6 @@
 """`adapter_config.json` of PEFT, both ways: an adapter's rank, scale and places, and what is refused.
 
-Source: `tuners/lora/config.py`, `tuners/tuners_utils.py` (which modules are targets) of PEFT 0.21.
+Source: `tuners/lora/config.py`, `tuners/tuners_utils.py` (which modules are targets) of PEFT 0.21.2.
 """
 
 from __future__ import annotations
@@ -14,27 +14,49 @@ from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.base.timing import within
+from coretrain.formats.keys import Keys
 
-ALLOWED: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", "all", "lora_only"),
-    "use_dora": (False, True, None),
-    "use_rslora": (False, True, None),
-    "modules_to_save": (None, []),
-    "layers_pattern": (None, "", []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "lora_bias": (False, None),
-    "use_qalora": (False, None),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None, []),
-    "velora_config": (None, {}),
-    "monteclora_config": (None, {}),
-    "arrow_config": (None, {}),
-    "kasa_config": (None, {}),
-}
-"""Fields of PEFT that change what is computed, with the values that are read here; the first is what absence means."""
+KEYS = Keys(
+    obeyed=(
+        "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern",
+        "layers_to_transform", "init_lora_weights",
+    ),
+    only={
+        "peft_type": ("LORA",),
+        "task_type": ("CAUSAL_LM", None),
+        "bias": ("none", "all", "lora_only"),
+        "use_dora": (False, True, None),
+        "use_rslora": (False, True, None),
+        "modules_to_save": (None, []),
+        "layers_pattern": (None, "", []),
+        "trainable_token_indices": (None, []),
+        "target_parameters": (None, []),
+        "layer_replication": (None, []),
+        "lora_bias": (False, None),
+        "use_qalora": (False, None),
+        "use_bdlora": (None, False),
+        "ensure_weight_tying": (False, None),
+        "megatron_config": (None, {}),
+        "alora_invocation_tokens": (None, []),
+        "velora_config": (None, {}),
+        "monteclora_config": (None, {}),
+        "arrow_config": (None, {}),
+        "kasa_config": (None, {}),
+    },
+    idle={
+        "names and versions": ("peft_version", "auto_mapping"),
+        "the base is the run that adapter.base names": ("base_model_name_or_path", "revision"),
+        "PEFT sets it by the kind of the base's modules": ("fan_in_fan_out",),
+        "how an adapter begins, and this one has begun": (
+            "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        ),
+        "of what isn't read": ("megatron_core", "qalora_group_size"),
+        "where and when it is computed": ("runtime_config", "inference_mode"),
+    },
+)  # fmt: skip
+"""Every key of `adapter_config.json` that PEFT's LoRA reads, and what becomes of it here. PEFT leaves out others."""
+TARGETS_OF_KIND = {"rope": ["q_proj", "v_proj"], "learned": ["c_attn"]}
+"""What PEFT takes for `target_modules` where it is null, of Llama and of GPT-2."""
 SECONDS = 5.0
 """In which all patterns of a folder are to be decided."""
 FREE_OF_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -139,13 +161,20 @@ def _ends(name: str, ends: Collection[str]) -> bool:
 
 def check_peft_config(raw: Mapping[str, Any], path: Path) -> None:
     """Raise `UserError` naming the first field that asks for what the contract doesn't have."""
-    for field, allowed in ALLOWED.items():
-        if raw.get(field, allowed[0]) not in allowed:
-            raise UserError(
-                "formats/peft-value-unsupported",
-                f"{path}: {field} = {raw[field]!r} can't be imported: {_words(allowed)} can",
-            )
-    if raw.get("init_lora_weights", True) not in FREE_OF_BASE:
+    if field := KEYS.unsupported(raw):
+        raise UserError(
+            "formats/peft-value-unsupported",
+            f"{path}: {field} = {raw[field]!r} can't be imported: {_words(KEYS.only[field])} can",
+        )
+    start = raw.get("init_lora_weights", True)
+    start = start.lower() if isinstance(start, str) else start
+    if start == "mica":
+        raise UserError(
+            "formats/peft-trains-a-alone",
+            f"{path}: init_lora_weights = {start!r} trains A alone, and the contract's adapters train B too: set it to "
+            "true to train both",
+        )
+    if start not in FREE_OF_BASE:
         raise UserError(
             "formats/peft-init-changes-base",
             f"{path}: init_lora_weights = {raw['init_lora_weights']!r} changes the base's weights: convert the "
@@ -155,6 +184,12 @@ def check_peft_config(raw: Mapping[str, Any], path: Path) -> None:
         raise UserError(
             "formats/peft-field-missing",
             f"{path} lacks the field {'r' if raw.get('r') is None else 'lora_alpha'}",
+        )
+    if isinstance(raw.get("target_modules"), str) and raw.get("layers_to_transform") is not None:
+        raise UserError(
+            "formats/peft-layers-beside-pattern",
+            f"{path}: layers_to_transform stands beside target_modules = {raw['target_modules']!r}, which names layers "
+            "itself: leave layers_to_transform out",
         )
     for field, (fits, kind) in KINDS.items():
         if (value := raw.get(field)) is not None and not fits(value):
@@ -188,7 +223,7 @@ def _words(allowed: Sequence[object]) -> str:
 
 def targeted(raw: Mapping[str, Any], modules: Sequence[str], path: Path) -> list[str]:
     """Which of the base's `modules` PEFT would put an adapter beside, in their order."""
-    wanted, left_out = raw.get("target_modules"), raw.get("exclude_modules") or []
+    wanted, left_out = raw["target_modules"], raw.get("exclude_modules") or []
     if not wanted:
         raise UserError("formats/peft-targets-empty", f"{path}: target_modules is empty: there is no adapter in it")
     layers = raw.get("layers_to_transform")
@@ -200,7 +235,7 @@ def targeted(raw: Mapping[str, Any], modules: Sequence[str], path: Path) -> list
         else:
             here = _named(wanted, name)
         number = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-        if layers and not isinstance(wanted, str):
+        if layers and name not in wanted:  # a whole name stands for itself
             here = here and number is not None and int(number[1]) in layers
         if here and not (left_out and _named(left_out, name)):
             chosen.append(name)

@@ -22,7 +22,14 @@ from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows
 from coretrain.formats.huggingface.weights import tensor_maps
-from coretrain.formats.peft.config import check_peft_config, patterns_in_time, rank_and_scale, targeted
+from coretrain.formats.peft.config import (
+    KEYS,
+    TARGETS_OF_KIND,
+    check_peft_config,
+    patterns_in_time,
+    rank_and_scale,
+    targeted,
+)
 from coretrain.formats.peft.names import (
     CONFIG,
     DIGEST,
@@ -48,6 +55,8 @@ def import_peft(
     """
     raw = read_json(folder / CONFIG, "the config of a PEFT adapter")
     check_peft_config(raw, folder / CONFIG)
+    if raw.get("target_modules") is None:
+        raw["target_modules"] = TARGETS_OF_KIND[config.model.position]
     file = _weights_file(folder)
     reader = _Reader(file, config.model, raw, weights)
     with patterns_in_time(folder / CONFIG):
@@ -69,6 +78,12 @@ def import_peft(
     tensors = reader.tensors(config, chosen)
     check_rows(trainable_parameters(config), tensors, str(folder))
     return config, tensors
+
+
+def peft_remarks(folder: Path) -> list[str]:
+    """What a folder of PEFT says that neither PEFT nor `import_peft` reads: sentences to print."""
+    unread = KEYS.unknown(read_json(folder / CONFIG, "the config of a PEFT adapter"))
+    return [f"{CONFIG} has {', '.join(unread)}, which isn't read"] if unread else []
 
 
 def trained_beside(folder: Path) -> str:
