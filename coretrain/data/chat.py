@@ -23,10 +23,10 @@ from coretrain.data.sources import Source, open_rows
 from coretrain.tokenizers.chat_template import (
     SampleError,
     Template,
-    TemplateError,
     open_template,
 )
 from coretrain.tokenizers.conversation import Conversation
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Ids, Tokenizer
 
 MISFIT = "misfit"
@@ -75,6 +75,13 @@ def _dumped(talk: Conversation, where: str) -> str:
             f"{where} holds values that JSON hasn't got, such as dates, or is nested too deeply: write texts, or "
             "leave all such rows out with data.misfits = drop",
         ) from None
+
+
+def _loaded(document: str) -> Conversation:
+    try:
+        return Conversation.load(document)
+    except RecursionError:  # it was read with fewer calls on the stack
+        raise SampleError("its values are nested too deeply") from None
 
 
 def said_in(document: str) -> str:
@@ -144,7 +151,7 @@ class ConversationEncoder:
         if _is_misfit(text):
             return np.array([2], np.uint32)
         try:
-            ids, targets = self.template.sample(Conversation.load(text))
+            ids, targets = self.template.sample(_loaded(text))
             if len(ids) - 1 > self.context:
                 raise SampleError(
                     f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample", True

@@ -8,8 +8,9 @@ from pathlib import Path
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.runs.folder import open_run, run_of
-from coretrain.tokenizers.chat_template import Template, TemplateError, open_template
+from coretrain.tokenizers.chat_template import Template, open_template
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 

@@ -273,7 +273,12 @@ class Template:
             return False
 
     def _hide(self, talk: Conversation) -> tuple[str, Conversation]:
-        """`talk` with each special token in a content as a mark and a character; and the mark, in no content."""
+        """`talk` with each special token in it as a mark and a character; and the mark, which is nowhere in it.
+
+        Where there is none, the mark is empty.
+        """
+        if not talk.holds(self._specials.search):
+            return "", talk
         said = talk.dump()
         free = [code for code in range(0xFDD0, 0xFDF0) if f"\\u{code:04x}" not in said]  # noncharacters of Unicode
         if not free:
@@ -289,7 +294,7 @@ class Template:
 
 def _refuse_escaped(text: str, mark: str) -> None:
     """A template that writes JSON in ASCII turns the mark of a hidden special token into `\\ufdd0`."""
-    if f"\\u{ord(mark):04x}" in text:
+    if mark and f"\\u{ord(mark):04x}" in text:
         raise SampleError("it holds a special token's name, which the template writes in JSON's ASCII form")
 
 

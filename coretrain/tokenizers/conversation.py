@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +68,11 @@ class Conversation:
             variables=_changed(self.variables, change),
         )
 
+    def holds(self, find: Callable[[str], object]) -> bool:
+        """Whether `find` finds something in one of those strings."""
+        held = [value for message in self.messages for name, value in message.items() if name != "role"]
+        return any(map(find, _strings([held, self.tools, self.documents, self.variables])))
+
     def without(self, number: int, names: tuple[str, ...]) -> Conversation:
         """Its first messages up to this one, which loses some of its fields."""
         *before, last = self.messages[: number + 1]
@@ -105,3 +110,15 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
         case dict():
             return {_changed(name, change): _changed(one, change) for name, one in value.items()}
     return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for one in value:
+                yield from _strings(one)
+        case dict():
+            for name, one in value.items():
+                yield from (name, *_strings(one))

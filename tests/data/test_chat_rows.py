@@ -209,6 +209,6 @@ def test_values_of_a_table_that_json_has_not_got(tmp_path, chat_config):
     with refused("data/row-not-json", "t.parquet, row 1"):
         list(chat_source(str(tmp_path / "t.parquet")).documents())
     assert len(list(chat_source(str(tmp_path / "t.parquet"), "drop").documents())) == 1
-    deep = {"messages": [ASKED, SAID | {"tool_calls": json.loads("[" * 800 + "]" * 800)}]}
+    deep = {"messages": [ASKED, SAID | {"content": "<|endoftext|>", "tool_calls": json.loads("[" * 800 + "]" * 800)}]}
     with refused("data/sample-refused", "line 1", "nested too deeply"):
         open_data(chat_config([deep, *chat_rows(2)]), lambda _: None)

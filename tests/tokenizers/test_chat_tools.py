@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from coretrain.base.errors import UserError
 from coretrain.data.chat_rows import conversation_of
-from coretrain.tokenizers.chat_template import SampleError, Template, TemplateError, checked
+from coretrain.tokenizers.chat_template import SampleError, Template, checked
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 # Of the kinds that models for tools and reasoning have: Qwen's, Llama's, and one that only writes JSON.
