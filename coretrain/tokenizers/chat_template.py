@@ -253,16 +253,14 @@ class Template:
     def _left_out(self, talk: Conversation, number: int, message: dict[str, Any], whole: str) -> str | None:
         """The first field of a message that isn't written, if one isn't. Without it the text is the same."""
         content = message.get("content", "").strip()
-        if content and content not in whole:
-            until = self.render(talk.upto(number + 1))
-            if self._same(until, talk.with_content(number, OTHER_WORDS)):
-                return "content"
+        if content and content not in whole and self._same(whole, talk.with_message(number, {"content": OTHER_WORDS})):
+            return "content"
         passed_over = ("role", "content", *(LABELS if message["role"] == "tool" else ()))
-        names = [name for name in message if name not in passed_over and message[name] not in ("", [], {})]
-        until = self.render(talk.upto(number + 1)) if names else ""
-        for name in names:
+        for name in message:
+            if name in passed_over or message[name] in ("", [], {}):
+                continue
             together = REASONING if name in REASONING else (name,)
-            if self._same(until, talk.without(number, together)):
+            if self._same(whole, talk.with_message(number, dict.fromkeys(together))):
                 return name
         return None
 

@@ -73,15 +73,10 @@ class Conversation:
         held = [value for message in self.messages for name, value in message.items() if name != "role"]
         return any(map(find, _strings([held, self.tools, self.documents, self.variables])))
 
-    def without(self, number: int, names: tuple[str, ...]) -> Conversation:
-        """Its first messages up to this one, which loses some of its fields."""
-        *before, last = self.messages[: number + 1]
-        return replace(self, messages=[*before, {name: last[name] for name in last if name not in names}])
-
-    def with_content(self, number: int, content: str) -> Conversation:
-        """Its first messages up to this one, which says something else."""
-        *before, last = self.messages[: number + 1]
-        return replace(self, messages=[*before, last | {"content": content}])
+    def with_message(self, number: int, change: Message) -> Conversation:
+        """The same with some fields of a message changed; None takes one away."""
+        fields = {name: value for name, value in (self.messages[number] | change).items() if value is not None}
+        return replace(self, messages=[*self.messages[:number], fields, *self.messages[number + 1 :]])
 
 
 def named_reasoning(message: Message) -> Message:
