@@ -29,6 +29,8 @@ REFUSED = {
         "tokens and targets are made here; give the messages alone, and mark answers that aren't learnt with weight 0",
     ),
     **dict.fromkeys(MARKS, "mark the answers themselves"),
+    "chat_template": "give one for all rows, as data.chat_template",
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "every answer is learnt to its end"),
 }
 """Fields of a row by which a trainer would learn something else, each with the way out."""
 ARGUMENTS = (
@@ -98,7 +100,7 @@ def unread_fields(row: Mapping[str, Any], talk: Conversation) -> set[str]:
 
 
 def _says_nothing(name: str, value: Any) -> bool:
-    return value in (1, "") if name in MARKS else value in ("", [], {})
+    return value in (1, "") if name in MARKS else not value
 
 
 Marked = tuple[list[Message], list[bool | None]]

@@ -64,7 +64,7 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED, SAID], "chat_template_kwargs": [1]}, "template-variables-unusable", []),
         ({"messages": [ASKED, SAID], "chat_template_kwargs": {"tools": 1}}, "template-variables-unusable", ["tools"]),
         ({"messages": [ASKED, SAID], "weight": 0.5}, "row-field-refused", ["weight"]),
-        *(({"messages": [ASKED, SAID], name: [1]}, "row-field-refused", [name]) for name in ("functions", "images")),
+        *(({"messages": [ASKED, SAID], name: [1]}, "row-field-refused", [name]) for name in REFUSED),
     ],
 )  # fmt: skip
 def test_rows_that_are_refused(row, code, words):
@@ -78,7 +78,13 @@ def test_every_form_of_a_row():
     assert plain.dump() == json.dumps([ASKED, SAID]), "the documents of plain rows stay what they were"
     for row in (
         {"messages": None, "prompt": "x", "completion": "y"},
-        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "weight": 1, "tools": ""},
+        {
+            "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}],
+            "weight": 1,
+            "tools": "",
+            "images": [],
+            "add_generation_prompt": False,
+        },
         {"messages": [ASKED | {"name": None}, SAID | {"weight": 1.0, "train": None}], "images": [], "prompt": "x"},
         {"prompt": [ASKED], "completion": [SAID]},
     ):
