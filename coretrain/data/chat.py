@@ -77,6 +77,13 @@ def _dumped(talk: Conversation, where: str) -> str:
         ) from None
 
 
+def _loaded(document: str) -> Conversation:
+    try:
+        return Conversation.load(document)
+    except RecursionError:  # it was read with fewer calls on the stack
+        raise SampleError("its values are nested too deeply") from None
+
+
 def said_in(document: str) -> str:
     """What is said in a conversation of `chat_source`, for a tokenizer that is trained on it."""
     return "" if _is_misfit(document) else Conversation.load(document).said()
@@ -144,7 +151,7 @@ class ConversationEncoder:
         if _is_misfit(text):
             return np.array([2], np.uint32)
         try:
-            ids, targets = self.template.sample(Conversation.load(text))
+            ids, targets = self.template.sample(_loaded(text))
             if len(ids) - 1 > self.context:
                 raise SampleError(
                     f"{len(ids) - 1} tokens are more than a row's {self.context}: shorten the sample", True

@@ -29,6 +29,8 @@ REFUSED = {
         "tokens and targets are made here; give the messages alone, and mark answers that aren't learnt with weight 0",
     ),
     **dict.fromkeys(MARKS, "mark the answers themselves"),
+    "chat_template": "give one for all rows, as data.chat_template",
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "every answer is learnt to its end"),
 }
 """Fields of a row by which a trainer would learn something else, each with the way out."""
 ARGUMENTS = (
@@ -40,9 +42,10 @@ ARGUMENTS = (
 MISFITS = frozenset(
     f"data/{code}"
     for code in (
-        "messages-not-a-list", "prompt-not-text", "message-field-missing", "message-field-not-text",
-        "message-role-unknown", "message-mark-unusable", "no-assistant-message", "no-answer-to-learn", "answer-empty",
-        "tools-unusable", "row-not-json",
+        "messages-not-a-list", "prompt-not-text", "message-not-an-object", "message-field-missing",
+        "message-field-not-text", "message-role-unknown", "message-mark-unusable", "message-mark-not-an-answers",
+        "message-marks-contradict", "no-assistant-message", "no-answer-to-learn", "answer-empty", "tools-unusable",
+        "row-not-json",
     )
 )  # fmt: skip
 """Faults of a single conversation, which `data.misfits` = drop leaves out."""
@@ -97,7 +100,7 @@ def unread_fields(row: Mapping[str, Any], talk: Conversation) -> set[str]:
 
 
 def _says_nothing(name: str, value: Any) -> bool:
-    return value in (1, "") if name in MARKS else value in ("", [], {})
+    return value in (1, "") if name in MARKS else not value
 
 
 Marked = tuple[list[Message], list[bool | None]]
@@ -149,7 +152,7 @@ def _listed(given: Any, name: str, where: str) -> Marked:
 def _message(one: Any, where: str) -> tuple[Message, bool | None]:
     """A message without its marks, and what they say."""
     if not isinstance(one, dict):
-        raise UserError("data/message-field-missing", f"{where} has no role: a message is {{role, content}}")
+        raise UserError("data/message-not-an-object", f"{where} is no object: a message is {{role, content}}")
     message = {name: value for name, value in one.items() if value is not None and name not in MARKS}
     for name, theirs in (("role", "from"), ("content", "value")):
         if theirs in message and name not in message:
@@ -181,13 +184,13 @@ def _mark(one: dict[str, Any], role: str, where: str) -> bool | None:
             )
         if value and role != "assistant":
             raise UserError(
-                "data/message-mark-unusable",
+                "data/message-mark-not-an-answers",
                 f"{where} has {name} = {value!r}, but is the {role}'s: the assistant's answers alone are learnt; take "
                 f"{name} out",
             )
     if len(set(marks.values())) > 1:
         raise UserError(
-            "data/message-mark-unusable", f"{where} has weight and train that contradict each other: take one out"
+            "data/message-marks-contradict", f"{where} has weight and train that contradict each other: take one out"
         )
     return bool(next(iter(marks.values()))) if marks else None
 

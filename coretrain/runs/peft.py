@@ -23,7 +23,9 @@ from coretrain.runs.base import base_run, keep_base
 from coretrain.runs.begin import new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import open_run
-from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
+from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
+from coretrain.tokenizers.huggingface import read_tokenizer
+from coretrain.tokenizers.merges import SAMPLES
 from coretrain.tokenizers.registry import load_tokenizer, saved_tokenizer
 from coretrain.tokenizers.tokenizer import SAVED_FACTS
 
@@ -73,7 +75,7 @@ def import_adapter(
     config, whole = on_its_base(given.changed(model=base.model, adapter__fingerprint=trained_beside(source)))
     config, tensors = import_peft(source, config, lambda: whole.groups["parameters"])
     config = _named(config, folder, overrides)
-    template = first_template(config, None)
+    template, said = first_template(config, read_chat_template(source)), _tokenizer_beside(source, given.adapter.base)
     with new_run(folder):
         target = interchange_of(folder, "update-00000000")
         save_interchange(target, config, {"parameters": tensors}, Progress(), "import")
@@ -88,9 +90,34 @@ def import_adapter(
         *([f"warning: {remark}"] if remark else []),
         f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
         *(f"note: {remark}" for remark in peft_remarks(source)),
+        *said,
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
         f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
     ]
+
+
+def _tokenizer_beside(source: Path, base: str) -> list[str]:
+    """What there is to say of a tokenizer in an adapter's folder: the run's is its base's.
+
+    Raises `UserError` where that one makes other ids of the same texts.
+    """
+    if not (source / "tokenizer.json").is_file() or not (base_run(base) / SAVED_FACTS).is_file():
+        return []
+    ours = load_tokenizer(base_run(base))
+    try:
+        theirs = read_tokenizer(source)
+    except UserError as obstacle:
+        return [f"the tokenizer of its base is the run's; its own can't be read: {obstacle}"]
+    if any(list(theirs.encode(text)) != list(ours.encode(text)) for text in SAMPLES):
+        raise UserError(
+            "runs/import-tokenizer-not-base",
+            f"{source} has a tokenizer that makes other ids than its base's, {base}: give the base that it was trained "
+            "on, or take its tokenizer files away",
+        )
+    if (theirs.specials, theirs.vocab) == (ours.specials, ours.vocab):
+        return []
+    others = ", ".join(sorted(theirs.specials.keys() ^ ours.specials.keys())) or "other ids"
+    return [f"the tokenizer of its base is the run's; its own differs in special tokens ({others})"]
 
 
 def _named(config: RunConfig, folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,15 @@ def with_added_tokens(raw: Mapping[str, Any], facts: Mapping[str, Any], where: P
     """
     vocab = raw["model"].get("vocab") or {}
     ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
-    added = {token["content"]: dict(token) for token in raw.get("added_tokens") or ()}
+    added: dict[str, dict[str, Any]] = {}
+    for token in raw.get("added_tokens") or ():
+        _agree(
+            _number(token["content"], added, ids), operator.index(token["id"]), token, where.with_name("tokenizer.json")
+        )
+        added[token["content"]] = dict(token)
     listed = facts.get("added_tokens_decoder") or {}
-    given = sorted(((int(number), token) for number, token in listed.items()), key=lambda pair: pair[0])
-    for number, token in given:
-        got = _add(added, ids, {"special": False, **token})
-        if got != number:
-            raise UserError(
-                "tokenizers/hf-added-token-id",
-                f"{where} gives token {token['content']!r} the id {number}, but in tokenizer.json it has {got}: take "
-                "both files from one place",
-            )
+    for number, token in sorted(((int(number), token) for number, token in listed.items()), key=lambda pair: pair[0]):
+        _agree(_add(added, ids, {"special": False, **token}), number, token, where)
     for _, token in _named(facts):
         if _text(token) in added:
             added[_text(token)]["special"] = True
@@ -132,17 +131,28 @@ def _text(token: Any) -> str:
     return text
 
 
+def _number(text: str, added: Mapping[str, dict[str, Any]], ids: Mapping[str, int]) -> int:
+    """The id that the package tokenizers gives a token: its own, or the next."""
+    if text in added:
+        return int(added[text]["id"])
+    return ids.get(text, max(len(ids), 1 + max((one["id"] for one in added.values()), default=-1)))
+
+
+def _agree(got: int, said: int, token: Mapping[str, Any], where: Path) -> None:
+    if got != said:
+        raise UserError(
+            "tokenizers/hf-added-token-id",
+            f"{where} gives token {token['content']!r} the id {said}, and transformers {got}, the next that is free or "
+            "that of the vocabulary: take all files of the tokenizer from one place",
+        )
+
+
 def _add(added: dict[str, dict[str, Any]], ids: Mapping[str, int], token: Mapping[str, Any]) -> int:
     """Put a token into `added`, its flags over those that are there; its id."""
     text = token["content"]
-    before = added.get(text, {})
+    number, before = _number(text, added, ids), added.get(text, {})
     special = bool(token.get("special") or before.get("special"))
-    if before:
-        number = before["id"]
-    else:
-        highest = max((one["id"] for one in added.values()), default=-1)
-        number = ids.get(text, max(len(ids), highest + 1))
     flags = {name: bool(token.get(name, default)) for name, default in FLAGS.items()}
     normalized = bool(token.get("normalized", not special))
     added[text] = {"id": number, "content": text, **flags, "normalized": normalized, "special": special}
-    return int(number)
+    return number

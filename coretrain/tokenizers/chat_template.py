@@ -260,16 +260,14 @@ class Template:
     def _left_out(self, talk: Conversation, number: int, message: dict[str, Any], whole: str) -> str | None:
         """The first field of a message that isn't written, if one isn't. Without it the text is the same."""
         content = message.get("content", "").strip()
-        if content and content not in whole:
-            until = self.render(talk.upto(number + 1))
-            if self._same(until, talk.with_content(number, OTHER_WORDS)):
-                return "content"
+        if content and content not in whole and self._same(whole, talk.with_message(number, {"content": OTHER_WORDS})):
+            return "content"
         passed_over = ("role", "content", *(LABELS if message["role"] == "tool" else ()))
-        names = [name for name in message if name not in passed_over and message[name] not in ("", [], {})]
-        until = self.render(talk.upto(number + 1)) if names else ""
-        for name in names:
+        for name in message:
+            if name in passed_over or message[name] in ("", [], {}):
+                continue
             together = REASONING if name in REASONING else (name,)
-            if self._same(until, talk.without(number, together)):
+            if self._same(whole, talk.with_message(number, dict.fromkeys(together))):
                 return name
         return None
 
@@ -280,7 +278,12 @@ class Template:
             return False
 
     def _hide(self, talk: Conversation) -> tuple[str, Conversation]:
-        """`talk` with each special token in a content as a mark and a character; and the mark, in no content."""
+        """`talk` with each special token in it as a mark and a character; and the mark, which is nowhere in it.
+
+        Where there is none, the mark is empty.
+        """
+        if not talk.holds(self._specials.search):
+            return "", talk
         said = talk.dump()
         free = [code for code in range(0xFDD0, 0xFDF0) if f"\\u{code:04x}" not in said]  # noncharacters of Unicode
         if not free:
@@ -296,7 +299,7 @@ class Template:
 
 def _refuse_escaped(text: str, mark: str) -> None:
     """A template that writes JSON in ASCII turns the mark of a hidden special token into `\\ufdd0`."""
-    if f"\\u{ord(mark):04x}" in text:
+    if mark and f"\\u{ord(mark):04x}" in text:
         raise SampleError("it holds a special token's name, which the template writes in JSON's ASCII form")
 
 

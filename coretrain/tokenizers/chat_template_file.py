@@ -28,8 +28,8 @@ def read_chat_template(folder: Path) -> str | None:
         return one_template({name: _text(path) for name, path in found.items()})
     facts = folder / "tokenizer_config.json"
     template = read_json(facts, "the tokenizer's facts").get("chat_template") if facts.is_file() else None
-    if isinstance(template, list):  # several by name
-        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):  # several by name
+        template = {one.get("name"): one.get("template") for one in template}
     if isinstance(template, dict) and all(isinstance(text, str) for pair in template.items() for text in pair):
         return one_template(template)
     if template is not None and not isinstance(template, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,15 +68,15 @@ class Conversation:
             variables=_changed(self.variables, change),
         )
 
-    def without(self, number: int, names: tuple[str, ...]) -> Conversation:
-        """Its first messages up to this one, which loses some of its fields."""
-        *before, last = self.messages[: number + 1]
-        return replace(self, messages=[*before, {name: last[name] for name in last if name not in names}])
+    def holds(self, find: Callable[[str], object]) -> bool:
+        """Whether `find` finds something in one of those strings."""
+        held = [value for message in self.messages for name, value in message.items() if name != "role"]
+        return any(map(find, _strings([held, self.tools, self.documents, self.variables])))
 
-    def with_content(self, number: int, content: str) -> Conversation:
-        """Its first messages up to this one, which says something else."""
-        *before, last = self.messages[: number + 1]
-        return replace(self, messages=[*before, last | {"content": content}])
+    def with_message(self, number: int, change: Message) -> Conversation:
+        """The same with some fields of a message changed; None takes one away."""
+        fields = {name: value for name, value in (self.messages[number] | change).items() if value is not None}
+        return replace(self, messages=[*self.messages[:number], fields, *self.messages[number + 1 :]])
 
 
 def named_reasoning(message: Message) -> Message:
@@ -105,3 +105,15 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
         case dict():
             return {_changed(name, change): _changed(one, change) for name, one in value.items()}
     return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for one in value:
+                yield from _strings(one)
+        case dict():
+            for name, one in value.items():
+                yield from (name, *_strings(one))

@@ -58,6 +58,11 @@ def _raw(folder: Path, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     if path.is_file():
         raw = read_json(path, "a tokenizer of Hugging Face's fast kind")
         _check_prefix(path, raw, facts)
+        if dropout := raw["model"].get("dropout"):
+            raise UserError(
+                "tokenizers/hf-dropout",
+                f"{path} has dropout = {dropout}, by which the same text gets other ids each time: set it to null",
+            )
         return path, raw
     if vocab.is_file() and merges.is_file():
         return vocab, _gpt2_files(folder, facts, read_json(vocab, "the tokens of a tokenizer"), merges)

@@ -15,6 +15,7 @@ from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.interchange import interchange_of, newest_interchange, save_interchange
 from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress
 from coretrain.contract.parameters import initial_parameters
+from coretrain.formats.huggingface.tokenizer import write_tokenizer
 from coretrain.runs.adapted import check_tokenizer, merge_run, with_base
 from coretrain.runs.base import Base, keep_base
 from coretrain.runs.convert import export_run, import_run
@@ -22,6 +23,7 @@ from coretrain.runs.files import with_own_files
 from coretrain.runs.folder import open_run, resumed_config
 from coretrain.tokenizers.chat_template import PLAIN
 from coretrain.tokenizers.registry import bytes_tokenizer, named_tokenizer
+from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.generate import open_for_generation
 from coretrain.training.resolve import completed
@@ -132,6 +134,31 @@ def test_an_adapter_of_peft_takes_the_bases_tokenizer(small_config, made, tmp_pa
     config = open_run((tmp_path / "run").rename(tmp_path / "moved"))
     own = with_own_files(config, tmp_path / "moved").data.tokenizer
     assert named_tokenizer(own).fingerprint == bytes_tokenizer().fingerprint
+
+
+def test_a_tokenizer_and_a_template_beside_an_adapter_of_peft(small_config, made, tmp_path):
+    """As TRL saves them: the template is the run's, and of another tokenizer it is said that the base's is taken."""
+    base = made(2)
+    bytes_tokenizer().save(base)
+    (base / "chat_template.jinja").write_text(PLAIN)
+    lora, _ = with_base(small_config(**LORA, adapter__base=base))
+    where = interchange_of(tmp_path / "lora", "update-00000000")
+    save_interchange(where, lora, {"parameters": initial_adapter(lora)}, Progress(), "import")
+    (tmp_path / "lora" / "config.json").write_text(lora.to_json())
+    export_run(tmp_path / "lora", tmp_path / "peft", "peft")
+    padded = Tokenizer("padded", bytes_tokenizer().ranks, None, 256, {"<|endoftext|>": 256, "<pad>": 257})
+    mine = PLAIN.replace("###", "##")
+    for number, (tokenizer, words) in enumerate(((bytes_tokenizer(), ""), (padded, "special tokens (<pad>)"))):
+        write_tokenizer(tmp_path / "peft", tokenizer, 40, mine)
+        lines = import_run(tmp_path / "peft", tmp_path / f"run{number}", small_config(adapter__base=base))
+        assert (tmp_path / f"run{number}" / "chat_template.jinja").read_text() == mine
+        assert any("its own differs" in line for line in lines) == bool(words)
+        assert words in "".join(lines)
+    merging = Tokenizer("merging", bytes_tokenizer().ranks | {b"re": 256}, GPT2_PATTERN, 257)
+    write_tokenizer(tmp_path / "peft", merging, 40)
+    with refused("runs/import-tokenizer-not-base", "peft", "base"):
+        import_run(tmp_path / "peft", tmp_path / "run", small_config(adapter__base=base))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_adapter_of_peft_finds_a_base_that_went_on(small_config, made, tmp_path):

@@ -12,12 +12,13 @@ import pytest
 
 from coretrain.data.batch import IGNORED
 from coretrain.data.chat import chat_source, open_encoder, said_in
-from coretrain.data.chat_rows import ARGUMENTS, READ, REFUSED, conversation_of
+from coretrain.data.chat_rows import ARGUMENTS, MISFITS, READ, REFUSED, conversation_of
 from coretrain.data.open import open_data
 from coretrain.tokenizers.chat_template import PLAIN
 from coretrain.tokenizers.registry import bytes_tokenizer
 from tests.support.corpora import chat_rows
 from tests.support.refusal import refused
+from tests.support.sentences import raised
 
 ASKED = {"role": "user", "content": "x"}
 SAID = {"role": "assistant", "content": "y"}
@@ -43,7 +44,7 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED, SAID], "conversations": [ASKED, SAID]}, "row-of-two-forms", ["messages and conv"]),
         ({"messages": [ASKED, SAID], "prompt": "x", "completion": "y"}, "row-of-two-forms", ["messages and prompt"]),
         ({"messages": []}, "messages-not-a-list", ["messages"]),
-        ({"messages": [ASKED, 3]}, "message-field-missing", ["message 2", "role"]),
+        ({"messages": [ASKED, 3]}, "message-not-an-object", ["message 2", "role"]),
         ({"messages": [{"role": "user"}]}, "message-field-missing", ["message 1", "content"]),
         ({"messages": [ASKED, SAID | {"content": None}]}, "message-field-missing", ["message 2", "content"]),
         ({"messages": [ASKED, {"content": "x"}]}, "message-field-missing", ["message 2", "role"]),
@@ -53,8 +54,8 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED, SAID | {"content": ""}]}, "answer-empty", []),
         ({"messages": [ASKED, SAID | {"weight": 0.5}]}, "message-mark-unusable", ["message 2", "weight = 0.5"]),
         ({"messages": [ASKED, SAID | {"train": "no"}]}, "message-mark-unusable", ["train = 'no'"]),
-        ({"messages": [ASKED, SAID | {"weight": 1, "train": False}]}, "message-mark-unusable", ["contradict"]),
-        ({"messages": [ASKED | {"train": True}, SAID]}, "message-mark-unusable", ["message 1", "train", "user"]),
+        ({"messages": [ASKED, SAID | {"weight": 1, "train": False}]}, "message-marks-contradict", ["contradict"]),
+        ({"messages": [ASKED | {"train": True}, SAID]}, "message-mark-not-an-answers", ["message 1", "train"]),
         ({"messages": [ASKED, SAID | {"weight": 0}]}, "no-answer-to-learn", []),
         ({"messages": [ASKED, SAID], "tools": "add"}, "tools-unusable", ["tools"]),
         ({"messages": [ASKED, SAID], "documents": ["text"]}, "tools-unusable", ["documents"]),
@@ -63,7 +64,7 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED, SAID], "chat_template_kwargs": [1]}, "template-variables-unusable", []),
         ({"messages": [ASKED, SAID], "chat_template_kwargs": {"tools": 1}}, "template-variables-unusable", ["tools"]),
         ({"messages": [ASKED, SAID], "weight": 0.5}, "row-field-refused", ["weight"]),
-        *(({"messages": [ASKED, SAID], name: [1]}, "row-field-refused", [name]) for name in ("functions", "images")),
+        *(({"messages": [ASKED, SAID], name: [1]}, "row-field-refused", [name]) for name in REFUSED),
     ],
 )  # fmt: skip
 def test_rows_that_are_refused(row, code, words):
@@ -77,7 +78,13 @@ def test_every_form_of_a_row():
     assert plain.dump() == json.dumps([ASKED, SAID]), "the documents of plain rows stay what they were"
     for row in (
         {"messages": None, "prompt": "x", "completion": "y"},
-        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "weight": 1, "tools": ""},
+        {
+            "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}],
+            "weight": 1,
+            "tools": "",
+            "images": [],
+            "add_generation_prompt": False,
+        },
         {"messages": [ASKED | {"name": None}, SAID | {"weight": 1.0, "train": None}], "images": [], "prompt": "x"},
         {"prompt": [ASKED], "completion": [SAID]},
     ):
@@ -106,6 +113,8 @@ def test_the_lists_are_those_of_the_reference():
     assert taken.keys() - {"self", "kwargs"} | {"messages"} == set(ARGUMENTS)
     assert chat_template_utils._REASONING_FIELDS == REASONING
     assert not set(READ) & REFUSED.keys()
+    codes = {code for code, _, file in raised() if file.startswith("coretrain/data/chat")}
+    assert codes >= MISFITS
 
 
 def targets_of(chat_config, rows, **more):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import transformers
@@ -14,6 +16,8 @@ from coretrain.formats.gguf.file import GGUFFile
 from coretrain.formats.gguf.tokenizer import PATTERNS, gguf_chat_template, read_gguf_tokenizer
 from coretrain.formats.gguf.weights import export_gguf
 from coretrain.formats.huggingface.weights import export_huggingface
+from coretrain.tokenizers.chat_template import Template
+from coretrain.tokenizers.conversation import Conversation
 from coretrain.tokenizers.merges import DIGITS_PATTERN, SAMPLES
 from coretrain.tokenizers.registry import bytes_tokenizer, gpt2_tokenizer, load_tokenizer
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
@@ -106,3 +110,13 @@ def test_a_partial_tokenizer_drops_what_it_lacks_and_is_saved_whole(tmp_path: Pa
     )
     with refused("tokenizers/byte-without-token", "192"):
         Tokenizer("x", pretrained.ranks, DIGITS_PATTERN, 0)
+
+
+def test_the_template_for_tools_is_kept_with_the_default_one() -> None:
+    """As llama.cpp takes it where there are tools."""
+    keys = {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "{{ tools[0].a }}"}
+    template = gguf_chat_template(cast(GGUFFile, SimpleNamespace(facts=keys)))
+    both = Template(template or "", "it", gpt2_tokenizer())
+    talk = [{"role": "user", "content": "x"}]
+    assert [both.render(Conversation(talk, tools)) for tools in (None, [{"a": 7}])] == ["plain", "7"]
+    assert gguf_chat_template(cast(GGUFFile, SimpleNamespace(facts={}))) is None

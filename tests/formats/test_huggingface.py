@@ -174,7 +174,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         with refused("formats/weight-map-damaged", "index.json"):
             import_huggingface(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer_config.json").write_text('{"chat_template": ["a", {"name": "default"}]}')
-    assert read_chat_template(tmp_path / "hf") is None
+    with refused("tokenizers/template-not-text", "tokenizer_config.json"):
+        read_chat_template(tmp_path / "hf")
     (tmp_path / "hf" / "chat_template.jinja").write_bytes(b"\xff")
     with refused("tokenizers/template-not-utf-8", "chat_template.jinja"):
         read_chat_template(tmp_path / "hf")

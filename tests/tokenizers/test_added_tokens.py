@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import transformers
 from transformers import tokenization_utils_base as their_base
 from transformers import tokenization_utils_tokenizers as their_fast
 
+from coretrain.base.errors import UserError
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
 from coretrain.tokenizers.added_tokens import OBEYED, REFUSED, ROLES, WITHOUT_EFFECT
 from coretrain.tokenizers.chat_template import Template
@@ -127,6 +129,7 @@ def test_every_token_that_generation_stops_at(plain: Tokenizer, tmp_path: Path) 
     ("config", "code", "name"),
     [
         (added(N + 7), "hf-added-token-id", "407"),
+        ({"id": N + 7}, "hf-added-token-id", "tokenizer.json gives token '<new>' the id 407, and transformers 400"),
         ({"split_special_tokens": True}, "hf-field-refused", "split_special_tokens"),
         ({"fix_mistral_regex": True}, "hf-field-refused", "fix_mistral_regex"),
         ({"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}, "hf-versioned-files", "fast_tokenizer"),
@@ -139,7 +142,8 @@ def test_files_that_contradict_each_other(
     config: dict[str, Any], code: str, name: str, plain: Tokenizer, tmp_path: Path
 ) -> None:
     with refused(f"tokenizers/{code}", name):
-        read_tokenizer(folder_of(tmp_path / "hf", plain, config))
+        more = {"json": IN_JSON | config} if "id" in config else {}
+        read_tokenizer(folder_of(tmp_path / "hf", plain, config, **more))
 
 
 def test_every_field_that_transformers_reads_has_its_place() -> None:
@@ -194,9 +198,82 @@ def test_templates_by_name(form: str, plain: Tokenizer, tmp_path: Path) -> None:
         assert template.render(Conversation(TALK, tools)) == told
 
 
-def test_a_template_that_is_no_text(plain: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_that_is_no_text_and_ids_that_are_drawn(plain: Tokenizer, tmp_path: Path) -> None:
     for number, bad in enumerate((5, {"default": 3}, [{"name": "default"}])):
         folder = folder_of(tmp_path / str(number), plain, {"chat_template": bad})
         with refused("tokenizers/template-not-text", "tokenizer_config.json"):
             read_chat_template(folder)
+    folder = folder_of(tmp_path / "dropout", plain, {})
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["model"]["dropout"] = 0.1
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with refused("tokenizers/hf-dropout", "dropout = 0.1"):
+        read_tokenizer(folder)
     assert read_chat_template(folder_of(tmp_path / "none", plain, {"chat_template": None})) is None
+
+
+POOL = ("<new>", "</s>", "<s>", "[SEP]", "def", "xy", "<|t|>", "é<>")
+
+
+def random_folder(draw: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tokens named in all the ways that files have, with random flags; each file may know of others."""
+
+    def flags() -> dict[str, bool]:
+        return {name: draw.random() < 0.3 for name in ("lstrip", "rstrip", "special", "normalized")} | {
+            "single_word": False
+        }
+
+    inside = draw.sample(POOL, draw.randrange(4))
+    files: dict[str, Any] = {"tokens": [{"content": name, **flags()} for name in inside]}
+    said: dict[str, Any] = {}
+    listed = draw.sample(POOL, draw.randrange(4))
+    if draw.random() < 0.5:
+        said["added_tokens_decoder"] = [{"content": name, **flags()} for name in listed]
+    elif draw.random() < 0.5:
+        files["special_tokens_map"] = {"eos_token": draw.choice(POOL), "cls_token": {"content": draw.choice(POOL)}}
+    for role in draw.sample(["eos_token", "bos_token", "mask_token", "my_token"], draw.randrange(3)):
+        said[role] = draw.choice([*POOL, *([None] if role == "bos_token" else [])])
+    if draw.random() < 0.4:
+        key = draw.choice(["extra_special_tokens", "additional_special_tokens"])
+        said[key] = draw.sample(POOL, draw.randrange(1, 3))
+    return said, files
+
+
+@pytest.mark.slow
+def test_random_folders(plain: Tokenizer, tmp_path: Path) -> None:
+    """A sweep: ids of random texts, roles and the size of the vocabulary are those of transformers in every folder."""
+    draw, same, refusals = random.Random(0), 0, 0
+    for number in range(400):
+        said, files = random_folder(draw)
+        folder = folder_of(tmp_path / str(number), plain, {})
+        raw, ids = json.loads((folder / "tokenizer.json").read_text()), {}
+
+        def numbered(name: str, ids: dict[str, int], vocab: dict[str, int]) -> int:
+            return ids.setdefault(name, vocab.get(name, max([N - 1, *ids.values()]) + 1))
+
+        for token in files.pop("tokens"):
+            raw["added_tokens"].append(token | {"id": numbered(token["content"], ids, raw["model"]["vocab"])})
+        raw["added_tokens"].sort(key=lambda token: token["id"])
+        if "added_tokens_decoder" in said:
+            listed = said["added_tokens_decoder"]
+            numbers = [numbered(token["content"], ids, raw["model"]["vocab"]) for token in listed]
+            said["added_tokens_decoder"] = dict(zip(map(str, numbers), listed, strict=True))
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | said
+        (folder / "tokenizer.json").write_text(json.dumps(raw))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        try:
+            ours = read_tokenizer(folder)
+        except UserError:
+            refusals += 1
+            continue
+        assert ours.vocab == len(theirs), (said, files, raw["added_tokens"])
+        template = Template("{{ 1 }}", "it", ours)
+        for _ in range(20):
+            text = "".join(draw.choices([*POOL, " ", "\n", "a", " b", "\u2003", "1"], k=12))
+            told = theirs(text, add_special_tokens=False)["input_ids"]
+            assert template.ids(text).tolist() == told, (text, said, files, raw["added_tokens"])
+        same += 1
+    assert (same, refusals) == (400, 0)

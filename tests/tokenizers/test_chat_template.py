@@ -16,11 +16,11 @@ from coretrain.tokenizers.chat_template import (
     PLAIN,
     SampleError,
     Template,
-    TemplateError,
     checked,
     open_template,
 )
 from coretrain.tokenizers.conversation import Conversation
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer
 from tests.support.corpora import chat_rows

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from coretrain.base.errors import UserError
 from coretrain.data.chat_rows import conversation_of
-from coretrain.tokenizers.chat_template import SampleError, Template, TemplateError, checked
+from coretrain.tokenizers.chat_template import SampleError, Template, checked
+from coretrain.tokenizers.jinja import TemplateError
 from coretrain.tokenizers.tokenizer import Tokenizer
 
 # Of the kinds that models for tools and reasoning have: Qwen's, Llama's, and one that only writes JSON.
@@ -158,6 +159,10 @@ def test_the_random_rows_are_mostly_of_use(tokenizer, theirs):
     template = checked(Template(TOOLED["headers"], "headers", tokenizer))
     with pytest.raises(SampleError, match=r"leaves out thinking of message 2 \(assistant\)"):
         template.sample(conversation_of(thought, ""))
+    forgetful = "{% for m in messages %}{{ m.thinking if loop.last }}{{ m.content }}<|im_end|>{% endfor %}"
+    again = {"messages": [*thought["messages"], *thought["messages"]]}
+    with pytest.raises(SampleError, match=r"forgetful leaves out thinking of message 2 \(assistant\)"):
+        Template(forgetful, "forgetful", tokenizer).sample(conversation_of(again, ""))
     with pytest.raises(SampleError, match=r"refuses it \(one call at once!\)"):
         template.sample(conversation_of({"messages": [talk[1], talk[2] | {"tool_calls": [call, call]}]}, ""))
 
