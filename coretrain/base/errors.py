@@ -19,8 +19,10 @@ from coretrain.base.streams import ready_streams
 EXIT_USER_ERROR = 2
 UNREAD = 141
 """Exit code as of a program that SIGPIPE ends."""
-OF_THE_PLACE = ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT")
-OF_THE_PLACE += ("ENOENT", "ELOOP", "ENOTEMPTY")
+OF_THE_PLACE = (
+    *("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT"),
+    *("ENOENT", "ELOOP", "ENOTEMPTY"),
+)
 """Errors of the system, by name (each has its own numbers), that are for the user to mend."""
 ANEW = "free or change the place and run the same again"
 RESUME = (
