@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -46,7 +47,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
-    raw.setdefault("name", path.stem)
+    raw.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", path.stem))
     raw = _shorter_warmup(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)
 

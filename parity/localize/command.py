@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import zipfile
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             )
         _check_place(folder)
         report = localize_runs(*map(typed_path, places))
-        report.reproduce = f"{program} {places[0]} {places[1]}"
+        report.reproduce = f"{program} {shlex.join(places)}"
     else:
         for key in ("layers", "width"):
             if key in options and not (options[key].isdecimal() and int(options[key])):
@@ -193,4 +194,4 @@ def _command(words: Sequence[str], folder: Path, program: str) -> str:
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    return " ".join([program, *kept, "--inputs", str(folder / "localize.npz")])
+    return f"{program} {shlex.join([*kept, '--inputs', str(folder / 'localize.npz')])}"
