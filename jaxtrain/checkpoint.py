@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.errors import UserError, exits_cleanly
+from coretrain.base.files import short_hash
 from coretrain.checkpoint.interchange import save_interchange
 from coretrain.checkpoint.manifest import verify
 from jaxtrain.adapters import partition
@@ -146,13 +147,20 @@ def _hush() -> None:
 def _plain(folder: Path) -> Iterator[Path]:
     """`folder` under a name that orbax finds again: it takes brackets, asterisks and question marks for patterns."""
     whole = folder.absolute()
-    if glob.escape(str(whole)) == str(whole):
+    odd = [place for place in (whole, *whole.parents) if glob.escape(place.name) != place.name]
+    if not odd:
         yield whole
         return
-    with tempfile.TemporaryDirectory(prefix="twintrain-") as scratch:
-        link = Path(scratch, "run")
-        link.symlink_to(whole, target_is_directory=True)
-        yield link
+    with contextlib.ExitStack() as opened:
+        if jax.process_count() == 1:
+            link = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="twintrain-")), "run")
+        else:  # all processes must give Orbax one name, and none knows when the last has done with it: it stays
+            link = Path(tempfile.gettempdir(), f"twintrain-{os.getuid()}-{short_hash(str(odd[0]))}")
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(odd[0], target_is_directory=True)
+        if link.readlink() != odd[0]:
+            raise UserError("jax/link-is-anothers", f"{link} is in the way: remove it, then go on with --resume")
+        yield link / whole.relative_to(odd[0])
 
 
 def _sparing(state: Any) -> ocp.Context:

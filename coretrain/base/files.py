@@ -111,6 +111,11 @@ def typed_path(text: str) -> Path:
         ) from None
 
 
+def quoted(path: Path) -> str:
+    """A path as Python's own text, in double quotes."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 @contextlib.contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` to write it in; what isn't moved out of it by the end of the block is removed.

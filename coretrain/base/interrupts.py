@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -20,11 +21,13 @@ def in_main_thread() -> bool:
 
 
 def loading_program() -> None:
-    """Let Ctrl-C end a program at once while its modules load, if it is one (`python -m`): nothing is written yet.
+    """Let Ctrl-C end one of our programs at once while its modules load: nothing is written yet.
 
     To be called while a package is imported. `answered` ends it.
     """
-    if sys.argv[:1] == ["-m"] and in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    ours = name in ("-m", "twintrain")  # Python's name of `python -m PROGRAM` meanwhile, and the installed command
+    if ours and in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -49,7 +49,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[tuple[str, 
         raw = from_toml(read_bytes(path, LARGEST_TOML).decode())
     except ValueError as error:
         raise UserError("config/toml-invalid", f"{path} is not valid TOML: {error}") from None
-    raw.setdefault("name", path.stem)
+    raw.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", path.stem))
     raw = _following(apply_overrides(raw, overrides), {key for key, _ in overrides})
     return build_config(raw, str(path), overrides)
 

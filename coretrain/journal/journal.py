@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -194,7 +195,7 @@ class Journal:
         rows.append(("report", str(report)))
         rows.append(("metrics", str(self.folder / METRICS)))
         if self.config.journal.tensorboard:
-            rows.append(("curves", f"tensorboard --logdir {self.folder / 'tensorboard'}"))
+            rows.append(("curves", f"tensorboard --logdir {shlex.quote(str(self.folder / 'tensorboard'))}"))
         self.header({"result": rows})
 
     def _say(self, text: str, style: str = "") -> None:

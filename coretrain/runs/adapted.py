@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -194,5 +195,5 @@ def merge_run(source: Path, folder: Path, base: Path | None = None) -> list[str]
         write_atomically(folder / "config.json", whole.to_json())
     return [
         f"wrote {folder}: {adapter.base} with the adapter {adapter.name} of {path} merged into it",
-        f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
+        f"text from it: python -m torchtrain.generate {shlex.quote(str(folder))} PROMPT (or jaxtrain.generate)",
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import typed_path, write_atomically
+from coretrain.base.files import quoted, typed_path, write_atomically
 from coretrain.base.half_precision import HalfPrecision
 from coretrain.checkpoint.interchange import (
     Interchange,
@@ -81,11 +82,16 @@ def base_export(config: RunConfig) -> tuple[Path, str]:
         run, checkpoint = run_of(place), Base(place).checkpoints(config.adapter.fingerprint)[0]
         if checkpoint.name != newest_interchange(run).name:
             target = _in_export(run, f"{run.absolute().name}-{checkpoint.name}", "hf")
-            return target, f"{checkpoint} {target} --to hf"
-        return exported_to(run, "hf"), f"{run} --to hf"
+            return target, f"{_words(checkpoint, target)} --to hf"
+        return exported_to(run, "hf"), f"{_words(run)} --to hf"
     except UserError:  # it has moved, or is a checkpoint alone
         target = place.with_name(f"{place.name}-hf") if (place / MANIFEST).is_file() else exported_to(place, "hf")
-        return target, f"{place} {target} --to hf"
+        return target, f"{_words(place, target)} --to hf"
+
+
+def _words(*paths: Path) -> str:
+    """Paths as they are typed in a shell."""
+    return shlex.join(map(str, paths))
 
 
 def export_run(
@@ -140,7 +146,7 @@ def export_run(
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"
     return [
         f"wrote {target}: {done}, {say}",
-        f'load it with transformers.AutoModelForCausalLM.from_pretrained("{target}")',
+        f"load it with transformers.AutoModelForCausalLM.from_pretrained({quoted(target)})",
     ]
 
 
@@ -231,7 +237,7 @@ def import_run(
         f"wrote {folder}: {source} as a run at update 0, {size:,} parameters",
         say,
         *(f"note: {remark}" for remark in remarks),
-        f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
+        f"train it on {config.data.source} with: python -m torchtrain.run --resume {_words(folder)} (or jaxtrain.run)",
     ]
 
 

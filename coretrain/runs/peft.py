@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
-from coretrain.base.files import write_atomically
+from coretrain.base.files import quoted, write_atomically
 from coretrain.base.half_precision import HalfPrecision
 from coretrain.checkpoint.interchange import Interchange, interchange_of, save_interchange
 from coretrain.checkpoint.manifest import Progress
@@ -47,7 +48,7 @@ def export_adapter(
     card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
     say = "" if base.is_dir() else f", to be written with: twintrain convert {how}"
-    return [f'load it with peft.AutoPeftModelForCausalLM.from_pretrained("{target}"); its base is {base}{say}']
+    return [f"load it with peft.AutoPeftModelForCausalLM.from_pretrained({quoted(target)}); its base is {base}{say}"]
 
 
 def import_adapter(
@@ -85,14 +86,15 @@ def import_adapter(
             write_atomically(folder / CHAT_TEMPLATE, template)
         carry_chat_template(config, folder)
         write_atomically(folder / "config.json", config.to_json())
+    typed = shlex.quote(str(folder))
     c, remark = config.adapter, keep_base(config, whole.folder)
     return [
         *([f"warning: {remark}"] if remark else []),
         f"wrote {folder}: {source} as a run at update 0, rank {c.rank}, scale {c.scale:g}, {len(tensors)} tensors",
         *(f"note: {remark}" for remark in peft_remarks(source)),
         *said,
-        f"train it on {config.data.source} with: python -m torchtrain.run --resume {folder} (or jaxtrain.run)",
-        f"text from it: python -m torchtrain.generate {folder} PROMPT (or jaxtrain.generate)",
+        f"train it on {config.data.source} with: python -m torchtrain.run --resume {typed} (or jaxtrain.run)",
+        f"text from it: python -m torchtrain.generate {typed} PROMPT (or jaxtrain.generate)",
     ]
 
 

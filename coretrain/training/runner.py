@@ -201,7 +201,8 @@ def check_shared(folder: Path, config: RunConfig, world: World) -> None:
 
 
 def begin_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Write into the run's folder its config, its tokenizer, and its base's chat template."""
+    """Make the run's folder, with its config, its tokenizer, and its base's chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
     remove(path for path in folder.glob(f"{TEMPORARY}[0-9]*") if path.is_file())  # of a process that was killed
     write_atomically(folder / "config.json", config.to_json().encode())
     data.tokenizer.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import zipfile
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             )
         _check_place(folder)
         report = localize_runs(*map(typed_path, places))
-        report.reproduce = f"{program} {places[0]} {places[1]}"
+        report.reproduce = f"{program} {shlex.join(places)}"
     else:
         sizes = [_size(key, options.get(key)) for key in ("layers", "width")]
         jax.config.update("jax_enable_x64", True)
@@ -214,4 +215,4 @@ def _command(words: Sequence[str], folder: Path, program: str) -> str:
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    return " ".join([program, *kept, "--inputs", str(folder / "localize.npz")])
+    return f"{program} {shlex.join([*kept, '--inputs', str(folder / 'localize.npz')])}"

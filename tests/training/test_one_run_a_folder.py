@@ -42,10 +42,11 @@ def never(*_):
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_the_second_to_go_on_with_a_run_is_refused_before_it_does_anything(small_config, tmp_path, stack):
     (tmp_path / "config.json").write_text(small_config().to_json())
-    before = (tmp_path / "config.json").stat()
+    before = (tmp_path / "config.json").stat().st_mtime_ns
     with busy(tmp_path) as process, refused("base/folder-in-use", str(tmp_path), f"process {process.pid} "):
         run(["--resume", str(tmp_path)], stack, never)
-    assert (tmp_path / "config.json").stat() == before
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
 def test_two_new_runs_never_share_a_folder(tmp_path, monkeypatch):
