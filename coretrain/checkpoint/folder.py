@@ -141,10 +141,14 @@ class CheckpointFolder:
         process checks a part of the files, and a checkpoint that is damaged for one is passed over by all.
         """
         world = world or World()
-        best = self.best() if best_first else None
-        if best_first and best is None and (lost := self._sealed_best()):
-            say(f"{lost.name}, the run's best checkpoint, isn't there any more: the newest is taken")
-        order = sorted(self.found(), key=lambda path: path != best)
+        order = self.found()
+        if best_first:
+            best, newest = self.best(), self.newest_sealed()
+            if best is None and (lost := self._sealed_best()):
+                say(f"{lost.name}, the run's best checkpoint, isn't there any more: the newest is taken")
+            # those without a whole manifest stay in front, to be said: they may have named another as the best
+            unread = order[: order.index(newest[0])] if newest else order
+            order = sorted(order, key=lambda path: (path not in unread, path != best))
         for name in world.broadcast("\n".join(path.name for path in order)).split():
             path = self.path / name
             damage, result = "", None

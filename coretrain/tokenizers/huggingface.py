@@ -203,7 +203,7 @@ def ranked_tokenizer(
     try:
         ranks = {as_bytes(word): rank for word, rank in words.items()}
         merged = [(as_bytes(a), as_bytes(b)) for a, b in pairs]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         raise UserError(
             "tokenizers/bpe-not-byte-level", f"{path} is no byte-level BPE that ranks can describe"
         ) from None

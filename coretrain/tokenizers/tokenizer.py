@@ -91,7 +91,7 @@ class Tokenizer:
                 else tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=whole, special_tokens=self.specials)
             )
             self.fingerprint: str = self._fingerprint()
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, TypeError) as error:
             raise UserError(
                 "tokenizers/pattern-or-ids-unusable",
                 f"tokenizer {name} can't be run, by its pattern or its ids ({error}): "

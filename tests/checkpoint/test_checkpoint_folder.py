@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,12 @@ import pytest
 from coretrain.base.errors import UserError
 from coretrain.checkpoint import manifest
 from coretrain.checkpoint.folder import CheckpointFolder
-from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress, verify
+from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress, seal, verify
 from coretrain.runs import translate
 from coretrain.training import restore
 from jaxtrain.checkpoint import export_interchange as export_jax
 from jaxtrain.checkpoint import load_native, save_native
-from tests.support.checkpoints import native, updates
+from tests.support.checkpoints import CONFIG, PROGRESS, native, updates
 from tests.support.files import flip_bit
 from tests.support.refusal import refused
 from torchtrain.checkpoint import export_interchange as export_torch
@@ -134,6 +135,26 @@ def test_the_best_one_is_passed_over_when_damaged(tmp_path: Path, monkeypatch: p
     for export in (export_torch, export_jax):
         with refused("checkpoint/file-checksum-wrong"):
             export(tmp_path, "update-00000100")
+
+
+def test_a_damaged_manifest_of_the_best_one_is_said(tmp_path: Path) -> None:
+    """The one before it names itself as the best that far, and would be taken without a word."""
+    folder, said = CheckpointFolder(tmp_path), list[str]()
+    for update in (100, 200):
+        temporary = folder.begin(update)
+        seal(temporary, replace(PROGRESS, update=update, best={"update": update, "val_loss": 1.0}), CONFIG, "torch")
+        folder.commit(temporary, update)
+        folder.note_best(update, 1.0)
+
+    def taken() -> str:
+        return folder.first_that_loads(lambda path, progress: path.name, said.append, best_first=True)[1]
+
+    assert (taken(), said) == ("update-00000200", [])
+    (folder.path / "best.json").unlink()  # the manifest names it too
+    assert (taken(), said) == ("update-00000200", [])
+    (folder.final(200) / "manifest.json").write_text("{}")
+    assert taken() == "update-00000100"
+    assert [text.split(":")[0] for text in said] == ["skipping checkpoint update-00000200"]
 
 
 def test_a_loaders_own_error_is_not_damage(tmp_path: Path) -> None:
