@@ -33,6 +33,12 @@ LLAMA = ModelConfig(
 GPT2 = ModelConfig(layers=1, width=16, heads=2, context=16, vocab=261)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    """What takes long is given up sooner."""
+    monkeypatch.setattr("coretrain.formats.peft.config.SECONDS", 0.3)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """Folders `gpt2`, `llama` in two shards, `peft`; files `gpt2.gguf`, `llama.gguf`."""
@@ -106,7 +112,7 @@ def test_gguf_bytes(made, random):
     path = made / f"{random.choice(('gpt2', 'llama'))}.gguf"
     raw = bytearray(damaged(random, path))
     for _ in range(random.choice((0, 1, 3))):  # numbers of 8 bytes among the fields, lengths of texts and lists too
-        at = random.randrange(8, min(len(raw), 6000) - 8)
+        at = random.randrange(min(len(raw), 6000) + 1)
         raw[at : at + 8] = random.choice((2**60, 2**63, 2**64 - 1, 2**32, 0, 9, 8)).to_bytes(8, "little")
     with replaced(path, bytes(raw)):
         ends_well("GGUF's bytes", lambda: read_gguf(path))
@@ -129,7 +135,7 @@ def test_folders_of_peft(made, random):
         import_peft(path.parent, config, lambda: initial_parameters(GPT2, 1))
 
     raw = header(random, path.read_bytes()) if path.suffix == ".safetensors" else damaged(random, path)
-    if path.suffix == ".json" and random.random() < 0.3:
+    if path.suffix == ".json" and random.random() < 0.1:
         said = json.loads(path.read_text())
         evil = random.choice(
             ("([a-z.]+)+!", "(.*)*!", "(.*.*.*.*.*.*.*.*)!", "[", "*", "(?P<a>x)(?P<a>y)", odd(random))

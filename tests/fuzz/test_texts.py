@@ -49,6 +49,12 @@ PIECES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    """What takes long is given up sooner."""
+    monkeypatch.setattr("coretrain.tokenizers.template_limits.SECONDS", 0.3)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder to write into."""
