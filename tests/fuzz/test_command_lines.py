@@ -121,7 +121,7 @@ def lines(run: Path) -> dict[str, list[str]]:
     return {name: words.split() for name, words in known.items()}
 
 
-@fuzzed(0.25)
+@fuzzed(25)
 def test_verbs(run, stopped, random):
     known = lines(run)
     name = random.choice(sorted(known))
@@ -142,7 +142,7 @@ def test_verbs(run, stopped, random):
     ends_well(f"twintrain {verb}", stopped(lambda: main([verb, *words])))
 
 
-@fuzzed(0.1)
+@fuzzed(10)
 def test_fields(run, stopped, random):
     """Of the two trainers, in the process that trains and in those that `--spawn` starts."""
     stack = random.choice(("torch", "jax"))
@@ -151,7 +151,7 @@ def test_fields(run, stopped, random):
     ends_well(f"{stack}train.run", stopped(lambda: module.main([word.replace("\0", "") for word in words])))
 
 
-@fuzzed(0.05)
+@fuzzed(5)
 def test_what_launchers_tell(stopped, random):
     facts = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name in random.sample(sorted(facts), random.choice((1, 2))):
