@@ -95,12 +95,15 @@ class Progress:
                 f"progress has fields other than this version's: {', '.join(odd)}",
             )
         try:
-            return TypeAdapter(Progress).validate_python(dict(raw))
+            return _PROGRESS.validate_python(dict(raw))
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
             raise DamagedCheckpoint(
                 "checkpoint/progress-value-wrong", f"progress has a value that can't be: {place}"
             ) from None
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)

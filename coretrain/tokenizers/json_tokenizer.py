@@ -36,13 +36,13 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 def added_specials(raw: Mapping[str, Any]) -> dict[str, int]:
     """{text: id} of the special tokens of a tokenizer.json. Others that were added to it are text.
 
-    Raises TypeError for an id that is none, as other damage does.
+    Raises TypeError for an id or a text that is none, as other damage does.
     """
     added = raw.get("added_tokens") or ()
     return {
         token["content"]: operator.index(token["id"])
         for token in added
-        if token.get("special") or SPECIAL_FORM.fullmatch(token["content"])
+        if SPECIAL_FORM.fullmatch(token["content"]) or token.get("special")
     }
 
 

@@ -153,6 +153,6 @@ def _check_format(form: str, given: Iterable[Any]) -> None:
         raise SecurityError(f"a format fills up to more than {WIDEST} characters")
 
 
-def _check(size: float, largest: int = LARGEST) -> None:
-    if size > largest:
+def _check(size: float, most: int = 0) -> None:
+    if size > (largest := most or LARGEST):
         raise SecurityError(f"it makes more than {largest:,} characters or digits")

@@ -39,9 +39,10 @@ def join(config: RunConfig) -> World:
         # torchrun itself listens on the port that it tells
         port = told_number("MASTER_PORT", most=2**16 - 2) + ("TORCHELASTIC_RUN_ID" in os.environ)
         address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{port}"
-    if address is None and (count == 1 or (count is None and _processes_of_cluster() == 1)):
+    alone = address is None and (count == 1 or (count is None and _processes_of_cluster() == 1))
+    if alone and not rank:
         return World()
-    if address is None:
+    if address is None and not alone:
         address, count, rank = _told_by_cluster(count, rank, p.timeout)
     if address is None or count is None or rank is None:
         raise UserError(

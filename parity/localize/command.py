@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,6 @@ from parity.pair import batches
 PROGRAM = "python -m parity.localize"
 OPTIONS = ("layers", "width", "output", "inputs")
 """Beside the config's fields."""
-UNREADABLE: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, LookupError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What numpy and zipfile raise of an archive that is damaged."""
 MOST = {"layers": 10_000, "width": 65_536}
 
 
@@ -98,7 +91,7 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
             batch = windows(file["batch"]) if whole else Batch(file["tokens"], file["labels"])
             if not all(isinstance(array, np.ndarray) for array in (*weights.values(), batch.tokens, batch.labels)):
                 raise ValueError("what it holds are no arrays")
-    except UNREADABLE as error:
+    except Exception as error:  # numpy, zipfile and Python's own parser of the arrays' headers raise all kinds
         raise UserError("parity/inputs-unreadable", f"--inputs {path} can't be read ({error}): {give}") from None
     for row in parameter_table(config.model):
         if row.name not in weights or weights[row.name].shape != row.shape:

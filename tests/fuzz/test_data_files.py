@@ -59,7 +59,7 @@ def fitting(value: dict[str, Any]) -> dict[str, Any]:
     return value | {"fingerprint": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
-@fuzzed(0.08)
+@fuzzed(8)
 def test_journals(journals, random):
     path = journals[0] / METRICS
 
@@ -72,21 +72,21 @@ def test_journals(journals, random):
         ends_well("metrics.jsonl", read)
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_manifests_of_data(prepared, random):
     path = prepared / "manifest.json"
     with replaced(path, damaged(random, path, fitting)):
         ends_well("prepared manifest", lambda: open_folder(prepared))
 
 
-@fuzzed(0.02)
+@fuzzed(2)
 def test_shards_of_data(prepared, random):
     path = random.choice(sorted(prepared.glob("*.bin")))
     with replaced(path, damaged(random, path)):
         ends_well("prepared shards", lambda: open_folder(prepared))
 
 
-@fuzzed(0.03)
+@fuzzed(3)
 def test_preparing_that_goes_on(tmp_path_factory, random):
     place = tmp_path_factory.mktemp("goes-on")
     config = configure(place, write_texts(place / "texts", make_texts(20)))

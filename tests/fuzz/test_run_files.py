@@ -49,7 +49,7 @@ def sealed_again(value: dict[str, Any]) -> dict[str, Any]:
     return value | {"checksum": _checksum({key: one for key, one in value.items() if key != "checksum"})}
 
 
-@fuzzed(0.1)
+@fuzzed(10)
 def test_manifests_of_checkpoints(checkpoint, random):
     path = checkpoint / MANIFEST
 
@@ -63,21 +63,21 @@ def test_manifests_of_checkpoints(checkpoint, random):
         ends_well("a checkpoint's manifest", read)
 
 
-@fuzzed(0.03)
+@fuzzed(3)
 def test_shards_of_checkpoints(checkpoint, random):
     path = random.choice(sorted(checkpoint.glob("*.safetensors")))
     with replaced(path, damaged(random, path)):
         ends_well("a checkpoint's shards", lambda: load_interchange(checkpoint))
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_fragments(fragments, random):
     path = random.choice(sorted(fragments.glob(random.choice(("*.json", "*.json", "*.safetensors")))))
     with replaced(path, damaged(random, path)):
         ends_well("fragments", lambda: [read_all(group) for group in read_fragments(fragments).values()])
 
 
-@fuzzed(0.02)
+@fuzzed(2)
 def test_the_best(checkpoint, random):
     folder = CheckpointFolder(checkpoint.parent)
     folder.note_best(7, 4.5)
@@ -86,7 +86,7 @@ def test_the_best(checkpoint, random):
     ends_well("best.json", lambda: (folder.best(), folder.prune(1)))
 
 
-@fuzzed(0.02)
+@fuzzed(2)
 def test_inputs_of_the_localizer(checkpoint, random):
     path = checkpoint.parents[1] / "x.npz"
     arrays: dict[str, Any] = {f"weights/{name}": value for name, value in groups()["parameters"].items()}

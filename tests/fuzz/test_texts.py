@@ -50,6 +50,12 @@ PIECES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    """What takes long is given up sooner."""
+    monkeypatch.setattr("coretrain.tokenizers.template_limits.SECONDS", 0.3)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder to write into."""
@@ -72,7 +78,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_toml(place, random):
     raw = load_config("tiny").model_dump(mode="json", exclude_none=True)
     raw["data"]["mixture"] = [{"source": "a", "weight": 1.0}, {"source": "b", "weight": 2}]
@@ -81,14 +87,14 @@ def test_toml(place, random):
     ends_well("TOML", lambda: load_config(str(place / "x.toml"), [("train.updates", "300")]))
 
 
-@fuzzed(0.05)
+@fuzzed(5)
 def test_config_json(place, random):
     (place / "config.json").write_text(load_config("tiny").to_json())
     (place / "config.json").write_bytes(damaged(random, place / "config.json"))
     ends_well("config.json", lambda: open_run(place))
 
 
-@fuzzed(0.03)
+@fuzzed(3)
 def test_accelerators(place, random):
     row = accelerators()["h100"].model_dump(mode="json", exclude={"name"}, exclude_none=True)
     text = as_toml({"mine": mutated(random, row)})
@@ -98,7 +104,7 @@ def test_accelerators(place, random):
     ends_well("accelerators.toml", lambda: machine("minex8", place / "machines.toml"))
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_rows_of_text(place, random):
     rows = [{"text": f"one {n}\n\ntwo", "more": [n]} for n in range(3)]
     if random.random() < 0.3:
@@ -117,7 +123,7 @@ def test_rows_of_text(place, random):
     ends_well("rows of text", lambda: [tokenizer.encode(text) for text in open_source(str(path)).documents()])
 
 
-@fuzzed(0.08)
+@fuzzed(8)
 def test_rows_of_chat(place, random):
     rows = write_rows(place / "chat.jsonl", chat_rows(2))
     config = configure(place, rows, **{"data.format": "chat", "data.misfits": random.choice(("refuse", "drop"))})
@@ -135,7 +141,7 @@ def test_rows_of_chat(place, random):
         ends_well("rows of chat", read)
 
 
-@fuzzed(0.08)
+@fuzzed(8)
 def test_chat_templates(place, tokenizer_folder, random):
     source = random.choice((CHATML, PLAIN))
     for _ in range(random.choice((1, 1, 2, 5))):
@@ -152,7 +158,7 @@ def test_chat_templates(place, tokenizer_folder, random):
     ends_well("chat template", read)
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_tokenizers_of_hugging_face(tokenizer_folder, random):
     name = random.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json"))
     path = tokenizer_folder / "hf" / name
@@ -167,7 +173,7 @@ def test_tokenizers_of_hugging_face(tokenizer_folder, random):
         ends_well(name, read)
 
 
-@fuzzed(0.06)
+@fuzzed(6)
 def test_tokenizers_of_runs(tokenizer_folder, random):
     path = random.choice([path for path in tokenizer_folder.glob("*") if path.is_file()])
     path = random.choice((path, *(tokenizer_folder / "kept").iterdir()))
@@ -181,7 +187,7 @@ def test_tokenizers_of_runs(tokenizer_folder, random):
         ends_well(f"a run's {path.name}", read)
 
 
-@fuzzed(0.02)
+@fuzzed(2)
 def test_ranks_alone(place, random):
     ranks = b"".join(b"%s %d\n" % (token, n) for n, token in enumerate((b"YQ==", b"Yg==", b"YWI=")))
     (place / "x.tiktoken").write_bytes(mutated_bytes(random, ranks + str(odd(random)).encode(errors="replace")[:99]))

@@ -27,6 +27,8 @@ from coretrain.base.errors import exits_cleanly
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261130"))
+WEIGHTS = 167
+"""Of all tests together."""
 SECONDS, MEMORY = 20, 2**31
 """That one input may take: the limits are far above what any takes, and far below what a machine has."""
 DEEP = "@deep@"
@@ -241,12 +243,12 @@ def _ending(do: Callable[[], object]) -> str:
     raise AssertionError("it didn't end")
 
 
-def fuzzed(share: float) -> Callable[[Callable[[Random], None]], Callable[[], None]]:
-    """A test of `share` of the inputs, each made by the random numbers that it is given."""
+def fuzzed(weight: int) -> Callable[[Callable[[Random], None]], Callable[[], None]]:
+    """A test of `weight` parts in `WEIGHTS` of the inputs, each made by the random numbers that it is given."""
 
     def decorate(test: Callable[[Random], None]) -> Callable[[], None]:
         checks = settings(
-            max_examples=max(1, round(share * INPUTS)),
+            max_examples=max(1, round(INPUTS * weight / WEIGHTS)),
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),

@@ -64,6 +64,16 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     Raises `UserError` where there is none, where it is no byte-level BPE that ranks describe exactly, or where the
     package tokenizers, given the file's own tokens and merges, makes other ids of the samples.
     """
+    try:
+        return _read(file)
+    except (TypeError, AttributeError, LookupError, OverflowError):
+        raise UserError(
+            "formats/gguf-tokenizer-damaged",
+            f"{file.path}: a field of its tokenizer is of the wrong kind: download it again",
+        ) from None
+
+
+def _read(file: GGUFFile) -> Tokenizer:
     facts = file.facts
     if "tokenizer.ggml.model" not in facts:
         raise UserError(
