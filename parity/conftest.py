@@ -107,7 +107,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         deeper = any("::" in word or word.endswith(".py") for word in map(str, session.config.args))
         picked = option.keyword or option.deselect or deeper or mark not in ("", "mutation")
         kind = "partial" if picked else mark or "results"
-        write_results(session.config.getoption("--results") or Path("runs/parity") / f"{kind}.json")
+        _outcome["results"] = session.config.getoption("--results") or Path("runs/parity") / f"{kind}.json"
+        write_results(_outcome["results"])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -198,3 +199,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
         lines.write_line(line)
     for name, reason in not_run():
         lines.write_line(f"not run  {name} ({reason})")
+    if path := _outcome.get("results"):
+        own = path.name == "mutation.json"  # which the page of another session shows
+        lines.write_line(f"figures: {path}; as a page: python -m parity.report{'' if own else f' {path}'}")

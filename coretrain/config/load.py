@@ -5,6 +5,7 @@ Sources, later ones win: the defaults, a TOML file (`configs/NAME.toml` or a pat
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import math
@@ -165,6 +166,9 @@ def _following(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
 def _number(section: Mapping[str, Any], leaf: str, owner: type[Section]) -> float | None:
     """A field's number as it will be read, or its default; None where it is no number."""
     value = section.get(leaf, owner.model_fields[leaf].default)
+    if isinstance(value, str):  # "3" is taken for 3
+        with contextlib.suppress(ValueError):
+            value = float(value)
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 

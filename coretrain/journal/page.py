@@ -115,8 +115,9 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
 
 def _sentence(config: RunConfig) -> str:
     m, t = config.model, config.train
+    layers = "1 layer" if m.layers == 1 else f"{m.layers} layers"
     return (
-        f"{m.layers} layer{'s' * (m.layers != 1)} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, "
+        f"{layers} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, "
         f"vocabulary {m.vocabulary:,}; "
         f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
     )

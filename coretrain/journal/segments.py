@@ -30,7 +30,7 @@ def read_segments(folder: Path) -> list[Segment]:
     try:
         rows = json.loads((folder / SEGMENTS).read_text(encoding="utf-8"))
         found = [Segment(int(row["first"]), str(row["stack"]), str(row["device"])) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return []
     return found if found == sorted(found, key=lambda segment: segment.first) else []
 

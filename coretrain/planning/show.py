@@ -19,6 +19,9 @@ from coretrain.planning.planner import HEADROOM, Assumptions, Setting
 from coretrain.planning.prices import Price, amount
 from coretrain.planning.scaling_laws import advice
 
+NARROW = 76
+"""Columns of a terminal below which the table of settings has one column for all figures."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,11 +109,12 @@ def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def _alternatives(plan: Plan) -> Table:
+def _alternatives(plan: Plan, narrow: bool) -> RenderableType:
     ready = f"{plan.machine.accelerator.memory * (1 - HEADROOM):.1f} GiB of {plan.machine.accelerator.memory:g} to use"
     table = Table(title=f"Ways to share it ({ready})", title_justify="left", title_style="bold cyan")
+    names = ("GiB", "host GiB", "s/update", "MFU", "hours", "cost")
     table.add_column("setting", overflow="fold", ratio=1)
-    for name in ("GiB", "host GiB", "s/update", "MFU", "hours", "cost"):
+    for name in () if narrow else names:
         table.add_column(name, justify="right", no_wrap=True)
     shown = kinds_of(plan.found)
     for setting in shown if any(c is plan.best for c in shown) else [plan.best, *shown]:
@@ -122,16 +126,24 @@ def _alternatives(plan: Plan) -> Table:
             f"{setting.memory.host / GIB:.0f}",
         ]
         if setting.fits:
-            cells += [f"{setting.update:.2f}", f"{setting.mfu(plan.machine):.0%}", f"{hours:,.1f}"]
+            cells += [_figure(setting.update, 2), f"{setting.mfu(plan.machine):.0%}", _figure(hours, 1)]
             cells += [amount(plan.cost_of(setting), plan.price.currency)]
         else:
             cells += ["doesn't fit", "", "", ""]
+        if narrow:  # one column for all
+            figures = zip(names, cells[1:], strict=True)
+            cells = [f"{cells[0]}:\n" + ", ".join(f"{name} {cell}" for name, cell in figures if cell)]
         table.add_row(*map(Text, cells), style="bold green" if best else "" if setting.fits else "dim")
     return table
 
 
-def tables(plan: Plan) -> RenderableType:
-    """The plan but for its command, for a terminal."""
+def _figure(number: float, places: int) -> str:
+    """So many places behind the point, or two digits of a number that is too small for them."""
+    return f"{number:,.{places}f}" if number >= 10 ** (1 - places) or number == 0 else f"{number:.2g}"
+
+
+def tables(plan: Plan, narrow: bool = False) -> RenderableType:
+    """The plan but for its command, for a terminal; `narrow` where it has no room for a table of seven columns."""
     c, best, m = plan.config, plan.best, plan.machine
     tokens = c.tokens_per_update * c.train.updates
     count = parameter_count(c.model)
@@ -157,7 +169,7 @@ def tables(plan: Plan) -> RenderableType:
         ("MFU", f"at most {best.mfu(m):.0%} (a bound from the assumptions, not a measurement)"),
         ("the run", f"{_length(plan.hours)}, {cost} at {amount(plan.price.hour, plan.price.currency)} an hour"),
     ]
-    parts: list[RenderableType] = [_pairs("The run", run), _alternatives(plan)]
+    parts: list[RenderableType] = [_pairs("The run", run), _alternatives(plan, narrow)]
     parts += [_pairs("Memory of one device as chosen", memory), _pairs("Time as chosen", time)]
     if plan.compiled:
         parts.append(_pairs("What the TPU's compiler says", compiled_rows(plan)))
@@ -288,6 +300,6 @@ def picture(plan: Plan, path: Path) -> None:
 
 def show(plan: Plan, console: Console) -> None:
     """Print the tables, and the line that starts the run, whole, so that it can be copied."""
-    console.print(tables(plan))
+    console.print(tables(plan, console.width < NARROW))
     console.print(Text("Start it with", "bold cyan"))
     console.print(Text(plan.command), soft_wrap=True)

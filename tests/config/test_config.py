@@ -103,6 +103,10 @@ def test_a_newer_version_is_refused_in_whatever_form_it_comes(tmp_path):
         ("[model]\nlayrs = 3\n", ["model.layrs", "model.layers"]),
         ("[modle]\nlayers = 3\n", ["modle"]),
         ("model = 3\n", ["model = 3"]),
+        ("schedule = 3\n", ["schedule = 3"]),
+        ("train = []\n", ["train = []"]),
+        ('optimizer = "x"\n', ["optimizer = 'x'"]),
+        ("[train]\nupdates = nan\n", ["train.updates = nan"]),
         ("[model\n", ["not valid TOML"]),
         ("when = 2026-01-01\n", ["when"]),
     ],
@@ -259,6 +263,7 @@ def test_the_course_preset_is_the_courses_run():
     [
         ({"train.updates": "3"}, 0, 1e-4),
         ({"train.updates": "3.0"}, 0, 1e-4),
+        ({"train.updates": '"3"'}, 0, 1e-4),
         ({"train.updates": "60"}, 6, 1e-4),
         ({"train.updates": "300", "schedule.horizon": "60"}, 6, 1e-4),
         ({"train.updates": "60", "schedule.warmup_updates": "7"}, 7, 1e-4),

@@ -337,7 +337,16 @@ def test_the_report_names_every_stack_that_trained_the_run(tmp_path, begun, said
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '[{"first": 0}]', '[{"first": "x", "stack": "a", "device": ""}]', "[" * 9999]
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        '[{"first": 0}]',
+        '[{"first": "x", "stack": "a", "device": ""}]',
+        "[" * 9999,
+        '[{"first": 1e999, "stack": "a", "device": ""}]',
+    ],
 )
 def test_a_report_does_without_a_damaged_list_of_stacks(tmp_path, text):
     with journal(tmp_path) as book:

@@ -10,8 +10,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from coretrain.planning.accelerators import machine
+from coretrain.planning.accelerators import GIB, machine
 from coretrain.planning.planner import HEADROOM, estimate
+from coretrain.planning.prices import amount
 from coretrain.planning.show import as_object, picture, show, tables
 from coretrain.processes.layout import Layout, layout_of
 from coretrain.processes.supported import check_combination
@@ -132,6 +133,13 @@ def test_tables_and_picture(width, tmp_path):
     show(plan, console)
     assert console.export_text().splitlines()[-1] == plan.command, "it can be copied"
     assert plan.command.startswith("torchrun --nproc-per-node 8 ")
+    narrow = Console(width=40, record=True, file=io.StringIO())
+    show(plan, narrow)
+    words = " ".join(narrow.export_text().replace("│", " ").split())
+    assert "…" not in words
+    cost = amount(plan.cost_of(plan.best), "USD")
+    assert f"> {plan.best}: GiB {plan.best.memory.total / GIB:.1f}," in words
+    assert f"cost {cost}" in words
     picture(plan, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(as_object(plan)))["chosen"]["fits"]
