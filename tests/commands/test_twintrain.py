@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -342,3 +343,22 @@ def test_hints_name_verbs_since_an_installed_copy_has_no_scripts():
     texts = {path: path.read_text() for room in rooms for path in (ROOT / room).rglob("*.py")}
     del texts[Path(twintrain.command.__file__)]  # which names them
     assert [str(path) for path, text in texts.items() if "scripts/" in text] == []
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("words", ["torchtrain.run", "jaxtrain.generate", "parity.localize", "twintrain train"])
+def test_ctrl_c_while_a_program_loads_is_no_traceback(words, tmp_path):
+    """The frameworks take seconds, in which nothing has begun: it ends at once, as a shell's 130."""
+    command = [sys.executable, "-X", "importtime", "-m", *words.split()]
+    process = subprocess.Popen(command, stderr=-1, text=True, env=environment(), cwd=tmp_path)
+    loading = []
+    for line in process.stderr:
+        loading.append(line)
+        if line.rstrip().endswith(" numpy"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert loading[-1].rstrip().endswith(" numpy"), "".join(loading)
+    assert "Traceback" not in rest
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert list(tmp_path.iterdir()) == []

@@ -325,3 +325,10 @@ def test_a_shorter_run_gets_a_shorter_warm_up_unless_it_is_given():
     assert load_config("gpt2-124m", [("train.updates", "700")]).schedule.warmup_updates == 700
     with refused("config/warmup-longer-than-horizon", "schedule.warmup_updates = 300"):
         warmup(("schedule.warmup_updates", "300"))
+
+
+def test_a_config_may_lie_under_any_name(tmp_path):
+    path = tmp_path / "my [run] ü.TOML"
+    path.write_text("[train]\nupdates = 300\n")
+    config = load_config(str(path))
+    assert (config.name, config.train.updates) == ("my--run---", 300)

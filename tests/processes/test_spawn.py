@@ -127,3 +127,14 @@ def test_a_signal_that_is_ignored_is_not_passed_on(monkeypatch, tmp_path):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_ctrl_c_before_the_run_begins_is_no_fault_of_a_rank(capsys, monkeypatch, tmp_path):
+    """Some still load their modules, which the signal ends at once; others have come so far that they answer it."""
+    interrupted = tmp_path / "interrupted"
+    interrupted.write_text('#!/bin/sh\n[ "$RANK" = 0 ] && exit 130\nkill -INT $$\n')
+    interrupted.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interrupted))
+    command = parse([f"--output={tmp_path / 'run'}", "--parallel.data=2", "--spawn"], "", "")
+    assert spawn.spawn("torchtrain.run", [], command) == 130
+    assert capsys.readouterr().err == ""
