@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from coretrain.base.errors import UserError
+from coretrain.base.numbers import whole_number
 from parity.marks import left_out
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
@@ -54,8 +55,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="send this preset or TOML file through the whole ladder too: its model, its optimizer, its kind of "
         "schedule; the vocabulary and the rows stay small",
     )
-    group.addoption("--layers", type=int, metavar="N", help="with --config: so many layers instead of the config's")
-    group.addoption("--width", type=int, metavar="N", help="with --config: this width; heads and MLP shrink with it")
+    group.addoption(
+        "--layers",
+        type=whole_number(1, 10_000),
+        metavar="N",
+        help="with --config: so many layers instead of the config's",
+    )
+    group.addoption(
+        "--width",
+        type=whole_number(1, 65_536),
+        metavar="N",
+        help="with --config: this width; heads and MLP shrink with it",
+    )
     group.addoption(
         "--results",
         type=Path,
