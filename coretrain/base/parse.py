@@ -91,10 +91,13 @@ def _within(value: Any) -> Iterator[Any]:
         yield from _within(one)
 
 
-def shown(value: object) -> str:
-    """A value as a sentence can hold it: of a text no more than a line, of the rest what Python writes, cut short."""
+def shown(value: object, quoted: bool = False) -> str:
+    """A value as a sentence can hold it, cut short: what Python writes, of a text on one line without the quotes.
+
+    With `quoted` they stay: of a value in a file, where 5 is something else than '5'.
+    """
     try:
-        text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+        text = value if isinstance(value, str) and value and value.isprintable() and not quoted else repr(value)
     except (ValueError, RecursionError):  # of a number with thousands of digits; of what is nested
         text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"

@@ -61,7 +61,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             if not isinstance(place, dict):
                 raise UserError(
                     "config/not-a-section",
-                    f"{parent} = {shown(place)} is not a section: write [{parent}] with its fields below it",
+                    f"{parent} = {shown(place, quoted=True)} is not a section: write [{parent}] with its fields below it",
                 )
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
@@ -162,7 +162,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
             raise UserError("config/fields-conflict", f"{where}: {message}") from None
-        value = words.get(key) or (f"{where}: {key} = {shown(first['input'])}" if key else where)
+        value = words.get(key) or (f"{where}: {key} = {shown(first['input'], quoted=True)}" if key else where)
         raise UserError(
             "config/value-wrong", f"{value} is wrong: {message[0].lower() + message[1:]}{_meaning(key)}"
         ) from None

@@ -96,6 +96,7 @@ def test_what_a_launcher_left_out(monkeypatch):
 
 def test_a_value_in_a_sentence():
     assert [shown(value) for value in ("a", "", "a\nb", 3, [1])] == ["a", "''", "'a\\nb'", "3", "[1]"]
+    assert shown("a", quoted=True) == "'a'"
     assert shown("x" * 5000) == "x" * 120 + "... (5,000 characters)"
     assert shown(16**5000) == "a int too long to show"
     assert one_line("a\nb\x1b[31m\u00e9") == "a\\nb\\x1b[31m\u00e9"
