@@ -61,7 +61,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             if not isinstance(place, dict):
                 raise UserError(
                     "config/not-a-section",
-                    f"{parent} = {shown(place, quoted=True)} is not a section: write [{parent}] with its fields below it",
+                    f"{parent} = {shown(place, True)} is not a section: write [{parent}] with its fields below it",
                 )
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
