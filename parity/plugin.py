@@ -15,6 +15,7 @@ import pytest
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
+from coretrain.base.numbers import whole_number
 from parity.marks import left_out
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
@@ -58,8 +59,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="send this preset or TOML file through the whole ladder too: its model, its optimizer, its kind of "
         "schedule; the vocabulary and the rows stay small",
     )
-    group.addoption("--layers", type=int, metavar="N", help="with --config: so many layers instead of the config's")
-    group.addoption("--width", type=int, metavar="N", help="with --config: this width; heads and MLP shrink with it")
+    group.addoption(
+        "--layers",
+        type=whole_number(1, 10_000),
+        metavar="N",
+        help="with --config: so many layers instead of the config's",
+    )
+    group.addoption(
+        "--width",
+        type=whole_number(1, 65_536),
+        metavar="N",
+        help="with --config: this width; heads and MLP shrink with it",
+    )
     group.addoption(
         "--results",
         type=typed_path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ DEEPEST = 100
 LARGEST_JSON, LARGEST_TOML = 2**28, 2**20
 """Bytes. The largest tokenizer.json has some 30 MiB."""
 LONGEST_SHOWN = 120
+MOST_BITS = 1000
+"""Of a whole number in TOML: larger ones are no floats, and Python doesn't print those of thousands of digits."""
 _DOTTED = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*)""" + f"{{{DEEPEST}}}")
 """A key of so many parts: tomllib takes a time that grows with their square."""
 
@@ -49,6 +52,8 @@ def from_toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise TooDeepError from None
     _check_depth(value)
+    if any(isinstance(one, int) and one.bit_length() > MOST_BITS for one in _within(value)):
+        raise ValueError("it has a whole number of more than 300 digits")
     return value
 
 
@@ -80,10 +85,19 @@ def _inside(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def shown(value: object) -> str:
-    """A value as a sentence can hold it: of a text no more than a line, of the rest what Python writes, cut short."""
+def _within(value: Any) -> Iterator[Any]:
+    for one in _inside(value):
+        yield one
+        yield from _within(one)
+
+
+def shown(value: object, quoted: bool = False) -> str:
+    """A value as a sentence can hold it, cut short: what Python writes, of a text on one line without the quotes.
+
+    With `quoted` they stay: of a value in a file, where 5 is something else than '5'.
+    """
     try:
-        text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+        text = value if isinstance(value, str) and value and value.isprintable() and not quoted else repr(value)
     except (ValueError, RecursionError):  # of a number with thousands of digits; of what is nested
         text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"

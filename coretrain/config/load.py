@@ -101,7 +101,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
             if not isinstance(place, dict):
                 raise UserError(
                     "config/not-a-section",
-                    f"{parent} = {shown(place)} is not a section: write [{parent}] with its fields below it",
+                    f"{parent} = {shown(place, True)} is not a section: write [{parent}] with its fields below it",
                 )
         if text.lower() in ("none", "null"):
             place.pop(leaf, None)  # back to the default
@@ -222,7 +222,7 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
         message = first["msg"]
         if "/" in first["type"]:
             raise UserError(first["type"], f"{where}: {message}") from None
-        value = words.get(key) or (f"{where}: {key} = {shown(first['input'])}" if key else where)
+        value = words.get(key) or (f"{where}: {key} = {shown(first['input'], quoted=True)}" if key else where)
         if first["type"] == "literal_error":
             names = [name for name in re.findall(r"[\w.-]+", first["ctx"]["expected"]) if name != "or"]
             message = f"{meant(str(first['input']), names)}It is one of {', '.join(names)}"

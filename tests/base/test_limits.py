@@ -42,6 +42,14 @@ def test_toml_is_no_deeper_and_no_longer(text):
         from_toml("#" * (LARGEST_TOML + 1))
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "0x" + "f" * 5000, "9" * 5000])
+def test_toml_has_numbers_that_are_floats_too(number):
+    for text in (f"a = {number}", f"[a]\nb = [{{c = {number}}}]"):
+        with pytest.raises(ValueError, match="digits"):
+            from_toml(text)
+    assert from_toml(f"a = {'9' * 300}")["a"] == 10**300 - 1
+
+
 def test_a_file_is_read_up_to_its_limit(tmp_path):
     (tmp_path / "x").write_bytes(b"12345")
     assert read_bytes(tmp_path / "x", 5) == b"12345"
@@ -88,6 +96,7 @@ def test_what_a_launcher_left_out(monkeypatch):
 
 def test_a_value_in_a_sentence():
     assert [shown(value) for value in ("a", "", "a\nb", 3, [1])] == ["a", "''", "'a\\nb'", "3", "[1]"]
+    assert shown("a", quoted=True) == "'a'"
     assert shown("x" * 5000) == "x" * 120 + "... (5,000 characters)"
     assert shown(16**5000) == "a int too long to show"
     assert one_line("a\nb\x1b[31m\u00e9") == "a\\nb\\x1b[31m\u00e9"
