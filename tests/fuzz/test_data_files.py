@@ -18,10 +18,6 @@ from tests.support.corpora import configure, make_texts, write_texts
 from tests.support.fuzzing import as_json, damaged, ends_well, fuzzed, mutated, mutated_bytes, replaced
 from twintrain.twins import sentences
 
-pytest.importorskip(
-    "coretrain.data.manifest", reason="these files' fields are checked in that module, which is to come"
-)
-
 
 @pytest.fixture(scope="module")
 def journals(tmp_path_factory) -> list[Path]:
