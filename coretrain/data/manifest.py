@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> Prepared:
             "data/manifest-field-wrong", f"{path} is damaged ({place} is missing or wrong): {AGAIN}"
         ) from None
     shards = raw["shards"]
-    files = [(entry.split, entry.file) for entry in manifest.shards]
+    files: list[tuple[str, str]] = [(entry.split, entry.file) for entry in manifest.shards]
     named = [(split, f"{split}-{n:05d}.bin") for split in SPLITS for n in range([s for s, _ in files].count(split))]
     if (
         manifest.fingerprint != _fingerprint(manifest.tokenizer_fingerprint, shards)
