@@ -162,7 +162,7 @@ def test_what_launchers_tell(stopped, random):
     config = RunConfig().changed(parallel__data=2).with_vocab(300)
     with pytest.MonkeyPatch.context() as patch:
         for name, text in facts.items():
-            patch.setenv(name, text)
+            patch.setenv(name, text.encode(errors="replace").decode())  # no environment holds half a character
         for join in (torchtrain.parallel.processes.join, jaxtrain.parallel.processes.join):
             ends_well("environment", stopped(lambda join=join: join(config)))
 

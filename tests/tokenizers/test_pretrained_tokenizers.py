@@ -211,6 +211,6 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id": 1}]}')
     with refused("tokenizers/hf-tokenizer-damaged"):
         read_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": {}, "added_tokens": [{"id": 1, "content": "<|endoftext|>"}]}')
+    (tmp_path / "tokenizer.json").write_text('{"model": {}, "added_tokens": [{"id": 0, "content": "<|endoftext|>"}]}')
     with refused("tokenizers/json-refused-by-package"):
         read_tokenizer(tmp_path)
