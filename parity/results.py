@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json, read_bytes
 
 
 class _Strict(BaseModel):
@@ -72,13 +72,13 @@ class Results(_Strict):
 def read(path: Path) -> Mapping[str, Any]:
     """A results file of `pytest parity`; `UserError` where it is none."""
     try:
-        results: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        results: Mapping[str, Any] = from_json(read_bytes(path))
         Results.model_validate(results)
         if odd := [row for row in results["not_run"] if len(row) != 2]:
             raise ValueError(f"not_run has {odd[0]}, which isn't what and why")
     except FileNotFoundError:
         raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]

@@ -127,7 +127,9 @@ def _check_index(config: RunConfig, index: Mapping[str, Mapping[str, Any]], wher
             for group, tensors in index.items()
         }
     except ValueError:
-        raise DamagedCheckpoint("checkpoint/shape-too-large", f"{where} is damaged: a shape can't be one") from None
+        raise DamagedCheckpoint(
+            "checkpoint/shape-too-large", f"{where} is damaged: its index has an impossible shape"
+        ) from None
     parameters = shapes.get("parameters", {})
     table = trainable_parameters(config)
     check_rows(table, parameters, f"{where} (group parameters)")

@@ -92,14 +92,15 @@ class Progress:
         if odd := sorted(names ^ set(raw)):
             raise DamagedCheckpoint(
                 "checkpoint/progress-fields-wrong",
-                f"progress has fields other than this version's: {', '.join(odd)}",
+                f"the checkpoint's progress is damaged: its fields {', '.join(odd)} are not this version's",
             )
         try:
             return _PROGRESS.validate_python(dict(raw))
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
             raise DamagedCheckpoint(
-                "checkpoint/progress-value-wrong", f"progress has a value that can't be: {place}"
+                "checkpoint/progress-value-wrong",
+                f"the checkpoint's progress is damaged: {place} has an impossible value",
             ) from None
 
 

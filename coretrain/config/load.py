@@ -62,7 +62,11 @@ def _config_file(source: str) -> Path:
         return path
     given, name = typed_path(source), shown(source)
     if source and given.is_dir():
-        way = f"go on with it by --resume {name}" if (given / "config.json").is_file() else "give a .toml file in it"
+        way = (
+            f"go on with it by --resume {name}"
+            if (given / "config.json").is_file()
+            else "give the path of a .toml file, or a preset"
+        )
         raise UserError("config/config-is-folder", f"{name} is a folder, not a config: {way}")
     if given.is_file():
         raise UserError(

@@ -6,11 +6,11 @@ Those of a message but its role, content and mark all go to the template, as in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from coretrain.base.errors import UserError
+from coretrain.base.parse import from_json
 from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -218,8 +218,8 @@ def _objects(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]
     value = row.get(name)
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
+            value = from_json(value) if value.strip() else None
+        except ValueError:
             value = ""
     if value is not None and not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
         raise UserError("data/tools-unusable", f"{where}: {name} is no list of objects, nor JSON of one: write a list")

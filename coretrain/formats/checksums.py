@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from coretrain.base.files import sha256_of, write_atomically
 
 SUMS, SUFFIX = "SHA256SUMS", ".sha256"
 """The file in a folder that was exported, and what is appended to the name of a file that was."""
+NEEDED = (".safetensors", ".json", ".gguf")
+"""Endings of files that must be there where they are listed; of others a folder may lack some."""
 
 
 def place_of(export: Path) -> Path:
@@ -25,17 +28,23 @@ def write_sums(export: Path, free: Iterable[str] = ()) -> None:
 
 
 def check_sums(export: Path) -> None:
-    """Raise `UserError` naming a file of an export that isn't what was written; without checksums all is taken."""
+    """Raise `UserError` naming a file that isn't what its checksum says; without checksums all is taken.
+
+    A list of others, made by `sha256sum`, counts too; of their files some may never have been downloaded.
+    """
     sums = place_of(export)
     if not sums.is_file():
         return
-    way_out = f"export it again, or delete {sums} to take what is there"
+    way_out = f"export or download it again, or delete {sums} to take what is there"
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, gap, name = line.partition("  ")
+        fits = re.fullmatch(r"([0-9A-Fa-f]{64}) [ *](.+)", line)
+        digest, name = fits.groups() if fits else ("", "")
         path = sums.parent / name
-        if not gap or len(digest) != 64 or Path(name).name != name:
+        if Path(name).name != name or not name:
             raise UserError("formats/checksums-damaged", f"{sums} is damaged ({line[:40]!r} is no checksum): {way_out}")
-        if not path.is_file() or sha256_of(path) != digest:
+        if path.is_file() and sha256_of(path) == digest.lower():
+            continue
+        if path.is_file() or name.endswith(NEEDED):
             raise UserError(
-                "formats/file-not-as-exported", f"{path} isn't what was exported, by its SHA-256 in {sums}: {way_out}"
+                "formats/file-not-as-exported", f"{path} isn't what {sums.name} says by its SHA-256: {way_out}"
             )

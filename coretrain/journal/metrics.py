@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
+from coretrain.base.parse import from_json
 
 METRICS, SAMPLE = "metrics.jsonl", "sample.txt"
 Rows = Sequence[tuple[str, str]]
@@ -75,10 +75,10 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row(line: str) -> dict[str, Any] | None:
     """What a line says; None where it isn't whole."""
     try:
-        row = json.loads(line)
+        row = from_json(line)
         kind = next(KINDS[field] for field in KINDS if field in row)
         kind.model_validate(row)
-    except (ValueError, TypeError, RecursionError, StopIteration):  # pydantic's is a ValueError
+    except (ValueError, TypeError, StopIteration):  # pydantic's is a ValueError
         return None
     return row if isinstance(row, dict) else None
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coretrain.base.files import write_atomically
+from coretrain.base.parse import from_json, read_bytes
 
 SEGMENTS = "stacks.json"
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
@@ -28,9 +29,9 @@ def read_segments(folder: Path) -> list[Segment]:
     """The segments of a run, in order. None where it has no such file, as an older run, or where that is damaged: a
     report then says less, and nothing else needs it."""
     try:
-        rows = json.loads((folder / SEGMENTS).read_text(encoding="utf-8"))
+        rows = from_json(read_bytes(folder / SEGMENTS))
         found = [Segment(int(row["first"]), str(row["stack"]), str(row["device"])) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return []
     return found if found == sorted(found, key=lambda segment: segment.first) else []
 

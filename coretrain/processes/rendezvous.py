@@ -27,7 +27,7 @@ def meet(address: str, count: int, rank: int, timeout: float, bound: str | None 
     if count == 1:
         return
     host, _, port = ((bound if rank == 0 else None) or address).rpartition(":")
-    if not (port.isdecimal() and len(port) <= 5 and int(port) < 2**16):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 2**16):
         raise UserError(
             "processes/coordinator-not-an-address",
             f"parallel.coordinator = {address} is no address: give it as ADDRESS:PORT",

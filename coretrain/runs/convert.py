@@ -35,6 +35,7 @@ from coretrain.formats.huggingface.weights import (
     import_huggingface,
     import_remarks,
 )
+from coretrain.formats.huggingface.weights import CONFIG as HF_CONFIG
 from coretrain.formats.peft.names import CONFIG as PEFT_CONFIG
 from coretrain.runs.adapted import load_on, merged_model
 from coretrain.runs.base import Base
@@ -203,6 +204,13 @@ def import_run(
     there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
     check_free(folder)
+    if not (source.exists() or _named_gguf(source)):
+        raise UserError("runs/import-source-missing", f"{source} does not exist: name a model's folder or a GGUF file")
+    if source.is_dir() and not any((source / name).exists() for name in (HF_CONFIG, PEFT_CONFIG)):
+        raise UserError(
+            "runs/import-source-without-config",
+            f"{source} holds no model: it has neither {HF_CONFIG} nor {PEFT_CONFIG}",
+        )
     check_sums(source)
     if (source / PEFT_CONFIG).is_file():
         return import_adapter(source, folder, base or RunConfig(), overrides)

@@ -151,7 +151,8 @@ def _ranked(path: Path, raw: Mapping[str, Any], name: str, roles: Mapping[str, i
             token.get(flag) for token in raw.get("added_tokens", ()) for flag in ("lstrip", "rstrip", "single_word")
         ):
             raise UserError(
-                "tokenizers/added-tokens-swallow", f"{path} has special tokens that swallow blanks, which ranks can't"
+                "tokenizers/added-tokens-swallow",
+                f"{path} has special tokens that swallow blanks, which ranks can't describe",
             )
         if specials != added_specials(raw):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 import time
@@ -17,7 +18,7 @@ import parity.localize
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
-from coretrain.base.parse import shown
+from coretrain.base.numbers import whole_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import parameter_table
@@ -132,12 +133,10 @@ def _size(key: str, text: str | None) -> int | None:
     most = MOST[key]
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
-        raise UserError(
-            "parity/option-not-positive",
-            f"--{key} {shown(text)} is not a whole number from 1 to {most}: give one, as in --{key} 2",
-        )
-    return int(text)
+    try:
+        return whole_number(1, most)(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError("parity/option-not-positive", f"--{key} {error}: give one, as in --{key} 2") from None
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
