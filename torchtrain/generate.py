@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coretrain.base.errors import exits_cleanly
+from coretrain.base.interrupts import loading_modules
 from coretrain.training.generate_options import options
 from coretrain.training.help import asks_for_help
 
@@ -48,8 +49,9 @@ def main(argv: Sequence[str] | None = None, program: str = "", chat: bool = Fals
     if asks_for_help(words):  # before the framework is imported, which takes seconds
         options(program or "python -m torchtrain.generate", chat).print_help()
         return 0
-    from coretrain.training.generate import generate_text
-    from torchtrain.trainer import Trainer
+    with loading_modules():
+        from coretrain.training.generate import generate_text
+        from torchtrain.trainer import Trainer
 
     generate_text(words, "torch", Trainer, generate_each, program, chat)
     return 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from coretrain.base.errors import RESUME, exits_cleanly
+from coretrain.base.interrupts import loading_modules
 from coretrain.training.help import asks_for_help, print_help
 
 
@@ -15,9 +16,10 @@ def main(argv: Sequence[str] | None = None, program: str = "") -> int:
     if asks_for_help(words):  # before the framework is imported, which takes seconds
         print_help(program or "python -m torchtrain.run", "Train a GPT.")
         return 0
-    from coretrain.training.runner import run
-    from torchtrain.parallel.choose import make_trainer
-    from torchtrain.parallel.processes import join
+    with loading_modules():
+        from coretrain.training.runner import run
+        from torchtrain.parallel.choose import make_trainer
+        from torchtrain.parallel.processes import join
 
     return run(words, "torch", make_trainer, join, program)
 

@@ -51,7 +51,7 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         if size is None:
             raise UserError(
                 "command/plan-needs-vocab",
-                f"data.tokenizer = {name} is not read here: {meant(name, VOCABULARIES)}Give its size, as --model.vocab N",
+                f"data.tokenizer = {name} is not read here: {meant(name, VOCABULARIES)}Give --model.vocab N",
             )
         config = config.with_vocab(size)
     if tokens is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from coretrain.base.interrupts import INTERRUPTED, answered
+from coretrain.base.parse import on_one_line
 from coretrain.base.streams import ready_streams
 
 EXIT_USER_ERROR = 2
@@ -23,7 +24,7 @@ UNREAD = 141
 """Exit code as of a program that SIGPIPE ends."""
 OF_THE_PLACE = (
     *("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EFBIG", "ENOSPC", "EDQUOT"),
-    *("ENOENT", "ELOOP", "ENOTEMPTY"),
+    *("ELOOP", "ENOTEMPTY"),
 )
 """Errors of the system, by name (each has its own numbers), that are for the user to mend."""
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
@@ -122,7 +123,7 @@ def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
     if isinstance(error, UserError):
         _say(f"error: {error}")
         return EXIT_USER_ERROR
-    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in OF_THE_PLACE:
+    if isinstance(error, OSError) and (errno.errorcode.get(error.errno or 0) in OF_THE_PLACE or _no_folder(error)):
         place = f" at {error.filename}" if error.filename else ""
         _say(f"error: {error.strerror}{place}: {way_out}")
         return EXIT_USER_ERROR
@@ -132,6 +133,13 @@ def print_user_error(error: Exception, way_out: str = ANEW) -> int | None:
         _say(f"error: there isn't as much memory as this takes{reason}: ask for a smaller model, batch or context")
         return EXIT_USER_ERROR
     return None
+
+
+def _no_folder(error: OSError) -> bool:
+    """Whether something was to be written into a folder that isn't there."""
+    name = error.filename
+    missing = error.errno == errno.ENOENT and isinstance(name, str) and os.path.dirname(name)
+    return bool(missing) and not os.path.isdir(os.path.dirname(name))
 
 
 def exit_interrupted() -> NoReturn:
@@ -163,4 +171,4 @@ def _say(sentence: str) -> None:
 def one_line(text: str) -> str:
     """A text as one line of a terminal: line ends and control characters escaped, cut where it is very long."""
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return on_one_line(cut)

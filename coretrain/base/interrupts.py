@@ -25,10 +25,18 @@ def loading_program() -> None:
 
     To be called while a package is imported. `answered` ends it.
     """
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    ours = name in ("-m", "twintrain")  # Python's name of `python -m PROGRAM` meanwhile, and the installed command
-    if ours and in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if _ours() and in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _ours() -> bool:
+    """Whether the program that starts is one of ours; other people's may import us too, and answer Ctrl-C."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if name != "-m":  # Python's name of `python -m PROGRAM` while its packages are imported
+        return name == "twintrain"
+    words = sys.orig_argv
+    given = words[words.index("-m") + 1 :] if "-m" in words else [w[2:] for w in words if w.startswith("-m")]
+    return bool(given) and given[0].split(".")[0] in ("twintrain", "torchtrain", "jaxtrain", "parity")
 
 
 def answered() -> None:

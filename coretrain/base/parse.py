@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,20 @@ def _within(value: Any) -> Iterator[Any]:
         yield from _within(one)
 
 
+def on_one_line(text: str) -> str:
+    """A text with its line ends and control characters escaped; blanks of all scripts stay, as a path may have them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
+
+
 def shown(value: object, quoted: bool = False) -> str:
     """A value as a sentence can hold it, cut short: what Python writes, of a text on one line without the quotes.
 
     With `quoted` they stay: of a value in a file, where 5 is something else than '5'.
     """
     try:
-        text = value if isinstance(value, str) and value and value.isprintable() and not quoted else repr(value)
+        text = value if isinstance(value, str) and value and on_one_line(value) == value and not quoted else repr(value)
     except (ValueError, RecursionError):  # of a number with thousands of digits; of what is nested
         text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"

@@ -158,7 +158,8 @@ def _following(raw: dict[str, Any], overridden: Set[str]) -> dict[str, Any]:
     updates = _number(train, "updates", TrainConfig)
     horizon = _number(schedule, "horizon", ScheduleConfig) or updates
     warmup = _number(schedule, "warmup_updates", ScheduleConfig)
-    shorter = overridden & {"train.updates", "schedule.horizon"} and "schedule.warmup_updates" not in overridden
+    counted = "schedule.horizon" if schedule.get("horizon") else "train.updates"
+    shorter = overridden & {counted, "schedule.horizon"} and "schedule.warmup_updates" not in overridden
     if ("warmup_updates" not in schedule or shorter) and horizon and warmup and warmup > horizon > 0:
         found["warmup_updates"] = int(horizon // 10)
     lr, lowest = _number(optimizer, "lr", OptimizerConfig), _number(schedule, "min_lr", ScheduleConfig)

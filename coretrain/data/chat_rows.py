@@ -11,7 +11,7 @@ from typing import Any
 
 from coretrain.base.errors import UserError
 from coretrain.base.parse import from_json
-from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, Message
+from coretrain.tokenizers.conversation import LABELS, NOTES, REASONING, Conversation, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {"human": "user", "gpt": "assistant"}
@@ -90,13 +90,14 @@ def conversation_of(row: Any, where: str) -> Conversation:
 
 
 def unread_fields(row: Mapping[str, Any], talk: Conversation) -> set[str]:
-    """Fields of a row that nothing reads; and, as `tool.NAME`, those labels of a tool's message that templates may pass
-    over."""
+    """Fields of a row that nothing reads; and what templates may pass over: labels of a tool's message, as `tool.NAME`,
+    and notes of any, as `message.NAME`."""
     found = {name for name, value in row.items() if name not in READ and name not in REFUSED and value is not None}
     if any(row.get(name) is not None for name in ("messages", "conversations")):
         found |= {name for name in ("prompt", "completion") if row.get(name) is not None}
     said = {name for message in talk.messages if message["role"] == "tool" for name in message if name in LABELS}
-    return found | {f"tool.{name}" for name in said}
+    noted = {name for message in talk.messages for name in message if name in NOTES}
+    return found | {f"tool.{name}" for name in said} | {f"message.{name}" for name in noted}
 
 
 def _says_nothing(name: str, value: Any) -> bool:

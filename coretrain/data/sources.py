@@ -61,7 +61,7 @@ def _stdlib() -> Source:
     topics = root / "pydoc_data" / "topics.py"
     files = [
         path
-        for path in _walk(root, SKIPPED_FOLDERS, links=False)
+        for path in _walk(root, SKIPPED_FOLDERS, strict=False)
         if _is(path, ".py")
         and path != topics
         and path.relative_to(root).as_posix() not in SKIPPED_TABLES
@@ -182,7 +182,7 @@ def _hub(name: str, text_field: str) -> Source:
         )
     dataset, subset, split = (*parts, *[""] * (3 - len(parts)))
     folder = typed_path(dataset)
-    listing = _stats(_walk(folder), folder) if folder.is_dir() else []
+    listing = _stats([path for path in _walk(folder) if path.is_file()], folder) if folder.is_dir() else []
 
     def documents() -> Iterator[str]:
         try:
@@ -240,29 +240,32 @@ def _is(path: Path, kinds: str | tuple[str, ...]) -> bool:
 
 
 def _sorted_out(folder: Path, kinds: tuple[str, ...]) -> tuple[list[Path], str]:
-    """The files of these kinds in a folder, and what others there are, in words."""
+    """The files of these kinds in a folder, and what else there is, in words.
+
+    Links to folders and suffixes in capitals don't count, as ever: a run that goes on must find the same files.
+    """
     every = _walk(folder)
-    files = [path for path in every if _is(path, kinds)]
+    files = [path for path in every if path.name.endswith(kinds)]
     if odd := next((path for path in files if not path.is_file()), None):
         raise UserError(
             "data/link-to-nothing", f"{odd} is a link to nothing, or no file of data: mend it, or take it away"
         )
-    others = Counter(path.suffix.lower() or "without a suffix" for path in every if not _is(path, kinds))
+    others = Counter(_kind(path) for path in every if not path.name.endswith(kinds))
     shown = [f"{count} {kind}" for kind, count in others.most_common(5)] + ["..."] * (len(others) > 5)
-    return files, f"{others.total()} files of other kinds in {folder}: {', '.join(shown)}" if others else ""
+    return files, f"{others.total()} others in {folder}: {', '.join(shown)}" if others else ""
 
 
-def _walk(root: Path, skipped: Collection[str] = (), links: bool = True) -> list[Path]:
-    """Every file below `root` that isn't hidden; with `links` also below links to folders, each folder once."""
-    found, seen = list[Path](), set[tuple[int, int]]()
-    for folder, folders, names in os.walk(root, onerror=_unlisted if links else None, followlinks=links):
-        stat = os.stat(folder)
-        if links and (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
+def _kind(path: Path) -> str:
+    return "linked folder" if path.is_dir() else path.suffix or "without a suffix"
+
+
+def _walk(root: Path, skipped: Collection[str] = (), strict: bool = True) -> list[Path]:
+    """Every file and link below `root` that isn't hidden; `strict`: `UserError` where one can't be looked into."""
+    found = list[Path]()
+    for folder, folders, names in os.walk(root, onerror=_unlisted if strict else None):
         folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))] if strict else []
+        found += [Path(folder, name) for name in (*names, *links) if not name.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 

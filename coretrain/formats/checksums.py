@@ -37,7 +37,7 @@ def check_sums(export: Path) -> None:
         return
     way_out = f"export or download it again, or delete {sums} to take what is there"
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        fits = re.fullmatch(r"([0-9A-Fa-f]{64}) [ *](.+)", line)
+        fits = re.fullmatch(r"([0-9A-Fa-f]{64}) [ *](?:\./)?(.+)", line)
         digest, name = fits.groups() if fits else ("", "")
         path = sums.parent / name
         if Path(name).name != name or not name:

@@ -14,6 +14,9 @@ SIGNS = {"USD": "$", "CNY": "¥", "EUR": "€", "GBP": "£", "INR": "₹"}
 READ = {sign: code for code, sign in SIGNS.items()} | {"\N{FULLWIDTH YEN SIGN}": "CNY", "RMB": "CNY"}
 FORM = "write a number and a currency, as in 2.5USD, 18CNY or '$2.5' (between quotes, for the shell's sake)"
 
+FIGURE = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d+)?"
+"""Commas stand before thousands alone: 2,5 may be meant as 2.5."""
+
 
 @dataclass(frozen=True)
 class Price:
@@ -45,7 +48,11 @@ def read_price(option: str, text: str, currency: str) -> tuple[float, str]:
     Raises `UserError` where it is no price.
     """
     signs = "|".join(map(re.escape, READ))
-    fits = re.fullmatch(rf"\s*({signs}|[a-z]{{3}})?\s*([0-9.,_e+-]+)\s*({signs}|[a-z]{{3}})?\s*", text, re.IGNORECASE)
+    fits = re.fullmatch(
+        rf"\s*({signs}|[a-z]{{3}})?\s*({FIGURE})\s*({signs}|[a-z]{{3}})?\s*",
+        text,
+        re.IGNORECASE,
+    )
     try:
         figure = float(fits[2].replace(",", "")) if fits and not (fits[1] and fits[3]) else math.nan
     except ValueError:

@@ -19,7 +19,7 @@ import numpy as np
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
 from coretrain.config.data import CHAT_DATE
-from coretrain.tokenizers.conversation import LABELS, REASONING, Conversation, named_reasoning
+from coretrain.tokenizers.conversation import LABELS, NOTES, REASONING, Conversation, named_reasoning
 from coretrain.tokenizers.jinja import TemplateError, environment, variables_of
 from coretrain.tokenizers.json_tokenizer import SPECIAL_FORM
 from coretrain.tokenizers.tokenizer import FURTHER_END, Ids, Tokenizer
@@ -262,7 +262,7 @@ class Template:
         content = message.get("content", "").strip()
         if content and content not in whole and self._same(whole, talk.with_message(number, {"content": OTHER_WORDS})):
             return "content"
-        passed_over = ("role", "content", *(LABELS if message["role"] == "tool" else ()))
+        passed_over = ("role", "content", *NOTES, *(LABELS if message["role"] == "tool" else ()))
         for name in message:
             if name in passed_over or message[name] in ("", [], {}):
                 continue

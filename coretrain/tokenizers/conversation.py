@@ -14,6 +14,24 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 LABELS = ("name", "tool_call_id")
 """Of a tool's message: what links it to its call. Many templates tell calls by their order, and write neither."""
 
+NOTES = (
+    *(
+        "id",
+        "uuid",
+        "message_id",
+        "parent_id",
+        "index",
+        "turn",
+        "date",
+        "time",
+        "timestamp",
+        "created_at",
+        "update_time",
+    ),
+    *("lang", "language", "metadata", "model", "source", "url"),
+)
+"""Of any message: what people's files note of it. A template may read them; where it doesn't, nothing is lost."""
+
 
 @dataclass(frozen=True)
 class Conversation:

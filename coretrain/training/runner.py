@@ -179,7 +179,7 @@ def hold_run(command: Command, folder: Path, hold: contextlib.ExitStack, warn: C
             except UserError:
                 if named:
                     raise
-                folder = run_folder(command)
+                folder = run_folder(command).absolute() if folder.is_absolute() else run_folder(command)
                 continue
             hold.enter_context(attempt.pop_all())
             return folder

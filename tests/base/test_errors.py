@@ -32,12 +32,33 @@ def test_a_place_that_takes_nothing(capsys, name):
         assert ("--resume" in said) == (way_out == "--resume")
 
 
-def test_what_is_not_the_users():
+@pytest.mark.parametrize(("name", "place"), [("EIO", None), ("ENOENT", "no-such-program"), ("ENOENT", "/no-such-file")])
+def test_what_is_not_the_users(name, place):
     def main():
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)), place)
 
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match=os.strerror(getattr(errno, name))):
         exits_cleanly(main)()
+
+
+OTHERS = """
+import torchtrain
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("cleaned up")
+"""
+
+
+def test_ctrl_c_stays_with_other_peoples_programs_that_import_us(tmp_path):
+    """`python -m theirs` looks as ours do while its package is imported."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text(OTHERS)
+    (tmp_path / "theirs" / "__main__.py").write_text("")
+    command = [sys.executable, "-m", "theirs"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "cleaned up\n"), done.stderr
 
 
 PROGRAM = """

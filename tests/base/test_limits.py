@@ -101,6 +101,8 @@ def test_a_value_in_a_sentence():
     assert shown(16**5000) == "a int too long to show"
     assert one_line("a\nb\x1b[31m\u00e9") == "a\\nb\\x1b[31m\u00e9"
     assert len(one_line("x" * 10**6)) < 3000
+    ideographic = "\u7b2c 1\u3000\u884c"  # a blank of Chinese and Japanese texts, as a path may have it
+    assert shown(ideographic) == one_line(ideographic) == ideographic
 
 
 def test_what_takes_too_long_is_given_up():

@@ -112,6 +112,20 @@ def test_fallback_names_the_damaged_one(tmp_path: Path) -> None:
         folder.first_that_loads(lambda path, progress: progress.update, said.append)
 
 
+def test_one_that_is_saved_while_others_are_listed_takes_none_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for update in (100, 200):
+        native(folder, update)
+    listed, times = folder.found(), []
+    monkeypatch.setattr(
+        CheckpointFolder, "found", lambda self: times.append(1) or (listed[1:] if len(times) == 1 else listed)
+    )
+    path, _ = folder.first_that_loads(lambda path, progress: progress.update, print, best_first=True)
+    assert path == folder.final(100)
+
+
 def test_the_best_one_is_passed_over_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For text and for adapters beside others; and the damage isn't sealed anew in the interchange form."""
     folder = CheckpointFolder(tmp_path / "checkpoints")

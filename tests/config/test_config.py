@@ -290,6 +290,9 @@ def test_what_a_file_says_itself_is_not_made_to_follow(tmp_path):
     assert load_config(str(tmp_path / "own.toml"), [("train.updates", "20")]).schedule.warmup_updates == 5
     assert load_config(str(tmp_path / "own.toml"), [("train.updates", "4")]).schedule.warmup_updates == 0
     assert load_config("tiny", [("schedule.horizon", "50")]).schedule.warmup_updates == 5
+    (tmp_path / "own.toml").write_text("[schedule]\nhorizon = 100\nwarmup_updates = 200\n")
+    with refused("config/warmup-longer-than-horizon", "warmup_updates = 200"):
+        load_config(str(tmp_path / "own.toml"), [("train.updates", "50")])  # which changes neither
 
 
 def test_a_folder_named_like_a_number_is_a_name():

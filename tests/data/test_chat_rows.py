@@ -173,10 +173,11 @@ def test_fields_that_the_template_writes_are_obeyed_and_others_refused(chat_conf
 def test_fields_that_nothing_reads_are_named(chat_config, tmp_path):
     answer = {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"}
     rows = [{"messages": [ASKED, SAID | {"content": str(n)}, answer, SAID], "id": n, "prompt": "x"} for n in range(8)]
+    rows[0]["messages"][1] = SAID | {"content": "zero", "timestamp": "2026-01-01"}
     _, summary = targets_of(chat_config, rows)
-    assert summary["not read"] == "fields of the rows: id, prompt, tool.name, tool.tool_call_id"
+    assert summary["not read"] == "fields of the rows: id, message.timestamp, prompt, tool.name, tool.tool_call_id"
     _, summary = targets_of(chat_config, rows)
-    assert "id, prompt" in summary["not read"], "also when the data was there already"
+    assert "id, message.timestamp, prompt" in summary["not read"], "also when the data was there already"
     assert "not read" not in targets_of(chat_config, chat_rows(8))[1]
     (tmp_path / "t.jinja").write_text("{{ date_string or '' }}" + PLAIN)
     rows[3]["date_string"] = "today"

@@ -44,6 +44,17 @@ def test_what_was_changed_is_refused_by_name(export):
     check_sums(export)
 
 
+def test_lists_of_others_count_too(export):
+    """Of files that weren't downloaded, and in the other forms that sha256sum writes and takes."""
+    sums = (export / "SHA256SUMS").read_text()
+    (export / "SHA256SUMS").write_text(sums.replace("  ", " *", 1).replace("  ", "  ./") + f"{'a' * 64}  model.bin\n")
+    subprocess.run(["sha256sum", "-c", "--ignore-missing", "SHA256SUMS"], cwd=export, check=True, capture_output=True)
+    check_sums(export)
+    flip_bit(export / "model.safetensors", 3)
+    with refused("formats/file-not-as-exported", "model.safetensors"):
+        check_sums(export)
+
+
 @pytest.mark.parametrize("line", ["", "7", "\0" * 70, f"{'a' * 64}  ../config.json", f"{'a' * 63}  config.json"])
 def test_checksums_that_are_none_are_refused(export, line):
     (export / "SHA256SUMS").write_text(line + "\n")

@@ -157,6 +157,14 @@ def test_what_can_not_be_imported_names_the_field(tmp_path: Path, kind: str, fie
         import_huggingface(changed(tmp_path / "hf", **fields))
 
 
+def test_a_window_that_no_row_leaves_is_none(tmp_path: Path) -> None:
+    export_huggingface(tmp_path / "hf", MODELS["llama"], perturbed(MODELS["llama"]))
+    context = MODELS["llama"].context
+    import_huggingface(changed(tmp_path / "hf", sliding_window=context))
+    with refused("formats/hf-value-unsupported", "sliding_window"):
+        import_huggingface(changed(tmp_path / "hf", sliding_window=context - 1))
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     export_huggingface(tmp_path / "hf", MODELS["gpt2"], perturbed(MODELS["gpt2"]))
     weights = tmp_path / "hf" / "model.safetensors"

@@ -28,7 +28,9 @@ def test_a_price_is_a_number_and_a_currency(text, found):
     assert read_price("price", text, "EUR") == found
 
 
-@pytest.mark.parametrize("text", ["", "$", "-3", "nan", "inf", "1e999", "3usdx", "$3USD", "1.2.3", "two"])
+@pytest.mark.parametrize(
+    "text", ["", "$", "-3", "nan", "inf", "1e999", "3usdx", "$3USD", "1.2.3", "two", "2,5EUR", "18,5", "1,23,456"]
+)
 def test_what_is_no_price_is_refused(text):
     with refused("planning/price-wrong", f"--device-price {text}"):
         read_price("device-price", text, "USD")

@@ -170,6 +170,8 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         )
     names = {key: alias for alias, key in ALIASES[kind].items() if alias in raw}
     raw = dict(raw) | {key: raw[alias] for key, alias in names.items()}
+    if _reaches(raw.get("sliding_window"), raw.get("max_position_embeddings")):
+        raw["sliding_window"] = None  # no row is as long as to leave it
     if key := KEYS[kind].unsupported(raw):
         raise UserError(
             "formats/hf-value-unsupported",
@@ -185,6 +187,11 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     fields = _from_gpt2(given) if kind == "gpt2" else _from_llama(given)
     fields |= {"vocab": given.count("vocab_size"), "init_std": given.real("initializer_range", 0.02)}
     return build_config({"model": fields}, str(path)).model
+
+
+def _reaches(window: object, context: object) -> bool:
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (window, context))
+    return whole and window >= context  # type: ignore[operator]  # both are whole numbers
 
 
 def _from_gpt2(given: _Fields) -> dict[str, Any]:
