@@ -5,41 +5,39 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from coretrain.base.locks import held, locked
-from tests.support.commands import environment
+from tests.support.holding import FORKED, busy
 from tests.support.refusal import refused
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from coretrain.base.locks import held
-with held(Path(sys.argv[1]), print):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
 
 def test_a_folder_that_is_held_is_refused_until_its_holder_is_gone(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=-1, text=True, env=environment())
-    try:
-        assert process.stdout
-        assert process.stdout.readline() == "held\n"
+    with busy(tmp_path) as process:
         for _ in range(2):  # to be refused changes nothing
             with refused("base/folder-in-use", str(tmp_path), f"process {process.pid} "), held(tmp_path, pytest.fail):
                 pass
-    finally:
         process.kill()
-        process.communicate()
     with held(tmp_path, pytest.fail):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
     with held(tmp_path, pytest.fail):
         pass
+
+
+def test_a_worker_that_outlives_the_holder_does_not_hold_on(tmp_path: Path) -> None:
+    with busy(tmp_path, FORKED) as process:
+        with refused("base/folder-in-use", f"process {process.pid} "), held(tmp_path, pytest.fail):
+            pass
+        process.kill()
+        process.wait()
+        with held(tmp_path, pytest.fail):
+            assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+        assert process.stdin
+        assert process.stdout
+        process.stdin.close()
+        assert process.stdout.read() == "the worker ends\n", "it was alive all the time"
 
 
 def test_without_locks_it_is_said_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import torchtrain.parallel.processes
 from coretrain.config.run import RunConfig
 from coretrain.training import spawn
 from coretrain.training.command_line import parse
+from tests.support.nested import DEEP
 from tests.support.refusal import refused
 from twintrain.command import main
 
-DEEP = "[" * 3000 + "]" * 3000
 LONG = "1" * 19
 
 

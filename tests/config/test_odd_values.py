@@ -11,9 +11,8 @@ from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.contract.sampling import Sampling, choose_tokens
 from coretrain.data.sources import json_rows
+from tests.support.nested import DEEP
 from tests.support.refusal import refused
-
-DEEP = "[" * 3000 + "]" * 3000
 
 
 @pytest.mark.parametrize(

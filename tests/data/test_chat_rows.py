@@ -58,6 +58,7 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED | {"train": True}, SAID]}, "message-mark-not-an-answers", ["message 1", "train"]),
         ({"messages": [ASKED, SAID | {"weight": 0}]}, "no-answer-to-learn", []),
         ({"messages": [ASKED, SAID], "tools": "add"}, "tools-unusable", ["tools"]),
+        ({"messages": [ASKED, SAID], "tools": "[" * 5000}, "tools-unusable", ["tools"]),
         ({"messages": [ASKED, SAID], "documents": ["text"]}, "tools-unusable", ["documents"]),
         ({"messages": [ASKED, SAID], "system": ["x"]}, "row-system-unusable", ["system"]),
         ({"messages": [ASKED | {"role": "system"}, SAID], "system": "z"}, "row-system-unusable", ["system"]),

@@ -55,7 +55,7 @@ def test_folders_of_transformers_give_its_logits(config: Any, dtype: str, shard:
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @FOLDERS
 def test_many_folders_of_transformers_give_its_logits(config: Any, dtype: str, shard: str) -> None:
     same_logits(config, dtype, shard)
@@ -189,7 +189,7 @@ def test_changed_folders_give_the_same_logits_or_are_refused(config: Any, change
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000, deadline=None, derandomize=True)
 @CHANGED
 def test_many_changed_folders_give_the_same_logits_or_are_refused(
     config: Any, change: dict[str, Any], file: str

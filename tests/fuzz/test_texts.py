@@ -175,8 +175,8 @@ def test_tokenizers_of_hugging_face(tokenizer_folder, random):
 
 @fuzzed(6)
 def test_tokenizers_of_runs(tokenizer_folder, random):
-    path = random.choice([path for path in tokenizer_folder.glob("*") if path.is_file()])
-    path = random.choice((path, *(tokenizer_folder / "kept").iterdir()))
+    path = random.choice(sorted(path for path in tokenizer_folder.glob("*") if path.is_file()))
+    path = random.choice((path, *sorted((tokenizer_folder / "kept").iterdir())))
 
     def read() -> None:
         load_tokenizer(path.parent).encode("abab")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from coretrain.base.errors import UserError
-from coretrain.config.load import load_config
-from coretrain.config.run import RunConfig
 from coretrain.journal.chart import (
     POINTS,
     Line,
@@ -21,40 +17,10 @@ from coretrain.journal.chart import (
     linear_ticks,
     log_ticks,
 )
-from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import gaps, read_metrics
 from coretrain.journal.page import compare_plot, write_report
+from tests.support.journals import journal, printed, train
 from tests.support.refusal import refused
-
-
-def config(**overrides: str) -> RunConfig:
-    pairs = [("train.updates", "12"), ("schedule.warmup_updates", "2"), ("train.log_interval", "5")]
-    return load_config(overrides=pairs + [(k.replace("__", "."), v) for k, v in overrides.items()]).with_vocab(4096)
-
-
-def journal(folder: Path, start: int = 0, terminal: bool = False, **overrides: str) -> Journal:
-    folder.mkdir(parents=True, exist_ok=True)
-    run = config(**({"journal__tensorboard": "false"} | overrides))
-    (folder / "config.json").write_text(run.to_json())
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False)
-    return Journal(folder, run, "torch", start, console=console)
-
-
-def printed(book: Journal) -> str:
-    return book.console.file.getvalue()  # type: ignore[attr-defined]  # the console's file is a StringIO here
-
-
-def train(book: Journal, start: int, stop: int, loss: float | None = None, seconds: float = 0.5) -> None:
-    """Updates as a loop would journal them: an evaluation and a checkpoint every 4, update 4 skipped."""
-    for n in range(start, stop):
-        if n == 4:
-            book.event(n, "skip", "gradient norm is nan")
-        norm = math.nan if n == 4 else 1.0 + 0.1 * n
-        value = 5.0 + 1 / (n + 3) if loss is None else loss
-        book.update(n, value, norm, 1e-3 / (n + 1), 2048 * (n + 1), f"{n:016x}", seconds)
-        if (n + 1) % 4 == 0:
-            book.evaluation(n + 1, 5.5 - 0.1 * n, 2.0 - 0.01 * n)
-            book.event(n + 1, "checkpoint", f"update-{n + 1}")
 
 
 def lines(folder: Path) -> list[dict]:
@@ -301,59 +267,6 @@ def test_the_report_stands_alone(tmp_path):
     for wanted in (f"{5.5 - 0.1 * 11:.4f}", "24,576", "PyTorch", "batch_size", "gradient norm is nan"):
         assert wanted in page
     assert "prefers-color-scheme: dark" in page
-
-
-@pytest.mark.parametrize(
-    ("begun", "said"),
-    [
-        ([(0, "torch")], "trained in PyTorch on cpu."),
-        ([(0, "torch"), (4, "torch")], "trained in PyTorch on cpu."),
-        (
-            [(0, "torch"), (4, "jax")],
-            "trained in PyTorch on cpu (updates 1 to 4), then in JAX on cpu (updates 5 to 8).",
-        ),
-        ([(0, "torch"), (7, "jax")], "trained in PyTorch on cpu (updates 1 to 7), then in JAX on cpu (update 8)."),
-        (
-            [(0, "torch"), (6, "jax"), (4, "jax")],
-            "trained in PyTorch on cpu (updates 1 to 4), then in JAX on cpu (updates 5 to 8).",
-        ),
-        ([(0, "torch"), (4, "jax"), (0, "jax")], "trained in JAX on cpu."),
-        ([(4, "jax")], "in a stack that was not recorded (updates 1 to 4), then in JAX on cpu (updates 5 to 8)."),
-    ],
-)
-def test_the_report_names_every_stack_that_trained_the_run(tmp_path, begun, said):
-    for start, stack in begun:
-        folder = tmp_path / "run"
-        folder.mkdir(exist_ok=True)
-        run = config(journal__tensorboard="false")
-        (folder / "config.json").write_text(run.to_json())
-        book = Journal(folder, run, stack, start, "cpu", Console(file=io.StringIO(), width=200, highlight=False))
-        with book:
-            train(book, start, 8)
-            book.close("finished")
-    assert said in (tmp_path / "run" / "report.html").read_text()
-    told = "trained" in printed(book).partition("result")[2].partition("training")[0]
-    assert told == (" PyTorch" in said and " JAX" in said)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[1]",
-        '[{"first": 0}]',
-        '[{"first": "x", "stack": "a", "device": ""}]',
-        "[" * 9999,
-        '[{"first": 1e999, "stack": "a", "device": ""}]',
-    ],
-)
-def test_a_report_does_without_a_damaged_list_of_stacks(tmp_path, text):
-    with journal(tmp_path) as book:
-        train(book, 0, 4)
-        (tmp_path / "stacks.json").write_text(text)
-        book.close("finished")
-    assert "trained in PyTorch." in (tmp_path / "report.html").read_text()
 
 
 def test_the_report_of_a_run_with_no_update_and_of_a_long_one(tmp_path):

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from coretrain.base.errors import exits_cleanly
+from tests.support.nested import DEEP
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261130"))
@@ -31,8 +32,8 @@ WEIGHTS = 167
 """Of all tests together."""
 SECONDS, MEMORY = 20, 2**31
 """That one input may take: the limits are far above what any takes, and far below what a machine has."""
-DEEP = "@deep@"
-"""Stands for what is nested 3,000 deep, which json can't write."""
+DEEP_HERE = "@deep@"
+"""Stands for `DEEP`, which json can't write."""
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 65_536, 2**31, 2**53 + 1, 2**63, 2**64 - 1, 10**30, -(10**30), 10**4000)
 FLOATS = (0.5, -0.0, 1e308, -1e308, 1e-320, float("nan"), float("inf"), float("-inf"))
 TEXTS = (
@@ -52,10 +53,10 @@ TEXTS = (
     "a/../b",
     "\u00e9" * 300,
 )
-OTHERS = (None, True, False, [], {}, [[]], [None], {"": ""}, [0] * 2000, {"a": {"b": {"c": [1]}}}, DEEP)
+OTHERS = (None, True, False, [], {}, [[]], [None], {"": ""}, [0] * 2000, {"a": {"b": {"c": [1]}}}, DEEP_HERE)
 WORDS = (
     *("0x10", "1_000", "1e400", "1e-400", "+5", "--5", "1.", ".5", "5 # x", "9" * 19, "9" * 5000, "0x" + "f" * 5000),
-    *("[]", "{}", "[1]", '{"a": 1}', "a.b", "'", '"', "[" * 3000, "[" * 3000 + "]" * 3000, "a." * 3000, "{a=" * 2000),
+    *("[]", "{}", "[1]", '{"a": 1}', "a.b", "'", '"', "[" * 3000, DEEP, "a." * 3000, "{a=" * 2000),
     *(
         "2024-01-01",
         "inf",
@@ -93,7 +94,7 @@ def odd_word(random: Random) -> str:
 def words_of(value: Any) -> str:
     """A value as a user may write it."""
     with contextlib.suppress(ValueError):
-        return str(value).replace(DEEP, "[" * 3000)
+        return str(value).replace(DEEP_HERE, "[" * 3000)
     return "9" * 4301
 
 
@@ -147,7 +148,7 @@ def as_json(value: Any, **options: Any) -> bytes:
         text = json.dumps(value, **options)
     finally:
         sys.set_int_max_str_digits(limit)
-    return text.replace(f'"{DEEP}"', "[" * 3000 + "]" * 3000).encode()
+    return text.replace(f'"{DEEP_HERE}"', DEEP).encode()
 
 
 def as_toml(value: dict[str, Any]) -> bytes:

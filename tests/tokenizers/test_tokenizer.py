@@ -29,7 +29,7 @@ ALL = pytest.mark.parametrize("tokenizer", [TRAINED, GPT2, BYTES], ids=lambda to
 
 
 @ALL
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)

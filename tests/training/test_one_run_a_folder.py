@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,27 +10,8 @@ import pytest
 from coretrain.training.command_line import parse
 from coretrain.training.resolve import run_folder
 from coretrain.training.runner import hold_run, run
-from tests.support.commands import environment
+from tests.support.holding import busy
 from tests.support.refusal import refused
-
-HOLD = """
-import sys
-from pathlib import Path
-from coretrain.base.locks import held
-with held(Path(sys.argv[1]), print):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def busy(folder: Path):
-    """The folder, held by another process."""
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment()) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.stdin.close()
 
 
 def never(*_):
