@@ -1,9 +1,16 @@
 """Fixtures that several test files share. The root conftest.py has float64 on in JAX: tests say their dtypes."""
 
+import signal
+import threading
+
 import pytest
 
 from coretrain.config.run import RunConfig
 from tests.support import configs, corpora
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    # a session in the background of a shell ignores Ctrl-C, and so would the programs that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
