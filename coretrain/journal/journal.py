@@ -46,8 +46,8 @@ class Journal:
     """One run's voice. Every update is one line of metrics.jsonl, flushed; non-finite numbers stand there as null.
 
     A run that goes on at `start_update` first loses what was journalled beyond it; `gaps` says what metrics.jsonl lacks
-    before that, or ''. Raises `UserError` where Weights &
-    Biases is asked for and missing, or where metrics.jsonl is damaged before its last line.
+    before that, or ''. Raises `UserError` where Weights & Biases is asked for and missing, or where metrics.jsonl is
+    damaged before its last line.
     """
 
     def __init__(

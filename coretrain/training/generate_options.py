@@ -21,10 +21,12 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
     parser = Options(prog=program, description=text, formatter_class=Fitted)
     parser.add_argument("run", type=typed_path, help="folder of a run; its best checkpoint is used")
     if chat:
-        parser.add_argument("prompts", nargs="*", metavar="question", help="one or more (none: they are typed)")
+        parser.add_argument(
+            "prompts", nargs="*", default=[], metavar="question", help="one or more (none: they are typed)"
+        )
         parser.set_defaults(chat=True)
     else:
-        parser.add_argument("prompts", nargs="*", help="one or more prompts (none: a fresh document)")
+        parser.add_argument("prompts", nargs="*", default=[], help="one or more prompts (none: a fresh document)")
         parser.add_argument(
             "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
         )
