@@ -147,8 +147,9 @@ class CheckpointFolder:
             if best is None and (lost := self._sealed_best()):
                 say(f"{lost.name}, the run's best checkpoint, isn't there any more: the newest is taken")
             # those without a whole manifest stay in front, to be said: they may have named another as the best
-            listed = newest and newest[0] in order  # a run that goes on may have saved it just now
-            unread = order[: order.index(newest[0])] if newest and listed else [] if newest else order
+            unread = order
+            if newest:  # one that isn't listed was saved just now, by a run that goes on
+                unread = order[: order.index(newest[0])] if newest[0] in order else []
             order = sorted(order, key=lambda path: (path not in unread, path != best))
         for name in world.broadcast("\n".join(path.name for path in order)).split():
             path = self.path / name

@@ -48,13 +48,13 @@ class Conversation:
 
     def dump(self) -> str:
         """As one line of JSON. Raises TypeError for values that JSON hasn't got, such as dates of a table."""
-        more = {
+        more: dict[str, Any] = {
             name: value for name, value in (("tools", self.tools), ("documents", self.documents)) if value is not None
         }
         if self.variables:
-            more["variables"] = self.variables  # type: ignore[assignment]
+            more["variables"] = self.variables
         if self.unlearnt:
-            more["unlearnt"] = list(self.unlearnt)  # type: ignore[arg-type]
+            more["unlearnt"] = list(self.unlearnt)
         return json.dumps({"messages": self.messages, **more} if more else self.messages)
 
     @staticmethod

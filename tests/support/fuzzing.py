@@ -256,7 +256,7 @@ def fuzzed(weight: int) -> Callable[[Callable[[Random], None]], Callable[[], Non
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
-        return seed(SEED)(checks(given(st.randoms(use_true_random=False))(test)))  # type: ignore[return-value]
+        return seed(SEED)(checks(given(st.randoms(use_true_random=False))(test)))  # type: ignore[return-value]  # hypothesis types what its decorators give as Any
 
     return decorate
 
