@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from parity.compiling import quick_jit
 from parity.gates import LOGITS, Gate
 from parity.localize.search import jax_recorder, localized_tap
 from parity.pair import VARIANTS, WEIGHTS, make_config
@@ -26,7 +27,6 @@ from parity.probes.sides import (
     Seen,
     Side,
     make,
-    quick_jit,
 )
 
 GPT, LLAMA = "gpt2-like", "llama-like"

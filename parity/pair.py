@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, windows
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.compiling import quick_jit
 from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -324,5 +325,13 @@ def make_pair(config: RunConfig, weights: Tensors | None = None) -> Pair:
 
 @functools.cache
 def shared(config: RunConfig) -> Pair:
-    """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first."""
-    return make_pair(config)
+    """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first.
+
+    In float64 only the basic variants are compiled as a run compiles them: the others judge the same kernels.
+    """
+    pair = make_pair(config)
+    as_a_run = config.precision.compute != "float64" or any(config == make_config(VARIANTS[name]) for name in BASIC)
+    if not as_a_run:
+        gradients, step = (quick_jit(getattr(pair.jax.programs, part).__wrapped__) for part in ("gradients", "step"))
+        pair.jax.programs = replace(pair.jax.programs, gradients=gradients, step=step)
+    return pair

@@ -3,14 +3,25 @@
 import signal
 import threading
 
+import jax
 import pytest
 
 from coretrain.config.run import RunConfig
+from parity.compiling import quick_flags
 from tests.support import configs, corpora
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     # a session in the background of a shell ignores Ctrl-C, and so would the programs that tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_compile_in_a_hurry():
+    """Runs of JAX in processes of their own: here their host logic is judged, and their arithmetic in parity/."""
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(0))  # this process has read its own XLA_FLAGS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", quick_flags())
+        yield
 
 
 @pytest.fixture

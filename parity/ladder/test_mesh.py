@@ -15,6 +15,7 @@ import sys
 
 import pytest
 
+from parity.compiling import quick_flags
 from parity.workers.mesh_bugs import BUGS
 
 pytestmark = [pytest.mark.scale, pytest.mark.whole]
@@ -68,11 +69,9 @@ class Worker:
 
     def __init__(self, cases: list[Case]) -> None:
         self.cases = cases
-        flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-        flags += " --xla_llvm_disable_expensive_passes=true"  # they take seven times as long as they save here
         self.process = subprocess.Popen(
             [sys.executable, "-m", "parity.workers.jax_mesh", json.dumps(cases)],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": quick_flags(8), "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,6 +15,7 @@ from coretrain.adapters.targets import adapter_parameters, with_adapter
 from coretrain.config.run import RunConfig
 from coretrain.contract.randomness import normal_rows
 from coretrain.contract.schedule import clip_factor, learning_rate
+from parity.compiling import quick_jit
 from parity.errors import (
     largest_error,
     mismatches,
@@ -55,7 +56,6 @@ from parity.probes.sides import (
     gradients_of,
     logits_of,
     make,
-    quick_jit,
 )
 
 ADAPTED = {

@@ -22,6 +22,7 @@ from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, batch_hash
 from coretrain.data.open import open_data
 from coretrain.data.splits import Data
+from parity.compiling import quick_jit
 from parity.errors import largest_error, nrel, worst_tensor
 from parity.gates import (
     GRADIENTS,
@@ -45,7 +46,6 @@ from parity.probes.sides import (
     Side,
     gradients_of,
     make,
-    quick_jit,
     weights_of,
 )
 

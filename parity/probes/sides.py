@@ -35,6 +35,7 @@ import torchtrain.step
 import torchtrain.trainer
 from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
+from parity.compiling import quick_jit
 from parity.pair import (
     WEIGHTS,
     jax_gradients,
@@ -44,12 +45,6 @@ from parity.pair import (
 
 Seen = dict[Any, Any]
 """What a probe saw, under names of its own."""
-
-# An eighth of the time that -O3 takes goes into these models' arithmetic, seven into compiling it.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from coretrain.journal.metrics import read_metrics
+from parity.compiling import quick_flags
 from tests.support.refusal import refused
 from tests.support.whole_runs import arguments, state
 
 DOUBLE = ("--precision.compute", "float64", "--train.batch_size=8", "--train.sample_tokens=2")
-EIGHT = "--xla_force_host_platform_device_count=8"
+EIGHT = quick_flags(8)
 
 
-def run(stack: str, *argv: object, flags: str = "", code: int = 0) -> str:
+def run(stack: str, *argv: object, flags: str = quick_flags(), code: int = 0) -> str:
     """Standard output of a run (standard error where it must fail)."""
     result = subprocess.run(
         [sys.executable, "-m", f"{stack}train.run", *map(str, argv)],
