@@ -317,21 +317,24 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
     return jaxtrain.model.canonical_tensors(stack.config, stack.last_gradients)
 
 
-def make_pair(config: RunConfig, weights: Tensors | None = None) -> Pair:
-    """Both trainers with `weights` (default: perturbed)."""
+def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = False) -> Pair:
+    """Both trainers with `weights` (default: perturbed); `quick`: JAX's programs compiled in a hurry."""
     weights = perturbed(config) if weights is None else weights
-    return Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
+    pair = Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
+    if quick:
+        programs = pair.jax.programs
+        gradients, step = (quick_jit(program.__wrapped__) for program in (programs.gradients, programs.step))
+        pair.jax.programs = replace(programs, gradients=gradients, step=step)
+    return pair
 
 
 @functools.cache
 def shared(config: RunConfig) -> Pair:
     """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first.
 
-    In float64 only the basic variants are compiled as a run compiles them: the others judge the same kernels.
+    Compiled in a hurry are, in float64, variants that aren't trained for long, and all in float16, which nobody trains
+    in on a CPU. The others are compiled as a run compiles them.
     """
-    pair = make_pair(config)
-    as_a_run = config.precision.compute != "float64" or any(config == make_config(VARIANTS[name]) for name in BASIC)
-    if not as_a_run:
-        gradients, step = (quick_jit(getattr(pair.jax.programs, part).__wrapped__) for part in ("gradients", "step"))
-        pair.jax.programs = replace(pair.jax.programs, gradients=gradients, step=step)
-    return pair
+    long = any(config == make_config(VARIANTS[name]) for name in LONG)
+    dtype = config.precision.compute
+    return make_pair(config, quick=dtype == "float16" or (dtype == "float64" and not long))
