@@ -69,6 +69,70 @@ class Results(_Strict):
     reduced_matmuls: list[dict[str, Any]] | None = None
 
 
+class _Edit(_Strict):
+    id: str
+    file: str
+    line: int
+    room: str
+    operator: str
+    about: str
+    status: str
+    tests: int = 0
+    reason: str = ""
+    diff: str = ""
+
+
+class _Group(_Strict):
+    name: str
+    judged: int
+    killed: int
+    by_parity: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class _Cell(_Strict):
+    room: str
+    operator: str
+    judged: int
+    killed: int
+    stillborn: int = 0
+
+
+class Score(_Strict):
+    """What `python -m parity.mutation` leaves."""
+
+    groups: list[_Group]
+    table: list[_Cell]
+    mutants: list[_Edit]
+    date: str = ""
+    seed: int | None = None
+    against: str = ""
+    places: int | None = None
+    sample: int | None = None
+    minutes: float | None = None
+
+
+def read_mutants(path: Path) -> Mapping[str, Any]:
+    """A results file of `python -m parity.mutation`, what it leaves out filled in; `UserError` where it is none."""
+    try:
+        return Score.model_validate(from_json(read_bytes(path))).model_dump()
+    except (ValueError, OSError) as error:
+        raise UserError(
+            "parity/mutants-unreadable",
+            f"{path}: not the results of python -m parity.mutation ({_reason(error)}); run it again, or move the file "
+            "away",
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, its first field that is."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
 def read(path: Path) -> Mapping[str, Any]:
     """A results file of `pytest parity`; `UserError` where it is none."""
     try:
@@ -79,11 +143,7 @@ def read(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise UserError("parity/results-missing", f"{path}: no results there; run pytest parity first") from None
     except (ValueError, OSError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise UserError(
-            "parity/results-unreadable", f"{path}: not the results of pytest parity ({reason}); run it again"
+            "parity/results-unreadable", f"{path}: not the results of pytest parity ({_reason(error)}); run it again"
         ) from None
     return results
