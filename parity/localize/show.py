@@ -13,7 +13,6 @@ from rich.table import Table
 
 from parity.localize.rows import WORDS, Row, Verdict
 from parity.page.film import Frame
-from parity.page.player import write_player
 
 PANELS = {
     "forward": "Values",
@@ -88,6 +87,8 @@ class Report:
         with open(folder / "localize.txt", "w", encoding="utf-8") as file:
             self.show(Console(file=file, width=120))
         self.picture(folder / "localize.png")
+        from parity.page.player import write_player  # templates, which only a page needs
+
         write_player(self, folder / "localize.html")
 
     def picture(self, path: Path) -> None:

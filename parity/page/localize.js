@@ -7,7 +7,7 @@
   const the = (id) => document.getElementById(id);
   const strip = the("strip"), seek = the("seek"), names = ["torch", "jax", "difference"];
   const maps = names.map(the), ways = [...document.querySelectorAll(".way")];
-  const LOW = -17, GUTTER = 36, BASE = 18, TOP = 20;
+  const LOW = -17, GUTTER = 36, BASE = 22, TOP = 20;
   const first = frames.findIndex((frame) => frame.first);
   let way = ways.length ? "forced" : Object.keys(frames.find((f) => Object.keys(f.ways).length)?.ways ?? { free: 0 })[0];
   let at = Math.max(first, 0), cell = -1, timer = 0, moved = false, colours = {};
@@ -76,7 +76,7 @@
     for (const [from, to, words] of [[0, turn < 0 ? frames.length : turn, "forward \u2192"], [turn, frames.length, "backward \u2192"]]) {
       if (from < 0 || to === from) continue;
       pen.fillStyle = colours.dim;
-      pen.fillText(words, x(from) + 2, tall - BASE / 2 + 1);
+      pen.fillText(words, x(from) + 2, tall - BASE / 2 + 3);
       if (from) pen.fillRect(Math.round(x(from)), TOP - 6, 1, height + 6 + BASE);
     }
     const gap = step > 6 ? 2 : step > 3 ? 1 : 0;
@@ -98,7 +98,7 @@
       pen.textAlign = first > frames.length / 2 ? "right" : "left";
       const middle = x(first) + step / 2;
       pen.font = "600 12px system-ui, sans-serif";
-      pen.fillText("parts here first", middle + (first > frames.length / 2 ? -9 : 9), 7);
+      pen.fillText("parts here", middle + (first > frames.length / 2 ? -9 : 9), 7);
       pen.beginPath();
       pen.moveTo(middle - 5, 2);
       pen.lineTo(middle + 5, 2);
@@ -120,6 +120,16 @@
       pen.fillText(kind === "difference" ? "nothing to compare" : shape ? `[${shape.join(", ")}]` : "missing here", wide / 2, tall / 2);
       return;
     }
+    if (kind === "difference" && grid.difference.every((apart) => apart === 0)) {
+      pen.fillStyle = mix(colours.equal, colours.equal, 0);
+      pen.fillRect(0, 0, wide, tall);
+      pen.fillStyle = colours.dim;
+      pen.font = "13px system-ui, sans-serif";
+      pen.textAlign = "center";
+      pen.fillText("equal to the last bit", wide / 2, tall / 2);
+      return;
+    }
+    const worst = Math.abs(grid.difference[worstCell(grid)]) / frame.rms;
     const w = wide / frame.wide, h = tall / frame.tall, gap = Math.min(w, h) > 5 ? 1 : 0, cap = value(frame.cap) ?? Infinity;
     for (let n = 0; n < grid.count; n++) {
       const x = (n % frame.wide) * w, y = Math.floor(n / frame.wide) * h, number = grid[kind][n];
@@ -138,14 +148,15 @@
       } else if (kind === "difference" && error > cap) {
         pen.fillStyle = colours.card;
         pen.beginPath();
-        pen.arc(x + (w - gap) / 2, y + (h - gap) / 2, Math.max(0.8, Math.min(w, h) / 7), 0, 7);
+        const size = Number.isFinite(worst) ? Math.max(0, 1 + Math.log10(error / worst) / 2) : 0.5; // over two decades
+        pen.arc(x + (w - gap) / 2, y + (h - gap) / 2, Math.max(0.7, Math.min(w, h) * (0.06 + 0.15 * size)), 0, 7);
         pen.fill();
       }
     }
     if (cell >= 0) {
       pen.strokeStyle = colours.fg;
       pen.lineWidth = 2;
-      pen.strokeRect((cell % frame.wide) * w - 1, Math.floor(cell / frame.wide) * h - 1, w - gap + 2, h - gap + 2);
+      pen.strokeRect((cell % frame.wide) * w + 1, Math.floor(cell / frame.wide) * h + 1, Math.max(1, w - gap - 2), Math.max(1, h - gap - 2));
     }
   };
   const worstCell = (grid) => {
@@ -195,7 +206,7 @@
     mark.textContent = how;
     if (over) mark.className = "fail";
     const where = `${at + 1} of ${frames.length}, ${frame.stage === "forward" ? "forward" : "backward"}, ${sizes}`;
-    the("said").append(mark, ` \u00b7 ${where}${frame.note ? ` \u00b7 ${frame.note}` : ""}${frame.first ? " \u00b7 the first place that parts" : ""}`);
+    the("said").append(mark, ` \u00b7 ${where}${frame.note ? ` \u00b7 ${frame.note}` : ""}${frame.first ? " \u00b7 the place of the verdict" : ""}`);
     seek.setAttribute("aria-valuetext", `${frame.title}: ${how}`);
     the("dtype-torch").textContent = frame.dtypes[0];
     the("dtype-jax").textContent = frame.dtypes[1];

@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-import coretrain.journal.page
+import coretrain.journal
 
-HERE, JOURNAL = Path(__file__).parent, Path(coretrain.journal.page.__file__).parent
+HERE, JOURNAL = Path(__file__).parent, Path(coretrain.journal.__path__[0])
 
 
 def render(template: str, styles: tuple[str, ...], programs: tuple[str, ...], **facts: Any) -> bytes:

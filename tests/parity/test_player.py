@@ -15,7 +15,7 @@ from parity.localize.show import Report
 from parity.page import film as films
 from parity.page.film import FEWEST, LARGEST, MOST_CELLS, edges, film, grid, layout, sheet
 from parity.page.player import curves, packed, unpacked, write_player
-from tests.support.pages import walked
+from tests.support.pages import BROWSER, in_browser, walked
 
 
 @dataclass
@@ -159,3 +159,38 @@ def test_two_runs_have_curves_and_nothing_to_play(tmp_path):
     assert "nothing to play" in page.text
     assert len(curves(rows, arrays)) == 3
     assert packed([], rows) == ([], "")
+
+
+SCRIPT = """
+const the = (id) => document.getElementById(id);
+const say = (name) => { seen[name] = [the("name").textContent, the("said").textContent, the("cell").textContent]; };
+const key = (name, at = document.body) => at.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+say("begin"); key("Home"); say("home"); key("ArrowRight"); key("ArrowRight"); say("right"); key("End"); say("end");
+key("p"); say("p"); document.querySelector("[data-way=free]").click(); say("free");
+key("ArrowDown", the("difference")); say("down");
+the("seek").value = 0; the("seek").dispatchEvent(new Event("input")); say("seek");
+the("play").click();
+setTimeout(() => say("played"), 3000);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="chromium isn't installed: nothing shows the page")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_player_in_a_browser(tmp_path, width):
+    """It begins where the two part, steps, plays up to there and stops; and no phone has to scroll sideways."""
+    report = reported()
+    write_player(report, tmp_path / "page.html")
+    seen = in_browser((tmp_path / "page.html").read_text(), tmp_path, width, SCRIPT)
+    assert seen["wide"] <= seen["window"] == width
+    bad = "<b>&\"'</script>"
+    names = {name: said[0] for name, said in seen.items() if isinstance(said, list)}
+    assert names == {
+        "begin": bad, "home": "a", "right": "loss", "end": "cotangent of a", "p": bad, "free": bad, "down": bad,
+        "seek": "a", "played": bad,
+    }  # fmt: skip
+    assert "parts: error 1e-3, cap 1e-13" in seen["begin"][1]
+    assert "the place of the verdict" in seen["begin"][1]
+    assert "JAX less torch 1e-3" in seen["begin"][2]
+    assert seen["down"][2] != seen["free"][2]
+    assert "equal to the last bit" in seen["home"][2]

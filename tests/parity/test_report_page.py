@@ -10,7 +10,7 @@ import pytest
 from parity.page import facts, ladder, mutants
 from parity.report import write_report
 from parity.results import read, read_mutants
-from tests.support.pages import walked
+from tests.support.pages import BROWSER, in_browser, walked
 from tests.support.refusal import refused
 
 
@@ -142,3 +142,20 @@ def test_figures_that_are_no_numbers_are_read(tmp_path):
     """A gate that met a NaN: Python's JSON has them."""
     (tmp_path / "results.json").write_text(json.dumps(results([gate(error=math.nan)])))
     assert "no number" in page(tmp_path, read(tmp_path / "results.json")).text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="chromium isn't installed: nothing shows the page")
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_no_window_has_to_scroll_sideways(tmp_path, width):
+    """Everything is unfolded for it."""
+    gates = [gate(f"{rung} {n}", 1e-15, rung=rung) for rung in ladder.RUNGS for n in range(3)]
+    row = {"stack": "jax", "site": "mlp", "dtypes": ["float32", "float32"], "reason": "it needs CUDA, " * 9, "ok": True}
+    bug = {"name": "a bug" * 9, "side": "jax", "area": "model", "about": "x", "declared": "logits", "killed_by": []}
+    bug |= {"equivalent": False, "expected_tap": "embed", "localized_tap": "blocks.0.attention.query.bias"}
+    (tmp_path / "mutants.json").write_text(json.dumps(score()))
+    session = results([*gates, gate(error=None), gate(error=1)], dtypes=[row], kernels=[row], mutants=[bug])
+    write_report(session, tmp_path / "report.html", None, read_mutants(tmp_path / "mutants.json"))
+    text = (tmp_path / "report.html").read_text().replace("<details", "<details open")
+    seen = in_browser(text, tmp_path, width)
+    assert seen["wide"] <= seen["window"] == width

@@ -1,9 +1,16 @@
-"""A page as a test reads it: whether its HTML is whole, what it links to, and its text."""
+"""A page as a test reads it: whether its HTML is whole, what it links to, its text; and what a browser makes of it."""
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
+
+BROWSER = shutil.which("chromium")
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 NESTED_ELSEWHERE = {"p": {"div", "ul", "table", "section", "p", "details", "dl", "figure", "pre", "h2", "h3"}}
@@ -67,3 +74,27 @@ def walked(text: str) -> Page:
     assert not re.search(r"\w+://|url\(|@import", text), "the page needs no network"
     page.text = " ".join(page.text.split())
     return page
+
+
+def in_browser(text: str, folder: Path, width: int, script: str = "") -> dict:
+    """What `script` puts into `seen` on the page, in a window of `width` pixels.
+
+    `window` and `wide` are among it: a page that is wider than its window scrolls sideways.
+    """
+    told = 'parent.postMessage(JSON.stringify(seen), "*")'
+    program = f"""<script>const seen = {{}};
+      addEventListener("error", (event) => {{ seen.error = event.message; {told}; }});
+      {script}
+      setTimeout(() => {{ seen.wide = document.documentElement.scrollWidth; seen.window = innerWidth; {told}; }}, 4000);
+      </script>"""
+    (folder / "page.html").write_text(text.replace("</body>", f"{program}</body>"))
+    listen = "<title>-</title><script>onmessage = (event) => { document.title = event.data; };</script>"
+    (folder / "frame.html").write_text(f'{listen}<iframe width={width} height=900 src="page.html"></iframe>')
+    command = [
+        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width + 40},1000", "--virtual-time-budget=9000", "--dump-dom", str(folder / "frame.html"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = json.loads(html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0]))
+    assert "error" not in seen, seen["error"]
+    return seen
