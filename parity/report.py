@@ -8,6 +8,7 @@ the kill matrix of the newest `pytest parity -m mutation` and the score of `pyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def _cards(results: Results, good: int, bugs: Any, shown: Mapping[str, Any] | No
 
 
 def _charts(curves: Mapping[str, Any]) -> Iterable[str]:
-    for variant, of in curves.items():
+    for variant, given in curves.items():
+        of = {name: [math.nan if value is None else value for value in values] for name, values in given.items()}
         tail, updates = f", {variant}", list(range(len(of["difference"])))
         lines = [Line("between the stacks", of["difference"]), Line("1 ULP", of["yardstick"], "faint")]
         yield chart(f"How far apart{tail}", "loss, nats", updates, lines, log=True)

@@ -79,24 +79,25 @@
       pen.fillText(words, x(from) + 2, tall - BASE / 2 + 3);
       if (from) pen.fillRect(Math.round(x(from)), TOP - 6, 1, height + 6 + BASE);
     }
-    const gap = step > 6 ? 2 : step > 3 ? 1 : 0;
+    const gap = step > 6 ? 2 : step > 3 ? 1 : 0, bar = Math.max(0.6, Math.min(step - gap, 40)), inset = (step - gap - bar) / 2;
+    const left = (index) => x(index) + Math.max(0, inset);
     frames.forEach((frame, index) => {
       const error = errorOf(frame, way), top = Math.min(y(error), TOP + height - 2);
       pen.fillStyle = heat(error ?? 0, value(frame.cap));
-      pen.fillRect(x(index), top, Math.max(step - gap, 0.6), TOP + height - top);
+      pen.fillRect(left(index), top, bar, TOP + height - top);
       pen.fillStyle = colours.dim;
       if (frame.judged) pen.fillRect(x(index), y(value(frame.cap)), step, 1);
       if (above(frame, way) && step > 4) {
         pen.fillStyle = colours.fg;
         pen.beginPath();
-        pen.arc(x(index) + (step - gap) / 2, top - 4, Math.min(2.2, step / 3), 0, 7);
+        pen.arc(left(index) + bar / 2, top - 4, Math.min(2.2, step / 3), 0, 7);
         pen.fill();
       }
     });
     if (first >= 0) {
       pen.fillStyle = colours.bad;
       pen.textAlign = first > frames.length / 2 ? "right" : "left";
-      const middle = x(first) + step / 2;
+      const middle = left(first) + bar / 2;
       pen.font = "600 12px system-ui, sans-serif";
       pen.fillText("parts here", middle + (first > frames.length / 2 ? -9 : 9), 7);
       pen.beginPath();
@@ -108,7 +109,7 @@
     }
     pen.strokeStyle = colours.main;
     pen.lineWidth = 2;
-    pen.strokeRect(x(at) - 1.5, TOP - 3, Math.max(step - gap, 1) + 3, height + 6);
+    pen.strokeRect(left(at) - 1.5, TOP - 3, bar + 3, height + 6);
   };
   const drawMap = (canvas, kind, grid, frame) => {
     const [pen, wide, tall] = sized(canvas);
@@ -184,7 +185,7 @@
     const apart = grid.difference[cell], relative = Math.abs(apart) / frame.rms;
     const place = `row${/to/.test(span(row, frame.tall, rows)) ? "s" : ""} ${span(row, frame.tall, rows)}, channel${
       /to/.test(span(column, frame.wide, channels)) ? "s" : ""} ${span(column, frame.wide, channels)}`;
-    const much = apart === 0 ? "equal to the last bit" : Number.isNaN(apart) ? "one isn't a number"
+    const much = apart === 0 ? "equal to the last bit" : !Number.isFinite(apart) ? "one of the two isn't finite"
       : `JAX less torch ${short(Math.abs(apart) * frame.unit).replace(/^/, apart < 0 ? "-" : "")}, ${short(relative)} of torch's rms`;
     the("cell").textContent = `${place}: at ${index(grid.place[cell], shape)} torch has ${number(grid.torch[cell] * frame.unit)}, JAX ${
       number(grid.jax[cell] * frame.unit)}: ${much}.`;
@@ -200,7 +201,7 @@
     const shape = frame.torch ? `[${frame.torch.join(", ")}]` : "missing in torch";
     const other = frame.jax ? `[${frame.jax.join(", ")}]` : "missing in JAX";
     const sizes = JSON.stringify(frame.torch) === JSON.stringify(frame.jax) ? shape : `${shape} in torch, ${other} in JAX`;
-    const how = !frame.judged ? "not judged" : `${over ? "\u25b2 parts" : "agrees"}: error ${short(error)}, cap ${short(value(frame.cap))}`;
+    const how = !frame.judged ? "not judged" : error === Infinity ? "\u25b2 parts: missing, of another shape, or not a number" : `${over ? "\u25b2 parts" : "agrees"}: error ${short(error)}, cap ${short(value(frame.cap))}`;
     the("said").innerHTML = "";
     const mark = document.createElement("b");
     mark.textContent = how;
