@@ -140,7 +140,7 @@ def test_what_is_no_score_is_refused(tmp_path, wrong):
 
 def test_figures_that_are_no_numbers_are_read(tmp_path):
     """A gate that met a NaN, which Python's JSON has; and a curve that others wrote, with null in it."""
-    curve = dict.fromkeys(("difference", "yardstick", "loss_torch", "loss_jax"), [1.0, math.nan, None, 2.0])
+    curve = {key: [1.0, math.nan, None, 2.0] for key in ("difference", "yardstick", "loss_torch", "loss_jax")}
     session = results([gate(error=math.nan)], trajectory={"<a>": curve})
     (tmp_path / "results.json").write_text(json.dumps(session))
     shown = page(tmp_path, read(tmp_path / "results.json")).text
