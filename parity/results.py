@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coretrain.base.errors import UserError
 from coretrain.base.parse import from_json, read_bytes
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
@@ -45,6 +49,13 @@ class _Curves(_Strict):
     loss_torch: list[float | None]
     loss_jax: list[float | None]
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        lengths = {len(curve) for curve in (self.difference, self.yardstick, self.loss_torch, self.loss_jax)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError("its curves have no updates, or not as many as each other")
+        return self
+
 
 class _Device(_Strict):
     name: str
@@ -72,31 +83,38 @@ class Results(_Strict):
 class _Edit(_Strict):
     id: str
     file: str
-    line: int
+    line: Count
     room: str
     operator: str
     about: str
     status: str
-    tests: int = 0
+    tests: Count = 0
     reason: str = ""
     diff: str = ""
 
 
-class _Group(_Strict):
+class _Judged(_Strict):
+    judged: Count
+    killed: Count
+
+    @model_validator(mode="after")
+    def _no_more_killed_than_judged(self) -> Self:
+        if self.killed > self.judged:
+            raise ValueError(f"{self.killed} of {self.judged} are killed")
+        return self
+
+
+class _Group(_Judged):
     name: str
-    judged: int
-    killed: int
-    by_parity: int | None = None
-    low: float | None = None
-    high: float | None = None
+    by_parity: Count | None = None
+    low: Share | None = None
+    high: Share | None = None
 
 
-class _Cell(_Strict):
+class _Cell(_Judged):
     room: str
     operator: str
-    judged: int
-    killed: int
-    stillborn: int = 0
+    stillborn: Count = 0
 
 
 class Score(_Strict):
@@ -108,8 +126,8 @@ class Score(_Strict):
     date: str = ""
     seed: int | None = None
     against: str = ""
-    places: int | None = None
-    sample: int | None = None
+    places: Count | None = None
+    sample: Count | None = None
     minutes: float | None = None
 
 

@@ -64,7 +64,7 @@ def operations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _unique(value: Any) -> Any:
-    return list(dict.fromkeys(value)) if isinstance(value, list) else value
+    return list(dict.fromkeys(map(said, value))) if isinstance(value, list) else value
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,44 +10,9 @@ import pytest
 from parity.page import facts, ladder, mutants
 from parity.report import write_report
 from parity.results import read, read_mutants
+from tests.support.judged import gate, results, score
 from tests.support.pages import BROWSER, in_browser, walked
 from tests.support.refusal import refused
-
-
-def gate(name="logits", error=6e-16, cap=1e-13, floor=9e-16, rung="identity", status=None):
-    status = status or ("not run" if error is None else "ok" if error <= cap else "FAIL")
-    more = {"catches": "a <bias>", "where": "blocks.<0>"}
-    return {"name": name, "rung": rung, "cap": cap, "floor": floor, "error": error, "status": status, **more}
-
-
-def results(gates, **more):
-    return {
-        "versions": {"torch": "2", "jax": None},
-        "machine": {"processor": "a <chip>", "isa": {"torch": ["AVX2"], "xla": "AVX512"}, "amx": False, "cuda": None},
-        "devices": [{"name": "cpu"}],
-        "gates": gates,
-        "failures": [],
-        "not_run": [["CUDA", "none here"], ["MPS", "none here"]],
-    } | more
-
-
-def score(**more):
-    edit = {
-        "id": "jaxtrain/a.py:3:1:compare:1", "file": "jaxtrain/a.py", "line": 3, "room": "jaxtrain", "tests": 0,
-        "operator": "compare", "about": "<= for <", "status": "survived", "killed_by": None, "seconds": 0.1,
-        "reason": "", "diff": "--- a/jaxtrain/a.py\n+++ b/jaxtrain/a.py\n@@ -3 +3 @@\n-a < b\n+a <= b\n",
-    }  # fmt: skip
-    same = {"status": "equivalent", "reason": "<max> of equals", "tests": 4}
-    return {
-        "date": "2026-01-01 12:00", "seed": 13, "against": "all", "places": 12345, "minutes": 4.2,
-        "groups": [{"name": "all", "judged": 40, "killed": 39, "by_parity": 30, "low": 0.87, "high": 0.995}],
-        "table": [
-            {"room": "torchtrain", "operator": "compare", "judged": 30, "killed": 30, "stillborn": 2},
-            {"room": "jaxtrain", "operator": "compare", "judged": 10, "killed": 9},
-            {"room": "jaxtrain", "operator": "cast", "judged": 0, "killed": 0},
-        ],
-        "mutants": [edit, edit | same, edit | {"status": "killed", "diff": "", "about": "not shown"}],
-    } | more  # fmt: skip
 
 
 def page(tmp_path, *args, **more):
@@ -130,7 +95,13 @@ def test_mutants_and_their_survivors_are_shown(tmp_path):
     assert "Not measured here" in page(tmp_path, results([gate()])).text
 
 
-@pytest.mark.parametrize("wrong", ["torn", {"groups": 1}, {"table": [{}]}, {"mutants": [{"id": 3}]}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "torn", {"groups": 1}, {"table": [{}]}, {"mutants": [{"id": 3}]}, {"seed": "x"}, {"places": -1},
+        {"groups": [{"name": "more killed than judged", "judged": 1, "killed": 2}]},
+    ],
+)  # fmt: skip
 def test_what_is_no_score_is_refused(tmp_path, wrong):
     text = json.dumps(score())[:-5] if wrong == "torn" else json.dumps(score(**wrong))
     (tmp_path / "mutants.json").write_text(text)
