@@ -22,7 +22,7 @@ def machine(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _facts(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for key, value in facts.items():
-        name = f"{before}{str(key).replace('_', ' ')}"
+        name = f"{before}{key if str(key).isupper() else str(key).replace('_', ' ')}"  # variables stay as they are
         if isinstance(value, Mapping):
             yield from _facts(value, f"{name}: ")
         elif value is not None and value != [] and value != "":

@@ -31,7 +31,8 @@ def test_every_gate_is_on_the_page_and_no_name_breaks_out_of_it(tmp_path):
     assert [one["name"] for one in gates if one["name"] not in shown.text] == []
     for words in ("A <new> rung", "would catch a <bias>", "blocks.<0>", "a <test>", "a <chip>", "7 where none may be"):
         assert words in shown.text, words
-    assert "isa: torch AVX2" in shown.text.replace("AVX2", " AVX2").replace("  ", " ")
+    assert "limits: XLA_FLAGS--x=1" in shown.text
+    assert "torch instructionsAVX2, FMA" in shown.text
 
 
 @pytest.mark.parametrize(

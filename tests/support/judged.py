@@ -12,7 +12,13 @@ def gate(name="logits", error=6e-16, cap=1e-13, floor=9e-16, rung="identity", st
 def results(gates, **more):
     return {
         "versions": {"torch": "2", "jax": None},
-        "machine": {"processor": "a <chip>", "isa": {"torch": ["AVX2"], "xla": "AVX512"}, "amx": False, "cuda": None},
+        "machine": {
+            "processor": "a <chip>",
+            "torch_instructions": ["AVX2", "FMA"],
+            "limits": {"XLA_FLAGS": "--x=1"},
+            "amx": False,
+            "cuda": None,
+        },
         "devices": [{"name": "cpu"}],
         "gates": gates,
         "failures": [],
