@@ -5,7 +5,8 @@
     python -m parity.localize runs/torch runs/jax       # where two runs part and why, and the replay of that interval
     python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
 
-A table and a verdict on the terminal; the picture, the text and the inputs in `--output` (default runs/localize-TIME).
+A table and a verdict on the terminal; a page that plays both tap by tap, the picture, the text and the inputs in
+`--output` (default runs/localize-TIME).
 
 For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
 call `tap("name", value)` (`coretrain.contract.taps`) at the same places; `localize_module` takes a torch module as it

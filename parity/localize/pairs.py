@@ -31,6 +31,7 @@ from parity.localize.rows import (
     tensor_rows,
 )
 from parity.localize.show import Report
+from parity.page.film import film
 
 ALWAYS = {"output", LOSS}
 """Taps that `localize` itself puts on both sides."""
@@ -42,7 +43,8 @@ def compare(torch_tensors: Tensors, jax_tensors: Tensors, cap: float = FORWARD, 
         raise UserError("parity/nothing-to-compare", "compare has no tensors on either side: record some first")
     rows = [replace(row, cap=cap) for row in tap_rows(Record(dict(torch_tensors)), Record(dict(jax_tensors)), None)]
     verdict = judge(rows)
-    return Report(title, rows, verdict, evidence_of(verdict, Record(dict(torch_tensors)), Record(dict(jax_tensors))))
+    ours, theirs = Record(dict(torch_tensors)), Record(dict(jax_tensors))
+    return Report(title, rows, verdict, evidence_of(verdict, ours, theirs), frames=film(ours, theirs, None))
 
 
 def localize(
@@ -97,14 +99,16 @@ def localize(
     ours, theirs, teacher_forced, our_gradients, their_gradients = run("float64", True)
     rows = tap_rows(ours, theirs, teacher_forced)
     rows += tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR)
-    verdict = judge(rows)
+    verdict, frames = judge(rows), film(ours, theirs, teacher_forced)
     if verdict.kind == "same" and float32:
         narrow = run("float32", False)
         below = rounding_rows(ours, narrow[0], narrow[1], "float32")
         verdict = judge_rounding(below, narrow[0], narrow[1], "float32") or verdict
-        rows = below if verdict.kind != "same" else rows
+        if verdict.kind != "same":
+            rows, frames = below, film(narrow[0], narrow[1], None)
     evidence = {f"input/{name}": np.asarray(value) for name, value in inputs.items()}
-    return Report(title, rows, verdict, evidence | evidence_of(verdict, ours, teacher_forced or theirs))
+    evidence |= evidence_of(verdict, ours, teacher_forced or theirs)
+    return Report(title, rows, verdict, evidence, frames=frames)
 
 
 def localize_module(

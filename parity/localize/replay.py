@@ -112,7 +112,7 @@ def _replayed(report: Report, interval: Interval, configs: list[RunConfig], run:
         )
         return replace(report, verdict=replace(report.verdict, sentence=sentence), arrays=report.arrays | found.arrays)
     verdict = replace(found.verdict, sentence=f"{report.verdict.sentence}; {how}: {found.verdict.sentence}")
-    return Report(report.title, found.rows + report.rows, verdict, report.arrays | found.arrays)
+    return Report(report.title, found.rows + report.rows, verdict, report.arrays | found.arrays, frames=found.frames)
 
 
 def _small(config: RunConfig, rows: int, precision: str) -> RunConfig:

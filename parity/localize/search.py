@@ -42,6 +42,7 @@ from parity.localize.rows import (
     tensor_rows,
 )
 from parity.localize.show import Report
+from parity.page.film import Frame, film
 from parity.pair import batches, noise_only, perturbed
 from torchtrain.trainer import Trainer as TorchTrainer
 
@@ -128,6 +129,7 @@ def search(
     evidence: dict[str, np.ndarray] | None = None,
     moments: Mapping[str, Tensors] | None = None,
     begun: tuple[int, int] | None = None,
+    frames: list[Frame] | None = None,
 ) -> Iterator[list[Row]]:
     """Rows, stage by stage in the order of search, of two float64 trainers put at `weights`.
 
@@ -135,7 +137,7 @@ def search(
     make of the batch (micro-batches included), clip factor, moments and parameters; each update but the first starts
     from torch's state, and all take torch's gradients, in both. What of data, schedule and clip the two sides have of
     their own comes in `feeds`, `rates` and `clips` (torch first); of what both share nothing is
-    compared. `evidence` is filled with what reproduces a parting.
+    compared. `evidence` is filled with what reproduces a parting, `frames` with what the player shows.
     From the middle of a run: `moments` by group, and `begun` = (updates, applied updates) that lie behind the state.
     """
     stacks: tuple[TorchTrainer | JaxTrainer, ...] = torch_trainer, jax_trainer
@@ -165,6 +167,8 @@ def search(
     rows = tap_rows(ours, free, teacher_forced)
     evidence |= evidence_of(judge(rows), ours, teacher_forced)
     evidence |= {"tokens": batch.tokens, "labels": batch.labels}
+    if frames is not None:
+        frames += film(ours, free, teacher_forced)
     yield rows
     yield tensor_rows("gradient", our_gradients, their_gradients, GRADIENT, GRADIENT_FLOOR, apart)
 
@@ -234,8 +238,9 @@ def localize_config(
     weights = perturbed(config) if weights is None else weights
     evidence = {f"weights/{name}": value for name, value in weights.items()}
     rows: list[Row] = []
+    frames: list[Frame] = []
     stacks = make_torch(config, weights), make_jax(config, weights)
-    for stage in search(config, weights, *stacks, evidence=evidence, **options):
+    for stage in search(config, weights, *stacks, evidence=evidence, frames=frames, **options):
         rows += stage
         if any(row.parts for row in stage):
             break
@@ -252,14 +257,15 @@ def localize_config(
         precision = below.precision.compute
         under = rounding_rows(exact, ours, theirs, precision)
         if found := judge_rounding(under, ours, theirs, precision):
-            return Report(f"{title}, {precision}", under, found, evidence | evidence_of(found, ours, theirs))
+            evidence |= evidence_of(found, ours, theirs)
+            return Report(f"{title}, {precision}", under, found, evidence, frames=film(ours, theirs, None))
         worst = max(under, key=lambda row: row.load)
         verdict = replace(
             verdict,
             sentence=f"{verdict.sentence}; in {precision} both are as far from float64 as the other: at worst "
             f"{worst.title}, {worst.error:.1e} against {worst.floor:.1e}",
         )
-    return Report(title, rows, verdict, evidence)
+    return Report(title, rows, verdict, evidence, frames=frames)
 
 
 def _with_rounding(row: Row, before: Tensors, moved: Tensors) -> Row:

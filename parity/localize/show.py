@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from parity.localize.rows import WORDS, Row, Verdict
+from parity.page.film import Frame
 
 PANELS = {
     "forward": "Values",
@@ -32,6 +33,8 @@ class Report:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """What reproduces it: the inputs, and what both sides make of the first tap that parts."""
     reproduce: str = ""
+    frames: list[Frame] = field(default_factory=list)
+    """What the player shows: every tap, reduced to a small grid (`parity.page.film`)."""
 
     def show(self, console: Console | None = None) -> None:
         """The table and the verdict, on a terminal."""
@@ -78,12 +81,15 @@ class Report:
         return found
 
     def save(self, folder: Path) -> None:
-        """`localize.png`, `localize.txt` and `localize.npz` (read with allow_pickle=False)."""
+        """`localize.html`, `localize.png`, `localize.txt` and `localize.npz` (read with allow_pickle=False)."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "localize.npz", allow_pickle=False, **self.arrays)
         with open(folder / "localize.txt", "w", encoding="utf-8") as file:
             self.show(Console(file=file, width=120))
         self.picture(folder / "localize.png")
+        from parity.page.player import write_player  # templates, which only a page needs
+
+        write_player(self, folder / "localize.html")
 
     def picture(self, path: Path) -> None:
         """Tap by tap on a log scale, free and teacher-forced, forward above and cotangents below."""

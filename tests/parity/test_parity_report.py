@@ -158,6 +158,8 @@ def test_the_command_line(tmp_path):
         (("seconds",), "12"),
         (("mutants",), [{"name": "x"}]),
         (("trajectory",), {"gpt2-like": {"difference": [1.0]}}),
+        (("trajectory",), {"a": {"difference": [1.0, 2.0], "yardstick": [1.0], "loss_torch": [], "loss_jax": []}}),
+        (("trajectory",), {"a": {key: [] for key in ("difference", "yardstick", "loss_torch", "loss_jax")}}),
     ],
 )
 def test_a_field_of_another_kind_is_one_sentence(tmp_path, place, value):
