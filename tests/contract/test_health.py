@@ -177,7 +177,7 @@ def test_a_steady_series_has_a_thousandth_of_its_mean_as_sigma():
 
 
 def test_the_deviation_is_the_whole_windows_not_a_samples():
-    """By hand: 1.0 and 1.2 by turns have mean 1.1 and sigma 0.1, of which 4 end at 1.5; a sample's would end at 1.53."""
+    """By hand: 1.0 and 1.2 by turns: mean 1.1, sigma 0.1, 4 of them end at 1.5; a sample's would end at 1.53."""
     for value, action in ((1.499, "apply"), (1.51, "skip")):
         health = monitor(spike="skip")
         for n in range(8):

@@ -1,4 +1,4 @@
-"""Few bits: the same bytes as bitsandbytes and by hand, and in both stacks the same numbers out of them, compiled or not."""
+"""Few bits: bytes as of bitsandbytes and by hand; in both stacks the same numbers out of them, compiled or not."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_first_values():
 
 @pytest.mark.parametrize("init", ["uniform", "normal"])
 def test_a_start_has_the_deviation_that_its_row_says(init):
-    """A uniform one of deviation s ends at sqrt(3) s. Of n draws a deviation is off by s / sqrt(2n) at most (normal)."""
+    """A uniform one of deviation s ends at sqrt(3) s. A deviation's standard error, of n draws, is s / sqrt(2n)."""
     row = Parameter("a", (300, 50), init, 0.02, False, ("rank", "width"), "a", None, False)
     value = initial_value(row, 1).astype(np.float64)
     assert value.std() == pytest.approx(0.02, rel=5 / math.sqrt(2 * value.size))
@@ -85,7 +85,7 @@ def test_a_start_has_the_deviation_that_its_row_says(init):
 
 
 def test_keys_of_an_updates_sites_by_hand():
-    """The embedding is site 0, the two of block i are 1 + 2i and 2 + 2i: the low 32 bits of "SEED:dropout/UPDATE/SITE"."""
+    """Site 0 is the embedding, block i has 1 + 2i and 2 + 2i: the low 32 bits of "SEED:dropout/UPDATE/SITE"."""
     found = dropout_keys(ModelConfig(layers=6, vocab=10), 1337, 41)
     assert found.dtype == np.uint32
     assert found.tolist() == [key_of(1337, f"dropout/41/{site}") & 0xFFFFFFFF for site in range(13)]
