@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_all_of_it(run):
 
 
 def test_float16_scales_are_undone_and_overflow_is_none_where_the_scale_is_1(run):
-    """The factor is over the scale; at a scale of 1 a norm that isn't finite is the health policy's, and so is a loss."""
+    """The factor is over the scale; at a scale of 1 a norm that isn't finite is a fault, and so is a loss."""
     _, stack, loop, _ = run({3: (5.0, math.inf)}, precision__compute="float16", precision__loss_scale=8)
     assert stack.scales == [8.0] * 4 + [4.0] * 6
     assert [factor for _, factor, _ in stack.applied] == [0.49999900000199999 / scale for scale in [8] * 3 + [4] * 6]
