@@ -19,7 +19,7 @@ from coretrain.data.batches import updates_of, validation_batches, validation_by
 from coretrain.data.manifest import manifest_of
 from coretrain.data.order import rows_of_update
 from coretrain.data.packing import PackedSplit, pack
-from coretrain.data.prepare import documents_of, prepared_folder, survey, trained_tokenizer
+from coretrain.data.prepare import Writer, documents_of, prepared_folder, survey, trained_tokenizer
 from coretrain.data.shards import Shard, id_dtype, read_shard, write_shard
 from coretrain.data.sources import Source
 from coretrain.data.splits import Data, Part, Split
@@ -243,6 +243,18 @@ def test_which_documents_count():
     assert [one.text_bytes for one in documents_of(source(texts), data, {})] == [1, 4, 1]
     two = data.model_copy(update={"max_documents": 2})
     assert [one.text for one in documents_of(source(texts), two, {})] == ["a", "b\ufffd"]
+
+
+@pytest.mark.parametrize(("sizes", "shards"), [([4, 4, 4], [2, 1]), ([8, 1], [1, 1]), ([7, 2, 7], [2, 1]), ([9], [1])])
+def test_a_shard_is_full_at_its_limit(tmp_path, sizes, shards):
+    """Of 8 tokens, and never within a document: one that reaches the limit ends it, one that passes it too."""
+    writer = Writer("train", tmp_path, bytes_tokenizer(), 8, [])
+    for size in sizes:
+        writer.add(SimpleNamespace(text_bytes=size, digest=b"x"), np.arange(size))
+    writer.flush()
+    assert [entry["documents"] for entry in writer.finished] == shards
+    assert [entry["file"] for entry in writer.finished] == [f"train-{n:05d}.bin" for n in range(len(shards))]
+    assert sum(entry["tokens"] for entry in writer.finished) == sum(sizes)
 
 
 def test_a_tiny_corpus_gives_up_its_lowest_or_its_highest():

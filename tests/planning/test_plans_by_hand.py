@@ -13,6 +13,7 @@ from coretrain.planning.accelerators import GIB, Accelerator, Machine
 from coretrain.planning.memory import block_bytes, footprint, kv_cache, sizes
 from coretrain.planning.planner import Assumptions, estimate, recommend
 from coretrain.planning.scaling_laws import RULE, advice, loss, optimal_tokens
+from coretrain.planning.traffic import traffic
 from coretrain.processes.layout import Layout, rows_of
 from tests.support.plans import made
 
@@ -114,6 +115,27 @@ def test_gradients_that_torch_copies_to_sum_them_by_hand():
     two = footprint(c, Layout(data=2))
     assert (two.moment, two.kinds["gradients"]) == ("in the update", 4 * (n.total + 2**24))
     assert footprint(c).total < two.total
+
+
+@pytest.mark.parametrize(("policy", "passes"), [("none", 2), ("matmuls", 2), ("full", 3)])
+def test_what_is_sent_in_each_pass_by_hand(policy, passes):
+    """Recomputed blocks send once more. Tensor: two all-reduces of a block's activations a pass and two at the ends, of
+    twice 3/4 of [tokens, 2048] in 2 bytes. Context: the keys and values of 8 heads of 64, gathered by 4 devices."""
+    c = made("llama-1b", execution__checkpoint_activations=policy)
+    tokens = c.tokens_per_update
+    assert traffic(c, Layout(tensor=4)) == {"tensor": (2 * passes * 16 + 2) * 2 * 3 / 4 * tokens * 2048 * 2}
+    assert traffic(c, Layout(context=4), "jax")["context"] == passes * 16 * 3 / 4 * 2 * 8 * 64 * tokens * 2
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_what_zero_sends_by_hand(zero):
+    """Of 8 devices each 7/8 of all numbers, so often: an all-reduce is two; stage 1 and 2 gather the weights; stage 2
+    reduces, and 3 gathers twice and reduces once, for each of 4 micro-batches."""
+    c = made("gpt2-124m", train__accumulation=4, parallel__zero=zero)
+    whole = 7 / 8 * sizes(c, Layout(data=8)).total * 4
+    gradients, weights = {0: (2, 0), 1: (2, 1), 2: (8, 1), 3: (4, 8)}[zero]
+    found = {"gradients": gradients * whole, "weights": weights * whole}
+    assert traffic(c, Layout(data=8)) == {kind: size for kind, size in found.items() if size}
 
 
 @pytest.mark.parametrize(("compute", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])

@@ -132,6 +132,9 @@ def test_where_long_white_space_is_cut():
     for count in (8191, 8192, 8193, 20_000):
         text = "a" + " " * count + "b"
         assert gpt2.decode(gpt2.encode(text)) == text
+        first, more = "a" + " " * min(count, 8192), count - 8192
+        whole = [first, *[" " * 8192] * (more // 8192), " " * (more % 8192) + "b"] if more >= 0 else [text]
+        assert gpt2.encode(text).tolist() == [token for piece in whole for token in gpt2.encode(piece).tolist()]
 
 
 def test_training_takes_the_first_64_mebibytes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from coretrain.contract.schedule import learning_rate
 from coretrain.data.batch import IGNORED, Batch, windows
 from coretrain.journal.journal import SilentJournal
 from coretrain.training.loop import Loop, LossScale
-from coretrain.training.restore import check_resumable
+from coretrain.training.restore import check_resumable, restore
 from tests.support.checkpoints import native, updates
 from tests.support.refusal import refused
 
@@ -233,15 +234,15 @@ def test_the_loss_scale_grows_and_falls_by_hand():
 
 
 def test_an_evaluation_is_the_mean_of_all_targets(tmp_path, monkeypatch):
-    """By hand: sums of losses 6 and 5 of 3 and 1 targets weighed 1, 2, 0.5 and 1.5: 11 / 5; a byte has that over ln 2
-    and over the bytes of a label."""
+    """By hand: sums 0.6 and 0.5 of 3 and 1 targets that weigh 1/8, 1/4, 1/16 and 1/16: 1.1 / 0.5; a byte has that
+    over ln 2 and over the bytes of a label."""
     labels = np.array([[1, 2, 3, IGNORED]], np.int32)
-    weighed = [np.array([[1.0, 2.0, 0.5, 9.0]], np.float32), np.array([[1.5, 7.0, 7.0, 7.0]], np.float32)]
+    weighed = [np.array([[0.125, 0.25, 0.0625, 9.0]], np.float32), np.array([[0.0625, 7.0, 7.0, 7.0]], np.float32)]
     one = np.array([[4, IGNORED, IGNORED, IGNORED]], np.int32)
     batches = [Batch(labels, labels, None, weighed[0]), Batch(one, one, None, weighed[1])]
     monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: batches)
     monkeypatch.setattr(coretrain.training.loop, "validation_bytes_per_token", lambda data, config: 4.0)
-    sums = iter([6.0, 5.0])
+    sums = iter([0.6, 0.5])
     told: list[tuple[float, ...]] = []
     journal = SilentJournal()
     journal.evaluation = lambda *figures: told.append(figures)
@@ -275,6 +276,23 @@ def test_the_sample_at_the_end(tmp_path):
         loop.sample()
         assert asked.pop() == ([prompt], tokens, Sampling(0.7, 0, 0.9, 11), (256,))
         assert asked == []
+
+
+def test_a_run_goes_on_from_the_newest_and_text_comes_from_the_best(tmp_path):
+    """Of six, all of whose manifests say that the fifth is the best: moments and count for training, none for text."""
+    for update in range(1, 7):
+        native(CheckpointFolder(tmp_path / "checkpoints"), update)
+    seen: list[tuple[str, int | None]] = []
+    stack = SimpleNamespace(name="torch", load=lambda path, applied: seen.append((path.name, applied)))
+    assert restore(stack, tmp_path, print).update == 6
+    assert restore(stack, tmp_path, print, for_text=True).update == 5
+    assert seen == [("update-00000006", 6), ("update-00000005", None)]
+    # what the newest says counts, which a checksum guards; best.json where that one isn't there
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    folder.note_best(2, 0.5)
+    assert folder.best() == folder.final(5)
+    shutil.rmtree(folder.final(5))
+    assert folder.best() == folder.final(2)
 
 
 def test_retention_by_hand(tmp_path):
