@@ -186,14 +186,15 @@ def test_bits_a_byte_count_the_labels_that_are_there():
     assert validation_bytes_per_token(data, config) == 10
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
 def test_updates_are_shared_row_by_row(processes):
     data, config = mixture([11, 4], [2, 1])
+    config = config.changed(train__batch_size=6)
     for update in (0, 5, 40):
-        wanted = rows_of_update([11, 4], [2, 1], data.fingerprint, 7, update, 3)
+        wanted = rows_of_update([11, 4], [2, 1], data.fingerprint, 7, update, 6)
         found = [updates_of(data, config, p, processes).batch(update).tokens[:, 0] for p in range(processes)]
         assert np.concatenate(found).tolist() == [1000 * part + window for part, window in wanted]
-        assert {len(rows) for rows in found} == {3 // processes}
+        assert {len(rows) for rows in found} == {6 // processes}
 
 
 def test_batch_hashes_as_literals():

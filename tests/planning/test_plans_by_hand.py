@@ -117,6 +117,19 @@ def test_gradients_that_torch_copies_to_sum_them_by_hand():
     assert footprint(c).total < two.total
 
 
+@pytest.mark.parametrize(("head", "lanes"), [(64, 64), (96, 32), (200, 56), (256, 0)])
+def test_what_a_tpu_adds_to_narrow_heads_by_hand(head, lanes):
+    """Its tiles are 128 wide: queries, keys, values and results lie in them, of 12 layers and 12 heads in 2 bytes."""
+
+    def less(width: int) -> float:
+        c = made("gpt2-124m").changed(model__head_width=width)
+        scores, tiles = (footprint(c, stack="jax", scores=all_).kinds["activations"] for all_ in (True, False))
+        return scores - tiles
+
+    tokens = made("gpt2-124m").micro_batch * 1024
+    assert less(128) - less(head) == tokens * 12 * 2 * (12 + 12) * lanes * 2
+
+
 @pytest.mark.parametrize(("policy", "passes"), [("none", 2), ("matmuls", 2), ("full", 3)])
 def test_what_is_sent_in_each_pass_by_hand(policy, passes):
     """Recomputed blocks send once more. Tensor: two all-reduces of a block's activations a pass and two at the ends, of

@@ -136,6 +136,8 @@ def test_the_best_one_by_hand(run, losses, best):
     assert loop.progress.best == (best and {"update": best[0], "val_loss": best[1]})
     assert loop.checkpoints.best() == (best and loop.checkpoints.final(best[0]))
     assert set(saves(loop)) == {10, best[0] if best else 10}
+    noted = loop.checkpoints.path / "best.json"
+    assert (json.loads(noted.read_text()) if noted.exists() else None) == loop.progress.best
 
 
 def test_no_best_one_is_kept_where_none_is_to_be(run):
