@@ -80,7 +80,7 @@ def test_a_window_has_one_token_more_than_its_inputs(tmp_path, tokens, context, 
 
 def test_a_window_over_three_shards(tmp_path):
     """Labels at the edges of shards and documents are those that follow, as in one text."""
-    split = counting(tmp_path, 3, 1, 2, 5)
+    split = counting(tmp_path, 3, 1, 2, 9)
     assert split.windows(5) == 2
     assert split.read(0, 5).labels.tolist() == [1, 2, 3, 4, 5]
     assert split.read(1, 5).tokens.tolist() == [5, 6, 7, 8, 9]
