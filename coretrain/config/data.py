@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from coretrain.config.fields import Count, Positive, Section
+from coretrain.config.fields import Count, Countable, Positive, Section
 
 CHAT_DATE = datetime.date(2024, 7, 26)
 """The date that Llama's own chat templates fall back to where nobody tells them one."""
@@ -59,14 +59,14 @@ class DataConfig(Section):
         description="`trained` (a BPE from this corpus), `gpt2`, `cl100k_base`, `o200k_base`, `bytes`, "
         "or the path of a .tiktoken file or a tokenizer.json.",
     )
-    tokenizer_vocab: Annotated[int, Field(ge=257)] = Field(
+    tokenizer_vocab: Annotated[int, Field(ge=257, le=10_000_000)] = Field(
         4096, description="Vocabulary of a trained tokenizer, specials included."
     )
     validation_fraction: float = Field(
         0.02, gt=0, lt=0.5, description="Share of documents, by hash, kept for validation."
     )
     max_documents: Count = Field(0, description="Stop after this many documents of a source (0: all).")
-    shard_tokens: Annotated[int, Field(ge=1024)] = Field(16_777_216, description="Tokens in a shard file.")
+    shard_tokens: Annotated[int, Field(ge=1024), Countable] = Field(16_777_216, description="Tokens in a shard file.")
     cache: str = Field("~/.cache/twintrain", description="Folder of prepared shards and trained tokenizers.")
     prepare_processes: Count = Field(0, le=1024, description="Processes that tokenize (0: one for each core).")
     workers: Count = Field(0, le=1024, description="Loader workers during training (0: in the trainer's own process).")

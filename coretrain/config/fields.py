@@ -17,8 +17,10 @@ def _countable(value: int) -> int:
     return value
 
 
-Positive = Annotated[int, Field(ge=1), AfterValidator(_countable)]
-Count = Annotated[int, Field(ge=0), AfterValidator(_countable)]
+Countable = AfterValidator(_countable)
+"""On every field that counts something: no run counts further than `COUNTABLE`."""
+Positive = Annotated[int, Field(ge=1), Countable]
+Count = Annotated[int, Field(ge=0), Countable]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 StackName = Literal["torch", "jax"]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from coretrain.config.fields import (
     Count,
+    Countable,
     DType,
     Positive,
     Section,
@@ -103,7 +104,7 @@ class HealthConfig(Section):
         "ignore", description="On a loss or gradient norm more than spike_sigma above the window's mean."
     )
     spike_sigma: float = Field(6.0, gt=0, description="Standard deviations that make a spike.")
-    window: Annotated[int, Field(ge=8)] = Field(
+    window: Annotated[int, Field(ge=8), Countable] = Field(
         128, description="Updates in the window; no spike is called before it is full."
     )
     max_consecutive: Positive = Field(20, description="Stop the run after this many skipped updates in a row.")

@@ -217,7 +217,7 @@ def test_every_field_is_described_with_its_limits():
     assert words["model.kv_heads"] == "int, >= 1"
     assert words["model.residual_dropout"] == "float, >= 0, < 1"
     assert words["precision.compute"] == "float64 | float32 | bfloat16 | float16"
-    assert words["data.tokenizer_vocab"] == "int, >= 257"
+    assert words["data.tokenizer_vocab"] == "int, >= 257, <= 1e+07"
 
 
 def test_faults_without_a_file_have_a_place():

@@ -164,3 +164,75 @@ def test_a_rollback_restores_the_window_and_remembers_itself():
     assert health.counts["nonfinite"] == 2
     health.roll_back_to({})  # a checkpoint without a monitor's state
     assert health.state()["losses"] == []
+
+
+def test_a_steady_series_has_a_thousandth_of_its_mean_as_sigma():
+    """By hand: mean 5, no deviation, sigma 0.005, 4 of them: 5.02. And so for a tenth of it, and below zero."""
+    for mean, just, above in ((5.0, 5.0199, 5.0201), (0.5, 0.50199, 0.50201), (-5.0, -4.9801, -4.9799)):
+        for value, action in ((just, "apply"), (above, "skip")):
+            health = monitor(spike="skip")
+            for n in range(8):
+                health.decide(n, mean, 1.0)
+            assert health.decide(8, value, 1.0).action == action, (mean, value)
+
+
+def test_the_deviation_is_the_whole_windows_not_a_samples():
+    """By hand: 1.0 and 1.2 by turns: mean 1.1, sigma 0.1, 4 of them end at 1.5; a sample's would end at 1.53."""
+    for value, action in ((1.499, "apply"), (1.51, "skip")):
+        health = monitor(spike="skip")
+        for n in range(8):
+            health.decide(n, 5.0, 1.0 + 0.2 * (n % 2))
+        assert health.decide(8, 5.0, value).action == action
+
+
+def test_a_window_is_as_long_as_it_is_said_to_be():
+    """Of losses and of norms, made anew, loaded from a longer one, and rolled back to one."""
+    health = monitor(window=9)
+    for n in range(20):
+        health.decide(n, float(n), 100.0 + n)
+    expected = [float(n) for n in range(11, 20)], [100.0 + n for n in range(11, 20)]
+    assert (list(health.losses), list(health.norms)) == expected
+    shorter = monitor(window=8)
+    shorter.load(health.state())
+    assert (list(shorter.losses), list(shorter.norms)) == (expected[0][1:], expected[1][1:])
+    shorter.decide(20, 1.0, 2.0)
+    assert (list(shorter.losses)[-1], len(shorter.losses), len(shorter.norms)) == (1.0, 8, 8)
+    shorter.roll_back_to(health.state())
+    shorter.decide(20, 1.0, 2.0)
+    assert (len(shorter.losses), len(shorter.norms)) == (8, 8)
+
+
+def test_the_state_by_hand():
+    """Every field after a skip, a rollback and what was applied between them; none is its start's."""
+    health = monitor(nonfinite="rollback", spike="skip", max_consecutive=3)
+    fill(health)
+    assert health.decide(8, 90.0, 1.0).action == "skip"
+    assert health.decide(9, math.nan, 1.0).action == "rollback"
+    assert health.decide(6, math.nan, 1.0).action == "rollback"
+    state = health.state()
+    assert (state.pop("losses"), state.pop("norms")) == ([5 + 0.1 * (n % 3) for n in range(8)], [1.0, 1.1] * 4)
+    rest = {"consecutive": 1, "counts": {"nonfinite": 2, "spike": 1}, "rolled_back_at": 6, "furthest": 9}
+    assert state == rest | {"rollbacks": 2}
+    again = monitor(nonfinite="rollback", spike="skip", max_consecutive=3)
+    again.load(json.loads(json.dumps(health.state())))
+    assert again.state() == health.state()
+    again.roll_back_to({"losses": [1.0], "norms": [2.0], "consecutive": 7})
+    assert again.state() == rest | {"rollbacks": 2, "losses": [1.0], "norms": [2.0], "consecutive": 7}
+
+
+def test_only_an_update_beyond_the_furthest_is_progress():
+    """The one that was rolled back, applied on other data, is none; nor is one beyond a later, earlier rollback."""
+    health = monitor(nonfinite="rollback", max_consecutive=1)
+    assert health.decide(5, math.nan, 1.0).action == "rollback"
+    assert health.decide(5, 5.0, 1.0).action == "apply"
+    assert health.decide(4, math.nan, 1.0).action == "stop"
+    health = monitor(nonfinite="rollback", max_consecutive=2)
+    assert [health.decide(n, math.nan, 1.0).action for n in (6, 4)] == ["rollback"] * 2
+    assert health.decide(5, 5.0, 1.0).action == "apply"
+    assert health.decide(3, math.nan, 1.0).action == "stop"
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_the_last_of_so_many_skips_stops(most):
+    health = monitor(max_consecutive=most)
+    assert [health.decide(n, math.nan, 1.0).action for n in range(most)] == ["skip"] * (most - 1) + ["stop"]

@@ -154,6 +154,14 @@ def test_the_jax_layout_and_back(model, multiple):
     assert set(table) - set(from_jax_tree(parameter_table(model), tree)) == {"embed.token"}
 
 
+def test_how_large_one_parameter_may_be():
+    """2^22 rows of 2^22 numbers are 2^44; one row more is too many."""
+    model = ModelConfig(layers=1, heads=1, head_width=2, width=2**22, mlp_width=1, vocab=2**22, context=1)
+    assert max(row.size for row in parameter_table(model)) == 2**44
+    with refused("contract/model-too-large", "embed.token"):
+        parameter_table(model.model_copy(update={"vocab": 2**22 + 1}))
+
+
 def test_wrong_tensors_are_named():
     tensors = initial_parameters(GPT2, 0)
     with refused("contract/tensor-missing", "FILE", "norm.weight"):

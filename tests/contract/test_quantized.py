@@ -1,4 +1,4 @@
-"""Few bits: the same bytes as bitsandbytes, and in both stacks the same numbers out of them, compiled or not."""
+"""Few bits: bytes as of bitsandbytes and by hand; in both stacks the same numbers out of them, compiled or not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 import jaxtrain.quantized
 import torchtrain.quantized
+from coretrain.config.adapter import AdapterConfig
+from coretrain.config.load import load_config
+from coretrain.config.model import ModelConfig
 from coretrain.contract.quantization import (
     BLOCK,
     KINDS,
@@ -16,7 +20,10 @@ from coretrain.contract.quantization import (
     SCALES,
     dequantize,
     dynamic_map,
+    forms,
+    held_bytes,
     quantize,
+    quantized_parameters,
 )
 from tests.support.bitsandbytes_oracle import bitsandbytes_nf4
 from tests.support.refusal import refused
@@ -95,3 +102,71 @@ def test_what_cannot_be_quantized():
     for kind in KINDS:
         with refused("contract/quantize-not-finite"):
             quantize(bad, kind)
+
+
+def test_the_levels_of_nf4_are_quantiles_of_a_normal_distribution():
+    """Dettmers et al., appendix E: 8 even steps of probability up to 1/2 and 7 from there on, the outermost as 1."""
+    end = 0.9677083
+    below, above = (norm.ppf(np.linspace(end, 0.5, count)[:-1]) for count in (8, 9))
+    levels = np.sort(np.concatenate([-below, [0], above])) / above[0]
+    # the published ones were made in float32, 1.1e-7 off; another end or another count of steps is 1e-3 off
+    np.testing.assert_allclose(NF4, levels, atol=3e-7)
+
+
+def test_dynamic_map_by_hand():
+    """A sign, an exponent of ten, and 2^e even parts of 0.1 to 1, each in its middle: 0.55; 0.325 and 0.775; ..."""
+    parts = {e: [0.1 + 0.9 * (i + 0.5) / 2**e for i in range(2**e)] for e in range(7)}
+    levels = [sign * 10.0 ** (e - 6) * part for e, found in parts.items() for part in found for sign in (1, -1)]
+    np.testing.assert_allclose(dynamic_map(), sorted([0.0, 1.0, *levels]), rtol=3e-7)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 127), ("int4", 7)])
+def test_whole_numbers_by_hand(kind, most):
+    """Two blocks of 128: the largest magnitude is `most` steps of 1/4, and halves go to the even neighbour."""
+    numbers = np.zeros((2, 128), np.float32)
+    numbers[:, :6] = np.array([most, -most, 2.5, -2.5, 3.5, 0.49], np.float32) / 4
+    numbers[1] *= 16
+    quantized = quantize(numbers, kind)
+    assert quantized.arrays["scales"].tolist() == [0.25, 4.0]
+    whole = [most, -most, 2, -2, 4, 0]
+    if kind == "int8":
+        assert quantized.arrays["values"].reshape(2, 128)[:, :6].tolist() == [whole, whole]
+    else:  # 8 added, the first of two in the high half: 15 1, 10 6, 12 8
+        assert quantized.arrays["values"].reshape(2, 64)[:, :3].tolist() == [[0xF1, 0xA6, 0xC8]] * 2
+    expected = np.zeros((2, 128))
+    expected[:, :6] = np.array(whole) / 4
+    expected[1] *= 16
+    assert dequantize(quantized).tolist() == expected.tolist()
+
+
+def test_nf4_by_hand():
+    """One block, whose largest magnitude is its own mean: the levels times 2, and a number in the middle goes down."""
+    numbers = np.full((1, 64), 0.0, np.float32)
+    numbers[0, :5] = 2 * np.array([1.0, -1.0, NF4[9], (NF4[9] + NF4[10]) / np.float32(2), 0.034], np.float32)
+    quantized = quantize(numbers, "nf4")
+    arrays = quantized.arrays
+    assert arrays["values"][:3].tolist() == [0xF0, 0x99, 0x77], "0.034 lies nearer to 0 than to 0.0796"
+    assert (float(arrays["offset"]), arrays["steps"].tolist()) == (2.0, [0.0])
+    assert dynamic_map()[arrays["scales"]].tolist() == [0.0]
+    assert dequantize(quantized)[0, :3].tolist() == [2.0, -2.0, float(2 * NF4[9])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [1, 255, 256, 257])
+def test_what_is_planned_is_what_is_made(kind, blocks):
+    size = blocks * BLOCK[kind]
+    arrays = quantize(np.ones((1, size), np.float32), kind).arrays
+    assert forms(kind, size) == {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    assert held_bytes(kind, size) == sum(array.nbytes for array in arrays.values())
+    by_hand = {"nf4": size // 2 + blocks + 4 * -(-blocks // 256) + 4, "int8": size + 4 * blocks}
+    assert held_bytes(kind, size) == by_hand.get(kind, size // 2 + 4 * blocks)
+
+
+def test_the_blocks_matrices_alone_are_quantized():
+    """Not the embeddings, nor an untied head, nor positions: two dimensions each."""
+    more = {"layers": 1, "width": 64, "heads": 2, "context": 64, "vocab": 128, "tied": False}
+    config = load_config().changed(model=ModelConfig(**more), adapter=AdapterConfig(kind="lora", quantize="nf4"))
+    names = {f"blocks.0.attention.{part}.weight" for part in ("q", "k", "v", "out")}
+    names |= {f"blocks.0.mlp.{part}.weight" for part in ("up", "down")}
+    assert {row.name for row in quantized_parameters(config)} == names
+    assert quantized_parameters(config.changed(adapter__quantize="none")) == ()

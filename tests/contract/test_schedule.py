@@ -1,4 +1,4 @@
-"""Learning rates against optax and torch, at every step of the horizon; the clip factor against torch."""
+"""Learning rates against optax, torch, transformers and by hand, at every step; the clip factor against torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+import transformers.optimization as theirs
 
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -58,6 +59,60 @@ def test_torch_has_the_same(kind, warmup):
         theirs.step()
     # torch multiplies step by step: its rounding grows to about 1e-13
     np.testing.assert_allclose(rates(c, UPDATES + 1), found, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "more", "lowest"),
+    [
+        ("cosine", theirs.get_cosine_with_min_lr_schedule_with_warmup, {"min_lr_rate": 0.25}, 0.25),
+        ("linear", theirs.get_linear_schedule_with_warmup, {}, 0.0),
+        ("constant", theirs.get_constant_schedule_with_warmup, {}, 0.0),
+        ("wsd", theirs.get_wsd_schedule, {"num_decay_steps": 31, "decay_type": "linear"}, 0.0),
+    ],
+)
+def test_transformers_has_the_same(kind, make, more, lowest):
+    """Its warm-up starts at 0: update n is its step n + 1, of one step of warm-up and one of training more. Its
+    wsd warms up from the lowest rate, and so it has 0 here."""
+    c = made(kind, 13, schedule__min_lr=9e-4 * lowest)  # wsd: 0.2 x 157 updates are 31.4
+    steps = {} if kind == "constant" else {"num_training_steps": UPDATES + 1}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9e-4)
+    factor = make(optimizer, num_warmup_steps=14, **steps, **more).lr_lambdas[0]
+    found = [9e-4 * factor(n + 1) for n in range(UPDATES + 1)]
+    # float64 on both sides, a few roundings of numbers near 1; one step more or less would be 1e-3 off
+    np.testing.assert_allclose(rates(c, UPDATES + 1), found, rtol=1e-12, atol=1e-18)
+
+
+BY_HAND = {
+    # 0.8 x 1/4, 2/4, 3/4; from update 3 to 11 the eighths 0, 1/8, ... of the way from 0.8 down to 0.2
+    "linear": {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 5: 0.65, 7: 0.5, 9: 0.35, 10: 0.275, 11: 0.2, 19: 0.2},
+    # at a quarter 0.2 + 0.6 x (1 + sqrt(1/2)) / 2, at a half 0.5, at three quarters 0.2 + 0.6 x (1 - sqrt(1/2)) / 2
+    "cosine": {0: 0.2, 2: 0.6, 3: 0.8, 5: 0.7121320343559643, 7: 0.5, 9: 0.2878679656440357, 11: 0.2, 19: 0.2},
+    "constant": {0: 0.2, 2: 0.6, 3: 0.8, 11: 0.8, 19: 0.8},
+    # 0.3 x 11 = 3.3 updates of decay, rounded to 3
+    "wsd": {0: 0.2, 2: 0.6, 3: 0.8, 8: 0.8, 9: 0.6, 10: 0.4, 11: 0.2, 19: 0.2},
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_rates_by_hand(kind):
+    """Warm-up of 3 updates to 0.8, a horizon of 11 that ends at 0.2, and 20 updates: the horizon is what counts."""
+    more = {"schedule__horizon": 11, "train__updates": 20, "schedule__min_lr": 0.2, "optimizer__lr": 0.8}
+    c = made(kind, 3, schedule__decay_fraction=0.3, **more)
+    assert {n: learning_rate(c, n) for n in BY_HAND[kind]} == pytest.approx(BY_HAND[kind], rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "found"),
+    [
+        (0.15, [0.8, 0.8, 0.5, 0.2]),  # 1.65 updates of decay are 2
+        (0.01, [0.8, 0.8, 0.8, 0.2]),  # none are 1
+        (1.0, [0.425, 0.35, 0.275, 0.2]),  # the whole horizon, but not the warm-up: as linear
+    ],
+)
+def test_the_last_rates_of_wsd_by_hand(fraction, found):
+    more = {"schedule__horizon": 11, "schedule__min_lr": 0.2, "optimizer__lr": 0.8}
+    c = made("wsd", 3, schedule__decay_fraction=fraction, **more)
+    assert [learning_rate(c, n) for n in (8, 9, 10, 11)] == pytest.approx(found, rel=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
@@ -115,6 +170,11 @@ def test_clip_is_torchs(norm, limit):
 
 
 def test_clip_factor_at_its_edges():
+    # by hand: 0.5 / (2 + 1e-6), and below the limit by more and by less than the 1e-6
+    assert clip_factor(2.0, 0.5) == 0.24999987500006248
+    assert clip_factor(0.5 - 2e-6, 0.5) == 1.0
+    assert clip_factor(0.5 - 5e-7, 0.5) == pytest.approx(1 - 1e-6, abs=1e-11)
+    assert clip_factor(2.0, 1e-4) == pytest.approx(5e-5, rel=1e-6)
     assert clip_factor(1e9, 0.0) == 1.0
     assert clip_factor(math.inf, 1.0) == 0.0
     assert clip_factor(0.0, 1.0) == 1.0

@@ -49,6 +49,7 @@ TOOLED = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + PLAIN.replace(
         ({"messages": [ASKED, SAID | {"content": None}]}, "message-field-missing", ["message 2", "content"]),
         ({"messages": [ASKED, {"content": "x"}]}, "message-field-missing", ["message 2", "role"]),
         ({"messages": [{"role": "robot", "content": "x"}]}, "message-role-unknown", ["'robot'", "system", "tool"]),
+        ({"messages": [{"from": "bot", "value": "x"}]}, "message-role-unknown", ["'bot'"]),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message-field-not-text", ["content"]),
         ({"messages": [ASKED]}, "no-assistant-message", []),
         ({"messages": [ASKED, SAID | {"content": ""}]}, "answer-empty", []),

@@ -71,6 +71,14 @@ def test_a_command_without_an_adapter_is_complete(argv):
     assert completed(command) is command
 
 
+def test_a_tokenizer_that_was_typed_is_the_one_that_is_taken(argv, base):
+    """Whether it fits the base is looked at later; without a word it is the base's own."""
+    typed = completed(commanded(adapting(argv, base, "--data.tokenizer=gpt2")))
+    assert typed.config.data.tokenizer == "gpt2"
+    own = completed(commanded(adapting(argv, base)))
+    assert own.config.data.tokenizer == str(base / "tokenizer.tiktoken")
+
+
 def test_an_adapters_run(argv, base, corpus):
     command = commanded(adapting(argv, base))
     assert command.config.model.layers != 2
