@@ -12,6 +12,7 @@ import pytest
 
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange
 from coretrain.journal.metrics import read_metrics
+from parity.machine import xla_flags
 
 pytestmark = [pytest.mark.scale, pytest.mark.whole]
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'twintrain[deepspeed]'")
@@ -54,7 +55,7 @@ def runs(tmp_path_factory):
         (place / "text" / f"{n}.txt").write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) for _ in range(12)))
     fields = [f"--{key}={value}" for key, value in FIELDS.items()]
     fields += [f"--data.source={place / 'text'}", f"--data.cache={place / 'cache'}"]
-    virtual = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    virtual = {"XLA_FLAGS": xla_flags(always="--xla_force_host_platform_device_count=4")}
     ways = {
         "zero": ("torch", ["--parallel.data=2", "--parallel.zero=3", "--spawn"], {}),
         "mesh": ("jax", ["--parallel.fsdp=2", "--parallel.tensor=2"], virtual),

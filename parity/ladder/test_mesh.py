@@ -15,6 +15,7 @@ import sys
 
 import pytest
 
+from parity.machine import xla_flags
 from parity.workers.mesh_bugs import BUGS
 
 pytestmark = [pytest.mark.scale, pytest.mark.whole]
@@ -72,7 +73,7 @@ class Worker:
         flags += " --xla_llvm_disable_expensive_passes=true"  # they take seven times as long as they save here
         self.process = subprocess.Popen(
             [sys.executable, "-m", "parity.workers.jax_mesh", json.dumps(cases)],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": xla_flags(always=flags), "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

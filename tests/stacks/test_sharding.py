@@ -30,6 +30,7 @@ from jaxtrain.parallel.sharding import (
     ShardingRules,
     jax_axes,
 )
+from parity.machine import xla_flags
 from tests.support.refusal import refused
 
 CPU = jax.devices("cpu")[0]
@@ -131,7 +132,8 @@ print(json.dumps(errors))
 
 @pytest.mark.whole
 def test_splash_attention_of_parts_of_a_row_is_that_of_the_row():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    four = xla_flags(always="--xla_force_host_platform_device_count=4")
+    devices = {"XLA_FLAGS": four, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SPLIT_ROWS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | devices)
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from coretrain.journal.metrics import read_metrics
+from parity.machine import xla_flags
 from tests.support.refusal import refused
 from tests.support.whole_runs import arguments, state
 
@@ -21,7 +22,7 @@ def run(stack: str, *argv: object, flags: str = "", code: int = 0) -> str:
     """Standard output of a run (standard error where it must fail)."""
     result = subprocess.run(
         [sys.executable, "-m", f"{stack}train.run", *map(str, argv)],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(always=flags), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=400,
