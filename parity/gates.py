@@ -179,10 +179,13 @@ BUDGETS = Path(__file__).with_name("budgets.toml")
 
 @functools.cache
 def budget(device: str, dtype: str, what: str) -> Gate:
-    """The gate of a `dtype`'s logits or gradients on `device`; where that has no figures of its own, the CPU's."""
+    """The gate of a `dtype`'s logits or gradients on `device`, in units of what rounding each value once costs.
+
+    Where the device has no figures of its own, the CPU's.
+    """
     caps: dict[str, Any] = tomllib.loads(BUDGETS.read_text(encoding="utf-8"))
     own = caps.get(device, {}).get(dtype, {}).get(what)
     figures = own or caps["cpu"][dtype][what]
     borrowed = "" if own else " (the CPU's cap)"
-    name = f"{device} {dtype} {what} against float64{borrowed}"
+    name = f"{device} {dtype} {what}, in units of rounding{borrowed}"
     return Gate(name, figures["cap"], figures["measured"], figures["catches"], "rounding")
