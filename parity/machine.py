@@ -110,16 +110,28 @@ def _bfloat16_units() -> bool:
 
 
 def xla_instructions() -> list[str]:
-    """Those that XLA compiled a small function for, read from what it made."""
+    """Those that change what floating point gives and that XLA compiles for here."""
+    return [name for feature, name in TOLD.items() if feature in _features()]
+
+
+def no_float16() -> str | None:
+    """Why JAX computes no float16 on this CPU; None where it does."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    lacks = x86 and _features() and "f16c" not in _features()
+    return "XLA computes no float16 on an x86 processor without F16C" if lacks else None
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    """LLVM's names of what XLA compiled a small function for, read from what it made; none where it doesn't say."""
     import jax
 
     try:
         with jax.default_device(jax.devices("cpu")[0]):
             made = jax.jit(lambda x: x + 1).lower(1.0).compile().runtime_executable().serialize()
     except Exception:  # XLA's own errors, of many kinds: a build that can't tell is no reason to judge nothing
-        return []
-    features = {name.decode() for name in re.findall(rb"\+([a-z0-9._-]+)", made)}
-    return [name for feature, name in TOLD.items() if feature in features]
+        return frozenset()
+    return frozenset(name.decode() for name in re.findall(rb"\+([a-z0-9._-]+)", made))
 
 
 def _numpy() -> list[str]:

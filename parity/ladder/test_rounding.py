@@ -18,6 +18,7 @@ import torchtrain.model
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.errors import nrel, worst_tensor
 from parity.gates import EVEN, NORMS_32, budget
+from parity.machine import no_float16
 from parity.outcomes import facts, hold
 from parity.pair import (
     BASIC,
@@ -83,8 +84,9 @@ def test_within_its_budget(variant, dtype, device):
     """Each stack under the device's caps, and not much further off than the other, in units of rounding."""
     gates = [budget(device.name, dtype, what) for what in ("logits", "gradient")]
     found = {}
+    missing = no_float16() if (device.jax, dtype) == ("cpu", "float16") else None
     for stack in ("torch", "jax"):
-        if (place := getattr(device, stack)) is not None:
+        if (place := getattr(device, stack)) is not None and not (missing and stack == "jax"):
             *both, name = rounded(variant, dtype, stack, place)
             first, second = in_units(both, dtype, variant, "perturbed")
             hold(gates[0], first, f"{stack}, {variant}")
@@ -96,11 +98,15 @@ def test_within_its_budget(variant, dtype, device):
     hold(EVEN, unevenness(dtype, logits, device.name), f"{dtype}, {variant}, {device.name}")
     # 3 times, and the measured figure: in each stack the worst tensor's terms cancel otherwise
     assert max(gradients) <= 3 * min(gradients) + gates[1].floor, found
+    if missing:
+        pytest.skip(missing)  # in the table as not run
 
 
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_the_loss_scale_keeps_small_gradients(stack):
     """With a head so small that most gradients are below float16's 6e-8 at a scale of 1."""
+    if stack == "jax" and (missing := no_float16()):
+        pytest.skip(missing)
     probe, gate = PROBES["budget of float16"], budget("cpu", "float16", "gradient")
     seen = unmutated(stack, "budget of float16", "llama-like", "tiny head")
     hold(gate, probe.judge(seen, seen, "llama-like", "tiny head")[gate], f"{stack}, small gradients")

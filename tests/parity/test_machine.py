@@ -43,3 +43,16 @@ def test_what_xla_compiles_for():
     found = machine.facts()["xla_instructions"]
     assert found, "it is read from what XLA made: another version may put it elsewhere"
     assert set(found) <= set(machine.TOLD.values())
+
+
+def test_what_xla_cannot_compute(monkeypatch):
+    """Without F16C its float16 needs functions that it doesn't have: shown with XLA held to SSE4.2."""
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "_features", lambda: frozenset({"sse4.2"}))
+    assert "F16C" in machine.no_float16()
+    for features in ({"sse4.2", "avx2", "f16c"}, {}):  # where XLA doesn't say, it is tried
+        monkeypatch.setattr(machine, "_features", lambda features=features: frozenset(features))
+        assert machine.no_float16() is None
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(machine, "_features", lambda: frozenset({"neon"}))
+    assert machine.no_float16() is None
