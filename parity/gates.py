@@ -84,17 +84,21 @@ KEY_BIAS = Gate("key bias gradient over query bias'", 1e-12, 3e-15, "a key bias 
 NORMS_32 = Gate("norms of mean >> std, float32", 1e-3, 7.9e-5, "variance as E[x^2] - E[x]^2", "rounding")
 
 
-# Errors of the logits against float64; a share `SLACK` of the budget's measured figure is added to the better one, and
-# without it a correct pair is at 1.05. Worst gradients are sums that cancel: 2.7 in a correct pair, and no gate.
+# Errors of the logits against float64, in units of rounding; a share of the budget's measured figure is added to the
+# better one. Instruction sets move a stack's figure by 5%. In float32, where sums are rounded too, the stacks sum
+# unlike: torch 5.5 and JAX 8.7 at 512 wide, so all of the figure is added; faults are above 300, which the budget sees.
 EVEN = Gate(
     "logits below float64, the worse stack over the better",
     2,
-    0.9,
-    "in float16 a norm or a residual stream through bfloat16, 2.7; finer faults of dtype are the audit's",
+    0.95,
+    "in float16 a norm or a residual stream through bfloat16, 2.6; finer faults of dtype are the audit's",
     "rounding",
 )
-SLACK = 0.15
+SLACK = {"float32": 1.0, "bfloat16": 0.15, "float16": 0.15}
 ALONE = Gate("optimizer alone, 200 updates", 1e-12, 5e-14, "Adam's epsilon before the bias correction", "optimizer")
+
+
+# The same from SSE4.2 to AVX512; the nearest planted bug is at 2.4e-3.
 ALONE_32 = Gate(
     "optimizer alone, float32, without decay",
     5e-6,
@@ -124,6 +128,9 @@ YARDSTICK = Gate(
 )
 DTYPES = Gate("operations in another dtype than the policy's", 0, 0, "a norm, softmax or sum in bfloat16", "dtypes")
 KERNEL_64 = Gate("kernels alone, float64", 1e-13, 6e-16, "causal mask aligned top-left, key heads tiled", "kernels")
+
+
+# 40 draws under SSE4.2 and AVX512: 3.4e-7 at most, and 7.5e-3 in bfloat16.
 KERNEL_32 = Gate("kernels alone, float32", 1e-5, 5e-7, "a key head that serves the wrong query heads", "kernels")
 
 
@@ -140,6 +147,7 @@ CACHE = Gate(
 SAMPLES = Gate("generated tokens that differ", 0, 0, "a tie broken otherwise, a random number used twice", "generation")
 SPLIT = Gate("gradients however computed", 1e-13, 6e-15, "a mean of means, padding that counts", "invariance")
 X64 = Gate("float32 with x64 off, elements that differ", 0, 0, "a constant that is float64 in tests only", "invariance")
+# Inductor's code for AVX2 and for AVX512 is as far off; bfloat16 anywhere is above 1e-3.
 COMPILED = Gate("torch.compile, gradients, float32", 1e-5, 6e-7, "a miscompiled kernel", "invariance")
 SHARED = Gate(
     "torch processes, float64, 20 updates",

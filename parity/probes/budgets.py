@@ -106,5 +106,5 @@ def in_units(found: Sequence[float], dtype: str, variant: str, state: str) -> tu
 
 def unevenness(dtype: str, logits: Sequence[float], device: str = "cpu") -> float:
     """How many times as far off in its logits, in units of rounding, as the better stack the worse one is."""
-    figure = SLACK * budget(device, dtype, "logits").floor
+    figure = SLACK[dtype] * budget(device, dtype, "logits").floor
     return float(np.max(logits) / (np.min(logits) + figure))
