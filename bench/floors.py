@@ -121,9 +121,9 @@ def joined(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str
         return dict(now)
     gates = {gate["name"]: gate for gate in before["gates"]}
     for gate in now["gates"]:
-        old = gates.get(gate["name"], gate)["error"]
-        if not gate["error"] < old:
-            gates[gate["name"]] = gate
+        old = gates.get(gate["name"], gate)
+        worse = old if gate["error"] < old["error"] or old["error"] != old["error"] else gate
+        gates[gate["name"]] = {**gate, "error": worse["error"], "where": worse["where"]}  # the cap is today's
     failures = [*dict.fromkeys([*before["failures"], *now["failures"]])]
     return {**now, "gates": list(gates.values()), "failures": failures, "seconds": before["seconds"] + now["seconds"]}
 

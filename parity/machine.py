@@ -128,7 +128,8 @@ def _features() -> frozenset[str]:
 
     try:
         with jax.default_device(jax.devices("cpu")[0]):
-            made = jax.jit(lambda x: x + 1).lower(1.0).compile().runtime_executable().serialize()
+            compiled: Any = jax.jit(lambda x: x + 1).lower(1.0).compile()
+            made = compiled.runtime_executable().serialize()
     except Exception:  # XLA's own errors, of many kinds: a build that can't tell is no reason to judge nothing
         return frozenset()
     return frozenset(name.decode() for name in re.findall(rb"\+([a-z0-9._-]+)", made))

@@ -19,7 +19,10 @@ def floors():
 
 
 def session(failures=(), **errors):
-    gates = [{"name": name, "cap": 1.0 if name != "exact" else 0, "error": error} for name, error in errors.items()]
+    gates = [
+        {"name": name, "cap": 1.0 if name != "exact" else 0, "error": error, "where": str(error)}
+        for name, error in errors.items()
+    ]
     return {"status": "ok", "machine": {}, "versions": {}, "failures": list(failures), "seconds": 1.0, "gates": gates}
 
 
