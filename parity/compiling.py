@@ -12,6 +12,8 @@ import functools
 
 import jax
 
+from parity.machine import ONE_PIECE, xla_flags
+
 QUICK: dict[str, bool | int | str] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -24,7 +26,6 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def quick_flags(devices: int | None = None) -> str:
-    """The same as XLA_FLAGS, for a process of its own; with so many devices made of this CPU."""
-    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
-    return " ".join(flags + [f"--xla_force_host_platform_device_count={devices}"] * (devices is not None))
+    """The same as XLA_FLAGS, for a process of its own; with so many devices made of this CPU. The user's stay."""
+    flags = [ONE_PIECE, *(f"--{name}={str(value).lower()}" for name, value in QUICK.items())]
+    return xla_flags(always=" ".join(flags + [f"--xla_force_host_platform_device_count={devices}"] * bool(devices)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 from coretrain.base.files import write_atomically
-from parity import mutants, outcomes, pair
+from parity import machine, mutants, outcomes, pair
 from parity.workers import scheduler
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
@@ -52,7 +51,7 @@ def one_thread():
     """The models are so small that threads cost more than they give; and what is on no device is on the CPU."""
     threads = torch.get_num_threads()
     default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX makes its settings at run time
-    torch.set_num_threads(1)
+    torch.set_num_threads(machine.THREADS)
     jax.config.update("jax_default_device", jax.devices("cpu")[0])
     yield
     torch.set_num_threads(threads)
@@ -137,7 +136,7 @@ def write_results(path: Path) -> None:
     results = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "machine": _machine(),
+        "machine": machine.facts(),
         "devices": [vars(device) for device in pair.DEVICES],
         "variants": list(pair.VARIANTS),
         "seconds": round(time.time() - _outcome["started"], 1),
@@ -158,28 +157,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
-    """Kind of machine, without its name."""
-    processor = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        models = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
-        processor = models[0].split(":", 1)[1].strip() if models else processor
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     """The ladder."""
     if not outcomes.worst and not mutants.MATRIX:
         return
     lines = terminalreporter
     lines.section("parity: worst figure and cap of every gate (float64 unless stated)")
+    for line in machine.lines():
+        lines.write_line(line)
     rung = None
     for gate in outcomes.gates():
         if gate.name not in outcomes.worst:

@@ -77,20 +77,28 @@ TRAJECTORY = Gate(
     "identity",
 )
 KEY_BIAS = Gate("key bias gradient over query bias'", 1e-12, 3e-15, "a key bias that reaches the output", "identity")
-NORMS_32 = Gate("norms of mean >> std, float32", 5e-4, 7.9e-5, "variance as E[x^2] - E[x]^2", "rounding")
 
 
-# Errors of the logits against float64; a share `SLACK` of the budget's measured figure is added to the better one, and
-# without it a correct pair is at 1.05. Worst gradients are sums that cancel: 2.7 in a correct pair, and no gate.
+# What is seen is the rounding of the mean. Summed in the worst order, one number after the other, 1.8e-4 over 200
+# draws; in 4, 8 or 16 lanes and in halves 0.7e-4 to 1.1e-4. E[x^2] - E[x]^2 is at 2e-2 to 0.2, in whatever order.
+NORMS_32 = Gate("norms of mean >> std, float32", 1e-3, 7.9e-5, "variance as E[x^2] - E[x]^2", "rounding")
+
+
+# Errors of the logits against float64, in units of rounding; a share of the budget's measured figure is added to the
+# better one. Instruction sets move a stack's figure by 5%. In float32, where sums are rounded too, the stacks sum
+# unlike: torch 5.5 and JAX 8.7 at 512 wide, so all of the figure is added; faults are above 300, which the budget sees.
 EVEN = Gate(
     "logits below float64, the worse stack over the better",
     2,
-    0.9,
-    "in float16 a norm or a residual stream through bfloat16, 2.7; finer faults of dtype are the audit's",
+    0.95,
+    "in float16 a norm or a residual stream through bfloat16, 2.6; finer faults of dtype are the audit's",
     "rounding",
 )
-SLACK = 0.15
+SLACK = {"float32": 1.0, "bfloat16": 0.15, "float16": 0.15}
 ALONE = Gate("optimizer alone, 200 updates", 1e-12, 5e-14, "Adam's epsilon before the bias correction", "optimizer")
+
+
+# The same from SSE4.2 to AVX512; the nearest planted bug is at 2.4e-3.
 ALONE_32 = Gate(
     "optimizer alone, float32, without decay",
     5e-6,
@@ -100,6 +108,7 @@ ALONE_32 = Gate(
 )
 
 
+# The same on every processor: it is the rounding of one constant, and what elements round apart averages out (1e-5).
 # torch.optim.AdamW rounds 1 - lr x decay to float32, always the same way: 1.6e-4 of the decay at lr 1e-3, 1.5e-2 at
 # 1e-5. jaxtrain subtracts lr x decay x p, whose roundings cancel: 3e-7. The stacks differ here by torch's own error.
 DECAY_32 = Gate(
@@ -119,6 +128,9 @@ YARDSTICK = Gate(
 )
 DTYPES = Gate("operations in another dtype than the policy's", 0, 0, "a norm, softmax or sum in bfloat16", "dtypes")
 KERNEL_64 = Gate("kernels alone, float64", 1e-13, 6e-16, "causal mask aligned top-left, key heads tiled", "kernels")
+
+
+# 40 draws under SSE4.2 and AVX512: 3.4e-7 at most, and 7.5e-3 in bfloat16.
 KERNEL_32 = Gate("kernels alone, float32", 1e-5, 5e-7, "a key head that serves the wrong query heads", "kernels")
 
 
@@ -126,14 +138,16 @@ KERNEL_32 = Gate("kernels alone, float32", 1e-5, 5e-7, "a key head that serves t
 KERNEL_16 = Gate("kernels alone, bfloat16", 2e-2, 6e-3, "inputs cut to float8 (3.6e-2), a wrong mask (0.4)", "kernels")
 
 
-# sdpa's backward takes exp(score - logsumexp) of numbers near 3e4; a finite mask is an error of 1
-DEEP = Gate("attention, all scores below -1e4", 1e-11, 1.7e-12, "a finite mask value: the future leaks in", "kernels")
+# sdpa's backward takes exp(score - logsumexp) of numbers near 3e4, whose last place is 3.6e-12: one rounding is the
+# floor, kernels that count in powers of two have three. A finite mask is an error of 1, float32 one of 2e-3.
+DEEP = Gate("attention, all scores below -1e4", 1e-10, 1.7e-12, "a finite mask value: the future leaks in", "kernels")
 CACHE = Gate(
     "logits out of the cache", 1e-13, 1e-15, "a slot or a position off by one, a mask that leaks padding", "generation"
 )
 SAMPLES = Gate("generated tokens that differ", 0, 0, "a tie broken otherwise, a random number used twice", "generation")
 SPLIT = Gate("gradients however computed", 1e-13, 6e-15, "a mean of means, padding that counts", "invariance")
 X64 = Gate("float32 with x64 off, elements that differ", 0, 0, "a constant that is float64 in tests only", "invariance")
+# Inductor's code for AVX2 and for AVX512 is as far off; bfloat16 anywhere is above 1e-3.
 COMPILED = Gate("torch.compile, gradients, float32", 1e-5, 6e-7, "a miscompiled kernel", "invariance")
 SHARED = Gate(
     "torch processes, float64, 20 updates",
@@ -179,10 +193,13 @@ BUDGETS = Path(__file__).with_name("budgets.toml")
 
 @functools.cache
 def budget(device: str, dtype: str, what: str) -> Gate:
-    """The gate of a `dtype`'s logits or gradients on `device`; where that has no figures of its own, the CPU's."""
+    """The gate of a `dtype`'s logits or gradients on `device`, in units of what rounding each value once costs.
+
+    Where the device has no figures of its own, the CPU's.
+    """
     caps: dict[str, Any] = tomllib.loads(BUDGETS.read_text(encoding="utf-8"))
     own = caps.get(device, {}).get(dtype, {}).get(what)
     figures = own or caps["cpu"][dtype][what]
     borrowed = "" if own else " (the CPU's cap)"
-    name = f"{device} {dtype} {what} against float64{borrowed}"
+    name = f"{device} {dtype} {what}, in units of rounding{borrowed}"
     return Gate(name, figures["cap"], figures["measured"], figures["catches"], "rounding")

@@ -16,14 +16,14 @@ import pytest
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
 from coretrain.base.numbers import whole_number
+from parity.machine import ONE_PIECE, xla_flags
 from parity.marks import left_out
 
 # Models here are so small that threads cost more than they give. And those of OpenMP spin until all are there: where
 # others want the cores too, a run of 4 s takes 6 to 80. Here before torch is imported, and for processes of tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch and other processes
-# XLA cuts a function into 32 pieces to compile in parallel: for small ones on few cores that costs more than it gives
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+os.environ["XLA_FLAGS"] = xla_flags(unless_set=ONE_PIECE)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Nothing compiled here may outlast the session; and on a CPU, compiling for the disk cache takes 1.7 times as long.

@@ -18,6 +18,7 @@ import torchtrain.model
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.errors import nrel, worst_tensor
 from parity.gates import EVEN, NORMS_32, budget
+from parity.machine import no_float16
 from parity.outcomes import facts, hold
 from parity.pair import (
     BASIC,
@@ -27,28 +28,18 @@ from parity.pair import (
     jax_logits,
     make_config,
     noise_only,
-    perturbed,
     shared,
     torch_gradients,
     torch_logits,
 )
 from parity.probes import PROBES, unmutated
-from parity.probes.budgets import LOSS_SCALE, unevenness
+from parity.probes.budgets import LOSS_SCALE, UPDATE, exact, in_units, unevenness
+from parity.probes.sides import weights_of
 from torchtrain.trainer import Trainer as TorchTrainer
 
 pytestmark = pytest.mark.whole
 PASSES = {"TF32": 10, "bfloat16": 7}
 """Explicit bits of the mantissa that a float32 matmul's inputs keep in passes of lower precision."""
-
-
-@functools.cache
-def reference(variant):
-    """(weights, float64 logits and gradients of torch on the CPU)."""
-    pair = shared(make_config(VARIANTS[variant]))
-    pair.reset(perturbed(pair.config))
-    batch = batches(pair.config, 1)[0]
-    pair.torch.gradients(batch, 3, 1.0)
-    return pair.start, torch_logits(pair.torch, batch.tokens, 3), torch_gradients(pair.torch)
 
 
 def config_of(variant, dtype, device="cpu", fast=False):
@@ -66,7 +57,7 @@ def config_of(variant, dtype, device="cpu", fast=False):
 def rounded(variant, dtype, stack, device, fast=False):
     """(error of the logits, of the worst gradient, its name) of a stack on a device."""
     config = config_of(variant, dtype, device, fast)
-    weights, _, _ = reference(variant)
+    weights = weights_of(config, "perturbed")
     if stack == "torch":
         trainer, logits, gradients = TorchTrainer(config, weights), torch_logits, torch_gradients
     elif device == "cpu" and not fast:
@@ -79,38 +70,43 @@ def rounded(variant, dtype, stack, device, fast=False):
 
 
 def errors(trainer, logits, gradients, variant, scale=1.0):
-    """(error of the logits, of the worst gradient, its name) against the reference."""
-    _, exact_logits, exact_gradients = reference(variant)
-    batch = batches(trainer.config, 1)[0]
-    trainer.gradients(batch, 3, scale)
+    """(error of the logits, of the worst gradient, its name) against float64."""
+    right, batch = exact(variant, "perturbed"), batches(trainer.config, 1)[0]
+    trainer.gradients(batch, UPDATE, scale)
     found = {name: g.astype(np.float64) / scale for name, g in gradients(trainer).items()}
-    worst, name = worst_tensor(found, exact_gradients, noise_only(trainer.config))
-    return nrel(logits(trainer, batch.tokens, 3), exact_logits), worst, name
+    worst, name = worst_tensor(found, right["gradients"], noise_only(trainer.config))
+    return nrel(logits(trainer, batch.tokens, UPDATE), right["logits"]), worst, name
 
 
 @pytest.mark.parametrize("variant", BASIC)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_within_its_budget(variant, dtype, device):
-    """Each stack under the device's caps, and not much further off than the other."""
+    """Each stack under the device's caps, and not much further off than the other, in units of rounding."""
     gates = [budget(device.name, dtype, what) for what in ("logits", "gradient")]
     found = {}
+    missing = no_float16() if (device.jax, dtype) == ("cpu", "float16") else None
     for stack in ("torch", "jax"):
-        if (place := getattr(device, stack)) is not None:
-            first, second, name = rounded(variant, dtype, stack, place)
+        if (place := getattr(device, stack)) is not None and not (missing and stack == "jax"):
+            *both, name = rounded(variant, dtype, stack, place)
+            first, second = in_units(both, dtype, variant, "perturbed")
             hold(gates[0], first, f"{stack}, {variant}")
             hold(gates[1], second, f"{stack}, {name}, {variant}")
             found[stack] = first, second
     if len(found) == 1:  # a device that one framework has alone is held against the CPU
-        found["torch on the CPU"] = rounded(variant, dtype, "torch", "cpu")[:2]
+        found["torch on the CPU"] = in_units(rounded(variant, dtype, "torch", "cpu")[:2], dtype, variant, "perturbed")
     logits, gradients = zip(*found.values(), strict=True)
     hold(EVEN, unevenness(dtype, logits, device.name), f"{dtype}, {variant}, {device.name}")
-    # 3 times, and the measured figure: the worst tensor's terms cancel, in each stack otherwise
+    # 3 times, and the measured figure: in each stack the worst tensor's terms cancel otherwise
     assert max(gradients) <= 3 * min(gradients) + gates[1].floor, found
+    if missing:
+        pytest.skip(missing)  # in the table as not run
 
 
 @pytest.mark.parametrize("stack", ["torch", "jax"])
 def test_the_loss_scale_keeps_small_gradients(stack):
-    """With a head so small that most gradients are below float16's 6e-8 at a scale of 1: floor 1.6e-3, lost 9.6e-2."""
+    """With a head so small that most gradients are below float16's 6e-8 at a scale of 1."""
+    if stack == "jax" and (missing := no_float16()):
+        pytest.skip(missing)
     probe, gate = PROBES["budget of float16"], budget("cpu", "float16", "gradient")
     seen = unmutated(stack, "budget of float16", "llama-like", "tiny head")
     hold(gate, probe.judge(seen, seen, "llama-like", "tiny head")[gate], f"{stack}, small gradients")
@@ -144,7 +140,7 @@ def test_what_reduced_precision_matmuls_would_cost(variant, passes, device):
     """They are off where parity is measured: this is what they'd cost, and the float32 budget must see them."""
     if device.name == "cpu":
         config = make_config(VARIANTS[variant], precision__compute="float32")
-        trainer = TorchTrainer(config, reference(variant)[0])
+        trainer = TorchTrainer(config, weights_of(config, "perturbed"))
         with _Passes(PASSES[passes]) as mode:
             found = {"torch, emulated": errors(trainer, torch_logits, torch_gradients, variant)[:2]}
         assert mode.count > 2 * 6 * config.model.layers, "both passes must have gone through it"
@@ -154,11 +150,10 @@ def test_what_reduced_precision_matmuls_would_cost(variant, passes, device):
     else:
         pytest.skip(f"{device.name} has no {passes} passes to switch on")
     for stack, both in found.items():
-        costs = {}
-        for what, error in zip(("logits", "gradient"), both, strict=True):
+        costs = dict(zip(("logits", "gradient"), both, strict=True))
+        for what, units in zip(costs, in_units(both, "float32", variant, "perturbed"), strict=True):
             gate = budget(device.name, "float32", what)
-            costs[what] = error
-            assert error > gate.cap, f"{passes} passes would pass unseen: {what} {error:.1e}, cap {gate.cap:.1e}"
+            assert units > gate.cap, f"{passes} passes would pass unseen: {what} {units:.1e}, cap {gate.cap:.1e}"
         row = {"device": device.name, "stack": stack, "variant": variant, "passes": passes}
         facts["reduced_matmuls"].append(row | costs)
 

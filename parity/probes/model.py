@@ -19,6 +19,7 @@ from parity.pair import (
     make_config,
     noise_only,
 )
+from parity.probes.budgets import of_rounding
 from parity.probes.sides import (
     Seen,
     Side,
@@ -113,4 +114,5 @@ def run_float32(s: Side, variant: str, state: str, shared: frozenset[str]) -> Se
 
 
 def judge_float32(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
-    return {LOGITS_32: nrel(ours["float32"], theirs["float64"])}
+    unit, _ = of_rounding("float32", variant, state)
+    return {LOGITS_32: nrel(ours["float32"], theirs["float64"]) / unit}
