@@ -22,7 +22,7 @@ def run(stack: str, *argv: object, flags: str = quick_flags(), code: int = 0) ->
     """Standard output of a run (standard error where it must fail)."""
     result = subprocess.run(
         [sys.executable, "-m", f"{stack}train.run", *map(str, argv)],
-        env=os.environ | {"XLA_FLAGS": xla_flags(always=flags), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=400,
