@@ -46,6 +46,8 @@ def test_every_operation_against_the_policy(variant, dtype):
         assert wanted <= seen(found), wanted - seen(found)
         assert {op.phase for op in found if op.kind == "matmul"} == {"forward", "backward"}
     assert ("gradient sum", "micro-batches") in seen(in_jax)  # in torch it is the gradients' own dtype, below
+    sums = [("chunk sum", "loss") in seen(found) for found in (in_torch, in_jax)]
+    assert sums == [dtype in ("bfloat16", "float16"), True]  # elsewhere torch's is within a product
     with_jax_gradients(theirs, batch)
     for stack, found in (
         ("torch", in_torch | states(ours, torch_gradients)),
