@@ -160,7 +160,7 @@ def narrowing(function, phase, before, after, rank):
     if not {before, after} <= BITS.keys() or BITS[after] >= BITS[before]:
         return None
     site = next((place for name, place in SITES.items() if function.startswith(name)), "elsewhere")
-    allowed = phase == "backward" or before == "float64" or site in NARROWED and (site != "norms" or rank > 1)
+    allowed = phase == "backward" or before == "float64" or (site in NARROWED and (site != "norms" or rank > 1))
     return None if allowed else Op("narrowing", site, phase, (before, after))
 
 

@@ -238,10 +238,10 @@ def seen(side, changes, text, section):
             text[2][side, changes] = read(side, changes, *text[:2])
         found = found | text[2][side, changes]
     if section in PARTS:
-        found |= _seen(side, changes)
+        found = found | _seen(side, changes)
         if side == "jax" and "float16" not in changes:
             for part in PARTS[section]:
-                found |= traced(changes, part)
+                found = found | traced(changes, part)
     return found
 
 

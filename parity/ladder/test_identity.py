@@ -58,7 +58,6 @@ from parity.pair import (
 )
 from parity.probes.contract import clipped_by_torch
 
-
 FAR = 100_003
 """An update far into a run, whose dropout is that of no other: the masks go by the whole of the number."""
 

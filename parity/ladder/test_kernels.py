@@ -194,10 +194,8 @@ def packed_at(kernel, positions, q, k, v):
 def held(stack, name, compute, dtype, known, words, shape):
     """Judge a kernel on the CPU."""
     arrays, expected = known
-    if stack == "torch":
-        found = torch_pass(compute, arrays, getattr(torch, dtype))
-    else:
-        found = jax_pass(compute, arrays, dtype)
+    run, kind = (torch_pass, getattr(torch, dtype)) if stack == "torch" else (jax_pass, dtype)
+    found = run(compute, arrays, kind)
     judge(stack, name, "cpu", dtype, found, expected, words.format(*shape))
 
 

@@ -170,7 +170,7 @@ def exact(model: ModelConfig, weights: Mapping[str, Any], batch: Batch, seed: in
 
 
 def attend(q: Array, k: Array, v: Array, seen: NDArray[np.bool_]) -> tuple[Array, Callable[[Array], Any]]:
-    """softmax(q k^T / sqrt(C)) v (Vaswani et al. 2017) of q [B, H, T, C], k and v [B, K, S, C], where [B, T, S] is seen.
+    """softmax(q k^T / sqrt(C)) v (Vaswani et al. 2017) of q [B, H, T, C], k and v [B, K, S, C], where `seen` [B, T, S].
 
     Query head h looks at key head h // (H / K) (Ainslie et al. 2023). The way back gives dq, dk and dv.
     """
@@ -194,7 +194,7 @@ def attend(q: Array, k: Array, v: Array, seen: NDArray[np.bool_]) -> tuple[Array
 
 
 def samples(positions: NDArray[Any], prefix: int = 0) -> NDArray[np.bool_]:
-    """[B, T, P + T], True where a token of packed rows looks: at its own sample up to itself, and at all of a prefix."""
+    """[B, T, P + T], True where a token of packed rows looks: at its own sample up to itself, and at a prefix."""
     B, T = positions.shape
     sample = np.cumsum(positions == 0, 1)
     own = (sample[:, :, None] == sample[:, None, :]) & np.tri(T, dtype=bool)
