@@ -5,6 +5,7 @@ The stacks are held against each other, and each against formulas in numpy (pari
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -43,7 +44,7 @@ from parity.gates import (
     UPDATE,
 )
 from parity.marks import whole_but
-from parity.oracles.gpt import exact
+from parity.oracles.gpt import exact, losses
 from parity.oracles.updates import updated
 from parity.outcomes import hold
 from parity.pair import (
@@ -57,6 +58,7 @@ from parity.pair import (
     shared,
 )
 from parity.probes.contract import clipped_by_torch
+from parity.probes.sides import JAX, TORCH, make, quick_jit
 
 FAR = 100_003
 """An update far into a run, whose dropout is that of no other: the masks go by the whole of the number."""
@@ -96,6 +98,22 @@ def test_one_update(pair, state):
     pair.apply(0, (our_norm, their_norm))
     error, name = largest_error(pair.states(), pair.start, pair.excluded)
     hold(UPDATE, error, f"{name}, {state} weights")
+
+
+@pytest.mark.parametrize("side", [TORCH, JAX], ids=["torch", "jax"])
+def test_evaluation_of_a_last_piece_with_fewer_rows(side):
+    """Without dropout, by pieces of 2, 2 and 1 rows, ignored labels among them: the sum of losses and each logprob."""
+    config = make_config(VARIANTS["gpt2-like"])
+    stack = make(side, config, WEIGHTS["perturbed"](config), frozenset())
+    if side is JAX:
+        own = {part: quick_jit(getattr(stack.programs, part).__wrapped__) for part in ("evaluate", "logprobs")}
+        stack.programs = dataclasses.replace(stack.programs, **own)
+    batch = batches(config.changed(train__batch_size=5), 1)[0]
+    assert len(batch) % config.micro_batch == 1
+    known = exact(config.model, WEIGHTS["perturbed"](config), batch)
+    each = -losses(known.logits, batch.labels)[0]
+    hold(LOSS, abs(stack.evaluate(batch) + each.sum()) / batch.targets, f"evaluation, {side.name}")
+    hold(LOGITS, nrel(stack.token_logprobs(batch), each), f"log-probabilities, {side.name}")
 
 
 @pytest.mark.parametrize("applied", [0, 1, 5_000, 200_000])
