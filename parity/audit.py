@@ -155,12 +155,14 @@ def classify(op, function, phase, dtypes, shape=(), width=None):
 def narrowing(function, phase, before, after, rank):
     """The `Op` of a cast to fewer bits that no place has to make, or None.
 
-    A norm's gain (of rank 1) keeps its bits: it is multiplied where the norm is computed.
+    A norm's gain and a target's weight (of rank 1) keep their bits: they are multiplied where norm and loss are computed.
     """
     if not {before, after} <= BITS.keys() or BITS[after] >= BITS[before]:
         return None
     site = next((place for name, place in SITES.items() if function.startswith(name)), "elsewhere")
-    allowed = phase == "backward" or before == "float64" or (site in NARROWED and (site != "norms" or rank > 1))
+    allowed = (
+        phase == "backward" or before == "float64" or (site in NARROWED and (site not in ("norms", "loss") or rank > 1))
+    )
     return None if allowed else Op("narrowing", site, phase, (before, after))
 
 
@@ -174,7 +176,7 @@ class _Watch(TorchDispatchMode):
         self.narrowed = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, function = func.overloadpacket.__name__, _function()
+        name, (function, phase) = func.overloadpacket.__name__, _function()
         tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
         asked = (kwargs or {}).get("dtype")  # an input is cast to it on the way in
         if name.endswith("_") and not name.startswith("_"):
@@ -182,7 +184,6 @@ class _Watch(TorchDispatchMode):
         if name in ("_fused_adamw_", "_foreach_add_"):
             tensors = [x for x in tensors if x.ndim]  # its own counters are float32 always
         dtypes = tuple(map(_dtype, [asked] if asked else [t.dtype for t in tensors]))
-        phase = "backward" if function in ("gradients", "Trainer.gradients") else "forward"
         result = func(*args, **(kwargs or {}))
         shape = tuple(result.shape) if isinstance(result, torch.Tensor) else ()
         if op := classify(name, function, phase, dtypes, shape, self.width):
@@ -206,10 +207,13 @@ def _dtype(dtype):
 
 
 def _function():
+    """The innermost function of torchtrain that asks for an operation, and whether autograd does it on the way back."""
     frame: FrameType | None = sys._getframe(2)
+    phase = "forward"
     while frame is not None and Path(frame.f_code.co_filename).parent.name not in ("torchtrain", "parallel"):
+        phase = "backward" if frame.f_code.co_name == "_engine_run_backward" else phase
         frame = frame.f_back
-    return "" if frame is None else frame.f_code.co_qualname
+    return ("" if frame is None else frame.f_code.co_qualname), phase
 
 
 def torch_ops(trainer, batch):

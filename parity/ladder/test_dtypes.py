@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from coretrain.data.batch import Batch
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.audit import (
     audit,
@@ -40,6 +42,10 @@ def trainers(variant, dtype):
 def test_every_operation_against_the_policy(variant, dtype):
     config, ours, theirs = trainers(variant, dtype)
     batch = batches(config, 1)[0]
+    if variant == "llama-like":  # with what each target counts, and with places in samples
+        counts = np.linspace(0.5, 2, batch.labels.size, dtype=np.float32).reshape(batch.labels.shape)
+        places = np.broadcast_to(np.arange(len(batch.labels[0])) % 17, batch.labels.shape).astype(np.int32)
+        batch = Batch(batch.tokens, batch.labels, places, counts)
     in_torch, in_jax = torch_ops(ours, batch), jax_ops(theirs, batch)
     wanted = expected(config.model)
     for found in (in_torch, in_jax):
