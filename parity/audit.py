@@ -155,7 +155,7 @@ def classify(op, function, phase, dtypes, shape=(), width=None):
 def narrowing(function, phase, before, after, rank):
     """The `Op` of a cast to fewer bits that no place has to make, or None.
 
-    A norm's gain and a target's weight (of rank 1) keep their bits: they are multiplied where norm and loss are computed.
+    A norm's gain and a target's weight (of rank 1) keep their bits until they are multiplied.
     """
     if not {before, after} <= BITS.keys() or BITS[after] >= BITS[before]:
         return None
