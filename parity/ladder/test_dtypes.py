@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
+import jaxtrain.decode
+import torchtrain.decode
+from coretrain.contract.parameters import parameter_table
 from coretrain.data.batch import Batch
+from jaxtrain.arrays import dotted
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.audit import (
     audit,
+    decoding_ops,
     expected,
     jax_ops,
     seen,
@@ -52,8 +58,6 @@ def test_every_operation_against_the_policy(variant, dtype):
         assert wanted <= seen(found), wanted - seen(found)
         assert {op.phase for op in found if op.kind == "matmul"} == {"forward", "backward"}
     assert ("gradient sum", "micro-batches") in seen(in_jax)  # in torch it is the gradients' own dtype, below
-    sums = [("chunk sum", "loss") in seen(found) for found in (in_torch, in_jax)]
-    assert sums == [dtype in ("bfloat16", "float16"), True]  # elsewhere torch's is within a product
     with_jax_gradients(theirs, batch)
     for stack, found in (
         ("torch", in_torch | states(ours, torch_gradients)),
@@ -62,3 +66,37 @@ def test_every_operation_against_the_policy(variant, dtype):
         rows, wrong = audit(stack, found, dtype)
         facts["dtypes"] += [row | {"variant": variant} for row in rows]
         hold(DTYPES, len(wrong), f"{wrong[0]['stack']} {wrong[0]['class']}, {wrong[0]['site']}" if wrong else "")
+
+
+@pytest.mark.parametrize("variant", BASIC)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoding_against_the_policy(variant, dtype):
+    """Out of a cache too; matrices are cast once for all steps, and they alone: gains, biases and embeddings aren't."""
+    config, ours, theirs = trainers(variant, dtype)
+    in_torch, in_jax = decoding_ops(ours, theirs)
+    for stack, found in (("torch", in_torch), ("jax", in_jax)):
+        assert {("matmul", "attention"), ("norm", "norms"), ("residual", "block")} <= seen(found)
+        _, wrong = audit(stack, found, dtype)
+        hold(DTYPES, len(wrong), f"decoding, {stack} {wrong[0]['class']}, {wrong[0]['site']}" if wrong else "")
+    matrices = {row.name for row in parameter_table(config.model) if row.layer is not None and len(row.shape) == 2}
+    for stack, dtypes in (("torch", torch_cast(ours)), ("jax", jax_cast(theirs))):
+        kept = {name for name, kind in dtypes.items() if kind != "float32"}
+        hold(DTYPES, len(kept ^ (matrices if dtype != "float32" else set())), f"cast for decoding, {stack}")
+
+
+def torch_cast(trainer):
+    """The dtype of each parameter while text is made; afterwards all are as before."""
+    before = {name: p.dtype for name, p in trainer.model.named_parameters()}
+    with torchtrain.decode.cast_once(trainer.model) as head:
+        assert head.dtype == trainer.model.dtype
+        dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.model.named_parameters()}
+    assert before == {name: p.dtype for name, p in trainer.model.named_parameters()}
+    return dtypes
+
+
+def jax_cast(trainer):
+    """The dtype of each parameter while text is made, by canonical name."""
+    state, head = jaxtrain.decode.cast_once(trainer.whole_model())
+    assert str(head.dtype) == trainer.config.precision.compute
+    flat = {dotted(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {row.name: str(flat[row.jax_path]) for row in parameter_table(trainer.config.model)}
