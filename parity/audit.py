@@ -246,6 +246,14 @@ def jax_ops(trainer, batch):
     return found
 
 
+def _asked_by(source):
+    """The innermost function of jaxtrain that asks for an equation, else the innermost that is not JAX's."""
+    summary = jax.extend.source_info_util.summarize(source, num_frames=8)  # FILE:LINE (FUNCTION), the innermost last
+    frames = [line.rpartition(" (")[::2] for line in reversed(summary.splitlines()) if line.endswith(")")]
+    own = [name for place, name in frames if Path(place.rpartition(":")[0]).parent.name in ("jaxtrain", "parallel")]
+    return next(iter([*own, *(name for _, name in frames)]), "").rstrip(")")
+
+
 def decoding_ops(ours, theirs):
     """What torch and JAX compute in a step of decoding three tokens; nothing of JAX's is compiled."""
     tokens, m = np.array([[1, 2, 3]], np.int32), ours.config.model
@@ -268,9 +276,8 @@ def decoding_ops(ours, theirs):
 def _walk(jaxpr, found, width, function="", phase="forward"):
     narrowed: dict[object, tuple[str, str]] = {}
     for eqn in jaxpr.eqns:
-        summary = jax.extend.source_info_util.summarize(eqn.source_info)  # FILE:LINE (FUNCTION)
         # what lies inside of jax.nn's own jits has no source of its own: it is its caller's
-        own = summary.rpartition("(")[2].rstrip(")") or function
+        own = _asked_by(eqn.source_info) or function
         now = "backward" if "transpose" in str(eqn.source_info.name_stack) else phase
         dtypes = tuple(str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype"))
         shape = tuple(eqn.outvars[0].aval.shape) if eqn.outvars and hasattr(eqn.outvars[0].aval, "shape") else ()

@@ -118,7 +118,7 @@ YARDSTICK = Gate(
     "float32, 200 updates, in units of 1 ULP's effect", 4, 1.7, "a bias in rounding that one update hides", "trajectory"
 )
 DTYPES = Gate("operations in another dtype than the policy's", 0, 0, "a norm, softmax or sum in bfloat16", "dtypes")
-KERNEL_64 = Gate("kernels alone, float64", 1e-13, 6e-16, "causal mask aligned top-left, key heads tiled", "kernels")
+KERNEL_64 = Gate("kernels alone, float64", 1e-13, 1.5e-15, "causal mask aligned top-left, key heads tiled", "kernels")
 KERNEL_32 = Gate("kernels alone, float32", 1e-5, 5e-7, "a key head that serves the wrong query heads", "kernels")
 
 

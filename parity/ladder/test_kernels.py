@@ -33,6 +33,7 @@ from parity.outcomes import facts, hold
 from parity.pair import Device, make_config
 from parity.probes.sides import quick_jit
 from parity.probes.ways import deep_scores
+from torchtrain.few_row_linear import linear
 
 GATES = {"float64": KERNEL_64, "float32": KERNEL_32, "bfloat16": KERNEL_16}
 SHAPES = [(6, 6, 4, 4), (6, 6, 4, 2), (6, 6, 4, 1), (2, 6, 4, 2), (1, 6, 4, 4)]
@@ -184,6 +185,22 @@ def test_at_the_length_of_real_rows(stack, name):
         given = torch.from_numpy(positions) if stack == "torch" else jnp.asarray(positions, jnp.int32)
         compute = functools.partial(packed_at, kernel, given)
         held(stack, name, compute, dtypes[0], case(shape, 8, 2, known), "packed, {} queries, {} keys", shape)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_product_of_few_rows_by_several_threads(threads, monkeypatch):
+    """Torch's own way of a step of decoding goes by the number of threads, which is 1 in all other tests."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((18, 7)), rng.standard_normal(18)
+    for shape in ((7,), (1, 7), (2, 1, 7), (1, 4, 7), (5, 7)):
+        x = rng.standard_normal(shape)
+        for b in (None, bias):
+            given = [None if a is None else torch.from_numpy(a) for a in (x, weight, b)]
+            with torch.no_grad():
+                found = linear(*given).numpy()
+            expected = x @ weight.T + (0 if b is None else b)
+            hold(KERNEL_64, nrel(found, expected), f"product of {shape} by {threads} threads")
 
 
 def packed_at(kernel, positions, q, k, v):
