@@ -266,7 +266,7 @@ def decoding_ops(ours, theirs):
         ours.model.logits(hidden[:, -1], head)
     model = theirs.whole_model()
     stored = jax.tree.map(lambda x: x.astype(model.dtype), jaxtrain.layers.Cache(jnp.array(empty), jnp.array(empty)))
-    step = functools.partial(jaxtrain.decode._step.__wrapped__, theirs.programs.graph)
+    step = functools.partial(jaxtrain.decode._step.__wrapped__, theirs.programs.graph)  # type: ignore[attr-defined]  # jax.jit keeps it
     traced = jax.make_jaxpr(step)(*jaxtrain.decode.cast_once(model), tokens, tokens, mask, stored, 0)
     found: set[Op] = set()
     _walk(traced.jaxpr, found, m.width)

@@ -87,7 +87,7 @@ VARIANTS: dict[str, Fields] = {
         "model.residual_dropout": 0.15,
         "model.embedding_dropout": 0.05,
         "optimizer.name": "muon",
-        "optimizer.muon_momentum": 0.9,
+        "optimizer.muon_momentum": 0.93,
         "schedule.kind": "linear",
     },
     "gpt2-like without biases, adam": GPT2
