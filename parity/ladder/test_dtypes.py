@@ -13,6 +13,7 @@ from coretrain.data.batch import Batch
 from jaxtrain.arrays import dotted
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.audit import (
+    Op,
     audit,
     decoding_ops,
     expected,
@@ -52,7 +53,9 @@ def test_every_operation_against_the_policy(variant, dtype):
         counts = np.linspace(0.5, 2, batch.labels.size, dtype=np.float32).reshape(batch.labels.shape)
         places = np.broadcast_to(np.arange(len(batch.labels[0])) % 17, batch.labels.shape).astype(np.int32)
         batch = Batch(batch.tokens, batch.labels, places, counts)
-    in_torch, in_jax = torch_ops(ours, batch), jax_ops(theirs, batch)
+    fresh = {group: tensors for group, tensors in ours.export().items() if group != "parameters"}  # of no update yet
+    unborn = {Op(group, name, "state", (str(t.dtype),)) for group in fresh for name, t in fresh[group].items()}
+    in_torch, in_jax = torch_ops(ours, batch) | unborn, jax_ops(theirs, batch)
     wanted = expected(config.model)
     for found in (in_torch, in_jax):
         assert wanted <= seen(found), wanted - seen(found)

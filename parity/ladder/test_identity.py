@@ -102,8 +102,11 @@ def test_one_update(pair, state):
 
 @pytest.mark.parametrize("side", [TORCH, JAX], ids=["torch", "jax"])
 def test_evaluation_of_a_last_piece_with_fewer_rows(side):
-    """Without dropout, by pieces of 2, 2 and 1 rows, ignored labels among them: the sum of losses and each logprob."""
-    config = make_config(VARIANTS["gpt2-like"])
+    """Without dropout, by pieces of 2, 2 and 1 rows, ignored labels among them: the sum of losses and each logprob.
+
+    A chunk is a single token, fewer than rows.
+    """
+    config = make_config(VARIANTS["gpt2-like"], execution__loss_chunk=1)
     stack = make(side, config, WEIGHTS["perturbed"](config), frozenset())
     if side is JAX:
         own = {part: quick_jit(getattr(stack.programs, part).__wrapped__) for part in ("evaluate", "logprobs")}
