@@ -56,6 +56,20 @@ LLAMA: Fields = {
     **LLAMA_FORM,
     "model.kv_heads": 2,
 }
+ODD: Fields = {
+    "model.mlp_width": 100,
+    "model.norm_eps": 2e-3,
+    "model.init_std": 0.03,
+    "optimizer.lr": 2e-3,
+    "optimizer.beta1": 0.85,
+    "optimizer.beta2": 0.9997,
+    "optimizer.eps": 1e-6,
+    "optimizer.weight_decay": 0.05,
+    "schedule.horizon": 190,
+    "schedule.min_lr": 3e-4,
+    "train.seed": 99,
+}
+"""Numbers that aren't the defaults, in the last two variants: a stack that reads a default in their place differs."""
 VARIANTS: dict[str, Fields] = {
     "gpt2-like": GPT2,
     "llama-like": LLAMA,
@@ -63,8 +77,30 @@ VARIANTS: dict[str, Fields] = {
     "llama-like, matmuls kept": LLAMA | {"execution.checkpoint_activations": "matmuls"},
     "llama-like, unrolled": LLAMA | {"execution.scan_layers": "false"},
     "llama-like with biases, tied, muon": LLAMA
-    | {"model.bias": "true", "model.tied": "true", "optimizer.name": "muon"},
-    "gpt2-like without biases, adam": GPT2 | {"model.bias": "false", "optimizer.name": "adam"},
+    | ODD
+    | {
+        "model.bias": "true",
+        "model.tied": "true",
+        "model.head_width": 14,
+        "model.rope_theta": 300.0,
+        "model.rope_scaling": '{"type": "llama3", "factor": 4.0, "low_freq_factor": 1.5, "high_freq_factor": 5.0, '
+        '"original_context": 32}',
+        "model.residual_dropout": 0.15,
+        "model.embedding_dropout": 0.05,
+        "optimizer.name": "muon",
+        "optimizer.muon_momentum": 0.93,
+        "schedule.kind": "linear",
+    },
+    "gpt2-like without biases, adam": GPT2
+    | ODD
+    | {
+        "model.bias": "false",
+        "model.head_width": 10,
+        "model.kv_heads": 1,
+        "optimizer.name": "adam",
+        "schedule.kind": "wsd",
+        "schedule.decay_fraction": 0.3,
+    },
 }
 BASIC = ["gpt2-like", "llama-like"]
 """The variants that every rung is climbed with; `--config` adds its own."""

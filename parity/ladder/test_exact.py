@@ -66,7 +66,7 @@ def test_the_table_against_both_trees(variant):
         hold(TABLE, PROBES["table"].judge(seen, seen, variant, "perturbed")[TABLE], f"{stack}, {variant}")
 
 
-@pytest.mark.parametrize("variant", BASIC)
+@pytest.mark.parametrize("variant", [*BASIC, "llama-like with biases, tied, muon"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_initial_weights(variant, dtype):
     config = make_config(VARIANTS[variant], precision__compute=dtype)
@@ -124,6 +124,24 @@ def test_rows_of_every_update_over_an_epoch_and_across_a_resume(text):
     assert len(set(expected)) == 150
     swapped = global_batch(data, config, 0).rows(slice(None, None, -1))
     assert batch_hash(swapped) != expected[0], "the hash must see the order of rows"
+
+
+@pytest.mark.parametrize("loader", [torchtrain.data, jaxtrain.data], ids=["torch", "jax"])
+def test_an_epoch_far_into_a_run(text, loader):
+    """The 41st has every window once, in an order that isn't the first's: read from there, not run to it."""
+    config, data = text
+    count, size = data.train.windows(32), config.train.batch_size
+    every = [data.train.read(window, 32).tokens.tobytes() for window in range(count)]
+    orders = []
+    for epoch in (0, 40):
+        start, stop = epoch * count // size, -(-(epoch + 1) * count // size)
+        loaded = loader.train_batches(data, config, start, stop_update=stop)
+        rows = [row.tobytes() for batch in loaded for row in batch.tokens]
+        begin = epoch * count - start * size
+        orders.append(rows[begin : begin + count])
+        hold(ROWS, float(sorted(orders[-1]) != sorted(every)), f"{loader.__name__}, epoch {epoch}")
+    assert orders[0] != orders[1]
+    assert orders[0] != every
 
 
 @pytest.mark.filterwarnings("ignore:os.fork", "ignore:This DataLoader will create")

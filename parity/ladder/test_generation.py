@@ -18,9 +18,10 @@ import jaxtrain.model
 import torchtrain.layers
 import torchtrain.model
 from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
-from coretrain.data.batch import windows
+from coretrain.data.batch import Batch, windows
 from parity.errors import nrel
 from parity.gates import CACHE, SAMPLES
+from parity.oracles.gpt import exact
 from parity.outcomes import hold
 from parity.pair import (
     BASIC,
@@ -32,6 +33,8 @@ from parity.pair import (
     torch_logits,
 )
 from parity.probes import PROBES, unmutated
+from parity.probes.decode import LONG
+from parity.probes.sides import SIDES
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[5, 9, 2, 300, 0, 7], [11], [3, 3, 8]]
@@ -146,6 +149,20 @@ def test_a_prompt_of_500_tokens(variant, stack):
     """Logits with the cache against torch's whole forward passes: a position that is off shows far out."""
     seen = [unmutated(side, "far", variant, "perturbed") for side in (stack, "torch")]
     hold(CACHE, PROBES["far"].judge(*seen, variant, "perturbed")[CACHE], f"{stack}, 500 tokens, {variant}")
+    config = make_config(VARIANTS[variant], model__context=512, model__layers=1)
+    trainer = SIDES[stack].trainer.Trainer(config, perturbed(config))
+    for prompt, tokens in zip(LONG, trainer.generate(LONG, 3, GREEDY, ()), strict=True):
+        known = without_stack(config, prompt, 3)
+        hold(SAMPLES, sum(a != b for a, b in zip(tokens, known, strict=True)), f"{stack}, {len(prompt)} tokens")
+
+
+def without_stack(config, prompt, tokens):
+    """Greedy tokens by the formulas in numpy."""
+    ids = list(prompt)
+    for _ in range(tokens):
+        row = np.array([ids])
+        ids.append(int(exact(config.model, perturbed(config), Batch(row, row)).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def test_dropout_is_for_training_only(pair):

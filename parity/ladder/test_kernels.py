@@ -1,4 +1,6 @@
-"""Every attention kernel of both tables alone, forward and gradients, against one written for this test in float64.
+"""Every attention kernel of both tables alone, forward and gradients, against formulas in numpy's float64.
+
+Small shapes, and those of real rows: some hundred tokens, of no round number, packed and not, and a step of decoding.
 
 Those that can't run here are listed as not run, with the reason that the table itself gives.
 """
@@ -26,9 +28,12 @@ from parity.gates import (
     KERNEL_32,
     KERNEL_64,
 )
+from parity.oracles.gpt import attend, samples
 from parity.outcomes import facts, hold
-from parity.pair import make_config
+from parity.pair import Device, make_config
+from parity.probes.sides import quick_jit
 from parity.probes.ways import deep_scores
+from torchtrain.few_row_linear import linear
 
 GATES = {"float64": KERNEL_64, "float32": KERNEL_32, "bfloat16": KERNEL_16}
 SHAPES = [(6, 6, 4, 4), (6, 6, 4, 2), (6, 6, 4, 1), (2, 6, 4, 2), (1, 6, 4, 4)]
@@ -59,14 +64,26 @@ def flash_attn_func(
     return torch.einsum("bhts,bshc->bthc", scores.masked_fill(late, -torch.inf).softmax(-1), v)
 
 
+LONG = [(333, 333, 6, 2), (5, 301, 6, 3), (1, 417, 3, 1)]
+"""The same for real rows: training, and a prompt's end or one token behind what a cache holds."""
+PACKED = [1, 127, 130, 75]
+"""Tokens of the samples of a packed row; another row is one sample."""
+
+
 @functools.cache
-def case(shape, width, batch=2):
-    """(q, k, v and the output's cotangent as float32-exact numpy; output, dq, dk, dv in float64)."""
+def case(shape, width, batch=2, positions=None):
+    """(q, k, v and the output's cotangent as float32-exact numpy; output, dq, dk, dv in float64).
+
+    With `positions`, rows of T tokens are packed, behind a prefix of S - T keys.
+    """
     T, S, heads, kv = shape
     rng = np.random.default_rng(0)
     sizes = ((T, heads), (S, kv), (S, kv), (T, heads))
     arrays = [rng.standard_normal((batch, n, h, width)).astype(np.float32).astype(np.float64) for n, h in sizes]
-    return arrays, torch_pass(functools.partial(flash_attn_func, causal=True), arrays, torch.float64)
+    seen = np.tri(T, S, S - T, dtype=bool)[None] if positions is None else samples(np.array(positions), S - T)
+    q, k, v, up = (x.transpose(0, 2, 1, 3) for x in arrays)
+    out, back = attend(q, k, v, seen)
+    return arrays, [x.transpose(0, 2, 1, 3) for x in (out, *back(up))]
 
 
 def torch_pass(compute, arrays, dtype, device="cpu"):
@@ -83,7 +100,7 @@ def jax_pass(compute, arrays, dtype, platform="cpu"):
     device = jax.devices(platform)[0]
     *inputs, weight = (jax.device_put(jnp.asarray(x, dtype), device) for x in arrays)
 
-    @jax.jit
+    @quick_jit
     def both(q, k, v, w):
         out, back = jax.vjp(compute, q, k, v)
         return out, *back(w)
@@ -121,6 +138,7 @@ def can_run(stack, name, device):
     return (able[0], able[-1]) if able else (), obstacles["bfloat16"]
 
 
+CPU = Device("cpu", "cpu", "cpu")
 NAMES = [
     *(("torch", name) for name in torchtrain.attention.KERNELS),
     *(("jax", name) for name in jaxtrain.attention.KERNELS),
@@ -150,13 +168,63 @@ def test_each_kernel(stack, name, device):
             judge(stack, name, device.name, dtype, found, expected, where)
 
 
-@pytest.mark.parametrize("shape", [(128, 128, 4, 2), (128, 256, 2, 2)])
-def test_splash_kernel_interpreted(shape):
+@pytest.mark.parametrize(("stack", "name"), NAMES, ids=[f"{stack}-{name}" for stack, name in NAMES])
+def test_at_the_length_of_real_rows(stack, name):
+    """On the CPU, where lengths may be any; in rows of text, out of a cache, and packed with and without a prefix."""
+    dtypes, obstacle = can_run(stack, name, CPU)
+    if not dtypes:
+        pytest.skip(obstacle)
+    kernel = (torchtrain if stack == "torch" else jaxtrain).attention.KERNELS[name]
+    for shape in LONG:
+        held(stack, name, kernel.compute, dtypes[0], case(shape, 16, 1), "{} queries, {} keys, {} over {}", shape)
+    T = sum(PACKED)
+    positions = np.stack([np.concatenate([np.arange(n) for n in PACKED]), np.arange(T)])
+    known = tuple(map(tuple, positions.tolist()))
+    for prefix in (0, 7):
+        shape = (T, T + prefix, 4, 2)
+        given = torch.from_numpy(positions) if stack == "torch" else jnp.asarray(positions, jnp.int32)
+        compute = functools.partial(packed_at, kernel, given)
+        held(stack, name, compute, dtypes[0], case(shape, 8, 2, known), "packed, {} queries, {} keys", shape)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_product_of_few_rows_by_several_threads(threads, monkeypatch):
+    """Torch's own way of a step of decoding goes by the number of threads, which is 1 in all other tests."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((18, 7)), rng.standard_normal(18)
+    for shape in ((7,), (1, 7), (2, 1, 7), (1, 4, 7), (5, 7)):
+        x = rng.standard_normal(shape)
+        for b in (None, bias):
+            given = [None if a is None else torch.from_numpy(a) for a in (x, weight, b)]
+            with torch.no_grad():
+                found = linear(*given).numpy()
+            expected = x @ weight.T + (0 if b is None else b)
+            hold(KERNEL_64, nrel(found, expected), f"product of {shape} by {threads} threads")
+
+
+def packed_at(kernel, positions, q, k, v):
+    """A kernel's packed form as one of three arrays."""
+    return kernel.packed(q, k, v, positions)
+
+
+def held(stack, name, compute, dtype, known, words, shape):
+    """Judge a kernel on the CPU."""
+    arrays, expected = known
+    run, kind = (torch_pass, getattr(torch, dtype)) if stack == "torch" else (jax_pass, dtype)
+    found = run(compute, arrays, kind)
+    judge(stack, name, "cpu", dtype, found, expected, words.format(*shape))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+def test_splash_kernel_interpreted(packed):
     """The TPU's kernel in Pallas' interpreter: its arithmetic, block by block, on any machine."""
-    arrays, expected = case(shape, 64, batch=1)
-    compute = functools.partial(jaxtrain.attention.splash_attention, interpret=True)
-    T, S, heads, kv = shape
-    where = f"{T} queries, {S} keys, {heads} heads over {kv}"
+    T, S, heads, kv = shape = (256, 256, 4, 2) if packed else (128, 256, 2, 2)
+    positions = np.concatenate([np.arange(n) for n in (1, 120, 70, 65)])[None] if packed else None
+    arrays, expected = case(shape, 64, 1, positions if positions is None else tuple(map(tuple, positions.tolist())))
+    given = None if positions is None else jnp.asarray(positions, jnp.int32)
+    compute = functools.partial(jaxtrain.attention.splash_attention, positions=given, interpret=True)
+    where = f"{T} queries, {S} keys, {heads} heads over {kv}{', packed' * packed}"
     judge("jax", "splash (interpreted)", "cpu", "float32", jax_pass(compute, arrays, "float32"), expected, where)
 
 
@@ -195,7 +263,9 @@ def test_scores_below_any_finite_mask(stack, name):
     Queries and keys are whole numbers, so that even these scores are exact.
     """
     arrays = deep_scores()
-    expected = torch_pass(functools.partial(flash_attn_func, causal=True), arrays, torch.float64)
+    q, k, v, up = (x.transpose(0, 2, 1, 3) for x in arrays)
+    out, back = attend(q, k, v, np.tri(6, dtype=bool)[None])
+    expected = [x.transpose(0, 2, 1, 3) for x in (out, *back(up))]
     if stack == "torch":
         found = torch_pass(torchtrain.attention.KERNELS[name].compute, arrays, torch.float64)
     else:

@@ -15,7 +15,7 @@ import coretrain.training.loop
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
-from coretrain.data.batch import windows
+from coretrain.data.batch import IGNORED, windows
 from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import read_metrics
 from coretrain.training.loop import Loop
@@ -55,7 +55,7 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: [])
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
 
-    def run(bad: set[int], policy: str, **more: object):
+    def run(bad: set[int], policy: str, progress: Progress | None = None, **more: object):
         fields = {
             "model.context": CONTEXT,
             "model.vocab": 300,
@@ -69,7 +69,7 @@ def train(tmp_path, monkeypatch):
         config = load_config("tiny", [(key, str(value)) for key, value in fields.items()])
         stack = OneNumber(bad)
         with Journal(tmp_path, config, "torch") as journal:
-            loop = Loop(config, stack, SimpleNamespace(), tmp_path, journal, Progress())
+            loop = Loop(config, stack, SimpleNamespace(), tmp_path, journal, progress or Progress())
             status = loop.train()
         return status, stack, loop
 
@@ -130,3 +130,58 @@ def test_float16_overflow_halves_the_scale_and_is_no_fault_of_health(train, monk
     assert loop.scale.scale == 256
     assert (loop.progress.update, loop.progress.applied) == (12, 10)
     assert replace(loop.progress).loss_scale["scale"] == 256
+
+
+def test_the_loss_scale_grows_after_2000_good_updates_and_an_overflow_begins_anew(train, monkeypatch):
+    """A resume goes on with the count; each update's factor is the clip's over the scale of its own gradients."""
+    scales, factors = [], []
+
+    def gradients(self, batch, update, loss_scale):
+        scales.append(loss_scale)
+        return 5.0, math.inf if update == 9 else 4.0
+
+    monkeypatch.setattr(OneNumber, "gradients", gradients)
+    monkeypatch.setattr(OneNumber, "apply", lambda self, lr, factor, applied: factors.append(factor))
+    begun = Progress(loss_scale={"scale": 64.0, "good": 1996})
+    _, _, loop = train(set(), "stop", begun, precision__compute="float16", optimizer__clip=1.0)
+    assert scales == [64.0] * 4 + [128.0] * 6 + [64.0] * 2
+    clip = 1.0 / (4.0 + 1e-6)
+    assert factors == [clip / scale for number, scale in enumerate(scales) if number != 9]
+    assert vars(loop.scale) == {"scale": 64.0, "good": 2}
+
+
+def test_a_loss_scale_never_falls_below_one(train, monkeypatch):
+    """At 1 an overflow is a fault like any other."""
+    monkeypatch.setattr(OneNumber, "gradients", lambda self, batch, update, loss_scale: (5.0, math.inf))
+    status, _, loop = train(set(), "stop", precision__compute="float16", precision__loss_scale=4)
+    assert (status, loop.scale.scale, loop.progress.update) == ("stopped", 1.0, 2)
+
+
+def test_evaluation_is_the_mean_over_all_targets(monkeypatch):
+    """Not the mean of the batches' means: they have unequally many targets, some with weights."""
+    rows = np.zeros((2, 5), np.int32)
+    few = windows(rows.copy())
+    few.labels[0] = IGNORED
+    weighted = replace(windows(rows[:1]), weights=np.array([[0.5, 0, 2, 1]], np.float32))
+    sums = iter([30.0, 4.0, 7.0])
+    loop = object.__new__(Loop)
+    loop.config, loop.data, loop.progress, loop.at = None, None, Progress(update=3), lambda place: None
+    loop.stack = SimpleNamespace(evaluate=lambda batch: next(sums))
+    told = []
+    loop.journal = SimpleNamespace(evaluation=lambda *values: told.append(values))
+    made = [windows(rows), few, weighted]
+    monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: made)
+    monkeypatch.setattr(coretrain.training.loop, "validation_bytes_per_token", lambda data, config: 2.5)
+    mean = 41.0 / (8 + 4 + 3.5)
+    assert loop.evaluate() == pytest.approx(mean, rel=1e-15)
+    assert told == [(3, pytest.approx(mean), pytest.approx(mean / math.log(2) / 2.5, rel=1e-14))]
+
+
+def test_the_best_checkpoint_is_the_first_with_the_lowest_loss(train, monkeypatch, tmp_path):
+    """Neither the newest, nor a later one that is as good, nor one whose loss is no number."""
+    values = iter([5.0, 3.0, 4.0, 3.0, math.nan, 3.5])
+    monkeypatch.setattr(Loop, "evaluate", lambda self: next(values))
+    _, _, loop = train(set(), "skip", train__eval_interval=2, checkpoint__interval=2, checkpoint__keep=1)
+    assert loop.progress.best == {"update": 4, "val_loss": 3.0}
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert [int("".join(filter(str.isdigit, name))) for name in kept] == [4, 12]
