@@ -19,8 +19,8 @@ from parity.localize.traps import TRAPS
 KERNEL = "kernel"
 """Below float64 alone, one stack is much further from float64 than the other."""
 FAINT = 1e-11
-"""A tap that parts by less in float64, where no update of both stacks does, may be rounding: caps of taps were measured at
-a run's beginning, and trained weights, as after a spike, can make more of it."""
+"""A tap that parts by less in float64, where no update of both stacks does, may be rounding: caps of taps were
+measured at a run's beginning, and trained weights, as after a spike, can make more of it."""
 
 
 @dataclass
