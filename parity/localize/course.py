@@ -133,7 +133,7 @@ def beginning(checkpoint: Interchange | None) -> Point:
     """Where a stretch begins."""
     if checkpoint is None:
         return Point(0, 0, None)
-    groups = {
+    groups: State = {
         group: {name: np.asarray(tensors[name]) for name in tensors} for group, tensors in checkpoint.groups.items()
     }
     progress = checkpoint.progress

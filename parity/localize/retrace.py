@@ -223,9 +223,9 @@ def stacks_apart(
                     found.before = _led_to(course_of(bench, history, "torch", config, data, at), update - 1)
                     return found
             if update + 1 in history.evaluations:
-                value = theirs.evaluate()
-                gauge.learn("evaluation", value, [other.evaluate() for other in others])
-                error = relative(ours.evaluate(), value)
+                mirror = theirs.evaluate()
+                gauge.learn("evaluation", mirror, [other.evaluate() for other in others])
+                error = relative(ours.evaluate(), mirror)
                 if gauge.parts(found, f"evaluation after {update + 1} updates", "evaluation", update, error):
                     found.before = _led_to(course_of(bench, history, "torch", config, data, at), update)
                     return found
