@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from parity.localize.rows import WORDS, Row, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PANELS = {
     "forward": "Values",
@@ -32,39 +32,72 @@ class Report:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """What reproduces it: the inputs, and what both sides make of the first tap that parts."""
     reproduce: str = ""
+    notes: list[str] = field(default_factory=list)
+    """Sentences below the verdict: lines of code, what was not compared."""
+    measured: bool = False
+    """Caps were measured tap by tap, and are shown."""
 
     def show(self, console: Console | None = None) -> None:
-        """The table and the verdict, on a terminal."""
+        """The table and the verdict, on a terminal; plain text where rich isn't installed."""
+        try:
+            from rich.console import Console
+            from rich.markup import escape
+            from rich.table import Table
+        except ModuleNotFoundError:
+            print(self.text())
+            return
         console = console or Console()
-        values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
-        if values:
-            table = Table(title=self.title, title_style="bold", title_justify="left", header_style="dim")
-            for heading in ("tap", "value, free", "forced", "cotangent, free", "forced"):
-                table.add_column(heading, justify="left" if heading == "tap" else "right")
-            for name, row in values.items():
-                back = cotangents.get(name)
-                first = self.verdict.tap in (row.title, back.title if back else "")
-                table.add_row(
-                    f"[bold]{escape(name)}[/]" if first else escape(name),
-                    *(_figure(e, row.cap) for e in (row.free, row.teacher_forced)),
-                    *(_figure(e, back.cap) for e in (back.free, back.teacher_forced)) if back else ("", ""),
-                )
-            console.print(table)
-        if rest := self.rest():
-            table = Table(title="" if values else self.title, title_style="bold", header_style="dim")
-            for heading in ("worst of its kind", "error", "cap"):
-                table.add_column(heading, justify="left" if heading.startswith("worst") else "right")
-            for row in rest:
-                name = escape(f"{row.title} ({row.note})" if row.note else row.title)
-                name = f"[bold]{name}[/]" if row.title == self.verdict.tap else name
-                table.add_row(name, _figure(row.error, row.cap), f"{row.cap:.0e}" if np.isfinite(row.cap) else "")
+        for title, headings, rows in self.tables():
+            table = Table(title=title, title_style="bold", title_justify="left", header_style="dim")
+            for heading in headings:
+                table.add_column(heading, justify="left" if heading == headings[0] else "right")
+            for bold, cells in rows:
+                texts = [f"[bold red]{escape(text)}[/]" if parts else escape(text) for text, parts in cells]
+                table.add_row(f"[bold]{texts[0]}[/]" if bold else texts[0], *texts[1:])
             console.print(table)
         colour = "green" if self.verdict.kind == "same" else "red"
         console.print(f"[bold {colour}]{self.verdict.kind}[/]: {escape(self.verdict.sentence)}", soft_wrap=True)
-        if self.verdict.traps:
-            console.print(f"usual reasons: {escape(self.verdict.traps)}", soft_wrap=True)
-        if self.reproduce:
-            console.print(f"reproduce: {escape(self.reproduce)}", soft_wrap=True)
+        for line in self._below():
+            console.print(escape(line), soft_wrap=True)
+
+    def text(self) -> str:
+        """The same in plain text."""
+        lines = []
+        for title, headings, rows in self.tables():
+            cells = [list(headings), *([f"{text}{' !' * parts}" for text, parts in row] for _, row in rows)]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines += [title] * bool(title)
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([*lines, f"{self.verdict.kind}: {self.verdict.sentence}", *self._below()])
+
+    def _below(self) -> list[str]:
+        lines = [f"usual reasons: {self.verdict.traps}"] * bool(self.verdict.traps)
+        return [*lines, *self.notes, *[f"reproduce: {self.reproduce}"] * bool(self.reproduce)]
+
+    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[bool, list[tuple[str, bool]]]]]]:
+        """Title, headings and rows of each table; a row is (the first that parts, cells), a cell (text, it parts)."""
+        made = []
+        values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
+        if values:
+            rows = []
+            for name, row in values.items():
+                back = cotangents.get(name)
+                cells = [(name, False), *(_figure(e, row.cap) for e in (row.free, row.teacher_forced))]
+                cells += [_figure(e, back.cap) for e in (back.free, back.teacher_forced)] if back else [("", False)] * 2
+                if self.measured:
+                    caps = [row.cap] if back is None else [row.cap, back.cap]
+                    cells.append((" ".join(dict.fromkeys(f"{cap:.0e}" for cap in caps)), False))
+                rows.append((self.verdict.tap in (row.title, back.title if back else ""), cells))
+            headings = ("tap", "value, free", "forced", "cotangent, free", "forced", *["cap"] * self.measured)
+            made.append((self.title, headings, rows))
+        if rest := self.rest():
+            rows = []
+            for row in rest:
+                name = f"{row.title} ({row.note})" if row.note else row.title
+                cap = f"{row.cap:.0e}" if np.isfinite(row.cap) else ""
+                rows.append((row.title == self.verdict.tap, [(name, False), _figure(row.error, row.cap), (cap, False)]))
+            made.append(("" if values else self.title, ("worst of its kind", "error", "cap"), rows))
+        return made
 
     def rest(self) -> list[Row]:
         """What isn't a tap: of each kind the first rows that part (4 at most), or else the worst."""
@@ -82,8 +115,16 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "localize.npz", allow_pickle=False, **self.arrays)
         with open(folder / "localize.txt", "w", encoding="utf-8") as file:
-            self.show(Console(file=file, width=120))
+            self._write(file)
         self.picture(folder / "localize.png")
+
+    def _write(self, file: TextIO) -> None:
+        try:
+            from rich.console import Console
+        except ModuleNotFoundError:
+            file.write(self.text() + "\n")
+            return
+        self.show(Console(file=file, width=120))
 
     def picture(self, path: Path) -> None:
         """Tap by tap on a log scale, free and teacher-forced, forward above and cotangents below."""
@@ -182,6 +223,6 @@ def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(1.005, 1), fontsize=8, frameon=False)
 
 
-def _figure(error: float | None, cap: float) -> str:
+def _figure(error: float | None, cap: float) -> tuple[str, bool]:
     text = "" if error is None else "0" if error == 0 else f"{error:.1e}"
-    return f"[bold red]{text}[/]" if error is not None and not error <= cap else text
+    return text, error is not None and not error <= cap

@@ -1,0 +1,73 @@
+"""What a model returns: the one array, or the arrays by name, in tuples, dictionaries and objects like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from coretrain.base.errors import UserError
+
+PREFERRED = ("logits", "last_hidden_state", "output", "sample", "loss")
+"""Names of the part of an output that counts, where it isn't named."""
+
+
+def chosen(output: Any, name: str | None, is_array: Callable[[Any], bool], side: str) -> Any:
+    """The part `name` of an output (a key, an attribute or a number); unset: the array itself, or the usual part."""
+    if name is not None:
+        try:
+            part = output[int(name)] if name.isdecimal() else _part(output, name)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            part = None
+        if part is None or not is_array(part):
+            raise UserError(
+                "parity/output-part-not-found",
+                f"the output of {side} has no array {name}: choose one of {_parts(output)}",
+            )
+        return part
+    if is_array(output):
+        return output
+    for part in PREFERRED:
+        try:
+            found = _part(output, part)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            continue
+        if found is not None and is_array(found):
+            return found
+    if isinstance(output, (tuple, list)) and output and is_array(output[0]):
+        return output[0]
+    raise UserError(
+        "parity/output-part-not-found",
+        f"the output of {side} is no array: name the part that counts under [output] of the map ({_parts(output)})",
+    )
+
+
+def _part(output: Any, name: str) -> Any:
+    return output[name] if isinstance(output, Mapping) else getattr(output, name)
+
+
+def _parts(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return ", ".join(map(str, output))
+    if isinstance(output, (tuple, list)):
+        return ", ".join(map(str, range(len(output))))
+    return type(output).__name__
+
+
+def replaced_first(output: Any, change: Callable[[Any], Any], is_array: Callable[[Any], bool]) -> Any:
+    """An output whose first array is changed: of a tuple or list its first part, of a mapping the first array."""
+    if is_array(output):
+        return change(output)
+    if isinstance(output, (tuple, list)) and output:
+        first = replaced_first(output[0], change, is_array)
+        if hasattr(output, "_replace"):  # a named tuple
+            return output._replace(**{output._fields[0]: first})
+        return type(output)((first, *output[1:]))
+    if isinstance(output, Mapping):
+        for key, value in output.items():
+            if is_array(value):
+                try:
+                    output[key] = change(value)  # type: ignore[index]
+                except TypeError:
+                    return {**output, key: change(value)}
+                return output
+    return output
