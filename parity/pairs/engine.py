@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from coretrain.base.errors import UserError
-from coretrain.contract.taps import tap
-from parity.localize.recorders import JaxRecorder, Record
+from coretrain.contract.taps import tap, tapped
+from parity.localize.recorders import JaxRecorder, Names, Record
 from parity.localize.rows import COTANGENT, COTANGENT_FLOOR, FORWARD, FORWARD_FLOOR, GRADIENT, GRADIENT_FLOOR, NOISE
 from parity.localize.rows import Row, distance, merged
 from parity.pairs.real import Real, odd_side
 from parity.pairs.steps import carried_out
-from parity.pairs.through import Opened, Way
+from parity.pairs.through import Opened, Way, base
 from parity.pairs.torch_side import DTYPES, Watch, record
 
 # Two roundings of the same sum differ by about what each is off: the measured ratio over 13 models of transformers and
@@ -62,6 +62,8 @@ class Pair:
     layouts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Steps that bring torch's value at a tap into JAX's layout."""
     mask: np.ndarray | None = None
+    only: frozenset[str] | None = None
+    """Taps that count, by torch's names (unset: all)."""
 
     def floating(self) -> list[str]:
         """Inputs that are differentiated."""
@@ -76,6 +78,8 @@ class Look:
     """Torch's, in JAX's layouts; seated where this look was."""
     raw: Record
     """Torch's on its own, as it is."""
+    alone: Record
+    """Torch's on its own, in JAX's layouts."""
     free: Record
     seated: Record
     our_gradients: dict[str, np.ndarray]
@@ -109,12 +113,12 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
         output = tap("output", pair.jax_call(dtype, leaves, given))
         return (output * _direction(output.shape, dtype, real)).sum()
 
-    free_ours, ways = record(torch_loss, None, real.there, watch)
+    free_ours, ways = record(torch_loss, None, real.there, watch, pair.only)
     if exact is None:
         gradients = _gradients(weights, inputs, pair)
     else:
         _forget(weights, inputs)
-        seated_ours, _ = record(torch_loss, exact, real.there)
+        seated_ours, _ = record(torch_loss, exact, real.there, None, pair.only)
         gradients = _gradients(weights, inputs, pair)
     with torch.no_grad():
         leaves = {name: value.numpy().copy() for name, value in pair.leaves(weights).items()}
@@ -122,23 +126,61 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     floating = pair.floating()
     moving = leaves, {name: their_inputs[name] for name in floating}
     fixed: tuple[Any, Any] = {}, {name: v for name, v in their_inputs.items() if name not in floating}
-    opened = Opened(jax_loss, moving, fixed, names=pair.names)
+    opened = Opened(jax_loss, moving, fixed, names=pair.names, only=pair.only)
     recorder = JaxRecorder(opened, there=real.there)
     free, _ = recorder(moving, fixed)
-    seats = laid_out(free_ours if exact is None else exact, pair.layouts)
+    layouts = {**_flattened(free_ours, free, pair.layouts), **pair.layouts}
+    seats = laid_out(free_ours if exact is None else exact, layouts)
     seated, their_gradients = recorder(moving, fixed, seats=seats)
-    found = {pair.names.get(name, name): way for name, way in opened.ways(dtype).items()}
-    both = {name: (ways.get(name, Way()), _way_of(name, found)) for name in merged(ways, found)}
+    theirs = {ours: name for name, ours in pair.names.items()}
+    found = opened.ways(dtype)
+    both = {
+        name: (ways.get(name, Way()), _way_of(theirs.get(name, name), found))
+        for name in merged(ways or free.values, free.values)
+    }
     ours = free_ours if exact is None else seated_ours
+    ours, on_its_own = laid_out(ours, layouts), laid_out(free_ours, layouts)
+    _spread(ours, free, seated)
+    _spread(on_its_own, *[Record(dict(free.values))])
     return Look(
-        laid_out(ours, pair.layouts), free_ours, free, seated, gradients,
-        _in_torchs_terms(pair, weights, their_gradients), both, opened.closed,
+        ours, free_ours, on_its_own, free, seated, gradients, _in_torchs_terms(pair, weights, their_gradients), both,
+        opened.closed,
     )  # fmt: skip
+
+
+def _flattened(ours: Record, theirs: Record, known: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Taps where one side has rows of tokens and the other tokens in one row: the same numbers in the same order."""
+    found = {}
+    for name, value in ours.values.items():
+        other = theirs.values.get(name)
+        if name in known or other is None or not value.shape or not other.shape or value.shape == other.shape:
+            continue
+        if value.ndim != other.ndim and value.size == other.size and value.shape[-1] == other.shape[-1]:
+            found[name] = [f"reshape {' '.join(map(str, other.shape))}"]
+    return found
+
+
+def _spread(ours: Record, *theirs: Record) -> None:
+    """Values that one side has once for all rows and the other for each: the same, spread; cotangents summed."""
+    for name, value in list(ours.values.items()):
+        shapes = [record.values[name].shape for record in theirs if name in record.values]
+        if not shapes or shapes[0] == value.shape or len(shapes[0]) != value.ndim:
+            continue
+        try:
+            whole = np.broadcast_shapes(value.shape, shapes[0])
+        except ValueError:
+            continue
+        for record in (ours, *theirs):
+            record.values[name] = np.broadcast_to(record.values[name], whole)
+            if name in record.cotangents:
+                small = tuple(min(a, b) for a, b in zip(value.shape, shapes[0], strict=True))
+                axes = tuple(k for k, size in enumerate(record.cotangents[name].shape) if size != small[k])
+                record.cotangents[name] = record.cotangents[name].sum(axes, keepdims=True)
 
 
 def _way_of(name: str, found: Mapping[str, Way]) -> Way:
     """JAX's way to a tap, whose name in a scan has no number."""
-    return found.get(name) or found.get(name.partition("[")[0].partition("@")[0], Way())
+    return found.get(name) or found.get(base(name), Way())
 
 
 def _direction(shape: tuple[int, ...], dtype: str, real: Real) -> np.ndarray:
@@ -258,6 +300,32 @@ def allowed(ways: Sequence[Way], noise: float | None, cap: float, floor: float) 
         return max(cap, min(ISLAND * measured, MOST)), measured
     expected = (noise or 0.0) * NARROW_TO_WIDE
     return max(cap, min(expected, MOST)), max(floor, expected / 30)
+
+
+def met(pair: Pair) -> tuple[list[str], list[str], dict[str, str]]:
+    """Taps that each side calls, torch's and JAX's, by torch's names; and those of JAX that can't be reached."""
+    ours, names, theirs = [], Names(), []
+    found: Any = {}
+    weights = {n: torch.from_numpy(np.array(v)).double() for n, v in pair.weights.items()}
+    inputs = {n: torch.from_numpy(np.array(v)) for n, v in pair.inputs.items()}
+    inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+
+    def see(name: str, value: Any) -> Any:
+        ours.append(names(name))
+        return value
+
+    def note(name: str, value: Any) -> Any:
+        theirs.append(name)
+        return value
+
+    with torch.no_grad(), tapped(see):
+        pair.torch_call("float64", weights, inputs)
+    found["leaves"] = {name: value.numpy() for name, value in pair.leaves(weights).items()}
+    found["inputs"] = {name: value.numpy() for name, value in inputs.items()}
+    opened = Opened(lambda given: pair.jax_call("float64", given["leaves"], given["inputs"]), found, names=pair.names)
+    with tapped(note):
+        jax.eval_shape(opened, found)
+    return ours, theirs, opened.closed
 
 
 def check_taps(ours: Record, theirs: Record) -> None:

@@ -16,7 +16,7 @@ from parity.localize.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.localize.rows import Row
 from parity.localize.show import Report
 from parity.pairs import torch_side
-from parity.pairs.engine import Look, Pair, check_taps, laid_out, look, rows_of
+from parity.pairs.engine import Look, Pair, check_taps, look, met, rows_of
 from parity.pairs.jax_side import JaxModel, is_array, model_of
 from parity.pairs.mapping import Map
 from parity.pairs.outputs import chosen
@@ -31,17 +31,23 @@ def judge_pair(pair: Pair, title: str, float32: bool = True, notes: Sequence[str
     """The report on a pair of functions. `explicit`: taps that one side lacks are errors, not notes."""
     jax.config.update("jax_enable_x64", True)
     real = Real(pair.mask)
+    said = []
+    if not explicit:
+        ours, theirs, closed = met(pair)
+        said = _left_out(pair, ours, theirs, closed)
+        pair = replace(pair, only=frozenset({*ours} & {*theirs} | {"output", "loss"}))
     wide = look(pair, "float64", real)
     if explicit and not wide.closed:
         check_taps(wide.ours, wide.free)
     narrow = look(pair, "float32", real, wide.raw) if float32 else None
-    apart, said = _apart(wide, explicit)
+    apart = frozenset(name.replace("@", "") for name in wide.closed)
+    said += [f"not compared: {name}, {reason}" for name, reason in wide.closed.items() if explicit]
     rows = rows_of(wide, narrow, real, apart)
     verdict = verdict_on(rows, wide, narrow, _noises(rows, wide, narrow, real))
     more = [*notes, *said, *_whole(real)]
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
-        own = [real.only(record) for record in (wide.ours, laid_out(narrow.raw, pair.layouts), narrow.free)]
+        own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
         below = [row for row in rounding_rows(*own, "float32") if row.name not in apart]
         found = judge_rounding(below, own[1], own[2], "float32")
         if found is not None:
@@ -56,17 +62,14 @@ def judge_pair(pair: Pair, title: str, float32: bool = True, notes: Sequence[str
     return Report(title, rows, verdict, evidence | evidence_of(verdict, wide.ours, wide.seated), notes=more, measured=True)
 
 
-def _apart(wide: Look, explicit: bool) -> tuple[frozenset[str], list[str]]:
-    """Taps that aren't compared, and why."""
-    notes = [f"not compared: {name}, {reason}" for name, reason in wide.closed.items()]
-    apart = {name.replace("@", "") for name in wide.closed}
-    if explicit:
-        return frozenset(apart), notes
-    for name in wide.ours.values.keys() ^ wide.free.values.keys():
-        side = "JAX" if name in wide.ours.values else "torch"
-        apart.add(name)
-        notes.append(f"not compared: {name}, which {side} did not call")
-    return frozenset(apart), notes
+def _left_out(pair: Pair, ours: Sequence[str], theirs: Sequence[str], closed: Mapping[str, str]) -> list[str]:
+    """Of the pair's taps, those that are not compared, and why."""
+    reasons = {pair.names.get(name.replace("@", ""), name.replace("@", "")): why for name, why in closed.items()}
+    for name in (*pair.names.values(), *ours, *theirs):
+        sides = [side for side, there in (("torch", ours), ("JAX", theirs)) if name not in there]
+        if sides:
+            reasons.setdefault(name, f"which {' and '.join(sides)} did not call, or gave no array")
+    return [f"not compared: {name}, {reason}" for name, reason in reasons.items()]
 
 
 def _whole(real: Real) -> list[str]:

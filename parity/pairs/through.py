@@ -9,7 +9,7 @@ functions with derivatives of their own, are bound as they were traced.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,18 @@ def mark(name: str, value: Any) -> Any:
 class Opened:
     """`function(*examples)` traced with its taps; called with arrays of the same shapes, it taps at the top.
 
-    `closed` are taps that stay inside what isn't entered, each with the reason. `names` gives taps other names.
+    `closed` are taps that stay inside what isn't entered, each with the reason. `names` gives taps other names; `only`
+    are the names, then, of those that count (unset: all).
     """
 
     def __init__(
-        self, function: Callable[..., Any], *examples: Any, names: Mapping[str, str] | None = None
+        self,
+        function: Callable[..., Any],
+        *examples: Any,
+        names: Mapping[str, str] | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
-        self.names = names or {}
+        self.names, self.only = names or {}, only
         jax.clear_caches()  # what was traced before would call no tap
         with tapped(mark):
             self.program, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
@@ -87,7 +92,8 @@ class Opened:
             given, kind = [read(atom) for atom in equation.invars], equation.primitive
             if kind is _mark:
                 name = numbered(equation.params["name"] + place, self._met)
-                made = [tap(self.names.get(name, name), given[0])]
+                name = self.names.get(name, name)
+                made = [tap(name, given[0]) if self.only is None or name in self.only else given[0]]
             elif not self._marked(equation) or kind.name not in (*ENTERED, "scan"):
                 with equation.ctx.manager:
                     made = kind.bind(*given, **kind.get_bind_params(equation.params))
@@ -117,10 +123,23 @@ class Opened:
 
     def ways(self, dtype: str) -> dict[str, Way]:
         """Of each tap (without its number in a scan), how it came to be; `dtype` is that of the run."""
-        found: dict[str, Way] = {}
+        return {name.replace("@", ""): way for name, way in self._followed(dtype)[1].items()}
+
+    def whole(self, dtype: str) -> Way:
+        """How all of the outputs together came to be, and all taps."""
+        outputs, found = self._followed(dtype)
+        whole = Way()
+        for way in (*outputs, *found.values()):
+            whole = whole.and_then(way)
+        return whole
+
+    def _followed(self, dtype: str) -> tuple[list[Way], dict[str, Way]]:
         below = NARROW[NARROW.index(dtype) + 1 :] if dtype in NARROW else NARROW
-        _follow(self.program.jaxpr, [Way()] * len(self.program.jaxpr.invars), below, found)
-        return {name.replace("@", ""): way for name, way in found.items()}
+        own = {name: path for path, name in self.names.items()}
+        only = None if self.only is None else {base(own.get(name, name)) for name in self.only}
+        found: dict[str, Way] = {}
+        given = [Way()] * len(self.program.jaxpr.invars)
+        return _follow(self.program.jaxpr, given, Following(below, only, found)), found
 
 
 def _inner(params: dict[str, Any]) -> tuple[Any, Any]:
@@ -175,7 +194,21 @@ class Way:
         return Way(first.narrow, first.where, self.lines | other.lines)
 
 
-def _follow(program: Any, given: list[Way], below: tuple[str, ...], found: dict[str, Way]) -> list[Way]:
+@dataclass(frozen=True)
+class Following:
+    """What `_follow` looks for, and what it found."""
+
+    below: tuple[str, ...]
+    only: Collection[str] | None
+    found: dict[str, Way]
+
+
+def base(name: str) -> str:
+    """A tap's name without its numbers in a scan and among several calls."""
+    return name.partition("[")[0].partition("@")[0]
+
+
+def _follow(program: Any, given: list[Way], looking: Following) -> list[Way]:
     """Follow the values of a traced program; a tap's value begins anew. Loops: twice, for what comes round."""
     ways: dict[Any, Way] = dict(zip(program.invars, given, strict=True))
 
@@ -189,27 +222,29 @@ def _follow(program: Any, given: list[Way], below: tuple[str, ...], found: dict[
         name = equation.primitive.name
         if equation.primitive is _mark:
             key = equation.params["name"]
-            found[key] = found.get(key, Way()).and_then(way)
-            ways[equation.outvars[0]] = Way()
+            counts = looking.only is None or base(key) in looking.only
+            if counts:
+                looking.found[key] = looking.found.get(key, Way()).and_then(way)
+            ways[equation.outvars[0]] = Way() if counts else way
             continue
         inner = list(_programs(equation.params))
         if name in (*ENTERED, "scan") and len(inner) == 1 and len(inner[0].invars) == len(equation.invars):
-            made = _follow(inner[0], [read(atom) for atom in equation.invars], below, found)
+            made = _follow(inner[0], [read(atom) for atom in equation.invars], looking)
             if name == "scan":
                 constants, carry = equation.params["num_consts"], equation.params["num_carry"]
                 again = [read(atom) for atom in equation.invars]
                 again[constants : constants + carry] = made[:carry]
-                made = _follow(inner[0], again, below, found)
+                made = _follow(inner[0], again, looking)
             ways.update(zip(equation.outvars, made, strict=True))
             continue
         line = _line(equation)
         way = way.and_then(Way(lines=frozenset([line] if line else [])))
         for atom in (*equation.invars, *equation.outvars):
             dtype = str(getattr(atom.aval, "dtype", ""))
-            if dtype in below:
+            if dtype in looking.below:
                 way = way.and_then(Way(dtype, line))
         for body in inner:
-            for one in _follow(body, [Way()] * len(body.invars), below, found):
+            for one in _follow(body, [Way()] * len(body.invars), looking):
                 way = way.and_then(one)
         ways.update(dict.fromkeys(equation.outvars, way))
     result = [read(atom) for atom in program.outvars]

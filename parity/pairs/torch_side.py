@@ -6,7 +6,7 @@ import contextlib
 import os
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,11 +198,12 @@ def record(
     seats: Record | None = None,
     keep: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: None,
     watch: Watch | None = None,
+    only: Collection[str] | None = None,
 ) -> tuple[Record, dict[str, Way]]:
     """Run `loss`, which makes a scalar and taps on its way, and its backward pass; gradients lie in `.grad`.
 
     With `seats`, each tap goes on with the value and the cotangent there, at the elements that `keep` names (None: all
-    of them) and that are numbers. The second part: per tap, what `watch` saw of how it came to be.
+    of them) and that are numbers. The second part: per tap, what `watch` saw of how it came to be. `only`: the taps that count.
     """
     made, names = Record(), Names()
     ways: dict[str, Way] = {}
@@ -210,6 +211,8 @@ def record(
 
     def see(name: str, value: Tensor) -> Tensor:
         name = names(name)
+        if only is not None and name not in only:
+            return value
         if watch is not None:
             ways[name] = watch.way(value)
             watch.clear(value)

@@ -17,6 +17,8 @@ NEAR = 1e-3
 """The first row whose size, in its own floor, is within so much of the largest one's leads."""
 LEAST_LIKELY = 1e-9
 """An error below this isn't float32's: a constant of 24 bits is off by less in one case of 60."""
+LIBRARIES = ("linen/", "nnx/", "nn/", "flax/", "equinox/")
+"""Beginnings of short paths of code that models call."""
 NARROWLY = ISLAND * LEAST["float32"]
 
 
@@ -159,7 +161,8 @@ def _places(lines: frozenset[str]) -> str:
             path, number, function = match.groups()
             found.setdefault(("/".join(path.split(os.sep)[-2:]), function), set()).add(int(number))
     texts = []
-    for (path, function), numbers in found.items():
+    # the model's own code before that of the libraries that it calls
+    for (path, function), numbers in sorted(found.items(), key=lambda one: one[0][0].startswith(LIBRARIES)):
         runs: list[list[int]] = []
         for number in sorted(numbers):
             if runs and number <= runs[-1][1] + 2:
