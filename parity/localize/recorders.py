@@ -154,7 +154,7 @@ class JaxRecorder:
 
     Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
     these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
-    `there`: which elements of a tap are forced (None: all that are numbers on torch's side).
+    `there`: which elements of a tap are forced (None: all that are numbers on torch's side). `options` are XLA's.
     """
 
     def __init__(
@@ -162,9 +162,10 @@ class JaxRecorder:
         loss: Callable[..., Array],
         forget: bool = False,
         there: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.loss, self.forget, self.there = loss, forget, there
-        self._compiled = jax.jit(self._run)
+        self._compiled = jax.jit(self._run, compiler_options=None if options is None else dict(options))
 
     def __call__(self, params: Any, *rest: Any, seats: Record | None = None) -> tuple[Record, Any]:
         """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, teacher-forced.

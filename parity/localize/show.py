@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
+
 from parity.localize.rows import WORDS, Row, Verdict
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ TRAPS = {
     "k": "weight not transposed (Conv1D, Linear), order of q, k, v in a joint matrix, heads split another way, a bias",
     "v": "weight not transposed (Conv1D, Linear), order of q, k, v in a joint matrix, heads split another way, a bias",
     "rotated": "RoPE interleaved against half-split, its base or scaling, positions off by one, low precision",
-    "attention": "scale 1/sqrt(C), the mask's alignment or its window, a finite mask value, which query heads a key head "
-    "serves, softmax below float32, attention dropout",
+    "attention": "scale 1/sqrt(C), the mask's alignment or its window, a finite mask value, which query heads a key "
+    "head serves, softmax below float32, attention dropout",
     "out": "weight not transposed, bias left out, heads joined in another order",
     "residual": "post-norm against pre-norm, a branch scaled or dropped, residual dropout's scale or stream",
     "up": "weight not transposed, bias left out, gate and up exchanged",

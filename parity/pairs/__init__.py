@@ -1,6 +1,6 @@
 """The judge for other people's pairs: a torch model and a JAX model, or two functions, or two optimizers.
 
-Needs numpy, torch and jax; flax, equinox, rich and matplotlib where they are there. docs/bring-your-own.md has examples.
+Needs numpy, torch and jax; flax, equinox, rich and matplotlib where they are there. docs/bring-your-own.md shows it.
 """
 
 from parity.pairs.judging import localize, localize_models, localize_module

@@ -30,13 +30,6 @@ PAIR = (
     "torch-optimizer", "jax-optimizer", "steps",
 )  # fmt: skip
 """Options of this command."""
-OWN = frozenset(PAIR) - {"inputs", "output"}
-"""Those that say a pair is meant."""
-
-
-def is_pair(words: Sequence[str]) -> bool:
-    """Whether a command line of the localizer is about somebody's own pair."""
-    return any(word.startswith("--") and word[2:].partition("=")[0] in OWN for word in words)
 
 
 def options(program: str = PROGRAM) -> argparse.ArgumentParser:
@@ -64,12 +57,9 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
                 f"a pair has two sides: --{'jax' if given.torch else 'torch'} is missing, name its model or function",
             )
         if given.propose:
-            made = _proposal(given)
-        else:
-            made = _judged(given) if given.steps is None else _training(given)
-        if made is None:
+            _proposal(given)
             return 0
-        report = made
+        report = _judged(given) if given.steps is None else _training(given)
     report.reproduce = f"{program} {shlex.join(typed)}"
     report.save(folder)
     report.show()
@@ -141,8 +131,8 @@ def _module(ours: Any, why: str) -> nn.Module:
     if not isinstance(ours, nn.Module):
         raise UserError(
             "parity/torch-model-unknown",
-            f"--torch gives {type(ours).__name__}, and {why}: name a module, its class, or a function without arguments "
-            "that makes one",
+            f"--torch gives {type(ours).__name__}, and {why}: name a module, its class, or a function without "
+            "arguments that makes one",
         )
     return ours
 
@@ -153,10 +143,8 @@ def _proposal(given: argparse.Namespace) -> None:
     for name in ("weights", "perturb", "output", "steps"):
         _refused(given, name, "has nothing to do with --propose")
     if path.exists() or not path.absolute().parent.is_dir():
-        raise UserError(
-            "parity/map-place-taken",
-            f"--propose {path}: {'a file is there already' if path.exists() else 'its folder is missing'}; name another",
-        )
+        reason = "a file is there already" if path.exists() else "its folder is missing"
+        raise UserError("parity/map-place-taken", f"--propose {path}: {reason}; name another")
     ours, theirs, tree = _sides(given)
     module = _module(ours, "a map is of a module's tensors")
     convert = None if given.converter is None else loading.named("--converter", given.converter)

@@ -20,8 +20,18 @@ from torch import Tensor
 from coretrain.base.errors import UserError
 from coretrain.contract.taps import tap, tapped
 from parity.localize.recorders import JaxRecorder, Names, Record
-from parity.localize.rows import COTANGENT, COTANGENT_FLOOR, FORWARD, FORWARD_FLOOR, GRADIENT, GRADIENT_FLOOR, NOISE
-from parity.localize.rows import Row, distance, merged
+from parity.localize.rows import (
+    COTANGENT,
+    COTANGENT_FLOOR,
+    FORWARD,
+    FORWARD_FLOOR,
+    GRADIENT,
+    GRADIENT_FLOOR,
+    NOISE,
+    Row,
+    distance,
+    merged,
+)
 from parity.pairs.real import Real, odd_side
 from parity.pairs.steps import carried_out
 from parity.pairs.through import Opened, Way, base
@@ -37,6 +47,9 @@ MOST = 1e-2
 """No island may hide more than this."""
 NARROW_TO_WIDE = 30 * 2.0**-29
 """Float64's rounding of a segment over float32's, with a margin: caps of segments that lose digits."""
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""What is compiled runs three times: compiling it well takes longer than it saves (XLA's options, of the CPU)."""
 
 TorchCall = Callable[[str, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(dtype, weights, inputs) to the output; taps on its way."""
@@ -127,7 +140,7 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     moving = leaves, {name: their_inputs[name] for name in floating}
     fixed: tuple[Any, Any] = {}, {name: v for name, v in their_inputs.items() if name not in floating}
     opened = Opened(jax_loss, moving, fixed, names=pair.names, only=pair.only)
-    recorder = JaxRecorder(opened, there=real.there)
+    recorder = JaxRecorder(opened, there=real.there, options=QUICKLY)
     free, _ = recorder(moving, fixed)
     layouts = {**_flattened(free_ours, free, pair.layouts), **pair.layouts}
     seats = laid_out(free_ours if exact is None else exact, layouts)
@@ -170,12 +183,12 @@ def _spread(ours: Record, *theirs: Record) -> None:
             whole = np.broadcast_shapes(value.shape, shapes[0])
         except ValueError:
             continue
-        for record in (ours, *theirs):
-            record.values[name] = np.broadcast_to(record.values[name], whole)
-            if name in record.cotangents:
+        for side in (ours, *theirs):
+            side.values[name] = np.broadcast_to(side.values[name], whole)
+            if name in side.cotangents:
                 small = tuple(min(a, b) for a, b in zip(value.shape, shapes[0], strict=True))
-                axes = tuple(k for k, size in enumerate(record.cotangents[name].shape) if size != small[k])
-                record.cotangents[name] = record.cotangents[name].sum(axes, keepdims=True)
+                axes = tuple(k for k, size in enumerate(side.cotangents[name].shape) if size != small[k])
+                side.cotangents[name] = side.cotangents[name].sum(axes, keepdims=True)
 
 
 def _way_of(name: str, found: Mapping[str, Way]) -> Way:
@@ -262,9 +275,7 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
         cap, floor = allowed(widest, noise("values", name), FORWARD, FORWARD_FLOOR)
         a, b, c = (r.values.get(name) for r in (ours, free, seated))
         note = odd_side(a, c)
-        rows.append(
-            Row("forward", name, distance(b, a), distance(c, a), cap, floor, ours.parents.get(name, ()), note)
-        )
+        rows.append(Row("forward", name, distance(b, a), distance(c, a), cap, floor, ours.parents.get(name, ()), note))
     for name in reversed([name for name in names if name in ours.cotangents and name != "loss"]):
         ways = [way for child in children.get(name, ()) for way in wide.ways.get(child, ())]
         cap, floor = allowed(ways, noise("cotangents", name), COTANGENT, COTANGENT_FLOOR)
@@ -278,9 +289,9 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
     for name, value in wide.our_gradients.items():
         other = wide.their_gradients.get(name)
         small = NOISE if not any(way.narrow for way in every) else 1e-6
-        if other is None or (largest and max(map(np.linalg.norm, (value, other))) < small * largest):
-            if other is not None or np.linalg.norm(value) == 0:
-                continue  # rounding alone, on both sides; or used by neither
+        size = np.linalg.norm(value) if other is None else max(map(np.linalg.norm, (value, other)))
+        if size == 0 or (other is not None and size < small * largest):
+            continue  # used by neither; or rounding alone, on both sides
         noises = None
         if narrow is not None:
             sides = (narrow.our_gradients, wide.our_gradients), (narrow.their_gradients, wide.their_gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,12 @@ def by_converter(
         entry = _entry(leaf, where, starts, shapes)
         then = [*entry.then, *([f"scale {factor:g}"] if factor != 1 else []), *([f"add {added:g}"] if added else [])]
         entries[leaf] = Entry(entry.torch, entry.steps, entry.join, tuple(then))
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.integers(0, BASE, shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors = {name: torch.from_numpy(value) for name, value in numbers.items()}
+    for leaf, value in sent(lambda name, shape: numbers[name]).items():  # a sum looks like a scale until here
+        if not np.allclose(entries[leaf].made(tensors, leaf).numpy(), value, 1e-2, 1e-2):
+            raise _not_a_map(leaf)
     used = {name for entry in entries.values() for name in entry.torch}
     return entries, {name: "the converter uses nothing of it" for name in shapes if name not in used}
 
@@ -70,8 +77,8 @@ def _by_path(tree: Any, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if leaves and not any(name in leaves for name in made):
         raise UserError(
             "parity/converter-names-differ",
-            f"the converter makes leaves like {shown(next(iter(made), ''))}, the JAX model has {shown(next(iter(leaves)))}: "
-            "give a converter whose tree is that of the model",
+            f"the converter makes leaves like {shown(next(iter(made), ''))}, the JAX model has "
+            f"{shown(next(iter(leaves)))}: give a converter whose tree is that of the model",
         )
     return {name: value for name, value in made.items() if not leaves or name in leaves}
 
@@ -79,12 +86,16 @@ def _by_path(tree: Any, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _affine(leaf: str, ones: np.ndarray, nothing: np.ndarray) -> tuple[float, float]:
     factors, added = np.unique(ones - nothing), np.unique(nothing)
     if len(factors) != 1 or len(added) != 1 or factors[0] == 0:
-        raise UserError(
-            "parity/converter-not-a-map",
-            f"the converter makes {shown(leaf)} by more than moving, scaling and adding (a sum of tensors, or numbers of "
-            "its own): write its row in the map by hand",
-        )
+        raise _not_a_map(leaf)
     return float(factors[0]), float(added[0])
+
+
+def _not_a_map(leaf: str) -> UserError:
+    return UserError(
+        "parity/converter-not-a-map",
+        f"the converter makes {shown(leaf)} by more than moving, scaling and adding (a sum of tensors, or numbers of "
+        "its own): write its row in the map by hand",
+    )
 
 
 def _entry(leaf: str, places: np.ndarray, starts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
@@ -106,7 +117,7 @@ def _entry(leaf: str, places: np.ndarray, starts: Mapping[str, int], shapes: Map
         order = [int(column[cut]) for cut in cuts[:-1]]
         if len(set(order)) != len(order):
             continue
-        parts = [np.take(places, range(a, b), axis) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [np.take(places, range(a, b), axis) for a, b in itertools.pairwise(cuts)]
         join = f"concat {axis}"
         if all(part.shape[axis] == 1 for part in parts):
             parts, join = [part.squeeze(axis) for part in parts], f"stack {axis}"
@@ -121,8 +132,8 @@ def _entry(leaf: str, places: np.ndarray, starts: Mapping[str, int], shapes: Map
 def _unknown(leaf: str) -> UserError:
     return UserError(
         "parity/converter-not-understood",
-        f"the converter's order of the elements of {shown(leaf)} is no transpose, reshape, slice, flip or join: write its "
-        "row in the map by hand",
+        f"the converter's order of the elements of {shown(leaf)} is no transpose, reshape, slice, flip or join: write "
+        "its row in the map by hand",
     )
 
 

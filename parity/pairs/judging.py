@@ -27,7 +27,9 @@ PERTURBED = 0.2
 """Weights are changed by up to this, so that no bias is 0 and no gain 1: a mistake there would not show."""
 
 
-def judge_pair(pair: Pair, title: str, float32: bool = True, notes: Sequence[str] = (), explicit: bool = True) -> Report:
+def judge_pair(
+    pair: Pair, title: str, float32: bool = True, notes: Sequence[str] = (), explicit: bool = True
+) -> Report:
     """The report on a pair of functions. `explicit`: taps that one side lacks are errors, not notes."""
     jax.config.update("jax_enable_x64", True)
     real = Real(pair.mask)
@@ -59,7 +61,9 @@ def judge_pair(pair: Pair, title: str, float32: bool = True, notes: Sequence[str
         more += islands(wide)
     evidence = {f"input/{name}": np.asarray(value) for name, value in pair.inputs.items()}
     evidence |= {f"weights/{name}": np.asarray(value) for name, value in pair.weights.items()}
-    return Report(title, rows, verdict, evidence | evidence_of(verdict, wide.ours, wide.seated), notes=more, measured=True)
+    return Report(
+        title, rows, verdict, evidence | evidence_of(verdict, wide.ours, wide.seated), notes=more, measured=True
+    )
 
 
 def _left_out(pair: Pair, ours: Sequence[str], theirs: Sequence[str], closed: Mapping[str, str]) -> list[str]:
@@ -207,5 +211,3 @@ def localize_module(
 
     options.setdefault("title", f"{type(module).__name__}, torch and JAX")
     return localize(torch_function, jax_function, {**inputs, **weights}, **options)
-
-

@@ -102,8 +102,8 @@ class Map:
             if left:
                 raise UserError(
                     "parity/map-leaf-missing",
-                    f"the map has nothing for {len(left)} of the {side} model's tensors, as {shown(left[0])}: give each "
-                    f"its row in [parameters], or its reason in [unused.{side}]",
+                    f"the map has nothing for {len(left)} of the {side} model's tensors, as {shown(left[0])}: give "
+                    f"each its row in [parameters], or its reason in [unused.{side}]",
                 )
         empty = {name: torch.zeros(tuple(np.shape(tensors[aliases.get(name, name)]))) for name in used}
         for leaf, entry in parameters.items():

@@ -30,7 +30,8 @@ ROUNDINGS = 8
 STATE = 1e-9
 """States that differ by less are the same."""
 OTHERS: dict[str, tuple[Any, ...]] = {
-    "alpha": (0.9, 0.95, 0.99, 0.999), "rho": (0.9, 0.95, 0.99), "eps": (0.0, 1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3),
+    "alpha": (0.9, 0.95, 0.99, 0.999), "rho": (0.9, 0.95, 0.99),
+    "eps": (0.0, 1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3),
     "weight_decay": (0.0, 1e-4, 1e-3, 1e-2, 0.1), "initial_accumulator_value": (0.0, 0.1), "dampening": (0.0,),
     "momentum": (0.0, 0.9), "lr_decay": (0.0,), "betas": ((0.9, 0.999), (0.9, 0.99), (0.95, 0.98), (0.9, 0.95)),
     "nesterov": (True, False), "centered": (True, False), "amsgrad": (True, False),
@@ -262,7 +263,9 @@ def _meant(make: Any, optimizer: Any, theirs: Course, fed: Sequence[Any], first:
     words = " and ".join(f"{name}={value} in place of {own[name]}" for name, value in best[2])
     if best[0] == -horizon:
         return [f"torch with {words} takes optax's steps ({best[1]:.1e} in {horizon} steps): give both the same"]
-    own_worst = max(row.error for row in (_row(torch_course(make, fed[:horizon])[1], theirs, k) for k in range(horizon)))
+    own_worst = max(
+        row.error for row in (_row(torch_course(make, fed[:horizon])[1], theirs, k) for k in range(horizon))
+    )
     if best[1] < 0.05 * own_worst:
         return [f"torch with {words} comes near ({best[1]:.1e} in {horizon} steps), and something is left"]
     return []

@@ -146,11 +146,10 @@ def _ways(
 ) -> Iterator[tuple[float, list[str], str]]:
     """Steps from a shape to another, the likeliest first."""
     owner = _owner(module, name)
-    kernel = leaf.rpartition(".")[2] in ("kernel", "w") or isinstance(owner, nn.Linear)
-    if len(shape) == 2 and name.endswith("weight") and isinstance(owner, nn.Linear):
-        if shape[::-1] == wanted and (kernel and leaf.rpartition(".")[2] != "weight" or shape != wanted):
-            square = shape[0] == shape[1]
-            yield 0.2, ["transpose"], "square: that it is transposed is a guess, by the names" if square else ""
+    matrix = len(shape) == 2 and name.endswith("weight") and isinstance(owner, nn.Linear) and shape[::-1] == wanted
+    if matrix and (leaf.rpartition(".")[2] != "weight" or shape != wanted):
+        square = shape[0] == shape[1]
+        yield 0.2, ["transpose"], "square: that it is transposed is a guess, by the names" if square else ""
     if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) and len(shape) > 2:
         space = range(2, len(shape))
         order = [*space, 0, 1]
@@ -183,7 +182,7 @@ def _owner(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def _by_values(tensors: Mapping[str, Tensor], entry: Entry, like: Any) -> float:
-    """1 where both hold the same numbers, as where both were loaded from one checkpoint; a little for like statistics."""
+    """1 where both hold the same numbers, as of one checkpoint; a little for like means and deviations."""
     if not hasattr(like, "__array__"):
         return 0.0
     other = np.asarray(like, np.float64)
@@ -215,9 +214,10 @@ def _alike(name: str, leaf: str) -> float:
     kinds = [words[-1:] == ["bias"] for words in (ours, theirs)]
     if kinds[0] != kinds[1]:
         return 0.0
-    return difflib.SequenceMatcher(None, ours, theirs).ratio() * 0.7 + 0.3 * difflib.SequenceMatcher(
-        None, " ".join(ours), " ".join(theirs)
-    ).ratio()
+    return (
+        difflib.SequenceMatcher(None, ours, theirs).ratio() * 0.7
+        + 0.3 * difflib.SequenceMatcher(None, " ".join(ours), " ".join(theirs)).ratio()
+    )
 
 
 def _split(

@@ -14,7 +14,8 @@ from coretrain.base.errors import UserError
 from coretrain.base.parse import shown
 
 HELP = (
-    "transpose [AXES], reshape SIZES, flip AXES, slice AXIS START STOP, split AXIS PARTS INDEX, add NUMBER, scale NUMBER"
+    "transpose [AXES], reshape SIZES, flip AXES, slice AXIS START STOP, split AXIS PARTS INDEX, add NUMBER, "
+    "scale NUMBER"
 )
 
 

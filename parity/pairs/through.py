@@ -8,6 +8,7 @@ functions with derivatives of their own, are bound as they were traced.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,9 +39,9 @@ batching.primitive_batchers[_mark] = lambda values, axes, *, name: (
 
 def numbered(name: str, met: Counter[str]) -> str:
     """The name of a module's call, whose taps end in @: the first has the path alone, later ones @1, @2, ..."""
-    if "@" not in name:
+    if not re.search(r"@(?=\[|$)", name):
         return name
-    name = name.replace("@", "")
+    name = re.sub(r"@(?=\[|$)", "", name)
     met[name] += 1
     return name if met[name] == 1 else f"{name}@{met[name] - 1}"
 
@@ -123,7 +124,7 @@ class Opened:
 
     def ways(self, dtype: str) -> dict[str, Way]:
         """Of each tap (without its number in a scan), how it came to be; `dtype` is that of the run."""
-        return {name.replace("@", ""): way for name, way in self._followed(dtype)[1].items()}
+        return {name.removesuffix("@"): way for name, way in self._followed(dtype)[1].items()}
 
     def whole(self, dtype: str) -> Way:
         """How all of the outputs together came to be, and all taps."""
@@ -247,8 +248,7 @@ def _follow(program: Any, given: list[Way], looking: Following) -> list[Way]:
             for one in _follow(body, [Way()] * len(body.invars), looking):
                 way = way.and_then(one)
         ways.update(dict.fromkeys(equation.outvars, way))
-    result = [read(atom) for atom in program.outvars]
-    return result
+    return [read(atom) for atom in program.outvars]
 
 
 def _line(equation: Any) -> str:

@@ -203,7 +203,8 @@ def record(
     """Run `loss`, which makes a scalar and taps on its way, and its backward pass; gradients lie in `.grad`.
 
     With `seats`, each tap goes on with the value and the cotangent there, at the elements that `keep` names (None: all
-    of them) and that are numbers. The second part: per tap, what `watch` saw of how it came to be. `only`: the taps that count.
+    of them) and that are numbers. The second part: per tap, what `watch` saw of how it came to be. `only`: the taps
+    that count.
     """
     made, names = Record(), Names()
     ways: dict[str, Way] = {}

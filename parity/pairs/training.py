@@ -83,7 +83,9 @@ def _verdict(rows: list[Row]) -> Verdict:
         )
     first = parted[0]
     at = rows.index(first)
-    text = f"{first.title} of {first.note} is the first that differs: {first.error:.1e}, rounding makes {first.floor:.0e}"
+    text = (
+        f"{first.title} of {first.note} is the first that differs: {first.error:.1e}, rounding makes {first.floor:.0e}"
+    )
     if at:
         text += f"; {rows[at - 1].title}, before it, agrees ({rows[at - 1].error:.1e})"
     small = all(LEAST_LIKELY <= row.error <= ISLAND * LEAST["float32"] for row in parted)
