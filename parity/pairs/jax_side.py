@@ -226,11 +226,11 @@ def _calls(wanted: Collection[str], own: bool = True) -> Iterator[None]:
     try:
         for kind in _classes() if own else ():
             patched.append((kind, vars(kind)["__call__"]))
-            kind.__call__ = wrap(patched[-1][1], kind)
+            setattr(kind, "__call__", wrap(patched[-1][1], kind))  # noqa: B010
         yield
     finally:
         for kind, original in patched:
-            kind.__call__ = original  # type: ignore[method-assign]
+            setattr(kind, "__call__", original)  # noqa: B010
 
 
 def _path(module: Any, stack: list[tuple[Any, str]]) -> str:

@@ -50,7 +50,7 @@ def judge_pair(
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
-        below = [row for row in rounding_rows(*own, "float32") if row.name not in apart]
+        below = [row for row in rounding_rows(own[0], own[1], own[2], "float32") if row.name not in apart]
         found = judge_rounding(below, own[1], own[2], "float32")
         if found is not None:
             verdict, rows = found, below

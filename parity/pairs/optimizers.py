@@ -6,6 +6,7 @@ gradients are random, their size from 1e-8 to 10 by element, so that an epsilon 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -236,7 +237,8 @@ def _form(step: np.ndarray, gradient: np.ndarray, states: Mapping[str, np.ndarra
 
 def _meant(make: Any, optimizer: Any, theirs: Course, fed: Sequence[Any], first: int) -> list[str]:
     """Which other hyperparameters of torch's optimizer make it take optax's steps."""
-    group, kind = optimizer.param_groups[0], type(optimizer)
+    kind: Any = type(optimizer)
+    group = optimizer.param_groups[0]
     accepted = inspect.signature(kind.__init__).parameters
     own = {name: value for name, value in optimizer.defaults.items() if name in group and name in accepted}
     changes = [(name, value) for name in own if name in OTHERS for value in OTHERS[name] if value != own[name]]
@@ -248,7 +250,7 @@ def _meant(make: Any, optimizer: Any, theirs: Course, fed: Sequence[Any], first:
                 continue
             try:
                 changed = {**own, **dict(chosen)}
-                _, course = torch_course(lambda p, changed=changed: kind(p, **changed), fed[:horizon])
+                _, course = torch_course(functools.partial(kind, **changed), fed[:horizon])
             except (TypeError, ValueError, RuntimeError):
                 continue  # a combination that torch refuses
             errors = [_row(course, theirs, at) for at in range(horizon)]

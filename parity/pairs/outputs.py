@@ -59,8 +59,9 @@ def replaced_first(output: Any, change: Callable[[Any], Any], is_array: Callable
         return change(output)
     if isinstance(output, (tuple, list)) and output:
         first = replaced_first(output[0], change, is_array)
-        if hasattr(output, "_replace"):  # a named tuple
-            return output._replace(**{output._fields[0]: first})
+        rename: Any = getattr(output, "_replace", None)  # a named tuple's
+        if rename is not None:
+            return rename(**{output._fields[0]: first})  # type: ignore[union-attr]
         return type(output)((first, *output[1:]))
     if isinstance(output, Mapping):
         for key, value in output.items():

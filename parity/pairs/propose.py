@@ -169,9 +169,9 @@ def _ways(
             yield 0.1, ["transpose", f"reshape {' '.join(map(str, wanted))}"], "heads joined"
     if math.prod(shape) == math.prod(wanted) and len(shape) == 1:
         yield 0.1, [f"reshape {' '.join(map(str, wanted))}"], ""
-    for order in itertools.permutations(range(len(shape))) if len(shape) < 6 else ():
-        if tuple(shape[k] for k in order) == wanted:
-            yield 0.0, [f"transpose {' '.join(map(str, order))}"], "a guess by the shape"
+    for turned in itertools.permutations(range(len(shape))) if len(shape) < 6 else ():
+        if tuple(shape[k] for k in turned) == wanted:
+            yield 0.0, [f"transpose {' '.join(map(str, turned))}"], "a guess by the shape"
 
 
 def _owner(module: nn.Module, name: str) -> nn.Module | None:

@@ -45,7 +45,10 @@ AFFINE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "add": lambda value, number: value + number,
     "scale": lambda value, number: value * number,
 }
-JOINS: dict[str, Callable[[Sequence[Tensor], int], Tensor]] = {"stack": torch.stack, "concat": torch.cat}
+JOINS: dict[str, Callable[[Sequence[Tensor], int], Tensor]] = {
+    "stack": lambda values, axis: torch.stack(list(values), axis),
+    "concat": lambda values, axis: torch.cat(list(values), axis),
+}
 
 
 def carried_out(value: Tensor, steps: Sequence[str], where: str) -> Tensor:

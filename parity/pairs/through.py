@@ -210,7 +210,10 @@ def base(name: str) -> str:
 
 
 def _follow(program: Any, given: list[Way], looking: Following) -> list[Way]:
-    """Follow the values of a traced program; a tap's value begins anew. Loops: twice, for what comes round."""
+    """Follow the values of a traced program; a tap's value begins anew. Loops: twice, for what comes round.
+
+    What isn't floating carries no rounding on: a mask that was compared is the same in any dtype.
+    """
     ways: dict[Any, Way] = dict(zip(program.invars, given, strict=True))
 
     def read(atom: Any) -> Way:
@@ -247,7 +250,8 @@ def _follow(program: Any, given: list[Way], looking: Following) -> list[Way]:
         for body in inner:
             for one in _follow(body, [Way()] * len(body.invars), looking):
                 way = way.and_then(one)
-        ways.update(dict.fromkeys(equation.outvars, way))
+        for atom in equation.outvars:
+            ways[atom] = way if jnp.issubdtype(atom.aval.dtype, jnp.floating) else Way(lines=way.lines)
     return [read(atom) for atom in program.outvars]
 
 

@@ -170,7 +170,8 @@ class Watch(TorchDispatchMode):
         for item in made:
             storage = item.untyped_storage()
             self.held.append(storage)
-            self.seen[storage._cdata] = way
+            # what isn't floating carries no rounding on: a mask that was compared is the same in any dtype
+            self.seen[storage._cdata] = way if item.is_floating_point() else Way(lines=way.lines)
         return output
 
 

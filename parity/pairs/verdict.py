@@ -13,6 +13,8 @@ from parity.localize.traps import size_hint, traps_of
 from parity.pairs.engine import ISLAND, LEAST, Look
 from parity.pairs.through import Way
 
+EXACT = 1e-12
+"""What differs by less was computed in float64, whatever dtypes its masks and constants had."""
 NEAR = 1e-3
 """The first row whose size, in its own floor, is within so much of the largest one's leads."""
 LEAST_LIKELY = 1e-9
@@ -88,16 +90,16 @@ def _before(lead: Row, rows: Sequence[Row]) -> Row | None:
 def _agree(rows: Sequence[Row], wide: Look) -> str:
     if not rows:
         return "nothing was compared"
-    exact = [row for row in rows if row.floor < LEAST["float32"]]
-    islands = [row for row in rows if row.floor >= LEAST["float32"]]
+    islands = [row for row in rows if row.floor >= LEAST["float32"] and row.error > EXACT]
+    exact = [row for row in rows if row not in islands]
     text = f"nothing parts in {len(rows)} figures"
     if exact:
-        worst = max(exact, key=lambda row: row.load)
+        worst = max(exact, key=lambda row: row.error)
         text += f"; in float64 the worst is {worst.title} with {worst.error:.1e} (cap {worst.cap:.0e})"
     if islands:
         worst = max(islands, key=lambda row: row.load)
         text += (
-            f"; {len(islands)} of them go through a narrower dtype, and differ by its rounding alone: at worst "
+            f"; {len(islands)} of them go through a narrower dtype, and differ by its rounding: at worst "
             f"{worst.title}, {worst.error:.1e} of {worst.cap:.1e} allowed"
         )
     return text
