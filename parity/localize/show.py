@@ -51,7 +51,10 @@ class Report:
         for title, headings, rows in self.tables():
             table = Table(title=title, title_style="bold", title_justify="left", header_style="dim")
             for heading in headings:
-                table.add_column(heading, justify="left" if heading == headings[0] else "right")
+                if heading == headings[0]:
+                    table.add_column(heading, overflow="fold", ratio=1 if console.width < 100 else None)
+                else:
+                    table.add_column(heading, justify="right")
             for bold, cells in rows:
                 texts = [f"[bold red]{escape(text)}[/]" if parts else escape(text) for text, parts in cells]
                 table.add_row(f"[bold]{texts[0]}[/]" if bold else texts[0], *texts[1:])

@@ -17,11 +17,12 @@ from parity.localize.rows import Row
 from parity.localize.show import Report
 from parity.pairs import torch_side
 from parity.pairs.engine import Look, Pair, check_taps, look, met, rows_of
+from parity.pairs.frontier import frontier
 from parity.pairs.jax_side import JaxModel, is_array, model_of
 from parity.pairs.mapping import Map
 from parity.pairs.outputs import chosen
 from parity.pairs.real import Real
-from parity.pairs.verdict import islands, verdict_on, where
+from parity.pairs.verdict import islands, places, verdict_on, where
 
 PERTURBED = 0.2
 """Weights are changed by up to this, so that no bias is 0 and no gain 1: a mistake there would not show."""
@@ -51,12 +52,18 @@ def judge_pair(
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
         below = [row for row in rounding_rows(own[0], own[1], own[2], "float32") if row.name not in apart]
-        found = judge_rounding(below, own[1], own[2], "float32")
-        if found is not None:
-            verdict, rows = found, below
+        other = judge_rounding(below, own[1], own[2], "float32")
+        if other is not None:
+            verdict, rows = other, below
             lead = next((row for row in rows if row.title == verdict.tap), None)
     if lead is not None:
-        more += where(lead, wide)
+        left: dict[str, frozenset[str]] = {}
+        found: list[str] = []
+        if verdict.kind == "algorithm":
+            left = frontier(pair, lead, wide.ours)
+        for side, lines in left.items():
+            found.append(f"{side}'s values are no longer {_other(side)}'s from: {places(lines)}")
+        more = [*found, *where(lead, wide, left), *more]
     else:
         more += islands(wide)
     evidence = {f"input/{name}": np.asarray(value) for name, value in pair.inputs.items()}
@@ -64,6 +71,10 @@ def judge_pair(
     return Report(
         title, rows, verdict, evidence | evidence_of(verdict, wide.ours, wide.seated), notes=more, measured=True
     )
+
+
+def _other(side: str) -> str:
+    return "torch" if side == "JAX" else "JAX"
 
 
 def _left_out(pair: Pair, ours: Sequence[str], theirs: Sequence[str], closed: Mapping[str, str]) -> list[str]:

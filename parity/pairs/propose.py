@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def proposed(module: nn.Module, model: JaxModel, convert: Converter | None = Non
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         full = shapes | {name: shapes[first] for name, first in aliases.items()}
         parameters, unused = by_converter(convert, full, model.leaves)
+        parameters = {leaf: _renamed(leaf, entry, aliases) for leaf, entry in parameters.items()}
         unused = {name: why for name, why in unused.items() if name not in aliases}
         taken = {aliases.get(name, name) for entry in parameters.values() for name in entry.torch}
         unused = {name: why for name, why in unused.items() if name not in taken}
@@ -54,6 +56,17 @@ def proposed(module: nn.Module, model: JaxModel, convert: Converter | None = Non
         confirmed = False
     left = {name: "no tensor of torch is like it" for name in model.leaves if name not in parameters}
     return Map(parameters, unused, left, taps_of(module, parameters), confirmed=confirmed and not left)
+
+
+def _renamed(leaf: str, entry: Entry, aliases: Mapping[str, str]) -> Entry:
+    """An entry whose tied tensors go by those of their names that are most like the leaf's."""
+
+    def best(name: str) -> str:
+        first = aliases.get(name, name)
+        names = [first, *(other for other, its in aliases.items() if its == first)]
+        return max(names, key=lambda one: _alike(one, leaf))
+
+    return replace(entry, torch=tuple(map(best, entry.torch)))
 
 
 def taps_of(module: nn.Module, parameters: Mapping[str, Entry]) -> dict[str, Entry]:

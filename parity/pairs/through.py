@@ -51,6 +51,9 @@ def mark(name: str, value: Any) -> Any:
     return _mark.bind(value, name=name)
 
 
+Note = Callable[[str, list[Any], list[Any]], None]
+
+
 class Opened:
     """`function(*examples)` traced with its taps; called with arrays of the same shapes, it taps at the top.
 
@@ -75,9 +78,12 @@ class Opened:
             self.closed[name] = reason
         self._holds: dict[int, bool] = {}
         self._met: Counter[str] = Counter()
+        self._note: Note | None = None
+        self._outer = ""
 
-    def __call__(self, *arguments: Any) -> Any:
-        leaves, self._met = jax.tree.leaves(arguments), Counter()
+    def __call__(self, *arguments: Any, note: Note | None = None) -> Any:
+        """The function's output. `note` is told of each operation: its line, what it is given and what it makes."""
+        leaves, self._met, self._note = jax.tree.leaves(arguments), Counter(), note
         outputs = self._evaluate(self.program.jaxpr, self.program.consts, leaves, "")
         return jax.tree.unflatten(self.outputs, outputs)
 
@@ -95,14 +101,18 @@ class Opened:
                 name = numbered(equation.params["name"] + place, self._met)
                 name = self.names.get(name, name)
                 made = [tap(name, given[0]) if self.only is None or name in self.only else given[0]]
-            elif not self._marked(equation) or kind.name not in (*ENTERED, "scan"):
+            elif kind.name not in (*ENTERED, "scan") or not (self._note or self._marked(equation)):
                 with equation.ctx.manager:
                     made = kind.bind(*given, **kind.get_bind_params(equation.params))
                 made = made if kind.multiple_results else [made]
+                if self._note:
+                    self._note(_line(equation) or self._outer, given, made)
             elif kind.name == "scan":
                 made = self._unrolled(equation.params, given, place)
             else:
+                before, self._outer = self._outer, _line(equation) or self._outer if self._note else ""
                 made = self._evaluate(*_inner(equation.params), given, place)
+                self._outer = before
             values.update(zip(equation.outvars, made, strict=True))
         return [read(atom) for atom in program.outvars]
 

@@ -158,9 +158,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        tensors = [item for item in _flat((args, kwargs)) if isinstance(item, Tensor)]
-        made = [item for item in _flat(output) if isinstance(item, Tensor)]
-        line = _line()
+        tensors = [item for item in flat((args, kwargs)) if isinstance(item, Tensor)]
+        made = [item for item in flat(output) if isinstance(item, Tensor)]
+        line = line_of_caller()
         way = Way(lines=frozenset([line] if line else []))
         for item in tensors:
             way = self.way(item).and_then(way)
@@ -175,17 +175,18 @@ class Watch(TorchDispatchMode):
         return output
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
+    """Everything inside tuples, lists and dictionaries."""
     if isinstance(value, (tuple, list)):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
     elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
+        yield from flat(list(value.values()))
     else:
         yield value
 
 
-def _line() -> str:
+def line_of_caller() -> str:
     """`file:line (function)` of the nearest caller that is neither torch's code nor ours."""
     for frame, line in traceback.walk_stack(None):
         name = frame.f_code.co_filename

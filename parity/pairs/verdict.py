@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -119,16 +119,19 @@ def _of_float64(lead: Row, wide: Look, narrow: Look | None) -> str:
     )
 
 
-def where(lead: Row, wide: Look) -> list[str]:
-    """Lines of code between a row's tap and the taps before it, on each side; for a cotangent, after it."""
+def where(lead: Row, wide: Look, told: Collection[str] = ()) -> list[str]:
+    """Lines of code between a row's tap and the taps before it, on each side; for a cotangent, after it.
+
+    Of the sides in `told` only the dtypes: their lines are known better.
+    """
     names = lead.parents if lead.stage == "cotangent" else (lead.name,)
     notes = []
     for side, at in (("torch", 0), ("JAX", 1)):
         way = Way()
         for name in names:
             way = way.and_then(wide.ways.get(name, (Way(), Way()))[at])
-        if way.lines:
-            notes.append(f"{side}'s code of it: {_places(way.lines)}")
+        if way.lines and side not in told:
+            notes.append(f"{side}'s code of it: {places(way.lines)}")
         if way.narrow:
             notes.append(f"{side} computes in {way.narrow} there: {_short(way.where)}")
     return notes
@@ -154,12 +157,12 @@ def _short(line: str) -> str:
     return f"{'/'.join(path.split(os.sep)[-2:])}:{rest}" if path else rest
 
 
-def _places(lines: frozenset[str]) -> str:
-    """Lines by file and function, as `file.py:3,7-9 (f)`."""
+def places(lines: frozenset[str]) -> str:
+    """Lines by file and function, as `file.py:3,7-9 (f)`, the model's own before those of libraries."""
     found: dict[tuple[str, str], set[int]] = {}
     for line in lines:
         match = re.fullmatch(r"(.*):(\d+) \((.*)\)", line)
-        if match:
+        if match and not match.group(1).endswith("deprecation.py"):
             path, number, function = match.groups()
             found.setdefault(("/".join(path.split(os.sep)[-2:]), function), set()).add(int(number))
     texts = []

@@ -101,3 +101,31 @@ def convert_gpt2(state: dict[str, Any]) -> Any:
 def convert_electra(state: dict[str, Any]) -> Any:
     """Torch's state dict of Electra as Flax's tree."""
     return converter(flax_electra)(state)
+
+
+MAMBA2 = {"vocab_size": 64, "hidden_size": 16, "state_size": 8, "head_dim": 8, "num_hidden_layers": 2, "chunk_size": 4}
+
+
+def mamba2() -> Any:
+    """Torch's Mamba-2, of transformers."""
+    import transformers
+
+    config = transformers.Mamba2Config(**MAMBA2, expand=2, num_heads=4, n_groups=1, tie_word_embeddings=True)
+    return transformers.Mamba2ForCausalLM(config)
+
+
+def jax_mamba2() -> Any:
+    """mamba2-jax's, in NNX."""
+    import mamba2_jax
+    from flax import nnx
+
+    return mamba2_jax.Mamba2ForCausalLM(mamba2_jax.Mamba2Config(**MAMBA2), rngs=nnx.Rngs(0))
+
+
+def convert_mamba2(state: dict[str, Any]) -> Any:
+    """Torch's state dict of Mamba-2 as NNX's tree, by mamba2-jax's own loader."""
+    import mamba2_jax
+    from flax import nnx
+
+    model, _, _ = mamba2_jax.load_pytorch_weights(jax_mamba2(), {name: v.numpy() for name, v in state.items()})
+    return nnx.to_pure_dict(nnx.split(model)[1])
