@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coretrain.base.errors import UserError
 from coretrain.contract.taps import tap, tapped
-from parity.localize.recorders import JaxRecorder, Names, Record
+from parity.localize.recorders import LOSS, JaxRecorder, Names, Record
 from parity.localize.rows import (
     COTANGENT,
     COTANGENT_FLOOR,
@@ -259,7 +259,8 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
     for name, parents in ours.parents.items():
         for parent in parents:
             children.setdefault(parent, []).append(name)
-    names = [name for name in merged(ours.values, free.values) if name not in apart]
+    # the loss is a projection, whose terms cancel: not the model's, and no figure of its own
+    names = [name for name in merged(ours.values, free.values) if name not in apart and name != LOSS]
 
     def noise(part: str, name: str) -> float | None:
         if below is None:
@@ -276,7 +277,7 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
         a, b, c = (r.values.get(name) for r in (ours, free, seated))
         note = odd_side(a, c)
         rows.append(Row("forward", name, distance(b, a), distance(c, a), cap, floor, ours.parents.get(name, ()), note))
-    for name in reversed([name for name in names if name in ours.cotangents and name != "loss"]):
+    for name in reversed([name for name in names if name in ours.cotangents]):
         ways = [way for child in children.get(name, ()) for way in wide.ways.get(child, ())]
         cap, floor = allowed(ways, noise("cotangents", name), COTANGENT, COTANGENT_FLOOR)
         a, b, c = (r.cotangents.get(name) for r in (ours, free, seated))

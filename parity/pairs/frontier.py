@@ -95,6 +95,8 @@ def frontier(pair: Pair, lead: Row, seats: Record) -> dict[str, frozenset[str]]:
         return {}
     ours, own = _torch(pair, lead.name)
     theirs, other = _jax(pair, lead.name, seats)
+    weights = [figures(np.asarray(value)) for value in pair.weights.values()]
+    given = [one for one in weights if one is not None]
     tolerance = max(1e-13, min(lead.cap, lead.error / 10))
     found = {}
     for side, trail, part, against, others in (
@@ -102,7 +104,7 @@ def frontier(pair: Pair, lead: Row, seats: Record) -> dict[str, frozenset[str]]:
         ("JAX", theirs, other, ours, own),
     ):
         known = [one for at in others if (one := against.events[at].figures) is not None]
-        lines = _leaves(trail, part, known, tolerance)
+        lines = _leaves(trail, part, [*known, *given], tolerance)
         if lines and known:
             found[side] = lines
     return found

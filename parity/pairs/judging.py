@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coretrain.base.arrays import Tensors
+from parity.localize.recorders import LOSS
 from parity.localize.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.localize.rows import Row
 from parity.localize.show import Report
@@ -51,7 +52,7 @@ def judge_pair(
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
-        below = [row for row in rounding_rows(own[0], own[1], own[2], "float32") if row.name not in apart]
+        below = [row for row in rounding_rows(own[0], own[1], own[2], "float32") if row.name not in (*apart, LOSS)]
         other = judge_rounding(below, own[1], own[2], "float32")
         if other is not None:
             verdict, rows = other, below
@@ -131,7 +132,7 @@ def localize_models(
     parameters = {torch_side.clean(name) for name, _ in module.named_parameters()}
     rng = np.random.default_rng(0)
     weights = {name: tensor.detach().cpu().double().numpy() for name, tensor in tensors.items()}
-    for name in parameters & weights.keys():
+    for name in [name for name in weights if name in parameters]:
         weights[name] = weights[name] + rng.uniform(-perturb, perturb, weights[name].shape) * bool(perturb)
     names = {path: entry.torch[0] for path, entry in taps.items()}
     wanted = {path.partition("[")[0].partition("@")[0] for path in names}

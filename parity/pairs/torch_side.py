@@ -187,11 +187,13 @@ def flat(value: Any) -> Iterator[Any]:
 
 
 def line_of_caller() -> str:
-    """`file:line (function)` of the nearest caller that is neither torch's code nor ours."""
+    """`file:line (function)` of the nearest caller that is not torch's code, "" where that is ours."""
     for frame, line in traceback.walk_stack(None):
-        name = frame.f_code.co_filename
-        if not name.startswith(APART) and "contextlib" not in name:
-            return f"{name}:{line} ({frame.f_code.co_name})"
+        name, function = frame.f_code.co_filename, frame.f_code.co_name
+        if name.startswith(OURS) and function not in ("__torch_dispatch__", "line_of_caller"):
+            break  # ours: a cast of a weight, a tap
+        if not name.startswith(APART) and "contextlib" not in name and "deprecation" not in name:
+            return f"{name}:{line} ({function})"
     return ""
 
 
