@@ -20,12 +20,14 @@ is 8192 times as high. TF32 in one matmul is 2e-4.
 """
 
 
-def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str) -> list[Row]:
+def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str, most: float | None = None) -> list[Row]:
     """Each tap of both in a lower precision against float64: the worse one's error, capped by the better one's.
 
-    Above the cap of the precision's worst gradient (budgets.toml) it isn't rounding, however alike both are.
+    Above `most` (unset: the cap of the precision's worst gradient in our own models, budgets.toml) it isn't rounding,
+    however alike both are.
     """
-    rows, most = [], budget("cpu", precision, "gradient").cap
+    rows = []
+    most = budget("cpu", precision, "gradient").cap if most is None else most
     for stage, part in (("forward", "values"), ("cotangent", "cotangents")):
         names = list(getattr(exact, part))
         for name in names if part == "values" else reversed(names):

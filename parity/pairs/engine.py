@@ -290,8 +290,8 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
     for name, value in wide.our_gradients.items():
         other = wide.their_gradients.get(name)
         small = NOISE if not any(way.narrow for way in every) else 1e-6
-        size = np.linalg.norm(value) if other is None else max(map(np.linalg.norm, (value, other)))
-        if size == 0 or (other is not None and size < small * largest):
+        sizes = [float(np.linalg.norm(one)) for one in (value, other) if one is not None]
+        if np.isfinite(sizes).all() and (not any(sizes) or (other is not None and max(sizes) < small * largest)):
             continue  # used by neither; or rounding alone, on both sides
         noises = None
         if narrow is not None:

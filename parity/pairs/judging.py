@@ -17,7 +17,7 @@ from parity.localize.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.localize.rows import Row
 from parity.localize.show import Report
 from parity.pairs import torch_side
-from parity.pairs.engine import Look, Pair, check_taps, look, met, rows_of
+from parity.pairs.engine import MOST, Look, Pair, check_taps, look, met, rows_of
 from parity.pairs.frontier import frontier
 from parity.pairs.jax_side import JaxModel, is_array, model_of
 from parity.pairs.mapping import Map
@@ -52,7 +52,9 @@ def judge_pair(
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
-        below = [row for row in rounding_rows(own[0], own[1], own[2], "float32") if row.name not in (*apart, LOSS)]
+        below = [
+            row for row in rounding_rows(own[0], own[1], own[2], "float32", MOST) if row.name not in (*apart, LOSS)
+        ]
         other = judge_rounding(below, own[1], own[2], "float32")
         if other is not None:
             verdict, rows = other, below

@@ -163,6 +163,9 @@ def test_a_nan_on_one_side_is_said_by_itself():
         {"x": np.array([1.5, 2.5])},
     )
     assert "in float32 neither side has one" in report.verdict.sentence
+    zero = {"x": np.zeros(3)}  # torch's gradient there is 0
+    report = localize(lambda x: torch.linalg.norm(x), lambda x: jnp.linalg.norm(x), zero, float32=False)
+    assert (report.verdict.kind, report.verdict.tap) == ("not a number", "gradient of x")
 
 
 def test_a_module_and_a_function_of_its_parameters():

@@ -129,3 +129,30 @@ def convert_mamba2(state: dict[str, Any]) -> Any:
 
     model, _, _ = mamba2_jax.load_pytorch_weights(jax_mamba2(), {name: v.numpy() for name, v in state.items()})
     return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def judged(kind: str, length: int, masked_row: bool = False) -> dict[str, Any]:
+    """The verdict on a pair, as what can be printed."""
+    import torch
+
+    from parity.pairs import localize_models
+    from parity.pairs.jax_side import model_of
+    from parity.pairs.propose import proposed
+
+    torch.manual_seed(0)
+    own = globals()
+    module = own[kind]()
+    model = model_of(own[f"{'jax' if kind == 'mamba2' else 'flax'}_{kind}"]())
+    made = proposed(module, model, own[f"convert_{kind}"])
+    given = {"input_ids": ids(2, length)}
+    if masked_row:
+        given["attention_mask"] = np.array([[1] * length, [0] * length])
+    report = localize_models(module, model, made, given)
+    return {"kind": report.verdict.kind, "tap": report.verdict.tap, "notes": report.notes}
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    print(json.dumps(judged(sys.argv[1], int(sys.argv[2]), "masked" in sys.argv[3:])))
