@@ -37,8 +37,8 @@ from parity.pairs.steps import carried_out
 from parity.pairs.through import Opened, Way, base
 from parity.pairs.torch_side import DTYPES, Watch, record
 
-# Two roundings of the same sum differ by about what each is off: the measured ratio over 13 models of transformers and
-# the tests' own pairs is at most 1.4. A bug that hides below this is smaller than 4 roundings of float32.
+# Two roundings of the same sum differ by about what each is off: in the pairs of docs/bring-your-own.md (Mistral,
+# Mamba-2) by at most 1.4 times the rounding measured there. What hides below this is smaller than 4 such roundings.
 ISLAND = 4.0
 """An island may differ by so many times the rounding of float32 that was measured there."""
 LEAST = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -18,7 +18,7 @@ EXACT = 1e-12
 NEAR = 1e-3
 """The first row whose size, in its own floor, is within so much of the largest one's leads."""
 LEAST_LIKELY = 1e-9
-"""An error below this isn't float32's: a constant of 24 bits is off by less in one case of 60."""
+"""An error below this is hardly float32's: a constant of 24 bits is off by up to 6e-8, seldom by so little."""
 LIBRARIES = ("linen/", "nnx/", "nn/", "flax/", "equinox/")
 """Beginnings of short paths of code that models call."""
 NARROWLY = ISLAND * LEAST["float32"]
