@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
+from coretrain.base.errors import UserError
 from parity.localize.rows import WORDS, Row, Verdict
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ class Report:
             _panel(axis, rows, title, self.verdict.tap)
         figure.suptitle(f"{self.title}: {self.verdict.kind}", x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.savefig(path, dpi=130)
+
+
+def check_place(folder: Path) -> None:
+    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
 
 
 def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:

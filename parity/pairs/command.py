@@ -16,7 +16,7 @@ from torch import nn
 from coretrain.base.errors import Options, UserError
 from coretrain.base.files import typed_path
 from coretrain.base.parse import shown
-from parity.localize.show import Report
+from parity.localize.show import Report, check_place
 from parity.pairs import jax_side, loading
 from parity.pairs.judging import PERTURBED, localize, localize_models
 from parity.pairs.mapping import Map, read_map, write_map
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     given = options(program).parse_args(typed)
     torch.manual_seed(0)  # a model that is made here begins at the same weights each time
     folder = typed_path(given.output or f"runs/{time.strftime('localize-%Y%m%d-%H%M%S')}")
-    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
-        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
+    check_place(folder)
     if given.torch_optimizer or given.jax_optimizer:
         report = _optimizers(given)
     else:

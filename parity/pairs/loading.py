@@ -31,10 +31,7 @@ def named(option: str, text: str) -> Any:
             module = importlib.import_module(place)
         except ImportError as error:
             if not (isinstance(error, ModuleNotFoundError) and place.startswith(str(error.name))):
-                raise UserError(
-                    "parity/object-import-failed",
-                    f"{option}: importing {shown(place)} fails ({error}): mend that, or install what it needs",
-                ) from None
+                raise _failed(option, place, error) from None
             raise UserError(
                 "parity/object-module-missing",
                 f"{option}: there is no module {shown(place)} here: name a file, as in model.py:{name}, or set "
@@ -52,6 +49,13 @@ def named(option: str, text: str) -> Any:
     return found
 
 
+def _failed(option: str, place: str, error: ImportError) -> UserError:
+    return UserError(
+        "parity/object-import-failed",
+        f"{option}: importing {shown(place)} fails ({error}): mend that, or install what it needs",
+    )
+
+
 def _from_file(option: str, path: Path) -> Any:
     if not path.is_file():
         raise UserError("parity/object-file-missing", f"{option}: there is no file {path}: correct its name")
@@ -66,10 +70,7 @@ def _from_file(option: str, path: Path) -> Any:
             spec.loader.exec_module(module)
         except ImportError as error:
             del sys.modules[name]
-            raise UserError(
-                "parity/object-import-failed",
-                f"{option}: importing {shown(str(path))} fails ({error}): mend that, or install what it needs",
-            ) from None
+            raise _failed(option, str(path), error) from None
     return sys.modules[name]
 
 

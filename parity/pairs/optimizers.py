@@ -25,7 +25,7 @@ from parity.pairs.jax_side import dotted
 STEPS = 50
 SHAPES = {"matrix": (6, 5), "vector": (7,), "cube": (2, 3, 4)}
 STEP, STEP_FLOOR = 1e-11, 2e-15
-"""Floors over 20 steps: SGD with Nesterov, Adam, Adadelta, Adamax are at most 1.7e-15. A wrong epsilon is above 1e-8."""
+"""Floors over 20 steps: SGD with Nesterov, Adam, Adadelta, Adamax at most 1.7e-15. A wrong epsilon is above 1e-8."""
 ROUNDINGS = 8
 """A step may be off by so many roundings of its parameter."""
 STATE = 1e-9

@@ -19,10 +19,7 @@ def chosen(output: Any, name: str | None, is_array: Callable[[Any], bool], side:
         except (KeyError, IndexError, TypeError, AttributeError):
             part = None
         if part is None or not is_array(part):
-            raise UserError(
-                "parity/output-part-not-found",
-                f"the output of {side} has no array {name}: choose one of {_parts(output)}",
-            )
+            raise _not_found(output, f"has no array {name}", side)
         return part
     if is_array(output):
         return output
@@ -35,9 +32,13 @@ def chosen(output: Any, name: str | None, is_array: Callable[[Any], bool], side:
             return found
     if isinstance(output, (tuple, list)) and output and is_array(output[0]):
         return output[0]
-    raise UserError(
+    raise _not_found(output, "is no array", side)
+
+
+def _not_found(output: Any, what: str, side: str) -> UserError:
+    return UserError(
         "parity/output-part-not-found",
-        f"the output of {side} is no array: name the part that counts under [output] of the map ({_parts(output)})",
+        f"the output of {side} {what}: name the part that counts under [output] of the map, one of {_parts(output)}",
     )
 
 
