@@ -142,7 +142,9 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     opened = Opened(jax_loss, moving, fixed, names=pair.names, only=pair.only)
     recorder = JaxRecorder(opened, there=real.there, options=QUICKLY)
     free, _ = recorder(moving, fixed)
-    layouts = {**_flattened(free_ours, free, pair.layouts), **pair.layouts}
+    layouts = dict(pair.layouts)
+    if pair.only is not None:  # modules of two libraries; of a pair's own taps the shapes are compared
+        layouts |= _flattened(free_ours, free, layouts)
     seats = laid_out(free_ours if exact is None else exact, layouts)
     seated, their_gradients = recorder(moving, fixed, seats=seats)
     theirs = {ours: name for name, ours in pair.names.items()}
@@ -153,8 +155,9 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     }
     ours = free_ours if exact is None else seated_ours
     ours, on_its_own = laid_out(ours, layouts), laid_out(free_ours, layouts)
-    _spread(ours, free, seated)
-    _spread(on_its_own, *[Record(dict(free.values))])
+    if pair.only is not None:
+        _spread(ours, free, seated)
+        _spread(on_its_own, Record(dict(free.values)))
     return Look(
         ours, free_ours, on_its_own, free, seated, gradients, _in_torchs_terms(pair, weights, their_gradients), both,
         opened.closed,

@@ -113,7 +113,16 @@ def _function(function: Callable[..., Any], tree: Any, kind: str = "function") -
     if tree is None:
         return JaxModel({}, lambda given, inputs, dtype: function(*([_nested(given)] * bool(given)), **inputs), _calls)
     leaves, put = _flatten(tree)
-    return JaxModel(leaves, lambda given, inputs, dtype: function(put(given), **inputs), _calls, kind)
+
+    def call(given: Leaves, named: Mapping[str, Any], dtype: str) -> Any:
+        whole = put(given)
+        _roots.append(whole)
+        try:
+            return function(whole, **named)
+        finally:
+            _roots.pop()
+
+    return JaxModel(leaves, call, _calls, kind)
 
 
 def _with_dtype(module: Any, dtype: str) -> Any:
@@ -193,7 +202,8 @@ def _classes() -> Iterator[type]:
         if kind not in seen:
             seen.add(kind)
             left += kind.__subclasses__()
-            if "__call__" in vars(kind) and kind not in roots:
+            # equinox's own wrappers, as of a bound method, are modules too
+            if "__call__" in vars(kind) and kind not in roots and not kind.__module__.startswith("equinox._"):
                 yield kind
 
 
@@ -233,11 +243,19 @@ def _calls(wanted: Collection[str], own: bool = True) -> Iterator[None]:
             setattr(kind, "__call__", original)  # noqa: B010
 
 
+_roots: list[Any] = []
+"""Trees that functions of parameters are called with."""
+
+
 def _path(module: Any, stack: list[tuple[Any, str]]) -> str:
     for caller, path in reversed(stack):
         found = _place(caller, module, 0)
         if found is not None:
             return f"{path}.{found}" if path else found
+    for root in _roots:  # called by a function that holds the tree
+        found = _place(root, module, 0)
+        if found is not None:
+            return found
     if not stack:
         return ""
     return f"{stack[-1][1]}.{type(module).__name__}".removeprefix(".")
