@@ -7,6 +7,7 @@ again on the other side, that side has left the common way.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +114,7 @@ def frontier(pair: Pair, lead: Row, seats: Record) -> dict[str, frozenset[str]]:
 def _leaves(trail: Trail, part: set[int], known: Sequence[Figures], tolerance: float) -> frozenset[str]:
     order = sorted(part)
     met = {at for at in order if _met(trail.events[at].figures, known, tolerance)}
-    again = set()  # from which a value follows that is met
+    again: set[int] = set()  # from which a value follows that is met
     for at in reversed(order):
         if at in met or at in again:
             again.update(trail.events[at].sources)
@@ -145,7 +146,7 @@ class _Follow(TorchDispatchMode):
                 storage = item.untyped_storage()
                 self.trail.held.append(storage)
                 value = item.detach()
-                self.trail.add(line_of_caller(), given, [storage._cdata], lambda value=value: _numpy(value))
+                self.trail.add(line_of_caller(), given, [storage._cdata], functools.partial(_numpy, value))
         return output
 
 
@@ -193,7 +194,7 @@ def _jax(pair: Pair, name: str, seats: Record) -> tuple[Trail, set[int]]:
     def note(line: str, arguments: Sequence[Any], made: Sequence[Any]) -> None:
         for value in made:
             trail.held.append(value)
-            trail.add(line, [id(one) for one in arguments], [id(value)], lambda value=value: np.asarray(value))
+            trail.add(line, [id(one) for one in arguments], [id(value)], functools.partial(np.asarray, value))
 
     def see(tapped_name: str, value: Any) -> Any:
         if tapped_name == name:
