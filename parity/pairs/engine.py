@@ -115,7 +115,7 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
         tensor = torch.from_numpy(np.array(value))
         inputs[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
         inputs[name].requires_grad_(name in pair.floating())
-    watch = Watch(dtype) if exact is None else None
+    watch = Watch(dtype)
 
     def torch_loss() -> Tensor:
         output = tap("output", pair.torch_call(dtype, weights, inputs))
