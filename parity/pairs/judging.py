@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coretrain.base.arrays import Tensors
-from parity.localize.recorders import LOSS
+from parity.localize.recorders import LOSS, Record
 from parity.localize.rounding import evidence_of, judge_rounding, rounding_rows
 from parity.localize.rows import Row
 from parity.localize.show import Report
@@ -52,9 +52,7 @@ def judge_pair(
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
-        below = [
-            row for row in rounding_rows(own[0], own[1], own[2], "float32", MOST) if row.name not in (*apart, LOSS)
-        ]
+        below = _rounding(own, narrow, (*apart, LOSS))
         other = judge_rounding(below, own[1], own[2], "float32")
         if other is not None:
             verdict, rows = other, below
@@ -74,6 +72,19 @@ def judge_pair(
     return Report(
         title, rows, verdict, evidence | evidence_of(verdict, wide.ours, wide.seated), notes=more, measured=True
     )
+
+
+def _rounding(records: Sequence[Record], narrow: Look, apart: Collection[str]) -> list[Row]:
+    """Both sides' float32 against float64. Where they lose digits alike, that is the function's own condition, unless
+    one of them computes below float32 there.
+    """
+    exact, ours, theirs = records
+    usual, wide = (rounding_rows(exact, ours, theirs, "float32", most) for most in (None, MOST))
+    return [
+        first if any(way.narrow for way in narrow.ways.get(first.name, ())) else second
+        for first, second in zip(usual, wide, strict=True)
+        if first.name not in apart
+    ]
 
 
 def _other(side: str) -> str:
