@@ -74,8 +74,10 @@ VERBS = {
     "twins": Verb("twintrain.twins", "two runs of one config as one picture"),
     "localize": Verb(
         "twintrain.localize",
-        "where the two stacks, or two runs, begin to differ",
-        {"--layers": ANY, "--width": ANY, "--output": ANY, "--inputs": ANY},
+        "where two stacks, two runs or anybody's two models begin to differ",
+        {"--layers": ANY, "--width": ANY, "--output": ANY, "--inputs": ANY, "--torch": ANY, "--jax": ANY}
+        | {"--params": ANY, "--weights": ANY, "--mask": ANY, "--propose": ANY, "--converter": ANY, "--perturb": ANY}
+        | {"--torch-optimizer": ANY, "--jax-optimizer": ANY, "--steps": ANY},
         fields=True,
         words=PRESETS,
     ),

@@ -22,14 +22,15 @@ on torch's values, where only the segment that makes an error shows it; then bac
 parts, in float32 against the noise of the other framework.
 """
 
-from parity.localize.pairs import compare, localize, localize_module
-from parity.localize.recorders import hooked, record_torch
-from parity.localize.search import (
-    jax_recorder,
-    localize_config,
-    localized_tap,
-    search,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parity.localize.pairs import compare, localize, localize_module
+    from parity.localize.recorders import hooked, record_torch
+    from parity.localize.search import jax_recorder, localize_config, localized_tap, search
 
 __all__ = [
     "compare",
@@ -42,3 +43,16 @@ __all__ = [
     "record_torch",
     "search",
 ]
+_HOMES = {
+    "pairs": ("compare", "localize", "localize_module"),
+    "recorders": ("hooked", "record_torch"),
+    "search": ("jax_recorder", "localize_config", "localized_tap", "search"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for, imported then: other people's pairs need no trainer."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"parity.localize.{home}"), name)
+    raise AttributeError(name)

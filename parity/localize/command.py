@@ -25,6 +25,7 @@ from coretrain.contract.parameters import parameter_table
 from coretrain.data.batch import Batch, windows
 from parity.localize.replay import localize_runs
 from parity.localize.search import UPDATES, localize_config
+from parity.localize.show import check_place
 from parity.pair import batches
 
 PROGRAM = "python -m parity.localize"
@@ -122,12 +123,6 @@ def _read_inputs(path: Path, config: RunConfig) -> tuple[Tensors, tuple[list[Bat
     return weights, (made, made)
 
 
-def _check_place(folder: Path) -> None:
-    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
-    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
-        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
-
-
 def _size(key: str, text: str | None) -> int | None:
     """What --layers or --width says: the models are to be small, and are computed many times in float64."""
     most = MOST[key]
@@ -179,7 +174,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
                 "parity/fields-with-two-runs",
                 "two runs are given: fields, --layers, --width and --inputs are for a config; leave them out",
             )
-        _check_place(folder)
+        check_place(folder)
         report = localize_runs(*map(typed_path, places))
         report.reproduce = f"{program} {shlex.join(places)}"
     else:
@@ -191,7 +186,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         given: dict[str, Any] = {}
         if "inputs" in options:
             given["weights"], given["feeds"] = _read_inputs(typed_path(options["inputs"]), config)
-        _check_place(folder)
+        check_place(folder)
         report = localize_config(config, below=below, **given)
         report.reproduce = _command(typed, folder, program)
     report.save(folder)

@@ -61,7 +61,7 @@ def record_torch(loss: Callable[[], Tensor]) -> Record:
 
     def see(name: str, value: Tensor) -> Tensor:
         name = names(name)
-        record.values[name] = _numpy(value)
+        record.values[name] = numpy_of(value)
         record.dtypes[name] = str(value.dtype).removeprefix("torch.")
         if not value.requires_grad:
             return value
@@ -69,7 +69,7 @@ def record_torch(loss: Callable[[], Tensor]) -> Record:
         nodes[name] = value.grad_fn
 
         def keep(cotangent: Tensor) -> None:
-            record.cotangents[name] = _numpy(cotangent)
+            record.cotangents[name] = numpy_of(cotangent)
 
         value.register_hook(keep)
         return value
@@ -77,16 +77,18 @@ def record_torch(loss: Callable[[], Tensor]) -> Record:
     with tapped(see):
         result = loss()
         see(LOSS, result).backward()
-    record.parents = _parents(nodes)
+    record.parents = parents_of(nodes)
     return record
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def numpy_of(value: Tensor) -> np.ndarray:
+    """A tensor as numpy; narrow dtypes are widened to float32."""
     value = value.detach().cpu()
     return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy().copy()
 
 
-def _parents(nodes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def parents_of(nodes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Of each node of a graph, by name, the nearest nodes among the others that it is made of."""
     owner = {node: name for name, node in nodes.items()}
     found: dict[str, tuple[str, ...]] = {}
     for name, node in nodes.items():
@@ -152,11 +154,18 @@ class JaxRecorder:
 
     Taps must not lie inside jit, scan, vmap or jax.checkpoint: their values belong to that inner trace, so that
     these are refused. `forget`: JAX's caches are cleared before tracing, or what was traced before would call no tap.
+    `there`: which elements of a tap are forced (None: all that are numbers on torch's side). `options` are XLA's.
     """
 
-    def __init__(self, loss: Callable[..., Array], forget: bool = False) -> None:
-        self.loss, self.forget = loss, forget
-        self._compiled = jax.jit(self._run)
+    def __init__(
+        self,
+        loss: Callable[..., Array],
+        forget: bool = False,
+        there: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.loss, self.forget, self.there = loss, forget, there
+        self._compiled = jax.jit(self._run, compiler_options=None if options is None else dict(options))
 
     def __call__(self, params: Any, *rest: Any, seats: Record | None = None) -> tuple[Record, Any]:
         """The record, and the gradients with respect to `params`. `seats` is torch's record: with it, teacher-forced.
@@ -171,17 +180,14 @@ class JaxRecorder:
     def _record(self, params: Any, rest: tuple[Any, ...], seats: Record) -> tuple[Record, Any]:
         shapes = jax.eval_shape(self._shapes, params, *rest)
 
-        def seat(source: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        def seat(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {
-                name: jnp.asarray(source[name] if self._fits(source, name, s) else np.zeros(s.shape), s.dtype)
+                name: np.asarray(source[name] if self._fits(source, name, s) else np.zeros(s.shape), s.dtype)
                 for name, s in shapes.items()
             }
 
-        flags = {
-            name: self._fits(seats.values, name, s) and self._fits(seats.cotangents, name, s)
-            for name, s in shapes.items()
-        }
-        probes = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+        flags = {name: self._forced(seats, name, s) for name, s in shapes.items()}
+        probes = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}  # jnp.zeros is compiled
         values, cotangents, gradients = self._compiled(
             params, probes, rest, seat(seats.values), seat(seats.cotangents), flags
         )
@@ -200,6 +206,14 @@ class JaxRecorder:
     def _forget(self) -> None:
         if self.forget:
             jax.clear_caches()
+
+    def _forced(self, seats: Record, name: str, shape: Any) -> np.ndarray:
+        """Elements of a tap that go on with the seat: a NaN of torch's would be seen in all that follows."""
+        if not (self._fits(seats.values, name, shape) and self._fits(seats.cotangents, name, shape)):
+            return np.zeros(shape.shape, bool)
+        numbers = ~np.isnan(seats.values[name]) & np.isfinite(seats.cotangents[name])
+        there = self.there(name, shape.shape)
+        return numbers if there is None else numbers & there
 
     @staticmethod
     def _fits(source: Mapping[str, np.ndarray], name: str, shape: Any) -> bool:

@@ -22,12 +22,13 @@ MOST = {"float32": 2.4e-5, "bfloat16": 3.6e-1, "float16": 3e-2}
 is no rounding, however alike they are."""
 
 
-def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str) -> list[Row]:
+def rounding_rows(exact: Record, ours: Record, theirs: Record, precision: str, most: float | None = None) -> list[Row]:
     """Each tap of both in a lower precision against float64: the worse one's error, capped by the better one's.
 
-    Above `MOST` it isn't rounding, however alike both are.
+    Above `most` (unset: `MOST`) it isn't rounding, however alike both are.
     """
-    rows, most = [], MOST[precision]
+    rows = []
+    most = MOST[precision] if most is None else most
     for stage, part in (("forward", "values"), ("cotangent", "cotangents")):
         names = list(getattr(exact, part))
         for name in names if part == "values" else reversed(names):

@@ -101,7 +101,7 @@ def distance(a: np.ndarray | None, b: np.ndarray | None) -> float:
 
 def tap_rows(torch: Record, free: Record | None, forced: Record | None) -> list[Row]:
     """Rows of the taps of torch and JAX: values in order, then cotangents from the last to the first."""
-    names = _merged(torch.values, (free or forced or Record()).values)
+    names = merged(torch.values, (free or forced or Record()).values)
 
     def error(ours: Mapping[str, np.ndarray], record: Record | None, part: str, name: str) -> float | None:
         return None if record is None else distance(getattr(record, part).get(name), ours.get(name))
@@ -130,7 +130,7 @@ def tap_rows(torch: Record, free: Record | None, forced: Record | None) -> list[
     return rows
 
 
-def _merged(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
+def merged(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
     """Names of both in torch's order; those that only JAX has follow the name before them."""
     merged, last = list(ours), ""
     for name in theirs:
@@ -154,7 +154,7 @@ def tensor_rows(
     others = {name: float(np.linalg.norm(value)) for name, value in jax.items()}
     largest = max(sizes.values(), default=0.0)
     rows = []
-    for name in _merged(torch, jax):
+    for name in merged(torch, jax):
         noise = sizes.get(name, np.inf) < NOISE * largest and others.get(name, np.inf) < NOISE * largest
         if name in apart or (noise and sizes[name] > 0):
             continue

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from coretrain.base.errors import UserError
 from parity.localize.rows import WORDS, Row, Verdict
 from parity.page.film import Frame
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PANELS = {
     "forward": "Values",
@@ -35,39 +37,75 @@ class Report:
     reproduce: str = ""
     frames: list[Frame] = field(default_factory=list)
     """What the player shows: every tap, reduced to a small grid (`parity.page.film`)."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences below the verdict: lines of code, what was not compared."""
+    measured: bool = False
+    """Caps were measured tap by tap, and are shown."""
 
     def show(self, console: Console | None = None) -> None:
-        """The table and the verdict, on a terminal."""
+        """The table and the verdict, on a terminal; plain text where rich isn't installed."""
+        try:
+            from rich.console import Console
+            from rich.markup import escape
+            from rich.table import Table
+        except ModuleNotFoundError:
+            print(self.text())
+            return
         console = console or Console()
-        values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
-        if values:
-            table = Table(title=self.title, title_style="bold", title_justify="left", header_style="dim")
-            for heading in ("tap", "value, free", "forced", "cotangent, free", "forced"):
-                table.add_column(heading, justify="left" if heading == "tap" else "right")
-            for name, row in values.items():
-                back = cotangents.get(name)
-                first = self.verdict.tap in (row.title, back.title if back else "")
-                table.add_row(
-                    f"[bold]{escape(name)}[/]" if first else escape(name),
-                    *(_figure(e, row.cap) for e in (row.free, row.teacher_forced)),
-                    *(_figure(e, back.cap) for e in (back.free, back.teacher_forced)) if back else ("", ""),
-                )
-            console.print(table)
-        if rest := self.rest():
-            table = Table(title="" if values else self.title, title_style="bold", header_style="dim")
-            for heading in ("worst of its kind", "error", "cap"):
-                table.add_column(heading, justify="left" if heading.startswith("worst") else "right")
-            for row in rest:
-                name = escape(f"{row.title} ({row.note})" if row.note else row.title)
-                name = f"[bold]{name}[/]" if row.title == self.verdict.tap else name
-                table.add_row(name, _figure(row.error, row.cap), f"{row.cap:.0e}" if np.isfinite(row.cap) else "")
+        for title, headings, rows in self.tables():
+            table = Table(title=title, title_style="bold", title_justify="left", header_style="dim")
+            for heading in headings:
+                if heading == headings[0]:
+                    table.add_column(heading, overflow="fold", ratio=1 if console.width < 100 else None)
+                else:
+                    table.add_column(heading, justify="right")
+            for bold, cells in rows:
+                texts = [f"[bold red]{escape(text)}[/]" if parts else escape(text) for text, parts in cells]
+                table.add_row(f"[bold]{texts[0]}[/]" if bold else texts[0], *texts[1:])
             console.print(table)
         colour = "green" if self.verdict.kind == "same" else "red"
         console.print(f"[bold {colour}]{self.verdict.kind}[/]: {escape(self.verdict.sentence)}", soft_wrap=True)
-        if self.verdict.traps:
-            console.print(f"usual reasons: {escape(self.verdict.traps)}", soft_wrap=True)
-        if self.reproduce:
-            console.print(f"reproduce: {escape(self.reproduce)}", soft_wrap=True)
+        for line in self._below():
+            console.print(escape(line), soft_wrap=True)
+
+    def text(self) -> str:
+        """The same in plain text."""
+        lines = []
+        for title, headings, rows in self.tables():
+            cells = [list(headings), *([f"{text}{' !' * parts}" for text, parts in row] for _, row in rows)]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines += [title] * bool(title)
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([*lines, f"{self.verdict.kind}: {self.verdict.sentence}", *self._below()])
+
+    def _below(self) -> list[str]:
+        lines = [f"usual reasons: {self.verdict.traps}"] * bool(self.verdict.traps)
+        return [*lines, *self.notes, *[f"reproduce: {self.reproduce}"] * bool(self.reproduce)]
+
+    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[bool, list[tuple[str, bool]]]]]]:
+        """Title, headings and rows of each table; a row is (the first that parts, cells), a cell (text, it parts)."""
+        made = []
+        values, cotangents = ({row.name: row for row in self.rows if row.stage == s} for s in ("forward", "cotangent"))
+        if values:
+            rows = []
+            for name, row in values.items():
+                back = cotangents.get(name)
+                cells = [(name, False), *(_figure(e, row.cap) for e in (row.free, row.teacher_forced))]
+                cells += [_figure(e, back.cap) for e in (back.free, back.teacher_forced)] if back else [("", False)] * 2
+                if self.measured:
+                    caps = [row.cap] if back is None else [row.cap, back.cap]
+                    cells.append((" ".join(dict.fromkeys(f"{cap:.0e}" for cap in caps)), False))
+                rows.append((self.verdict.tap in (row.title, back.title if back else ""), cells))
+            headings = ("tap", "value, free", "forced", "cotangent, free", "forced", *["cap"] * self.measured)
+            made.append((self.title, headings, rows))
+        if rest := self.rest():
+            rows = []
+            for row in rest:
+                name = f"{row.title} ({row.note})" if row.note else row.title
+                cap = f"{row.cap:.0e}" if np.isfinite(row.cap) else ""
+                rows.append((row.title == self.verdict.tap, [(name, False), _figure(row.error, row.cap), (cap, False)]))
+            made.append(("" if values else self.title, ("worst of its kind", "error", "cap"), rows))
+        return made
 
     def rest(self) -> list[Row]:
         """What isn't a tap: of each kind the first rows that part (4 at most), or else the worst."""
@@ -85,11 +123,19 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "localize.npz", allow_pickle=False, **self.arrays)
         with open(folder / "localize.txt", "w", encoding="utf-8") as file:
-            self.show(Console(file=file, width=120))
+            self._write(file)
         self.picture(folder / "localize.png")
         from parity.page.player import write_player  # templates, which only a page needs
 
         write_player(self, folder / "localize.html")
+
+    def _write(self, file: TextIO) -> None:
+        try:
+            from rich.console import Console
+        except ModuleNotFoundError:
+            file.write(self.text() + "\n")
+            return
+        self.show(Console(file=file, width=120))
 
     def picture(self, path: Path) -> None:
         """Tap by tap on a log scale, free and teacher-forced, forward above and cotangents below."""
@@ -110,6 +156,12 @@ class Report:
             _panel(axis, rows, title, self.verdict.tap)
         figure.suptitle(f"{self.title}: {self.verdict.kind}", x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.savefig(path, dpi=130)
+
+
+def check_place(folder: Path) -> None:
+    """Before anything is computed: a place that can't be written to costs no work, and a mistake leaves no folder."""
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError("parity/output-not-a-folder", f"--output {folder} is a file, or lies in one: name a folder")
 
 
 def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
@@ -188,6 +240,6 @@ def _panel(axis, rows: Sequence[Row], title: str, first: str) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(1.005, 1), fontsize=8, frameon=False)
 
 
-def _figure(error: float | None, cap: float) -> str:
+def _figure(error: float | None, cap: float) -> tuple[str, bool]:
     text = "" if error is None else "0" if error == 0 else f"{error:.1e}"
-    return f"[bold red]{text}[/]" if error is not None and not error <= cap else text
+    return text, error is not None and not error <= cap

@@ -13,8 +13,8 @@ TRAPS = {
     "k": "weight not transposed (Conv1D, Linear), order of q, k, v in a joint matrix, heads split another way, a bias",
     "v": "weight not transposed (Conv1D, Linear), order of q, k, v in a joint matrix, heads split another way, a bias",
     "rotated": "RoPE interleaved against half-split, its base or scaling, positions off by one, low precision",
-    "attention": "scale 1/sqrt(C), the mask's alignment or a finite mask value, which query heads a key head serves, "
-    "softmax below float32, attention dropout",
+    "attention": "scale 1/sqrt(C), the mask's alignment or its window, a finite mask value, which query heads a key "
+    "head serves, softmax below float32, attention dropout",
     "out": "weight not transposed, bias left out, heads joined in another order",
     "residual": "post-norm against pre-norm, a branch scaled or dropped, residual dropout's scale or stream",
     "up": "weight not transposed, bias left out, gate and up exchanged",
@@ -52,9 +52,16 @@ def traps_of(row: Row) -> str:
     if row.stage not in ("forward", "cotangent"):
         return TRAPS.get(row.name if row.stage == "scalar" else row.stage, "")
     names = row.parents if row.stage == "cotangent" else (row.name,)
-    kinds = (re.sub(r"\d+$", "", re.sub(r"_\d+$", "", name)).split(".")[-1].split("_")[-1] for name in names)
-    known = (ALIASES.get(kind, kind) for kind in kinds)
+    if row.stage == "forward" and {"q", "k", "v"} & {ALIASES.get(_kind(name), _kind(name)) for name in row.parents}:
+        names = ("attention", *names)  # what lies between is attention, whatever the tap after it is called
+    known = (ALIASES.get(kind, kind) for kind in map(_kind, names))
     return "; ".join(dict.fromkeys(TRAPS[kind] for kind in known if kind in TRAPS))
+
+
+def _kind(name: str) -> str:
+    """The last part of a tap's name, which says what it is: of `h.3.mlp.c_proj` proj, of `q_proj` q."""
+    last = re.sub(r"\d+$", "", re.sub(r"_\d+$", "", name)).split(".")[-1]
+    return last[0] if last in ("q_proj", "k_proj", "v_proj", "o_proj") else last.split("_")[-1]
 
 
 def size_hint(error: float) -> str:

@@ -27,9 +27,10 @@ from coretrain.training.generate_options import options as generate_options
 from coretrain.training.spawn import line_that_goes_on
 from parity import plugin
 from parity.localize.command import OPTIONS
+from parity.pairs.command import PAIR
 from tests.support.commands import ROOT, environment
 from tests.support.whole_runs import arguments, rows
-from twintrain import convert, judge, stacks
+from twintrain import convert, judge, localize, stacks
 from twintrain.verbs import ANY, SWITCH, VERBS
 
 WITHOUT = """
@@ -248,7 +249,8 @@ def test_every_option_of_the_table_is_one_of_the_verbs():
     assert convert.QUANTIZATIONS == gguf_file.QUANTIZATIONS
     switches = {"--stack": stacks.STACKS, **{f"--{name}": ANY for name in PLACES}, **{f"--{n}": SWITCH for n in FLAGS}}
     assert dict(VERBS["train"].options) == switches
-    assert set(VERBS["localize"].options) == {f"--{name}" for name in OPTIONS}
+    assert set(VERBS["localize"].options) == {f"--{name}" for name in (*OPTIONS, *PAIR)}
+    assert set(localize.PAIR) == set(PAIR) - set(OPTIONS)
     assert not VERBS["prepare"].options
     asked: dict[str, dict] = {}
     group = types.SimpleNamespace(addoption=lambda option, **more: asked.update({option: more}))
