@@ -43,8 +43,7 @@ def parser() -> Options:
         nargs="+",
         default=ROOMS,
         metavar="ROOM",
-        help="folders or files; core: those of attention, loss, optimizer, schedule, data order (default: both stacks, the "
-        "contract)",
+        help="folders or files; core: those of attention, loss, optimizer, schedule, data order (default: all but few)",
     )
     made.add_argument(
         "--operators", nargs="+", default=(), metavar="NAME", help=f"of {', '.join(NAMES)} (default: all but ulp)"
@@ -149,7 +148,7 @@ def _show(root: Path, options: Any, console: Console) -> int:
     if not found:
         raise UserError(
             "parity/mutation-id-unknown",
-            f"--show {options.show}: the sources as they are now have no such mutant; take an id from {options.results}",
+            f"--show {options.show}: the sources have no such mutant now; take an id from {options.results}",
         )
     place = found[0]
     seen: Seen = load(root, options.lines)

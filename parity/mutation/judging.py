@@ -15,8 +15,11 @@ from parity.mutation.worker import Worker
 
 FIRST, MOST = 8.0, 40
 """Seconds, and tests, of the first stage: most mutants end there."""
-SLACK, SLOWER = 40.0, 4.0
-"""Seconds that a stage may take beyond so many times what its tests took when they were recorded; a hang is a kill."""
+SLACK, SLOWER = 15.0, 2.0
+"""Seconds that a stage may take beyond so many times what its tests took when they were recorded; a hang is a kill.
+
+These were often recorded while another test had compiled what they need."""
+GROWTHS, LATE = 3, "time limit"
 TRACED = (
     "TracerBoolConversionError",
     "ConcretizationTypeError",
@@ -81,21 +84,36 @@ class Judge:
         text = place.applied(source).decode()
         stages, verdict.left = self._stages(place)
         for tests in stages:
-            expected = sum(self.seen.seconds[test] for test in tests)
-            found = worker.run(tests, SLACK + SLOWER * expected, place.file, text)
+            found = self._run(tests, place.file, text, worker)
             verdict.seconds += found["wall"]
             verdict.tests += len(tests)
             if "failed" in found or found.get("code"):
-                verdict.killed_by, verdict.kind = found.get("failed", "no such tests"), found.get("kind", "")
+                verdict.kind = found.get("kind", "")
+                verdict.killed_by = found.get("failed", "no such tests") or verdict.kind
                 at_import = not place.function and found.get("at") == "import"
                 verdict.status = "stillborn" if at_import or verdict.kind in TRACED else "killed"
                 if verdict.status == "killed":
-                    self.kills[place.file][verdict.killed_by or verdict.kind] += 1
+                    self.kills[place.file][verdict.killed_by] += 1
                 break
         verdict.seconds = round(verdict.seconds, 2)
         if verdict.status == "survived":
             verdict.diff, verdict.reason = place.diff(source), known[1] if known else ""
         return verdict
+
+    def _run(self, tests: list[str], file: str, text: str, worker: Worker) -> dict[str, Any]:
+        """The verdict of a stage. A mutant that ends without a failed test, at its time limit or by a signal, is only
+        killed where the tree as it is gets through the same tests within the same time; if not, all get more time.
+        """
+        seconds = SLACK + SLOWER * sum(self.seen.seconds[test] for test in tests)
+        found: dict[str, Any] = {}
+        for _ in range(GROWTHS):
+            found = worker.run(tests, seconds, file, text)
+            if found.get("kind") != LATE and not str(found.get("kind")).startswith("signal"):
+                return found
+            if "failed" not in worker.run(tests, seconds):
+                return found
+            seconds *= 4
+        return {"wall": found["wall"]}  # this machine can't tell: no kill
 
     def plan(self, place: Place) -> tuple[list[list[str]], list[list[str]]]:
         """Tests that may see a place, those that execute it before those that may share what these have made; for a

@@ -1,4 +1,4 @@
-"""What an edit may be: operators that any code has, each giving the edits of one node; arrays.py has those of arrays."""
+"""What an edit may be: operators that any code has, each giving the edits of one node; arrays.py has more."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def bounds(node: ast.AST, tree: Tree) -> Iterator[Found]:
     """A range or a slice one off, at either end."""
     ends: list[tuple[str, ast.expr, int]] = []
     if isinstance(node, ast.Slice):
-        ends = [(w, e, by) for w, e, by in (("begins", node.lower, 1), ("ends", node.upper, -1)) if e is not None]  # type: ignore[misc]
+        ends = [(w, e, by) for w, e, by in (("begins", node.lower, 1), ("ends", node.upper, -1)) if e is not None]
     elif called(node) in ("range", "arange") and isinstance(node, ast.Call) and node.args:
         ends = [("ends", node.args[min(1, len(node.args) - 1)], -1)]
         ends += [("begins", node.args[0], 1)] if len(node.args) > 1 else []

@@ -73,21 +73,12 @@ def tables(verdicts: Sequence[Verdict]) -> list[Table]:
 def _table(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in (
-        "judged",
-        "killed",
-        "score",
-        "95% interval",
-        "by parity",
-        "unseen",
-        "stillborn",
-        "equivalent",
-        "elsewhere",
-    ):
+    for name in ("judged", "killed", "score", "95%", "by parity", "unseen", "apart"):
         table.add_column(name, justify="right")
     for name, row in rows:
         share = f"{row['killed'] / row['judged']:.1%}" if row["judged"] else ""
-        ends = f"{row['low']:.0%} to {row['high']:.0%}" if row["judged"] else ""
-        rest = (str(row[key]) for key in ("by_parity", "unseen", "stillborn", "equivalent", "elsewhere"))
+        ends = f"{row['low']:.0%}-{row['high']:.0%}" if row["judged"] else ""
+        apart = sum(row[key] for key in ("stillborn", "equivalent", "elsewhere"))
+        rest = (str(number) for number in (row["by_parity"], row["unseen"], apart))
         table.add_row(name, str(row["judged"]), str(row["killed"]), share, ends, *rest)
     return table

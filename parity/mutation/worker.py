@@ -84,7 +84,7 @@ class Worker:
         environment: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run `tests` with `file` as `text`: the verdict, as `serve.judged` gives it. `seconds` is the limit."""
-        job = {"tests": list(tests), "file": file, "text": text, "options": list(options)}
+        job: dict[str, Any] = {"tests": list(tests), "file": file, "text": text, "options": list(options)}
         job |= {"environment": dict(environment or {}), "seconds": 3 * seconds, "cpu": int(seconds) + 1}
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
