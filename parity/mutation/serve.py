@@ -138,7 +138,7 @@ def main():
     """Answer jobs until there are no more."""
     root = Path.cwd()
     sys.path[0] = str(root)
-    for name in PRELOADED:
+    for name in os.environ["MUTANTS_PRELOADED"].split() if "MUTANTS_PRELOADED" in os.environ else PRELOADED:
         with contextlib.suppress(Exception):  # an extra that isn't installed, or can't be imported here
             importlib.import_module(name)
     gc.collect()
