@@ -17,7 +17,7 @@ from parity.mutation import known, score
 from parity.mutation.judging import Judge, Verdict
 from parity.mutation.operators import OPERATORS, UNASKED
 from parity.mutation.places import Place
-from parity.mutation.recording import record, test_files
+from parity.mutation.recording import record, files_of_tests
 from parity.mutation.sample import CORE_FILES, all_places, in_turn
 from parity.mutation.seen import PACKAGES, Seen, load
 from parity.mutation.session import Session, alive
@@ -108,6 +108,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for one in verdicts:
         if one.status == "survived":
             console.print(f"\nsurvives {one.id}  {one.about}  ({one.tests} tests)\n{one.diff}", markup=False)
+        elif one.status == "killed" and one.reason:
+            console.print(f"{one.id}  {one.about}: {one.reason}", markup=False)
     for test in session.control:
         console.print(f"control: {test} fails without a mutant; what it has killed doesn't count", markup=False)
     lost = alive(verdicts, CORE_FILES)
@@ -116,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _record(root: Path, options: Any, console: Console) -> int:
-    files = test_files(root, options.record)
+    files = files_of_tests(root, options.record)
     if not files:
         raise UserError(
             "parity/mutation-no-tests",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from coretrain.base.errors import UserError
 from parity.mutation.known import Known
 from parity.mutation.places import Place, is_alive
 from parity.mutation.sample import STACKS
@@ -19,6 +20,7 @@ SLACK, SLOWER = 15.0, 2.0
 """Seconds that a stage may take beyond so many times what its tests took when they were recorded; a hang is a kill.
 
 These were often recorded while another test had compiled what they need."""
+KILLED = "known.toml lists it as a survivor, and it is killed: remove the entry"
 GROWTHS, LATE = 3, "time limit"
 TRACED = (
     "TracerBoolConversionError",
@@ -92,6 +94,7 @@ class Judge:
                 verdict.killed_by = found.get("failed", "no such tests") or verdict.kind
                 at_import = not place.function and found.get("at") == "import"
                 verdict.status = "stillborn" if at_import or verdict.kind in TRACED else "killed"
+                verdict.reason = KILLED if known and verdict.status == "killed" else ""
                 if verdict.status == "killed":
                     self.kills[place.file][verdict.killed_by] += 1
                 break
@@ -108,9 +111,17 @@ class Judge:
         found: dict[str, Any] = {}
         for _ in range(GROWTHS):
             found = worker.run(tests, seconds, file, text)
-            if found.get("kind") != LATE and not str(found.get("kind")).startswith("signal"):
+            unclear = found.get("kind") == LATE or str(found.get("kind")).startswith("signal")
+            if not unclear and not found.get("code"):
                 return found
-            if "failed" not in worker.run(tests, seconds):
+            clean = worker.run(tests, seconds)
+            if clean.get("code"):
+                raise UserError(
+                    "parity/mutation-lines-are-old",
+                    f"tests that were recorded are no longer there, one of {', '.join(tests[:3])}: record them again "
+                    "with --record",
+                )
+            if "failed" not in clean:
                 return found
             seconds *= 4
         return {"wall": found["wall"]}  # this machine can't tell: no kill

@@ -14,7 +14,7 @@ LIMIT = 1800.0
 """Seconds of a processor for one file."""
 
 
-def test_files(root: Path, words: Sequence[str]) -> list[str]:
+def files_of_tests(root: Path, words: Sequence[str]) -> list[str]:
     """Files of tests under these folders and files, `core` being `CORE_TESTS`; default: all."""
     found: set[str] = set()
     named = [name for word in words for name in (CORE_TESTS if word == "core" else (word,))]

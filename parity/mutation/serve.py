@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ PRELOADED = (
     "pyarrow.parquet", "pytest", "_pytest.assertion.rewrite", "xdist.plugin", "matplotlib.figure", "hypothesis",
     "tensorboard.summary.writer.event_file_writer", "transformers", "zstandard", "gguf", "onnx", "psutil", "coverage",
 )  # fmt: skip
+PARENT = os.getppid()
 MEMORY = 12 * 2**30
 """Bytes of private memory that a mutant may take."""
 
@@ -108,7 +110,13 @@ def judged(job, log):
     text, late = b"", False
     while True:
         left = begun + job["seconds"] - time.monotonic()
-        ready = select.select([reading], [], [], max(0, left))[0]
+        ready = select.select([reading], [], [], max(0, min(left, 1)))[0]
+        if os.getppid() != PARENT:  # whoever asked is gone
+            os.killpg(pid, signal.SIGKILL)
+            shutil.rmtree(Path.cwd(), ignore_errors=True)
+            sys.exit(1)
+        if not ready and left > 0:
+            continue
         if not ready:
             late = True
             break
@@ -137,7 +145,6 @@ def judged(job, log):
 def main():
     """Answer jobs until there are no more."""
     root = Path.cwd()
-    sys.path[0] = str(root)
     for name in os.environ["MUTANTS_PRELOADED"].split() if "MUTANTS_PRELOADED" in os.environ else PRELOADED:
         with contextlib.suppress(Exception):  # an extra that isn't installed, or can't be imported here
             importlib.import_module(name)

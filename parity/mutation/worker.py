@@ -60,7 +60,7 @@ class Worker:
             compiled.mkdir(parents=True, exist_ok=True)
             environment["MUTANTS_COMPILED"] = str(compiled.resolve())
         self._process = subprocess.Popen(
-            [sys.executable, "parity/mutation/serve.py"],
+            [sys.executable, "-P", "parity/mutation/serve.py"],
             cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True,
         )  # fmt: skip
