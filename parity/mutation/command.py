@@ -17,9 +17,9 @@ from parity.mutation import known, score
 from parity.mutation.judging import Judge, Verdict
 from parity.mutation.operators import OPERATORS, UNASKED
 from parity.mutation.places import Place
-from parity.mutation.recording import record, files_of_tests
+from parity.mutation.recording import record
 from parity.mutation.sample import CORE_FILES, all_places, in_turn
-from parity.mutation.seen import PACKAGES, Seen, load
+from parity.mutation.seen import PACKAGES, Seen, files_of_tests, load
 from parity.mutation.session import Session, alive
 from parity.mutation.worker import Worker
 

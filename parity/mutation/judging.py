@@ -43,7 +43,9 @@ class Verdict:
     operator: str
     about: str
     status: str
-    """killed, survived, stillborn (it doesn't compile, or can't be imported), equivalent, elsewhere"""
+    """killed, survived, stillborn (it doesn't compile, or can't be imported), equivalent, elsewhere, unrecorded (no
+    recorded test executes it, and not all were recorded)
+    """
     killed_by: str | None = None
     kind: str = ""
     """The exception that the killing test ended with."""
@@ -99,7 +101,9 @@ class Judge:
                     self.kills[place.file][verdict.killed_by] += 1
                 break
         verdict.seconds = round(verdict.seconds, 2)
-        if verdict.status == "survived":
+        if verdict.status == "survived" and not verdict.tests and not self.seen.whole():
+            verdict.status = "unrecorded"
+        if verdict.status in ("survived", "unrecorded"):
             verdict.diff, verdict.reason = place.diff(source), known[1] if known else ""
         return verdict
 

@@ -32,8 +32,8 @@ context = ${{PYTEST_CURRENT_TEST}}
 class Recorder:
     """Records one session, in one process."""
 
-    def __init__(self, root: Path, folder: Path, part: str) -> None:
-        self.root, self.folder, self.part = root, folder, part
+    def __init__(self, root: Path, folder: Path, part: str, expression: str) -> None:
+        self.root, self.folder, self.part, self.expression = root, folder, part, expression
         self.tests: dict[str, list[Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.parts = folder / f"programs-{part}"
@@ -76,7 +76,8 @@ class Recorder:
             data.read()
             whole.update(data)
         shutil.rmtree(self.parts, ignore_errors=True)
-        facts = {"root": str(self.root), "tests": self.tests, "sources": fingerprints(self.root)}
+        facts: dict[str, Any] = {"root": str(self.root), "marks": self.expression, "tests": self.tests}
+        facts |= {"sources": fingerprints(self.root)}
         write_atomically(self.folder / f"{self.part}.json", json.dumps(facts))
 
 
@@ -87,4 +88,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     part = os.environ.get("MUTANTS_PART", "session") + (f"-{workers['workerid']}" if workers else "")
     folder = Path(os.environ.get("MUTANTS_LINES", "runs/parity/lines")).resolve()
-    config.pluginmanager.register(Recorder(config.rootpath, folder, part), "lines of each test")
+    config.pluginmanager.register(
+        Recorder(config.rootpath, folder, part, config.option.markexpr or ""), "lines of each test"
+    )

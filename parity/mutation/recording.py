@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from parity.mutation.sample import CORE_TESTS
-from parity.mutation.seen import NO_JUDGES
 from parity.mutation.worker import Worker
 
 LIMIT = 1800.0
 """Seconds of a processor for one file."""
-
-
-def files_of_tests(root: Path, words: Sequence[str]) -> list[str]:
-    """Files of tests under these folders and files, `core` being `CORE_TESTS`; default: all."""
-    found: set[str] = set()
-    named = [name for word in words for name in (CORE_TESTS if word == "core" else (word,))]
-    for word in named or ("parity/ladder", "tests"):
-        path = root / word
-        found.update(p.relative_to(root).as_posix() for p in ([path] if path.is_file() else path.rglob("test_*.py")))
-    return sorted(name for name in found if not name.startswith(NO_JUDGES))
 
 
 def record(

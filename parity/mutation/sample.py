@@ -19,12 +19,6 @@ CORE = {
     "data order": ("coretrain/data/order.py",),
 }
 """Where no mutant may live."""
-CORE_TESTS = (
-    *(f"parity/ladder/test_{name}.py" for name in ("exact", "identity", "kernels", "rounding")),
-    *(f"tests/stacks/test_{name}.py" for name in ("attention", "loss", "logprobs", "optimizer")),
-    *("tests/contract/test_schedule.py", "tests/data/test_order.py", "tests/data/test_batches.py"),
-)
-"""Files of tests that judge them; what others see besides is found when all are recorded."""
 CORE_FILES = frozenset(file for files in CORE.values() for file in files)
 STACKS = ("torchtrain", "jaxtrain")
 

@@ -11,6 +11,8 @@ from rich.table import Table
 from parity.mutation.judging import Verdict
 from parity.mutation.sample import CORE_FILES, STACKS
 
+APART = ("stillborn", "equivalent", "elsewhere", "unrecorded")
+"""What counts in no score."""
 SURE = 1.959963984540054
 """Standard deviations of an interval that holds 95%."""
 GROUPS: Mapping[str, Callable[[Verdict], bool]] = {
@@ -38,7 +40,7 @@ def counted(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     judged = len(killed) + sum(one.status == "survived" for one in rows)
     low, high = interval(len(killed), judged)
     by_parity = sum((one.killed_by or "").startswith("parity/") for one in killed)
-    apart = {status: sum(one.status == status for one in rows) for status in ("stillborn", "equivalent", "elsewhere")}
+    apart = {status: sum(one.status == status for one in rows) for status in APART}
     unseen = sum(one.status == "survived" and not one.tests for one in rows)
     numbers = {"judged": judged, "killed": len(killed), "by_parity": by_parity, "unseen": unseen}
     return numbers | {"low": round(low, 4), "high": round(high, 4)} | apart
@@ -78,7 +80,7 @@ def _table(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     for name, row in rows:
         share = f"{row['killed'] / row['judged']:.1%}" if row["judged"] else ""
         ends = f"{row['low']:.0%}-{row['high']:.0%}" if row["judged"] else ""
-        apart = sum(row[key] for key in ("stillborn", "equivalent", "elsewhere"))
+        apart = sum(row[key] for key in APART)
         rest = (str(number) for number in (row["by_parity"], row["unseen"], apart))
         table.add_row(name, str(row["judged"]), str(row["killed"]), share, ends, *rest)
     return table

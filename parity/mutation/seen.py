@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,12 @@ PACKAGES = ("coretrain", "torchtrain", "jaxtrain")
 """What is mutated."""
 NO_JUDGES = ("tests/structure/", "tests/parity/test_mutants", "tests/commands/test_package")
 """Tests of the files as texts, and of this engine."""
+CORE_TESTS = (
+    *(f"parity/ladder/test_{name}.py" for name in ("exact", "identity", "kernels", "rounding")),
+    *(f"tests/stacks/test_{name}.py" for name in ("attention", "loss", "logprobs", "optimizer")),
+    *("tests/contract/test_schedule.py", "tests/data/test_order.py", "tests/data/test_batches.py"),
+)
+"""Files of tests that judge them; what others see besides is found when all are recorded."""
 Functions = dict[str, tuple[int, int]]
 
 
@@ -67,6 +74,8 @@ class Seen:
     parts: list[Part] = field(default_factory=list)
     files: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Tests by package that they have been in."""
+    recorded: set[str] = field(default_factory=set)
+    """Files of tests that were recorded without marks to choose by."""
 
     @functools.cached_property
     def _now(self) -> dict[str, tuple[str, Functions]]:
@@ -116,6 +125,10 @@ class Seen:
             }
         return sorted((test for test in found if test in self.seconds), key=lambda test: (self.seconds[test], test))
 
+    def whole(self) -> bool:
+        """Whether all files of tests were recorded, so that a place without a test has none."""
+        return all(file in self.recorded for file in files_of_tests(self.root) if not _is_long(self.root / file))
+
     def shared(self, place: Place, direct: Iterable[str]) -> list[str]:
         """Tests that may take what `direct` ones have made, as what is compiled is traced once: those of their files
         that have been in the same package.
@@ -125,6 +138,23 @@ class Seen:
         package = place.file.partition("/")[0]
         more = (t for t in self.files[package] - direct if t.partition("::")[0] in files and t in self.seconds)
         return sorted(more, key=lambda test: (self.seconds[test], test))
+
+
+def files_of_tests(root: Path, words: Sequence[str] = ()) -> list[str]:
+    """Files of tests under these folders and files, `core` being `CORE_TESTS`; default: all."""
+    found: set[str] = set()
+    named = [name for word in words for name in (CORE_TESTS if word == "core" else (word,))]
+    for word in named or ("parity/ladder", "tests"):
+        path = root / word
+        found.update(p.relative_to(root).as_posix() for p in ([path] if path.is_file() else path.rglob("test_*.py")))
+    return sorted(name for name in found if not name.startswith(NO_JUDGES))
+
+
+def _is_long(path: Path) -> bool:
+    """Whether all tests of a file are left out of every session that doesn't ask for them."""
+    return (
+        re.search(r"^pytestmark = pytest\.mark\.(slow|tpu_compiler)", path.read_text("utf-8"), re.MULTILINE) is not None
+    )
 
 
 def _function_at(functions: Functions, line: int) -> str:
@@ -143,6 +173,8 @@ def load(root: Path, folder: Path) -> Seen:
             continue
         data.read()
         noted = from_json(facts.read_bytes())
+        if noted.get("marks") == "":
+            seen.recorded.update(test.partition("::")[0] for test in noted["tests"])
         was = Path(noted["root"])
         for test, (seconds, outcome) in noted["tests"].items():
             if outcome == "passed" and not test.startswith(NO_JUDGES):

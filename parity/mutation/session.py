@@ -53,7 +53,8 @@ class Session:
         rows = {row["key"]: row for row in from_json(self.results.read_bytes()).get("mutants", ())}
         for place in self.turn:
             row = rows.get(place.key(self.source(place.file)))
-            if row is not None and row["status"] in ("killed", *(() if again else ("survived",))):
+            lived = row is not None and row["status"] == "survived" and row["tests"] and not again
+            if row is not None and (row["status"] == "killed" or lived):
                 verdict = Verdict(**row | {"id": place.id, "line": place.line})
                 self.verdicts[place.id] = verdict
                 self.judge.kills[place.file][verdict.killed_by or ""] += verdict.status == "killed"

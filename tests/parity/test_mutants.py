@@ -293,6 +293,9 @@ def test_tests_of_a_place(tree):
     by_line = {place.line: seen.tests(place) for place in found}
     assert by_line[9] == ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"], "the quickest first"
     assert by_line[14] == []
+    assert not seen.whole(), "so that it may be another test that executes it"
+    seen.recorded.add("tests/test_sums.py")
+    assert seen.whole()
     seen.parts[0] = Part(seen.parts[0].lines, {"coretrain/sums.py": ("another", {"total": (5, 7), "unused": (9, 9)})})
     assert {place.line: seen.tests(place) for place in found}[14] == by_line[9], "an edited file: the function's tests"
 
