@@ -157,7 +157,7 @@ def _show(root: Path, options: Any, console: Console) -> int:
     judge = Judge(seen, known.load(), options.against, options.limit)
     source = (root / file).read_bytes()
     console.print(f"{place.about}, in {place.function or 'what runs at import'}\n{place.diff(source)}", markup=False)
-    if noted := judge.known.of(place, source):
+    if noted := judge.known.of(place):
         console.print(f"{noted[0]}: {noted[1]}", markup=False)
     for groups in judge.plan(place):
         for words, tests in zip(("executes it", "may share what it makes"), groups, strict=False):

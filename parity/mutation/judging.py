@@ -76,12 +76,12 @@ class Judge:
     def judge(self, place: Place, source: bytes, worker: Worker) -> Verdict:
         """The verdict on a place of a file."""
         verdict = Verdict(
-            place.id, place.key(source), place.file, place.line, place.room, place.operator, place.about, "survived"
+            place.id, place.key, place.file, place.line, place.room, place.operator, place.about, "survived"
         )
         if not is_alive(place, source):
             verdict.status = "stillborn"
             return verdict
-        known = self.known.of(place, source)
+        known = self.known.of(place)
         if known and known[0] != "survivor":
             verdict.status, verdict.reason, verdict.diff = known[0], known[1], place.diff(source)
             return verdict

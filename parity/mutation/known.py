@@ -29,12 +29,12 @@ class _Entry(BaseModel):
     operator: str | None = None
     about: str | None = None
 
-    def holds(self, place: Place, line: str) -> bool:
+    def holds(self, place: Place) -> bool:
         inside = self.function is None or f"{place.function}.".startswith(f"{self.function}.")
         return (
             place.file == self.file
             and inside
-            and self.line in (None, line)
+            and self.line in (None, place.code)
             and self.operator in (None, place.operator)
             and self.about in (None, place.about)
         )
@@ -57,10 +57,9 @@ class Known:
 
     entries: Sequence[tuple[Status, _Entry]]
 
-    def of(self, place: Place, source: bytes) -> tuple[Status, str] | None:
+    def of(self, place: Place) -> tuple[Status, str] | None:
         """What is known of a place, and why."""
-        line = place.line_text(source)
-        return next(((status, entry.reason) for status, entry in self.entries if entry.holds(place, line)), None)
+        return next(((status, entry.reason) for status, entry in self.entries if entry.holds(place)), None)
 
 
 def load(path: Path = FILE) -> Known:

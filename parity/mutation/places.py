@@ -6,8 +6,9 @@ import ast
 import copy
 import difflib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coretrain.base.files import short_hash
 
@@ -61,10 +62,16 @@ class Place:
     start: int
     end: int
     text: str
+    old: str
+    """What `text` stands for."""
+    code: str
+    """The line that it begins on, without blanks around it: by which it is known when lines above it come and go."""
     lines: tuple[int, int]
     """First and last line whose execution means that a test has been here."""
     function: str
     """Name of the function around it, with its classes; "" where the line runs as the module is imported."""
+    nth: int = 0
+    """Of the same edits in equal lines of a function."""
     names: tuple[str, ...] = ()
     """For a line that runs at import: the names that it defines, by which tests that use it are found."""
 
@@ -73,14 +80,11 @@ class Place:
         """What it is called in results and on the command line."""
         return f"{self.file}:{self.line}:{self.column}:{self.operator}:{self.variant}"
 
-    def line_text(self, source: bytes) -> str:
-        """The line that it begins on: what a place is known by when lines above it come and go."""
-        return source.decode().splitlines()[self.line - 1].strip()
-
-    def key(self, source: bytes) -> str:
+    @property
+    def key(self) -> str:
         """What the same edit is recognised by in another version of the file."""
-        old = source[self.start : self.end].decode()
-        return short_hash(self.file, self.function, self.line_text(source), self.operator, self.about, old, self.text)
+        where = self.file, self.function, self.code, self.column, self.nth
+        return short_hash(*where, self.operator, self.about, self.old, self.text)
 
     @property
     def room(self) -> str:
@@ -174,14 +178,16 @@ def places(file: str, source: bytes, operators: dict[str, Operator]) -> list[Pla
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     made: list[Place] = []
-    counts: dict[tuple[int, int, str], int] = {}
+    variants: Counter[tuple[int, int, str]] = Counter()
+    equal: Counter[str] = Counter()
     for node in _walk(tree.module):
         for operator in operators.values():
             for name, about, target, text in operator(node, tree):
                 place = _place(tree, starts, node, name, about, target, text)
-                key = place.line, place.column, name
-                place = Place(**{**vars(place), "variant": counts.setdefault(key, 0)})
-                counts[key] += 1
+                at = place.line, place.column, name
+                place = replace(place, variant=variants[at], nth=equal[place.key])
+                variants[at] += 1
+                equal[replace(place, nth=0).key] += 1
                 made.append(place)
     return made
 
@@ -210,11 +216,12 @@ def _place(tree: Tree, starts: list[int], node: ast.AST, name: str, about: str, 
         # an expression's own lines; of one over several lines, the line of its statement counts too
         first = min(first, next((up.lineno for up in tree.around(target, ast.stmt)), first))  # type: ignore[attr-defined]
     outer = [up.name for up in tree.around(target, ast.FunctionDef, ast.ClassDef)]  # type: ignore[attr-defined]
+    begin, end = starts[spot.lineno - 1] + spot.col_offset, starts[spot.end_lineno - 1] + spot.end_col_offset
+    line = getattr(node, "lineno", spot.lineno)
     return Place(
-        tree.file, getattr(node, "lineno", spot.lineno), getattr(node, "col_offset", spot.col_offset),
-        name, 0, about,
-        starts[spot.lineno - 1] + spot.col_offset, starts[spot.end_lineno - 1] + spot.end_col_offset, text,
-        (first, last), ".".join(reversed(outer)) if function else "", names,
+        tree.file, line, getattr(node, "col_offset", spot.col_offset), name, 0, about, begin, end, text,
+        tree.source[begin:end].decode(), tree.source[starts[line - 1] : starts[line]].decode().strip(),
+        (first, last), ".".join(reversed(outer)) if function else "", 0, names,
     )  # fmt: skip
 
 

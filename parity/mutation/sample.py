@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from coretrain.base.files import short_hash
 from parity.mutation.operators import OPERATORS, UNASKED
 from parity.mutation.places import Place, places
 from parity.mutation.seen import sources
@@ -36,16 +37,14 @@ def in_turn(found: Iterable[Place], seed: int) -> list[Place]:
     """All places in an order whose every beginning is a sample in proportion to rooms and operators.
 
     In each stratum of n places, the one that is k-th by lot gets (k + u) / n, u being the stratum's own random number:
-    all are sorted by that.
+    all are sorted by that. The lot is a hash of seed and edit, so that what is drawn hardly changes with the code.
     """
     strata: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for place in found:
         strata[place.room, place.operator].append(place)
     keyed: list[tuple[float, str, Place]] = []
     for (room, operator), members in sorted(strata.items()):
-        lot = random.Random(f"{seed}/{room}/{operator}")
-        members = sorted(members, key=lambda place: (place.file, place.start, place.end, place.text))
-        lot.shuffle(members)
-        start = lot.random()
+        members = sorted(members, key=lambda place: (short_hash(seed, place.key), place.start, place.end))
+        start = random.Random(f"{seed}/{room}/{operator}").random()
         keyed += [((rank + start) / len(members), place.id, place) for rank, place in enumerate(members)]
     return [place for _, _, place in sorted(keyed, key=lambda row: row[:2])]

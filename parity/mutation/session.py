@@ -52,7 +52,7 @@ class Session:
             return 0
         rows = {row["key"]: row for row in from_json(self.results.read_bytes()).get("mutants", ())}
         for place in self.turn:
-            row = rows.get(place.key(self.source(place.file)))
+            row = rows.get(place.key)
             lived = row is not None and row["status"] == "survived" and row["tests"] and not again
             if row is not None and (row["status"] == "killed" or lived):
                 verdict = Verdict(**row | {"id": place.id, "line": place.line})

@@ -131,7 +131,7 @@ def test_what_is_known_is_known_of_something():
     sources = {file: (ROOT / file).read_bytes() for file in {entry.file for _, entry in entries}}
     found = {file: places(file, source, OPERATORS) for file, source in sources.items()}
     for _, entry in entries:
-        held = [one for one in found[entry.file] if entry.holds(one, one.line_text(sources[entry.file]))]
+        held = [one for one in found[entry.file] if entry.holds(one)]
         assert held, entry
         assert len(entry.reason) > 10
 
