@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run it; 1 where a mutant lives in the files of which none may, unless it is known."""
     options = parser().parse_args(words)
     root = Path.cwd()
-    console = Console()
+    console = Console(emoji=False)  # ":100:" in an id is no emoji
     if options.record is not None:
         return _record(root, options, console)
     _check(root, options)

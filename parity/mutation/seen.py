@@ -20,11 +20,15 @@ PACKAGES = ("coretrain", "torchtrain", "jaxtrain")
 NO_JUDGES = ("tests/structure/", "tests/parity/test_mutants", "tests/commands/test_package")
 """Tests of the files as texts, and of this engine."""
 CORE_TESTS = (
-    *(f"parity/ladder/test_{name}.py" for name in ("exact", "identity", "kernels", "rounding")),
+    *(f"parity/ladder/test_{name}.py" for name in ("exact", "identity", "kernels", "rounding", "dtypes")),
+    *(f"parity/ladder/test_{name}*.py" for name in ("fields", "large", "trajectory")),
     *(f"tests/stacks/test_{name}.py" for name in ("attention", "loss", "logprobs", "optimizer")),
-    *("tests/contract/test_schedule.py", "tests/data/test_order.py", "tests/data/test_batches.py"),
+    *("tests/contract/test_schedule*.py", "tests/contract/test_optimizer*.py", "tests/data/test_order*.py"),
+    "tests/data/test_batches.py",
 )
-"""Files of tests that judge them; what others see besides is found when all are recorded."""
+"""Files of tests, as globs, that judge attention, loss, optimizer, schedule and data order; what others see of them
+is found when all are recorded.
+"""
 Functions = dict[str, tuple[int, int]]
 
 
@@ -145,8 +149,10 @@ def files_of_tests(root: Path, words: Sequence[str] = ()) -> list[str]:
     found: set[str] = set()
     named = [name for word in words for name in (CORE_TESTS if word == "core" else (word,))]
     for word in named or ("parity/ladder", "tests"):
-        path = root / word
-        found.update(p.relative_to(root).as_posix() for p in ([path] if path.is_file() else path.rglob("test_*.py")))
+        for path in root.glob(word) if word and not word.startswith("/") else ():
+            found.update(
+                p.relative_to(root).as_posix() for p in ([path] if path.is_file() else path.rglob("test_*.py"))
+            )
     return sorted(name for name in found if not name.startswith(NO_JUDGES))
 
 

@@ -19,7 +19,7 @@ from parity.mutation.operators import OPERATORS, UNASKED
 from parity.mutation.places import is_alive, places
 from parity.mutation.sample import CORE_FILES, all_places, in_turn
 from parity.mutation.score import counted, groups, interval, tables
-from parity.mutation.seen import Part, Seen, fingerprints, load
+from parity.mutation.seen import CORE_TESTS, Part, Seen, files_of_tests, fingerprints, load
 from parity.mutation.session import Session, alive
 from parity.mutation.worker import Worker
 from tests.support.commands import ROOT
@@ -312,6 +312,14 @@ def test_lines_are_recorded(tmp_path):
     found = places("coretrain/contract/schedule.py", (ROOT / "coretrain/contract/schedule.py").read_bytes(), OPERATORS)
     assert {place.function for place in found if seen.tests(place)} == {"clip_factor"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some.coverage", "some.json"]
+
+
+def test_files_that_are_recorded():
+    every, core = set(files_of_tests(ROOT)), set(files_of_tests(ROOT, ["core"]))
+    assert core < every
+    assert len(core) >= len(CORE_TESTS) - 4, "nearly every glob finds a file"
+    assert files_of_tests(ROOT, ["tests/contract/test_schedule.py"]) == ["tests/contract/test_schedule.py"]
+    assert not any(file.startswith("tests/structure") for file in every)
 
 
 def test_refusals(tmp_path, monkeypatch):
