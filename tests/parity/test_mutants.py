@@ -1,0 +1,337 @@
+"""The engine of mutants: what an edit is, which are drawn, who judges them, and that a judge is believed only as far
+as the tree as it is bears it out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from parity.mutation import known
+from parity.mutation.command import ROOMS, main
+from parity.mutation.judging import Judge, Verdict
+from parity.mutation.operators import OPERATORS, UNASKED
+from parity.mutation.places import is_alive, places
+from parity.mutation.sample import CORE_FILES, all_places, in_turn
+from parity.mutation.score import counted, groups, interval, tables
+from parity.mutation.seen import CORE_TESTS, Part, Seen, files_of_tests, fingerprints, load
+from parity.mutation.session import Session, alive
+from parity.mutation.worker import Worker
+from tests.support.commands import ROOT
+from tests.support.refusal import refused
+
+
+def edits(source: str, file: str = "coretrain/x.py") -> dict[tuple[str, str], set[str]]:
+    """By operator and what it does: the lines that come in place of old ones."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for place in places(file, source.encode(), OPERATORS):
+        if is_alive(place, source.encode()):
+            lines = place.diff(source.encode()).splitlines()[2:]
+            new = "; ".join(line[1:].strip() for line in lines if line.startswith("+"))
+            found.setdefault((place.operator, place.about), set()).add(new)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "operator", "new"),
+    [
+        ("x = y < 3", "compare", {"x = (y <= 3)", "x = (y >= 3)"}),
+        ("x = y in z", "compare", {"x = (y not in z)"}),
+        ("x = 2 * y", "number", {"x = 3 * y", "x = 1 * y"}),
+        ("x = 0.5 * y", "nudge", {"x = 0.50000005 * y"}),
+        ("x = 0.5 * y", "ulp", {"x = 0.5000000000000004 * y"}),
+        ("x = y - z", "arithmetic", {"x = (y + z)"}),
+        ("x = y ** -z", "arithmetic", {"x = (y * -z)", "x = y ** z"}),
+        ("x = y and not z", "boolean", {"x = (y or not z)", "x = y and z"}),
+        ("x = y[1:n]", "bounds", {"x = y[2:n]", "x = y[0:n]", "x = y[1:n - 1]"}),
+        ("x = [y for y in range(n)]", "bounds", {"x = [y for y in range(n - 1)]", "x = [y for y in range(1, n)]"}),
+        ("x = f(y, out=z)", "argument", {"x = f(y)"}),
+        ("x = f(y, z)", "argument", {"x = f(y)"}),
+        ("x = y if z else w", "branch", {"x = y if False else w", "x = y if True else w"}),
+        ("x = [y for y in z if y]", "branch", {"x = [y for y in z if True]"}),
+        ("self.x = y", "state", {"pass"}),
+        ("x += y", "state", {"pass"}),
+        ("f.add(y)", "state", {"pass"}),
+        ('x = {"a": 1, "b": 2}', "key", {"x = {'a': 1}", "x = {'b': 2}"}),
+        ('x = f"{y}/{z}"', "key", {"x = f'/{z}'", "x = f'{y}/'"}),
+        ("x = config.optimizer.beta1", "config", {"x = (0.9)"}),
+        ("x = y.to(wide)", "cast", {"x = y"}),
+        ("x = y.to(device)", "cast", set()),
+        ("x = jnp.zeros(n, dtype=wide)", "cast", {"x = jnp.zeros(n)"}),
+        ("x = y.detach()", "gradient", {"x = y"}),
+        ("x = jax.lax.stop_gradient(y)", "gradient", {"x = y"}),
+        ("x = jnp.where(m, y, z)", "mask", {"x = y", "x = z"}),
+        ("x = y.masked_fill(m, z)", "mask", {"x = y"}),
+        ("x = y.clone()", "copy", {"x = y"}),
+        ("x = y.transpose(0, 1)", "axes", {"x = y"}),
+        ("x = y.sum(-1)", "axes", {"x = y.sum(-2)"}),
+        ('x = einsum("btc,cd->btd", y, z)', "axes", {
+            "x = einsum('bct,cd->btd', y, z)", "x = einsum('btc,dc->btd', y, z)", "x = einsum('btc,cd->bdt', y, z)",
+        }),
+    ],
+)  # fmt: skip
+def test_what_an_operator_makes(line, operator, new):
+    found = edits(f"def f(self, config, x, y, z):\n    {line}\n    return x\n")
+    assert set().union(*(lines for (name, _), lines in found.items() if name == operator)) == new
+
+
+def test_behaviour_beyond_something():
+    source = "def f(x: Float[Tensor, 'B T'], update: int):\n    for epoch in y:\n        z = x * 2\n    return z\n"
+    found = {about: next(iter(new)) for (name, about), new in edits(source).items() if name == "beyond"}
+    assert found == {
+        "only beyond 320 along an axis": "z = ((x / 2) if max(x.shape, default=0) > 320 else (x * 2))",
+        "only below float64": "z = ((x / 2) if not str(x.dtype).endswith('float64') else (x * 2))",
+        "only from the second epoch on": "z = ((x / 2) if epoch > 0 else (x * 2))",
+        "only from update 1000 on": "z = ((x / 2) if update >= 1000 else (x * 2))",
+    }
+
+
+SILENT = '''"""Text of 3 words."""
+from __future__ import annotations
+A = Callable[[int], 3]
+__all__ = ["a", "b"]
+def f(x: Annotated[int, 3] | None) -> Float[Array, "3 4"]:
+    """Text."""
+    print(1 + 2)
+    parser.add_argument("--x", type=g(1), help="x" + "y")
+    assert x < 3
+    raise UserError("a/b", f"{x} < {3 + 4}")
+class C:
+    y: Annotated[int, Field(ge=1)]
+    def __repr__(self): return 3 * "x"
+if __name__ == "__main__":
+    f(1 + 2)
+'''
+
+
+def test_annotations_texts_and_errors_are_no_places():
+    assert edits(SILENT) == {}
+
+
+def test_every_beginning_of_a_sample_is_in_proportion():
+    found = all_places(ROOT, ["coretrain/contract", "torchtrain/loss.py"])
+    turn = in_turn(found, 5)
+    assert turn == in_turn(reversed(found), 5) != in_turn(found, 6)
+    assert sorted(place.id for place in turn) == sorted({place.id for place in found})
+    begun = turn[: len(turn) // 10]
+    for room, operator in {(place.room, place.operator) for place in found}:
+        total, drawn = (sum((p.room, p.operator) == (room, operator) for p in some) for some in (found, begun))
+        assert abs(drawn - total / 10) <= 1
+    assert not {place.operator for place in found} & UNASKED
+
+
+def test_what_is_known_is_known_of_something():
+    """An entry whose code has changed argues for nothing."""
+    entries = known.load().entries
+    sources = {file: (ROOT / file).read_bytes() for file in {entry.file for _, entry in entries}}
+    found = {file: places(file, source, OPERATORS) for file, source in sources.items()}
+    for _, entry in entries:
+        held = [one for one in found[entry.file] if entry.holds(one)]
+        assert held, entry
+        assert len(entry.reason) > 10
+
+
+def test_the_score():
+    rows = [
+        Verdict(f"{file}:{n}", str(n), file, n, file.rpartition("/")[0], "number", "", status, by)
+        for n, (file, status, by) in enumerate(
+            [
+                ("torchtrain/loss.py", "killed", "parity/x"),
+                ("torchtrain/loss.py", "killed", "tests/x"),
+                ("jaxtrain/loss.py", "survived", None),
+                ("jaxtrain/loss.py", "equivalent", None),
+                ("coretrain/data/order.py", "stillborn", "x"),
+                ("coretrain/data/order.py", "killed", "tests/x"),
+            ]
+        )
+    ]
+    score = counted(rows)
+    assert [score[name] for name in ("judged", "killed", "by_parity", "equivalent", "stillborn")] == [4, 3, 1, 1, 1]
+    assert [row["name"] for row in groups(rows)][:2] == ["stacks", "contract"]
+    assert len(tables(rows)) == 3
+    assert alive(rows, CORE_FILES) == [rows[2]]
+    assert interval(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-4)
+    assert interval(0, 0) == (0, 1)
+    low, high = interval(10, 10)
+    assert high == pytest.approx(1)
+    assert low == pytest.approx(10 / (10 + 1.96**2), abs=1e-4)  # the closed form at a share of 1
+
+
+CODE = """import subprocess
+import sys
+
+
+def total(numbers):
+    begun, left = 0, len(numbers)
+    while left > 0:
+        left = left - 1
+        begun = begun + numbers[left]
+    return begun
+
+
+def unused(x):
+    return x + 1
+
+
+if __name__ == "__main__":
+    print(total([1, 2]))
+"""
+TEST = """import subprocess
+import sys
+
+from coretrain.sums import total, unused
+
+
+def test_total():
+    assert total([1, 2, 3]) == 6
+
+
+def test_in_a_program():
+    assert subprocess.check_output([sys.executable, "-m", "coretrain.sums"]) == b"3\\n"
+
+
+def test_unused():
+    unused(3)
+
+
+def test_broken():
+    assert total([]) == 1
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A small tree with one file of code and one of tests."""
+    root = tmp_path_factory.mktemp("tree")
+    for name, text in (("coretrain/__init__.py", ""), ("coretrain/sums.py", CODE), ("tests/test_sums.py", TEST)):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    (root / "parity/mutation").mkdir(parents=True)
+    shutil.copy(ROOT / "parity/mutation/serve.py", root / "parity/mutation/serve.py")
+    return root
+
+
+@pytest.fixture(scope="module")
+def worker(tree):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUTANTS_PRELOADED", "pytest")
+        with Worker(tree, None) as made:
+            yield made
+    assert not made.folder.exists()
+
+
+def test_a_mutant_is_killed_and_leaves_nothing_behind(worker):
+    wrong = CODE.replace("begun + numbers", "begun - numbers")
+    tests = ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"]
+    found = worker.run(tests, 30, "coretrain/sums.py", wrong)
+    assert (found["failed"], found["kind"], found["at"]) == (tests[1], "AssertionError", "call")
+    assert "failed" not in worker.run(tests, 30)
+    assert (worker.folder / "coretrain/sums.py").read_text() == CODE
+
+
+def test_a_program_that_a_test_starts_is_mutated_too(worker):
+    same_size = CODE.replace("[1, 2]", "[1, 3]")
+    test = "tests/test_sums.py::test_in_a_program"
+    assert worker.run([test], 30, "coretrain/sums.py", same_size)["failed"] == test
+    assert worker.run([test], 30)["done"] == 1
+
+
+def test_what_cannot_be_imported_is_said(worker):
+    found = worker.run(["tests/test_sums.py::test_total"], 30, "coretrain/sums.py", "total = 1 / 0\n")
+    assert (found["at"], found["kind"]) == ("import", "ZeroDivisionError")
+
+
+def seen_by(tree, **tests):
+    """What is known of the small tree: seconds and lines of its tests."""
+    names = {name: f"tests/test_sums.py::test_{name}" for name in tests}
+    lines = {}
+    for name, (_, executed) in tests.items():
+        for line in executed:
+            lines.setdefault(line, []).append(names[name])
+    seconds = {names[name]: took for name, (took, _) in tests.items()}
+    return Seen(tree, seconds, [Part({"coretrain/sums.py": lines}, fingerprints(tree))])
+
+
+def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, monkeypatch):
+    """The test that kills the first mutant fails without it too, nothing sees the second, and a loop never ends."""
+    monkeypatch.setattr("parity.mutation.judging.SLACK", 2.0)
+    lines = range(6, 11)
+    seen = seen_by(tree, total=(0.01, lines), unused=(0.01, [14]), broken=(0.0, lines))
+    source = CODE.encode()
+    turn = [
+        one
+        for one in places("coretrain/sums.py", source, OPERATORS)
+        if (one.line, one.operator, one.about)
+        in {(9, "arithmetic", "sign swapped"), (14, "arithmetic", "sign swapped")}
+    ]
+    judge = Judge(seen, known.Known([]), "all", 10.0)
+    told = []
+    session = Session(tree, tmp_path / "mutants.json", judge, turn, {"seed": 1}, 5.0, told.append)
+    session.run([worker])
+    assert [(one.status, one.tests) for one in told] == [("killed", 2), ("survived", 1)]
+    assert session.control == ["tests/test_sums.py::test_broken"], "it fails without a mutant"
+    written = json.loads((tmp_path / "mutants.json").read_text())
+    assert [row["status"] for row in written["mutants"]] == ["survived"], "what it has killed doesn't count"
+    assert "+    return (x - 1)" in written["mutants"][0]["diff"]
+
+    again = Session(tree, tmp_path / "mutants.json", judge, turn, {"seed": 1}, 5.0, told.append)
+    assert again.resume(again=False) == 1
+    assert again.resume(again=True) == 1, "what has been taken over stays"
+    hang = CODE.replace("numbers[left]", "0").replace("left - 1", "left")
+    found = judge._run(["tests/test_sums.py::test_total"], "coretrain/sums.py", hang, worker)
+    assert found["kind"] == "time limit"
+
+
+def test_tests_of_a_place(tree):
+    seen = seen_by(tree, total=(0.5, [6, 9]), unused=(0.1, [9]))
+    found = places("coretrain/sums.py", CODE.encode(), OPERATORS)
+    by_line = {place.line: seen.tests(place) for place in found}
+    assert by_line[9] == ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"], "the quickest first"
+    assert by_line[14] == []
+    assert not seen.whole(), "so that it may be another test that executes it"
+    seen.recorded.add("tests/test_sums.py")
+    assert seen.whole()
+    seen.parts[0] = Part(seen.parts[0].lines, {"coretrain/sums.py": ("another", {"total": (5, 7), "unused": (9, 9)})})
+    assert {place.line: seen.tests(place) for place in found}[14] == by_line[9], "an edited file: the function's tests"
+
+
+@pytest.mark.whole
+def test_lines_are_recorded(tmp_path):
+    pytest.importorskip("coverage")
+    where = {"MUTANTS_LINES": str(tmp_path), "MUTANTS_PART": "some"}
+    test = "tests/contract/test_schedule.py::test_clip_factor_at_its_edges"
+    command = [sys.executable, "-m", "pytest", test, "-n", "0", "-q", "-p", "parity.mutation.recorder"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | where, check=True, capture_output=True)
+    seen = load(ROOT, tmp_path)
+    assert list(seen.seconds) == [test]
+    found = places("coretrain/contract/schedule.py", (ROOT / "coretrain/contract/schedule.py").read_bytes(), OPERATORS)
+    assert {place.function for place in found if seen.tests(place)} == {"clip_factor"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.coverage", "some.json"]
+
+
+def test_files_that_are_recorded():
+    every, core = set(files_of_tests(ROOT)), set(files_of_tests(ROOT, ["core"]))
+    assert core < every
+    assert len(core) >= len(CORE_TESTS) - 4, "nearly every glob finds a file"
+    assert files_of_tests(ROOT, ["tests/contract/test_schedule.py"]) == ["tests/contract/test_schedule.py"]
+    assert not any(file.startswith("tests/structure") for file in every)
+
+
+def test_refusals(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with refused("parity/mutation-room-unknown", "--rooms tests"):
+        main(["--rooms", "tests"])
+    with refused("parity/mutation-operator-unknown", "--operators no"):
+        main(["--operators", "no"])
+    with refused("parity/mutation-id-unknown", "--show x"):
+        main(["--show", "x"])
+    with refused("parity/mutation-no-tests", "--record"):
+        main(["--record", "configs"])
+    with refused("parity/mutation-without-lines", "none"):
+        main(["--rooms", "coretrain/contract/schedule.py", "--lines", str(tmp_path / "none")])
+    assert all((ROOT / room).is_dir() for room in ROOMS)
