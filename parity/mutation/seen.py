@@ -80,6 +80,8 @@ class Seen:
     """Tests by package that they have been in."""
     recorded: set[str] = field(default_factory=set)
     """Files of tests that were recorded without marks to choose by."""
+    failed: set[str] = field(default_factory=set)
+    """Tests that failed as they were recorded, as by a time limit: they judge nothing."""
 
     @functools.cached_property
     def _now(self) -> dict[str, tuple[str, Functions]]:
@@ -128,6 +130,10 @@ class Seen:
                 test for part in self.parts for at in part.lines.get(place.file, {}).values() for test in at
             }
         return sorted((test for test in found if test in self.seconds), key=lambda test: (self.seconds[test], test))
+
+    def lost(self, place: Place) -> set[str]:
+        """Tests that execute a place and failed as they were recorded."""
+        return self._at(place.file, *place.lines, place.function) & self.failed if place.function else set()
 
     def whole(self) -> bool:
         """Whether all files of tests were recorded, so that a place without a test has none."""
@@ -185,6 +191,8 @@ def load(root: Path, folder: Path) -> Seen:
         for test, (seconds, outcome) in noted["tests"].items():
             if outcome == "passed" and not test.startswith(NO_JUDGES):
                 seen.seconds[test] = seconds
+            elif outcome == "failed":
+                seen.failed.add(test)
         lines: dict[str, dict[int, list[str]]] = {}
         for path in data.measured_files():
             if not Path(path).is_relative_to(was):

@@ -4,6 +4,7 @@ as the tree as it is bears it out.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -155,6 +156,7 @@ def test_the_score():
     assert [row["name"] for row in groups(rows)][:2] == ["stacks", "contract"]
     assert len(tables(rows)) == 3
     assert alive(rows, CORE_FILES) == [rows[2]]
+    assert alive([dataclasses.replace(rows[2], left=1)], CORE_FILES) == [], "the test that was left out may kill it"
     assert interval(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-4)
     assert interval(0, 0) == (0, 1)
     low, high = interval(10, 10)
@@ -285,6 +287,36 @@ def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, mo
     hang = CODE.replace("numbers[left]", "0").replace("left - 1", "left")
     found = judge._run(["tests/test_sums.py::test_total"], "coretrain/sums.py", hang, worker)
     assert found["kind"] == "time limit"
+
+
+class Deaf:
+    """A worker whose tests see nothing, or can't be run in time."""
+
+    def __init__(self, answer):
+        self.answer, self.given = answer, []
+
+    def run(self, tests, *_):
+        self.given.append(list(tests))
+        return {"wall": 0.1, **self.answer}
+
+
+@pytest.mark.parametrize(
+    ("file", "answer", "stages", "left"),
+    [
+        ("torchtrain/loss.py", {"done": 1, "code": 0}, [1, 9], 0),  # 10 times the limit, where no mutant may live
+        ("torchtrain/model.py", {"done": 1, "code": 0}, [1], 9),
+        ("torchtrain/loss.py", {"failed": "", "kind": "time limit"}, [1] * 6 + [9] * 6, 10),
+    ],
+)
+def test_what_turns_red_was_let_live_by_all_tests(tree, file, answer, stages, left):
+    tests = [f"parity/ladder/test_x.py::test_{n}" for n in range(10)]
+    seen = Seen(tree, dict.fromkeys(tests, 1.0), [Part({file: {2: tests}}, {})])
+    seen.__dict__["_now"] = {file: ("", {})}
+    place = next(one for one in places(file, b"def f(x):\n    return x + 1\n", OPERATORS) if one.line == 2)
+    worker = Deaf(answer)
+    verdict = Judge(seen, known.Known([]), "all", 1.0).judge(place, b"def f(x):\n    return x + 1\n", worker)
+    assert (verdict.status, [len(given) for given in worker.given], verdict.left) == ("survived", stages, left)
+    assert bool(alive([verdict], CORE_FILES)) == (file in CORE_FILES and not left)
 
 
 def test_tests_of_a_place(tree):
