@@ -12,7 +12,7 @@ from typing import Any
 
 from coretrain.base.files import write_atomically
 from coretrain.base.parse import from_json
-from parity.mutation.judging import SLACK, SLOWER, Judge, Verdict
+from parity.mutation.judging import GROWTHS, KILLED, LATE, SLACK, SLOWER, Judge, Verdict
 from parity.mutation.places import Place
 from parity.mutation.score import by_room_and_operator, groups
 from parity.mutation.worker import Worker
@@ -54,8 +54,12 @@ class Session:
         for place in self.turn:
             row = rows.get(place.key)
             lived = row is not None and row["status"] == "survived" and row["tests"] and not again
+            known = self.judge.known.of(place)
+            if known and known[0] != "survivor":
+                continue  # what known.toml says now counts, and costs nothing
             if row is not None and (row["status"] == "killed" or lived):
-                verdict = Verdict(**row | {"id": place.id, "line": place.line})
+                reason = "" if not known else known[1] if lived else KILLED
+                verdict = Verdict(**row | {"id": place.id, "line": place.line, "reason": reason})
                 self.verdicts[place.id] = verdict
                 self.judge.kills[place.file][verdict.killed_by or ""] += verdict.status == "killed"
         return len(self.verdicts)
@@ -100,14 +104,19 @@ class Session:
     def check(self, worker: Worker) -> None:
         """The control: every test that has killed must pass on the tree as it is, in the same kind of process.
 
-        Where one fails, its verdicts are taken back.
+        Where one fails, its verdicts are taken back. A time that doesn't do is given again, four times as long.
         """
         killers = {one.killed_by for one in self.verdicts.values() if one.status == "killed" and one.killed_by}
         tests = sorted(test for test in killers if test in self.judge.seen.seconds)
+        more = 1
         while tests:
-            seconds = 4 * (SLACK + SLOWER * sum(self.judge.seen.seconds[test] for test in tests))
-            failed = worker.run(tests, seconds).get("failed")
+            seconds = 4**more * (SLACK + SLOWER * sum(self.judge.seen.seconds[test] for test in tests))
+            found = worker.run(tests, seconds)
+            failed = found.get("failed")
             if failed not in tests:
+                more += 1
+                if found.get("kind") == LATE and more <= GROWTHS:
+                    continue
                 return
             self.control.append(failed)
             tests.remove(failed)

@@ -8,9 +8,13 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
+import psutil
 import pytest
 
 from parity.mutation import known
@@ -206,6 +210,9 @@ def test_broken():
 """
 
 
+SUMS = "coretrain/sums.py"
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A small tree with one file of code and one of tests."""
@@ -248,6 +255,32 @@ def test_what_cannot_be_imported_is_said(worker):
     assert (found["at"], found["kind"]) == ("import", "ZeroDivisionError")
 
 
+def test_whoever_stops_in_the_middle_of_a_job_leaves_no_process(tree, monkeypatch):
+    """The tests of a mutant run in a session of their own, which no signal to the server's reaches."""
+    monkeypatch.setenv("MUTANTS_PRELOADED", "pytest")
+    monkeypatch.setattr("parity.mutation.worker.PATIENCE", 0.2)
+    hang = f"import os\n{CODE}".replace("left = left - 1", "open('pid', 'w').write(f'{os.getpid()} ')")
+    hang = hang.replace("numbers[left]", "0")
+    with Worker(tree, None) as made:
+        asked = threading.Thread(
+            target=lambda: pytest.raises(Exception, made.run, ["tests/test_sums.py::test_total"], 600, SUMS, hang),
+            daemon=True,
+        )
+        asked.start()
+        while not (pid := made.folder / "pid").is_file() or not (text := pid.read_text()).endswith(" "):
+            time.sleep(0.05)
+        child = int(text)
+    asked.join(60)
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(child, signal.SIGKILL)
+        pytest.fail("the tests go on")
+    assert not made.folder.exists()
+
+
 def seen_by(tree, **tests):
     """What is known of the small tree: seconds and lines of its tests."""
     names = {name: f"tests/test_sums.py::test_{name}" for name in tests}
@@ -284,6 +317,14 @@ def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, mo
     again = Session(tree, tmp_path / "mutants.json", judge, turn, {"seed": 1}, 5.0, told.append)
     assert again.resume(again=False) == 1
     assert again.resume(again=True) == 1, "what has been taken over stays"
+    for kind, taken in (("survivor", 1), ("equivalent", 0)):  # an entry that came after the session counts
+        (tmp_path / "known.toml").write_text(
+            f'[[{kind}]]\nfile = "coretrain/sums.py"\nline = "return x + 1"\nreason = "for the test"\n'
+        )
+        later = Judge(seen, known.load(tmp_path / "known.toml"), "all", 10.0)
+        session = Session(tree, tmp_path / "mutants.json", later, turn, {"seed": 1}, 5.0, told.append)
+        assert session.resume(again=False) == taken
+        assert [one.reason for one in session.verdicts.values()] == ["for the test"] * taken
     hang = CODE.replace("numbers[left]", "0").replace("left - 1", "left")
     found = judge._run(["tests/test_sums.py::test_total"], "coretrain/sums.py", hang, worker)
     assert found["kind"] == "time limit"
