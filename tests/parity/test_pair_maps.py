@@ -167,6 +167,13 @@ def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch)
     assert (code, "there already" in err) == (2, True)
 
 
+FILES = {
+    "broken.py": "y = = 1\n",
+    "raising.py": "y = 1 / 0\n",
+    "lacking.py": "import nowhere_at_all\n",
+    "odd.py": "class Net:\n    def __init__(self):\n        raise RuntimeError('no weights')\n"
+    "def given(a, b): pass\nclass transform:\n    init = update = None\n",
+}
 FUNCTIONS = "--torch", f"{PAIR}:torch_window", "--jax", f"{PAIR}:jax_window"
 
 
@@ -195,11 +202,22 @@ FUNCTIONS = "--torch", f"{PAIR}:torch_window", "--jax", f"{PAIR}:jax_window"
         (("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "optax:sgd"), "no init and update"),
         (("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "optax:sgd", "--steps", "0"), "--steps 0"),
         (("--torch", "x:y", "--jax", "x:y", "--widht", "3"), "--widht"),
+        (("--torch", "broken.py:y", "--jax", "x:y"), "broken.py fails (invalid syntax"),
+        (("--torch", "raising.py:y", "--jax", "x:y"), "raising.py fails (ZeroDivisionError: division by zero)"),
+        (("--torch", "lacking.py:y", "--jax", "x:y"), "lacking.py fails (No module named 'nowhere_at_all')"),
+        (("--torch", "odd.py:Net", "--jax", f"{PAIR}:Net"), "odd.py:3 (RuntimeError: no weights)"),
+        (
+            ("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "odd.py:Net"),
+            "odd.py:3 (RuntimeError: no weights)",
+        ),
+        (("--torch-optimizer", "odd.py:given", "--jax-optimizer", "odd.py:transform"), "(TypeError: "),
     ],
 )
 def test_mistakes_of_users_are_one_sentence(words, hint, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("in.npz", **own_pairs.inputs())
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     code, _, err = run(capsys, *words)
     assert (code, err.count("\n")) == (2, 1), err
     assert hint in err
