@@ -404,7 +404,7 @@ def test_refusals(tmp_path, monkeypatch):
     with refused("parity/mutation-id-unknown", "--show x"):
         main(["--show", "x"])
     with refused("parity/mutation-no-tests", "--record"):
-        main(["--record", "configs"])
+        main(["--record", "configs", "**x", ".", "../elsewhere", ""])
     with refused("parity/mutation-without-lines", "none"):
         main(["--rooms", "coretrain/contract/schedule.py", "--lines", str(tmp_path / "none")])
     assert all((ROOT / room).is_dir() for room in ROOMS)
