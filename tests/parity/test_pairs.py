@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ def pair(jax_model):
     return module, model, proposed(module, model, own_pairs.converted)
 
 
+@pytest.mark.whole
 def test_importing_it_needs_numpy_torch_and_jax_alone():
     code = f"import sys, parity.pairs, parity.pairs.command; print([n for n in {UNWANTED} if n in sys.modules])"
     done = subprocess.run(
