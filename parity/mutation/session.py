@@ -142,7 +142,5 @@ def alive(verdicts: Iterable[Verdict], files: frozenset[str]) -> list[Verdict]:
     On a slow machine fewer tests fit into the limit: what these would have killed is no fault of the tree.
     """
     return [
-        one
-        for one in verdicts
-        if one.status == "survived" and one.file in files and not one.reason and not one.left
+        one for one in verdicts if one.status == "survived" and one.file in files and not one.reason and not one.left
     ]
