@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     report.reproduce = f"{program} {shlex.join(typed)}"
     report.save(folder)
     report.show()
-    print(f"{folder}: localize.png, localize.txt, localize.npz")
+    print(f"{folder}: localize.html, localize.png, localize.txt, localize.npz")
     return int(report.verdict.kind != "same")
 
 

@@ -146,6 +146,7 @@ def run(capsys, *words):
     return stopped.value.code, out, err
 
 
+@pytest.mark.whole
 def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("in.npz", **own_pairs.inputs())
@@ -162,7 +163,9 @@ def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch)
     assert code == 1
     assert "algorithm: layers.0.up" in out
     assert "reproduce: python -m parity.pairs --torch" in out
-    assert {path.name for path in (tmp_path / "here").iterdir()} == {"localize.png", "localize.txt", "localize.npz"}
+    files = {path.name for path in (tmp_path / "here").iterdir()}
+    assert files == {f"localize.{kind}" for kind in ("html", "png", "txt", "npz")}
+    assert all(name in out for name in files)
     code, _, err = run(capsys, *words, "--propose", "map.toml")
     assert (code, "there already" in err) == (2, True)
 

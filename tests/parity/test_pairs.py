@@ -42,6 +42,7 @@ def test_importing_it_needs_numpy_torch_and_jax_alone():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.whole
 def test_a_window_that_is_off_by_one_behind_scan_remat_a_fused_matrix_and_a_compiler():
     """A float32 island lies before it, as in the model this is taken from: it must not lead."""
     module, model, made = pair(own_pairs.LinenNet(window=own_pairs.WINDOW + 1, narrow=True))
@@ -70,6 +71,7 @@ def test_a_clean_pair_with_an_island_is_the_same_and_the_island_is_named():
     assert rows["layers.0.up"].cap == rows["head"].cap == 1e-13
 
 
+@pytest.mark.whole
 def test_nnx_convolutions_and_statistics():
     torch.manual_seed(0)
     module, model = own_pairs.TorchConvs(), model_of(own_pairs.nnx_convs())
