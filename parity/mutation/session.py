@@ -38,6 +38,8 @@ class Session:
     """By the place's id."""
     control: list[str] = field(default_factory=list)
     """Tests that have killed, and fail without any mutant."""
+    unsteady: list[str] = field(default_factory=list)
+    """Those of them that passed when they were run again, alone."""
     sources: dict[str, bytes] = field(default_factory=dict)
 
     def source(self, file: str) -> bytes:
@@ -104,7 +106,8 @@ class Session:
     def check(self, worker: Worker) -> None:
         """The control: every test that has killed must pass on the tree as it is, in the same kind of process.
 
-        Where one fails, its verdicts are taken back. A time that doesn't do is given again, four times as long.
+        Where one fails, its verdicts are taken back, whether it fails again or not. A time that doesn't do is
+        given again, four times as long.
         """
         killers = {one.killed_by for one in self.verdicts.values() if one.status == "killed" and one.killed_by}
         tests = sorted(test for test in killers if test in self.judge.seen.seconds)
@@ -119,6 +122,8 @@ class Session:
                     continue
                 return
             self.control.append(failed)
+            if "failed" not in worker.run([failed], seconds):
+                self.unsteady.append(failed)
             tests.remove(failed)
             self.verdicts = {name: one for name, one in self.verdicts.items() if one.killed_by != failed}
 

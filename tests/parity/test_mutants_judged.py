@@ -9,12 +9,13 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from parity.mutation import known
-from parity.mutation.judging import Judge
+from parity.mutation.judging import Judge, Verdict
 from parity.mutation.operators import OPERATORS
 from parity.mutation.places import places
 from parity.mutation.sample import CORE_FILES
@@ -167,6 +168,7 @@ def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, mo
     session.run([worker])
     assert [(one.status, one.tests) for one in told] == [("killed", 2), ("survived", 1)]
     assert session.control == ["tests/test_sums.py::test_broken"], "it fails without a mutant"
+    assert session.unsteady == [], "each time"
     written = json.loads((tmp_path / "mutants.json").read_text())
     assert [row["status"] for row in written["mutants"]] == ["survived"], "what it has killed doesn't count"
     assert "+    return (x - 1)" in written["mutants"][0]["diff"]
@@ -215,6 +217,18 @@ def test_what_turns_red_was_let_live_by_all_tests(tree, file, answer, stages, le
     verdict = Judge(seen, known.Known([]), "all", 1.0).judge(place, b"def f(x):\n    return x + 1\n", worker)
     assert (verdict.status, [len(given) for given in worker.given], verdict.left) == ("survived", stages, left)
     assert bool(alive([verdict], CORE_FILES)) == (file in CORE_FILES and not left)
+
+
+def test_a_control_that_fails_once_is_told_and_not_red(tree, tmp_path):
+    """As where a slow machine didn't answer in time; what it has killed is no longer counted."""
+    test = "tests/test_sums.py::test_total"
+    seen = seen_by(tree, total=(0.01, [9]))
+    session = Session(tree, tmp_path / "none", Judge(seen, known.Known([]), "all", 1.0), [], {}, 1.0, print)
+    session.verdicts = {"a": Verdict("a", "", SUMS, 9, "coretrain", "number", "", "killed", test)}
+    answers = iter([{"failed": "", "kind": "time limit"}, {"failed": test, "kind": "OSError"}, {"done": 1, "code": 0}])
+    session.check(SimpleNamespace(run=lambda *_: next(answers)))
+    assert (session.control, session.unsteady, session.verdicts) == ([test], [test], {})
+    assert next(answers, None) is None
 
 
 def test_tests_of_a_place(tree):
