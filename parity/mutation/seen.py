@@ -185,47 +185,60 @@ def _function_at(functions: Functions, line: int) -> str:
 
 
 def load(root: Path, folder: Path) -> Seen:
-    """What lies in `folder`. Raises `UserError` where there is nothing."""
-    from coverage.data import CoverageData
+    """What lies in `folder`. Raises `UserError` where there is nothing, or something else."""
+    from coverage.exceptions import CoverageException
 
     seen = Seen(root)
     for facts in sorted(folder.glob("*.json")):
-        data = CoverageData(str(facts.with_suffix(".coverage")))
         if not facts.with_suffix(".coverage").is_file():
             continue
-        data.read()
-        noted = from_json(facts.read_bytes())
-        if noted.get("marks") == "":
-            seen.recorded.update(test.partition("::")[0] for test in noted["tests"])
-        was = Path(noted["root"])
-        for test, (seconds, outcome) in noted["tests"].items():
-            if outcome == "passed" and not test.startswith(NO_JUDGES):
-                seen.seconds[test] = seconds
-            elif outcome == "failed":
-                seen.failed.add(test)
-        lines: dict[str, dict[int, list[str]]] = {}
-        for path in data.measured_files():
-            if not Path(path).is_relative_to(was):
-                continue
-            file = Path(path).relative_to(was).as_posix()
-            found = {}
-            for line, contexts in data.contexts_by_lineno(path).items():
-                names = {
-                    name.removesuffix(" (call)").removesuffix(" (setup)").removesuffix(" (teardown)")
-                    for name in contexts
-                }
-                if names := names & noted["tests"].keys():
-                    found[line] = sorted(names)
-                    seen.files[file.partition("/")[0]].update(names)
-            lines[file] = found
-        at = {
-            file: (digest, {n: tuple(ends) for n, ends in functions.items()})
-            for file, (digest, functions) in noted["sources"].items()
-        }
-        seen.parts.append(Part(lines, at))
+        try:
+            _add(seen, facts)
+        except (CoverageException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "parity/mutation-lines-unreadable",
+                f"{facts} isn't what --record leaves ({type(error).__name__}: {error}): remove it, and record again "
+                "with --record",
+            ) from None
     if not seen.seconds:
         raise UserError(
             "parity/mutation-without-lines",
             f"{folder} doesn't say which test executes which line: run python -m parity.mutation --record first",
         )
     return seen
+
+
+def _add(seen: Seen, facts: Path) -> None:
+    """One recorded session."""
+    from coverage.data import CoverageData
+
+    data = CoverageData(str(facts.with_suffix(".coverage")))
+    data.read()
+    noted = from_json(facts.read_bytes())
+    if noted.get("marks") == "":
+        seen.recorded.update(test.partition("::")[0] for test in noted["tests"])
+    was = Path(noted["root"])
+    for test, (seconds, outcome) in noted["tests"].items():
+        if outcome == "passed" and not test.startswith(NO_JUDGES):
+            seen.seconds[test] = seconds
+        elif outcome == "failed":
+            seen.failed.add(test)
+    lines: dict[str, dict[int, list[str]]] = {}
+    for path in data.measured_files():
+        if not Path(path).is_relative_to(was):
+            continue
+        file = Path(path).relative_to(was).as_posix()
+        found = {}
+        for line, contexts in data.contexts_by_lineno(path).items():
+            names = {
+                name.removesuffix(" (call)").removesuffix(" (setup)").removesuffix(" (teardown)") for name in contexts
+            }
+            if names := names & noted["tests"].keys():
+                found[line] = sorted(names)
+                seen.files[file.partition("/")[0]].update(names)
+        lines[file] = found
+    at = {
+        file: (digest, {n: tuple(ends) for n, ends in functions.items()})
+        for file, (digest, functions) in noted["sources"].items()
+    }
+    seen.parts.append(Part(lines, at))

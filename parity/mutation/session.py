@@ -6,10 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.base.parse import from_json
 from parity.mutation.judging import GROWTHS, KILLED, LATE, SLACK, SLOWER, Judge, Verdict
@@ -52,16 +53,23 @@ class Session:
         """Take over what an earlier session has found of the same edits; survivors are judged `again` if asked for."""
         if not self.results.is_file():
             return 0
-        rows = {row["key"]: row for row in from_json(self.results.read_bytes()).get("mutants", ())}
+        try:
+            rows = {row["key"]: Verdict(**row) for row in from_json(self.results.read_bytes()).get("mutants", ())}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "parity/mutation-results-unreadable",
+                f"--results {self.results}: not the results of an earlier session ({error}); name another file, or "
+                "move it away",
+            ) from None
         for place in self.turn:
             row = rows.get(place.key)
-            lived = row is not None and row["status"] == "survived" and row["tests"] and not again
+            lived = row is not None and row.status == "survived" and row.tests and not again
             known = self.judge.known.of(place)
             if known and known[0] != "survivor":
                 continue  # what known.toml says now counts, and costs nothing
-            if row is not None and (row["status"] == "killed" or lived):
+            if row is not None and (row.status == "killed" or lived):
                 reason = "" if not known else known[1] if lived else KILLED
-                verdict = Verdict(**row | {"id": place.id, "line": place.line, "reason": reason})
+                verdict = replace(row, id=place.id, line=place.line, reason=reason)
                 self.verdicts[place.id] = verdict
                 self.judge.kills[place.file][verdict.killed_by or ""] += verdict.status == "killed"
         return len(self.verdicts)

@@ -19,7 +19,7 @@ from parity.mutation.places import is_alive, places
 from parity.mutation.sample import CORE_FILES, all_places, in_turn
 from parity.mutation.score import counted, groups, interval, tables
 from parity.mutation.seen import CORE_TESTS, files_of_tests, load
-from parity.mutation.session import alive
+from parity.mutation.session import Session, alive
 from tests.support.commands import ROOT
 from tests.support.refusal import refused
 
@@ -196,3 +196,12 @@ def test_refusals(tmp_path, monkeypatch):
     with refused("parity/mutation-without-lines", "none"):
         main(["--rooms", "coretrain/contract/schedule.py", "--lines", str(tmp_path / "none")])
     assert all((ROOT / room).is_dir() for room in ROOMS)
+    for name, text in (("some.json", "{}"), ("some.coverage", "nothing")):
+        (tmp_path / name).write_text(text)
+    with refused("parity/mutation-lines-unreadable", "some.json"):
+        load(ROOT, tmp_path)
+    for text in ("[1]", "{", '{"mutants": [{"key": "a"}]}', '{"mutants": 3}'):
+        (tmp_path / "mutants.json").write_text(text)
+        session = Session(ROOT, tmp_path / "mutants.json", None, [], {}, 1.0, print)
+        with refused("parity/mutation-results-unreadable", "mutants.json"):
+            session.resume(again=False)
