@@ -333,13 +333,16 @@ def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.nda
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
     dropout = jaxtrain.step.dropout_masks(stack.config, update, len(tokens))
-    return np.asarray(_logits(*nnx.split(stack.whole_model()), tokens, dropout))
+    jit = quick_jit if stack.config.precision.compute == "float64" else jax.jit
+    return np.asarray(_compiled_logits[jit](*nnx.split(stack.whole_model()), tokens, dropout))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, tokens, dropout):
     model = nnx.merge(graph, params)
     return model.logits(model(tokens, dropout))
+
+
+_compiled_logits = {jit: jit(_logits, static_argnums=0) for jit in (jax.jit, quick_jit)}
 
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
