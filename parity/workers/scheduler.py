@@ -56,7 +56,7 @@ LONGEST = ("test_mesh", "test_zero", "test_faults", "test_jax_runs", "test_spawn
 
 
 def rank(test: str) -> int:
-    """Where a test's group stands in a session of several processes: a long one that begins last leaves the others idle.
+    """Place of a test's group in a session of several processes: a long one that begins last leaves the others idle.
 
     (xdist begins with the groups of most tests, and those are the quickest here.)
     """
