@@ -1,17 +1,18 @@
 """How often the localizer is right about two runs: pairs of correct ones, and pairs of which one has a planted bug.
 
-Usage: python -m bench.verdicts [--pairs 100] [--seed 0] [--first 0] [--only correct|bugs] [--to FILE.jsonl]
+Usage: python -m bench.verdicts [--pairs 100] [--seed 0] [--first 0] [--only correct|bugs] [--to FILE]
 
 A pair is drawn by its seed: form, optimizer, rate (high ones make spikes), precision, length, checkpoints, a resume,
-the two stacks or two ways to compute in one. Of a pair with a bug, the bug is one of parity/bugs, drawn too, and the
-code that judges has it in every second pair: the run was made by this code, or by other code. A bug that changes
-nothing of the run, bit for bit, is no candidate, and another is drawn.
+the two stacks or two ways to compute in one. The bug is one of parity/bugs, drawn too. In every
+second pair with a bug the code that judges has it; in the others only the code that made the run had it. A bug that
+changes nothing of the run, bit for bit, isn't taken, and another is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -218,7 +219,7 @@ def changes_nothing(wrong: Path, clean: Path) -> bool:
 
 
 def right(plan: Plan, report: Report) -> bool:
-    """Whether the verdict is the right one: innocents acquitted, of a bug its kind, and its place or its run."""
+    """Whether the verdict is right: a correct run is not blamed; of a bug its kind is named, and its tap or its run."""
     verdict, said = report.verdict, report.verdict.sentence
     if not plan.bug:
         return verdict.kind in INNOCENT
@@ -347,14 +348,16 @@ def table(found: Sequence[Outcome]) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=100, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first pair")
-    parser.add_argument("--only", choices=["correct", "bugs"])
-    parser.add_argument("--to", type=Path, default=Path("verdicts.jsonl"), help="an outcome a line")
-    parser.add_argument("--scratch", help="folder for the runs, best in memory")
-    parser.add_argument("--cache", type=Path, help="folder of prepared data and compiled programs, kept")
+    parser = argparse.ArgumentParser(prog="python -m bench.verdicts", description=(__doc__ or "").split("\n")[0])
+    number = functools.partial(parser.add_argument, type=int, metavar="N")
+    number("--pairs", default=100, help="how many of each kind (default: 100)")
+    number("--seed", default=0, help="of all draws (default: 0)")
+    number("--first", default=0, help="number of the first pair (default: 0)")
+    parser.add_argument("--only", choices=["correct", "bugs"], help="one kind of pairs (default: both)")
+    file = Path("verdicts.jsonl")
+    parser.add_argument("--to", type=Path, default=file, metavar="FILE", help=f"one outcome a line (default: {file})")
+    parser.add_argument("--scratch", metavar="FOLDER", help="for the runs, best in memory (default: a temporary one)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="prepared data, kept (default: it isn't)")
     args = parser.parse_args()
     with open(args.to, "a", encoding="utf-8") as to:
         found = measured(args, to)
