@@ -57,7 +57,7 @@ UPDATE = {"optimizer", "clip", "schedule", "checkpoint"}
 """Areas of bugs that show in what an update makes of gradients."""
 NOT_IN_A_RUN = {"generation", "sampling", "adapters", "layout", "x64", "equivalent", "budgets", "chat", "quantized"}
 """Areas of bugs that no training of text in these precisions runs into."""
-INNOCENT = {"same", "rounding or kernel"}
+BLAMELESS = {"same", "rounding or kernel"}
 
 
 @dataclass
@@ -222,22 +222,22 @@ def right(plan: Plan, report: Report) -> bool:
     """Whether the verdict is right: a correct run is not blamed; of a bug its kind is named, and its tap or its run."""
     verdict, said = report.verdict, report.verdict.sentence
     if not plan.bug:
-        return verdict.kind in INNOCENT
+        return verdict.kind in BLAMELESS
     if plan.area == "data":
         return verdict.kind == "data"
     if plan.area == "health":
         return verdict.kind in ("health", "algorithm", "data")
-    if verdict.kind in INNOCENT or verdict.kind in ("unconfirmed", "config"):
+    if verdict.kind in BLAMELESS or verdict.kind in ("unconfirmed", "config"):
         return plan.area == "checkpoint" and verdict.kind == "data"
     names = ("first", "second")
-    guilty, innocent = names[plan.wrong], names[1 - plan.wrong]
-    if not plan.in_code and f"the {innocent} run isn't" in said:
+    bad, good = names[plan.wrong], names[1 - plan.wrong]
+    if not plan.in_code and f"the {good} run isn't" in said:
         return False
-    if not plan.in_code and f"the {guilty} run isn't" in said:
+    if not plan.in_code and f"the {bad} run isn't" in said:
         return True
     update = ("step of", "first moment", "second moment", "momentum", "learning rate", "clip factor", "parameter ")
     late = verdict.tap.startswith(update)
-    if f"the {guilty} run" in verdict.tap or f"the {innocent} run" in verdict.tap:
+    if f"the {bad} run" in verdict.tap or f"the {good} run" in verdict.tap:
         return True
     if plan.area in UPDATE:
         return late or not verdict.tap.startswith(("blocks", "embed", "cotangent", "gradient of"))
@@ -337,7 +337,7 @@ def table(found: Sequence[Outcome]) -> str:
     for stacks in sorted({tuple(sorted(one.plan["stacks"])) for one in correct}):
         line(" and ".join(stacks), [one for one in correct if tuple(sorted(one.plan["stacks"])) == stacks])
     line("with a spike (norm over 5 medians)", [one for one in correct if one.spike > 5])
-    line("figures alone would be unconfirmed", [one for one in correct if one.curve not in INNOCENT])
+    line("figures alone would be unconfirmed", [one for one in correct if one.curve not in BLAMELESS])
     line("**one run has a bug**", bugs)
     line("the code that judges has it", [one for one in bugs if one.plan["in_code"]])
     line("it was in other code", [one for one in bugs if not one.plan["in_code"]])
