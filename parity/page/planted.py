@@ -1,4 +1,4 @@
-"""What the page shows of the planted bugs: by area, who had to kill each, who did, and where it was traced to."""
+"""What the page shows of the planted bugs: by area, who had to kill each, who did, and at which tap it was found."""
 
 from __future__ import annotations
 
