@@ -368,8 +368,8 @@ def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = F
 def shared(config: RunConfig) -> Pair:
     """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first.
 
-    Compiled by `quick_jit` are, in float64, variants that aren't trained for long, and all in float16, which nobody trains
-    in on a CPU. The others are compiled as a run compiles them.
+    `quick_jit` compiles, in float64, variants that aren't trained for long, and all in float16, which nobody trains in
+    on a CPU. The others are compiled as a run compiles them.
     """
     long = any(config == make_config(VARIANTS[name]) for name in LONG)
     dtype = config.precision.compute

@@ -9,7 +9,7 @@ A table and a verdict on the terminal; a page that plays both tap by tap, the pi
 `--output` (default runs/localize-TIME).
 
 For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
-call `tap("name", value)` (`coretrain.contract.taps`) at the same places; `localize_module` takes a torch module as it
+call `tap("name", value)` (`coretrain.contract.taps`) under the same names; `localize_module` takes a torch module as it
 is, and `hooked` taps one that is part of something else. `compare` takes what was recorded by other means. `example.py`
 beside this file is an example.
 

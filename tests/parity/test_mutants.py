@@ -1,5 +1,6 @@
-"""Mutants of the source: what an edit is, which are drawn, which tests judge them, and that a kill only counts where the
-tests pass without the mutant."""
+"""Mutants of the source: what an edit is, which are drawn, which tests judge them, and that a kill counts only where
+the tests pass without the mutant.
+"""
 
 from __future__ import annotations
 
