@@ -357,7 +357,7 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
 
 
 def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = False) -> Pair:
-    """Both trainers with `weights` (default: perturbed); `quick`: JAX's programs compiled in a hurry."""
+    """Both trainers with `weights` (default: perturbed); `quick`: JAX's programs by `quick_jit`."""
     weights = perturbed(config) if weights is None else weights
     pair = Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
     if quick:
@@ -371,8 +371,8 @@ def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = F
 def shared(config: RunConfig) -> Pair:
     """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first.
 
-    Compiled in a hurry are, in float64, variants that aren't trained for long, and all in float16, which nobody trains
-    in on a CPU. The others are compiled as a run compiles them.
+    `quick_jit` compiles, in float64, variants that aren't trained for long, and all in float16, which nobody trains in
+    on a CPU. The others are compiled as a run compiles them.
     """
     long = any(config == make_config(VARIANTS[name]) for name in LONG)
     dtype = config.precision.compute

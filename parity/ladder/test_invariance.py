@@ -53,7 +53,7 @@ STACKS: dict[str, tuple[Callable[[RunConfig, Tensors], Any], Callable[[Any], Ten
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):
-    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled in a hurry."""
+    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled by `quick_jit`."""
     make, tensors = STACKS[stack]
     trainer = (
         sides.make(sides.SIDES[stack], config, perturbed(config), frozenset())

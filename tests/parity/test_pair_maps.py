@@ -146,6 +146,11 @@ def run(capsys, *words):
     return stopped.value.code, out, err
 
 
+def test_the_help_has_every_option(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert (code, [name for name in command.PAIR if f"--{name} " not in out]) == (0, [])
+
+
 def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("in.npz", **own_pairs.inputs())
@@ -162,7 +167,7 @@ def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch)
     assert code == 1
     assert "algorithm: layers.0.up" in out
     assert "reproduce: python -m parity.pairs --torch" in out
-    assert {path.name for path in (tmp_path / "here").iterdir()} == {"localize.png", "localize.txt", "localize.npz"}
+    assert {path.suffix for path in (tmp_path / "here").glob("localize.*")} == {".html", ".png", ".txt", ".npz"}
     code, _, err = run(capsys, *words, "--propose", "map.toml")
     assert (code, "there already" in err) == (2, True)
 
