@@ -1,8 +1,8 @@
-"""Measured worst figure of every gate of the judge, for each kind of instructions that this processor can be held to.
+"""Measured worst figure of every gate of the judge, for each instruction set that this processor can be limited to.
 
 Usage: python -m bench.floors [--only SETTING ...] [--tests PATH ...] [--json FILE] [--markdown]
 
-Each setting is a session of pytest in a process of its own: instructions by the variables that torch, its BLAS, oneDNN,
+Each setting is a run of pytest in a process of its own: instructions by the variables that torch, its BLAS, oneDNN,
 XLA and numpy read when they start, threads, or other first weights. Without --tests it runs what is judged below
 float64. --json adds to what FILE already holds (of each gate the larger figure stays), so that a long list can be
 measured in pieces.
@@ -41,7 +41,7 @@ class Setting:
 
 
 def held_to(aten: str, onednn: str, xla: str, mkl: str, numpy: Sequence[str] = (), **more: str) -> Setting:
-    """Every library held to some instructions, each by the variable that it reads."""
+    """Every library limited to some instructions, each by the variable that it reads."""
     return Setting(
         {
             "ATEN_CPU_CAPABILITY": aten,
@@ -54,7 +54,7 @@ def held_to(aten: str, onednn: str, xla: str, mkl: str, numpy: Sequence[str] = (
     )
 
 
-# MKL hears MKL_ENABLE_INSTRUCTIONS on Intel's processors alone. MKL_CBWR=COMPATIBLE takes the kernels that it has for
+# MKL obeys MKL_ENABLE_INSTRUCTIONS on Intel's processors alone. MKL_CBWR=COMPATIBLE takes the kernels that it has for
 # any x86 there is, without fused multiply-add, everywhere.
 X86 = {
     "AVX512": held_to("avx512", "AVX512_CORE", "AVX512", "AVX512"),
@@ -187,9 +187,16 @@ def earlier(path: Path | None) -> dict[str, Any]:
 @exits_cleanly
 def main() -> int:
     """Measure, then print one table; 1 where a correct pair was above a cap anywhere."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--tests", nargs="+", default=list(BELOW_FLOAT64), metavar="PATH", help="as pytest takes them")
+    parser = argparse.ArgumentParser(prog="python -m bench.floors", description=(__doc__ or "").split("\n")[0])
+    text = f"of {', '.join(SETTINGS)} (default: all)"
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING", help=text)
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=list(BELOW_FLOAT64),
+        metavar="PATH",
+        help="as pytest takes them (default: what is judged below float64)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)

@@ -1,17 +1,18 @@
 """How often the localizer is right about two runs: pairs of correct ones, and pairs of which one has a planted bug.
 
-Usage: python -m bench.verdicts [--pairs 100] [--seed 0] [--first 0] [--only correct|bugs] [--to FILE.jsonl]
+Usage: python -m bench.verdicts [--pairs 100] [--seed 0] [--first 0] [--only correct|bugs] [--to FILE]
 
 A pair is drawn by its seed: form, optimizer, rate (high ones make spikes), precision, length, checkpoints, a resume,
-the two stacks or two ways to compute in one. Of a pair with a bug, the bug is one of parity/bugs, drawn too, and the
-code that judges has it in every second pair: the run was made by this code, or by other code. A bug that changes
-nothing of the run, bit for bit, is no candidate, and another is drawn.
+the two stacks or two ways to compute in one. The bug is one of parity/bugs, drawn too. In every
+second pair with a bug the code that judges has it; in the others only the code that made the run had it. A bug that
+changes nothing of the run, bit for bit, isn't taken, and another is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -56,7 +57,7 @@ UPDATE = {"optimizer", "clip", "schedule", "checkpoint"}
 """Areas of bugs that show in what an update makes of gradients."""
 NOT_IN_A_RUN = {"generation", "sampling", "adapters", "layout", "x64", "equivalent", "budgets", "chat", "quantized"}
 """Areas of bugs that no training of text in these precisions runs into."""
-INNOCENT = {"same", "rounding or kernel"}
+BLAMELESS = {"same", "rounding or kernel"}
 
 
 @dataclass
@@ -218,25 +219,25 @@ def changes_nothing(wrong: Path, clean: Path) -> bool:
 
 
 def right(plan: Plan, report: Report) -> bool:
-    """Whether the verdict is the right one: innocents acquitted, of a bug its kind, and its place or its run."""
+    """Whether the verdict is right: a correct run is not blamed; of a bug its kind is named, and its tap or its run."""
     verdict, said = report.verdict, report.verdict.sentence
     if not plan.bug:
-        return verdict.kind in INNOCENT
+        return verdict.kind in BLAMELESS
     if plan.area == "data":
         return verdict.kind == "data"
     if plan.area == "health":
         return verdict.kind in ("health", "algorithm", "data")
-    if verdict.kind in INNOCENT or verdict.kind in ("unconfirmed", "config"):
+    if verdict.kind in BLAMELESS or verdict.kind in ("unconfirmed", "config"):
         return plan.area == "checkpoint" and verdict.kind == "data"
     names = ("first", "second")
-    guilty, innocent = names[plan.wrong], names[1 - plan.wrong]
-    if not plan.in_code and f"the {innocent} run isn't" in said:
+    bad, good = names[plan.wrong], names[1 - plan.wrong]
+    if not plan.in_code and f"the {good} run isn't" in said:
         return False
-    if not plan.in_code and f"the {guilty} run isn't" in said:
+    if not plan.in_code and f"the {bad} run isn't" in said:
         return True
     update = ("step of", "first moment", "second moment", "momentum", "learning rate", "clip factor", "parameter ")
     late = verdict.tap.startswith(update)
-    if f"the {guilty} run" in verdict.tap or f"the {innocent} run" in verdict.tap:
+    if f"the {bad} run" in verdict.tap or f"the {good} run" in verdict.tap:
         return True
     if plan.area in UPDATE:
         return late or not verdict.tap.startswith(("blocks", "embed", "cotangent", "gradient of"))
@@ -336,7 +337,7 @@ def table(found: Sequence[Outcome]) -> str:
     for stacks in sorted({tuple(sorted(one.plan["stacks"])) for one in correct}):
         line(" and ".join(stacks), [one for one in correct if tuple(sorted(one.plan["stacks"])) == stacks])
     line("with a spike (norm over 5 medians)", [one for one in correct if one.spike > 5])
-    line("figures alone would be unconfirmed", [one for one in correct if one.curve not in INNOCENT])
+    line("figures alone would be unconfirmed", [one for one in correct if one.curve not in BLAMELESS])
     line("**one run has a bug**", bugs)
     line("the code that judges has it", [one for one in bugs if one.plan["in_code"]])
     line("it was in other code", [one for one in bugs if not one.plan["in_code"]])
@@ -347,14 +348,16 @@ def table(found: Sequence[Outcome]) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=100, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first pair")
-    parser.add_argument("--only", choices=["correct", "bugs"])
-    parser.add_argument("--to", type=Path, default=Path("verdicts.jsonl"), help="an outcome a line")
-    parser.add_argument("--scratch", help="folder for the runs, best in memory")
-    parser.add_argument("--cache", type=Path, help="folder of prepared data and compiled programs, kept")
+    parser = argparse.ArgumentParser(prog="python -m bench.verdicts", description=(__doc__ or "").split("\n")[0])
+    number = functools.partial(parser.add_argument, type=int, metavar="N")
+    number("--pairs", default=100, help="how many of each kind (default: 100)")
+    number("--seed", default=0, help="of all draws (default: 0)")
+    number("--first", default=0, help="number of the first pair (default: 0)")
+    parser.add_argument("--only", choices=["correct", "bugs"], help="one kind of pairs (default: both)")
+    file = Path("verdicts.jsonl")
+    parser.add_argument("--to", type=Path, default=file, metavar="FILE", help=f"one outcome a line (default: {file})")
+    parser.add_argument("--scratch", metavar="FOLDER", help="for the runs, best in memory (default: a temporary one)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="prepared data, kept (default: it isn't)")
     args = parser.parse_args()
     with open(args.to, "a", encoding="utf-8") as to:
         found = measured(args, to)

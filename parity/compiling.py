@@ -1,8 +1,8 @@
-"""How JAX compiles the judge's small models on a CPU: in a hurry, where the arithmetic isn't what is judged.
+"""How JAX compiles the judge's small models on a CPU: hardly optimized, where the arithmetic isn't what is judged.
 
-An eighth of the time that XLA's defaults take goes into these models' arithmetic, seven into compiling it. Most of that
-is LLVM's optimization and the fusion emitters: the gradients of 2 layers of width 48 take 4.7 s in float64 and 7.4 s in
-bfloat16; without both 0.7 and 0.5 s. XLA's own passes over a program stay the same.
+With XLA's defaults an eighth of the time goes into these models' arithmetic, and seven eighths into compiling it.
+Most of that is LLVM's optimization and the fusion emitters: the gradients of 2 layers of width 48 take 4.7 s in
+float64 and 7.4 s in bfloat16; without both 0.7 and 0.5 s. XLA's own passes over a program stay the same.
 Variants that are trained for long, float32, bfloat16 and the kernels are compiled as a run compiles them.
 """
 
@@ -22,10 +22,10 @@ QUICK: dict[str, bool | int | str] = {
 """XLA's options for a program that runs for milliseconds."""
 
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
-"""`jax.jit` in a hurry."""
+"""`jax.jit` with these options."""
 
 
 def quick_flags(devices: int | None = None) -> str:
-    """The same as XLA_FLAGS, for a process of its own; with so many devices made of this CPU. The user's stay."""
+    """The same as XLA_FLAGS for another process, with so many devices made of this CPU; the user's flags stay."""
     flags = [ONE_PIECE, *(f"--{name}={str(value).lower()}" for name, value in QUICK.items())]
     return xla_flags(always=" ".join(flags + [f"--xla_force_host_platform_device_count={devices}"] * bool(devices)))

@@ -112,7 +112,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What shares a pair goes to one process."""
+    """What shares a pair goes to one process; the order is that of plugin.py."""
+    config.option.loadscopereorder = False
     return scheduler.Scheduler(config, log)
 
 

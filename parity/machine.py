@@ -1,4 +1,4 @@
-"""What a session computes on: the processor, the instructions that each library takes there, and what holds them down.
+"""What a session computes on: the processor, the instructions that each library takes there, and what limits them.
 
 Other instructions sum in another order, so figures below float64 are figures of a processor too. docs/judge.md has the
 floors of several, and `python -m bench.floors` measures them on one machine.

@@ -333,13 +333,16 @@ def torch_logits(stack: TorchTrainer, tokens: np.ndarray, update: int) -> np.nda
 def jax_logits(stack: JaxTrainer, tokens: np.ndarray, update: int) -> np.ndarray:
     """Logits [B, T, V] with the dropout of `update`."""
     dropout = jaxtrain.step.dropout_masks(stack.config, update, len(tokens))
-    return np.asarray(_logits(*nnx.split(stack.whole_model()), tokens, dropout))
+    jit = quick_jit if stack.config.precision.compute == "float64" else jax.jit
+    return np.asarray(_compiled_logits[jit](*nnx.split(stack.whole_model()), tokens, dropout))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, tokens, dropout):
     model = nnx.merge(graph, params)
     return model.logits(model(tokens, dropout))
+
+
+_compiled_logits = {jit: jit(_logits, static_argnums=0) for jit in (jax.jit, quick_jit)}
 
 
 def torch_gradients(stack: TorchTrainer) -> dict[str, np.ndarray]:
@@ -354,7 +357,7 @@ def jax_gradients(stack: JaxTrainer) -> dict[str, np.ndarray]:
 
 
 def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = False) -> Pair:
-    """Both trainers with `weights` (default: perturbed); `quick`: JAX's programs compiled in a hurry."""
+    """Both trainers with `weights` (default: perturbed); `quick`: JAX's programs by `quick_jit`."""
     weights = perturbed(config) if weights is None else weights
     pair = Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
     if quick:
@@ -368,8 +371,8 @@ def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = F
 def shared(config: RunConfig) -> Pair:
     """The one pair of `config` in this process, so that it's compiled once; whoever takes it resets it first.
 
-    Compiled in a hurry are, in float64, variants that aren't trained for long, and all in float16, which nobody trains
-    in on a CPU. The others are compiled as a run compiles them.
+    `quick_jit` compiles, in float64, variants that aren't trained for long, and all in float16, which nobody trains in
+    on a CPU. The others are compiled as a run compiles them.
     """
     long = any(config == make_config(VARIANTS[name]) for name in LONG)
     dtype = config.precision.compute

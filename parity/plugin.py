@@ -111,6 +111,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]
+    if hasattr(config, "workerinput"):  # one of several processes
+        from parity.workers.scheduler import rank
+
+        items.sort(key=lambda item: rank(item.nodeid))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -99,7 +99,7 @@ def _cards(results: Results, good: int, bugs: Any, shown: Mapping[str, Any] | No
     if score["planted"]:
         yield f"{score['dead']} of {score['planted']}", "planted bugs killed"
     if score["sought"]:
-        yield f"{score['right']} of {score['sought']}", "model bugs traced to their place"
+        yield f"{score['right']} of {score['sought']}", "model bugs found at their tap"
     if shown and shown["judged"]:
         yield f"{100 * shown['killed'] / shown['judged']:.1f}%", "mutants of the source killed"
     yield ", ".join(device["name"] for device in results["devices"]), "devices judged"

@@ -13,7 +13,7 @@ Usage: twintrain parity [--device cpu|cuda|mps|tpu]... [--results FILE]
   --width    with --config: this width; heads and MLP shrink with it
   --results  where the figures go, as JSON (default: in runs/parity)
   -m         scale: many devices and processes against one;
-             mutation: every planted bug, about 10 minutes
+             mutation: every planted bug, 10 minutes or more
   -k         only the tests whose names fit
   -n         processes (default: one for each core, at most 4); 0: this one,
              where a debugger can get in

@@ -15,11 +15,11 @@ Usage: twintrain localize [CONFIG] [--layers N] [--width N] [--output FOLDER]
 
   CONFIG    a preset or a .toml file (default tiny), shrunk so that it runs at
             once; the fields are as in twintrain train --help
-  RUN RUN   folders of two runs: between which checkpoints they part, and the
-            replay of that interval
+  RUN RUN   folders of two runs: at which update they part; each run is trained
+            again, and both stacks in float64
   --layers  so many layers (default: the config's, at most 2)
   --width   this width (default: the config's, at most 64)
-  --output  where the picture, the text and the inputs go (default:
+  --output  where page, picture, text and inputs go (default:
             runs/localize-TIME)
   --inputs  localize.npz of an earlier call: the same weights and batch again
 
@@ -41,9 +41,10 @@ Of a pair that isn't ours (docs/bring-your-own.md):
                   training steps, of a state (inputs named state.NAME)
 
 Both stacks are run in float64, which decides whether there is a bug: on their
-own, and with JAX given torch's values at every place, where only the part that
-makes an error shows it; then backward the same way. Where nothing parts, both
-are run in float32, against the noise of the other framework.
+own, and teacher-forced: JAX goes on with torch's values at every tap, so that
+only the part that makes an error shows it; then backward the same way. Where
+nothing parts, both are run in float32, against the noise of the other
+framework.
 """
 
 from __future__ import annotations

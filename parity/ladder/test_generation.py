@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import torchtrain.layers
 import torchtrain.model
 from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
 from coretrain.data.batch import Batch, windows
+from parity.compiling import quick_jit
 from parity.errors import nrel
 from parity.gates import CACHE, SAMPLES
 from parity.oracles.gpt import exact
@@ -71,7 +71,7 @@ def plain_jax(stack, tokens):
     return np.asarray(_plain(*nnx.split(stack.whole_model()), tokens))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _plain(graph, params, tokens):
     model = nnx.merge(graph, params)
     return model.logits(model(tokens))

@@ -26,6 +26,7 @@ from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
 from jaxtrain.step import dropout_masks
 from jaxtrain.trainer import Trainer as JaxTrainer
+from parity.compiling import quick_flags
 from parity.errors import mismatches, nrel, worst_tensor
 from parity.gates import COMPILED, SPLIT, X64
 from parity.machine import limits
@@ -37,9 +38,9 @@ from parity.pair import (
     batches,
     jax_gradients,
     make_config,
+    make_pair,
     noise_only,
     perturbed,
-    shared,
     torch_gradients,
 )
 from parity.probes import sides
@@ -52,7 +53,7 @@ STACKS: dict[str, tuple[Callable[[RunConfig, Tensors], Any], Callable[[Any], Ten
 
 
 def gradients_of(stack: str, config: RunConfig, quick: bool = False):
-    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled in a hurry."""
+    """(loss, norm, gradients) of the first batch, with perturbed weights; `quick`: JAX's compiled by `quick_jit`."""
     make, tensors = STACKS[stack]
     trainer = (
         sides.make(sides.SIDES[stack], config, perturbed(config), frozenset())
@@ -165,9 +166,12 @@ np.savez(sys.argv[3], **found)
 
 @pytest.mark.whole
 def test_float32_is_the_same_with_x64_off(tmp_path):
-    """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program."""
+    """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program.
+
+    What x64 changes is the program, not how it is compiled: in a hurry, on both sides.
+    """
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
-    pair = shared(config)
+    pair = make_pair(config, quick=True)
     pair.reset(perturbed(config))
     loss, norm = pair.jax.gradients(batches(config, 1)[0], 3, 1.0)
     expected = {"loss": np.array(loss), "norm": np.array(norm), **jax_gradients(pair.jax)}
@@ -180,7 +184,7 @@ def test_float32_is_the_same_with_x64_off(tmp_path):
     files = [str(tmp_path / name) for name in ("config.json", "given.npz", "found.npz")]
     command = [sys.executable, "-c", WITHOUT_X64, *files]
     root = str(Path(__file__).resolve().parents[2])
-    quiet = {"JAX_ENABLE_X64": "0", "JAX_ENABLE_COMPILATION_CACHE": "0", "PYTHONPATH": root}
+    quiet = {"JAX_ENABLE_X64": "0", "JAX_ENABLE_COMPILATION_CACHE": "0", "PYTHONPATH": root, "XLA_FLAGS": quick_flags()}
     subprocess.run(command, check=True, env=os.environ | quiet, timeout=300)
     with np.load(tmp_path / "found.npz") as found:
         assert set(found) == set(expected)

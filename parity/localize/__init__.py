@@ -1,15 +1,15 @@
 """Where do a torch and a JAX computation part, and why: `python -m parity.localize CONFIG`, or two runs' folders.
 
-    python -m parity.localize                           # both stacks on the preset `tiny`, shrunk
-    python -m parity.localize gpt2-124m --layers 3 --width 96 --optimizer.beta2 0.999
-    python -m parity.localize runs/torch runs/jax       # two runs: where they part, each trained again
-    python -m parity.localize tiny --inputs FOLDER/localize.npz      # again, with the inputs that were saved
+    python -m parity.localize                        # the preset `tiny`, shrunk
+    python -m parity.localize gpt2-124m --layers 3 --optimizer.beta2 0.999
+    python -m parity.localize tiny --inputs FOLDER/localize.npz   # saved inputs
+    python -m parity.localize runs/torch runs/jax    # two runs, trained again
 
 A table and a verdict on the terminal; a page that plays both tap by tap, the picture, the text and the inputs in
 `--output` (default runs/localize-TIME).
 
 For a pair that isn't ours, `localize` takes any torch function and any JAX function of the same named numpy arrays that
-call `tap("name", value)` (`coretrain.contract.taps`) at the same places; `localize_module` takes a torch module as it
+call `tap("name", value)` (`coretrain.contract.taps`) under the same names; `localize_module` takes a torch module as it
 is, and `hooked` taps one that is part of something else. `compare` takes what was recorded by other means. `example.py`
 beside this file is an example.
 

@@ -18,6 +18,7 @@ import parity.localize
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
+from coretrain.base.help import fitted
 from coretrain.base.numbers import whole_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     typed = sys.argv[1:] if argv is None else argv
     words, places, options, overrides = list(typed), [], {}, []
     if any(word in ("-h", "--help") for word in words):
-        print((parity.localize.__doc__ or "").replace(PROGRAM, program))
+        print(fitted((parity.localize.__doc__ or "").replace(PROGRAM, program)))
         return 0
     while words:
         word = words.pop(0)

@@ -166,7 +166,7 @@ def put(trainer: Any, at: Point, perturbed: int = 0) -> None:
 def course_of(
     bench: Bench, history: History, stack: str, config: RunConfig, data: Data, at: Point, beside: int = 0
 ) -> Course:
-    """A course of `stack` that begins at a point; those `beside` the first begin 1 ULP from it, by that seed."""
+    """A training by `stack` that begins at a point; those `beside` the first begin 1 ULP from it, by that seed."""
     trainer = bench.trainer(stack, config, beside)
     put(trainer, at, beside)
     return Course(trainer, history, config, data, at)

@@ -1,7 +1,7 @@
 """Values and cotangents at the taps of a torch and of a JAX computation, on its own or JAX teacher-forced on torch's.
 
-Seated means: every tap of JAX, once recorded, goes on with torch's value, and so does its cotangent on the way back. An
-error is then seen only in the segment that makes it, not in everything that follows.
+Teacher-forced: every tap of JAX, once recorded, goes on with torch's value (its seat), and so does its cotangent on
+the way back. An error is then seen only in the segment that makes it, not in everything that follows.
 """
 
 from __future__ import annotations

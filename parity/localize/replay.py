@@ -1,6 +1,6 @@
 """Two runs that part: each followed again with the code as it is, then both stacks in float64, tap by tap.
 
-Figures alone accuse nobody. A verdict says "algorithm" only where a run doesn't come out again, by more than rounding
+Figures alone prove nothing. A verdict says "algorithm" only where a run doesn't come out again, by more than rounding
 makes, or where the stacks part in float64, which has no rounding to speak of.
 """
 
@@ -54,7 +54,7 @@ MICRO_BATCHES, ROWS = 2, 2
 LARGEST = 30_000_000
 """Parameters above which a replay would take more time and memory than anybody expects of a verdict."""
 FLOPS = 4e12
-"""What a run's retracing may take: 240 updates of the default run, under a minute on 2 cores."""
+"""FLOPs that the replay of a run may take: 240 updates of the default run, under a minute on 2 cores."""
 FLOPS_64 = 1e12
 """The same of both stacks in float64."""
 
@@ -181,7 +181,7 @@ class _Replay:
             for stretch in some[len(side.retraced) :]:
                 end, ends = min(stop, stretch.stop), (side.opened(stretch.begins), side.opened(stretch.ends))
                 one = retrace(self.bench, history, stretch, ends, side.data, end)
-                if one.what:  # before anybody is accused: the other stack's kernels are rounding too
+                if one.what:  # before a run is blamed: the other stack's kernels are rounding too
                     one = retrace(self.bench, history, stretch, ends, side.data, end, beside=True)
                 side.retraced.append(one)
                 if one.what:

@@ -33,7 +33,7 @@ from parity.localize.rows import WORDS
 from parity.pair import noise_only
 
 FACTOR = 30
-"""A run may be so many times as far from its retracing as one whose weights were changed by 1 ULP."""
+"""A run may be so many times as far from its replay as one whose weights were changed by 1 ULP."""
 BASE = {"float64": 1e-14, "float32": 1e-7, "float16": 2e-4, "bfloat16": 1e-3}
 """The least that 1 ULP of the weights is taken to make of a loss: a single one may come out alike by chance."""
 NORM = 10
@@ -162,7 +162,7 @@ def _measured(
     stop: int,
     beside: bool,
 ) -> Retraced:
-    """The first figure of the run that is further from its retracing than rounding takes the others."""
+    """The first figure of the run that is further from its replay than rounding takes the others."""
     (at, last), config, stack = ends, alone(history.config), history.stack(stretch.first)
     course = course_of(bench, history, stack, config, data, at)
     others = [course_of(bench, history, stack, config, data, at, seed) for seed in range(1, PERTURBED + 1)]

@@ -244,10 +244,10 @@ def _decisions(histories: tuple[History, History], before: float) -> Verdict | N
     common = set(histories[0].updates) & set(histories[1].updates)
     differ = sorted(update for update in common if ours.get(update, "apply") != theirs.get(update, "apply"))
     wrong = [history.decisions_that_differ()[:1] for history in histories]
-    accused = [(found[0], side) for found, side in zip(wrong, SIDES, strict=True) if found]
-    if not accused or min(accused)[0] > before or not differ:
+    blamed = [(found[0], side) for found, side in zip(wrong, SIDES, strict=True) if found]
+    if not blamed or min(blamed)[0] > before or not differ:
         return None
-    update, side = min(accused)
+    update, side = min(blamed)
     taken = [decisions.get(update, "nothing") for decisions in (ours, theirs)]
     return Verdict(
         "health",

@@ -36,14 +36,17 @@ def parser() -> Options:
     """The options."""
     made = Options(prog="python -m parity.mutation", description="Mutants of the source: which edits does no test see?")
     made.add_argument("--seed", type=whole_number(0, 2**63), default=13, metavar="N", help="of the sample")
-    made.add_argument("--sample", type=whole_number(1, 10**6), default=200, metavar="N", help="mutants (default: 200)")
+    made.add_argument(
+        "--sample", type=whole_number(1, 10**6), default=200, metavar="N", help="of so many (default: 200)"
+    )
     made.add_argument("--minutes", type=whole_number(1, 10**4), default=10_000, metavar="N", help="stop after so many")
     made.add_argument(
         "--rooms",
         nargs="+",
         default=ROOMS,
         metavar="ROOM",
-        help="folders or files; core: those of attention, loss, optimizer, schedule, data order (default: all but few)",
+        help="folders or files; core: those of attention, loss, optimizer, schedule, data order "
+        "(default: both stacks and most of the contract)",
     )
     made.add_argument(
         "--operators", nargs="+", default=(), metavar="NAME", help=f"of {', '.join(NAMES)} (default: all but ulp)"
@@ -59,7 +62,7 @@ def parser() -> Options:
         help="seconds of tests that a mutant is worth, as they were recorded (default: 120)",
     )
     made.add_argument("--workers", type=whole_number(1, 64), default=1, metavar="N", help="processes (default: 1)")
-    made.add_argument("--again", action="store_true", help="judge survivors of earlier sessions again")
+    made.add_argument("--again", action="store_true", help="judge survivors of earlier calls again")
     made.add_argument("--results", type=typed_path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS}")
     made.add_argument(
         "--lines", type=typed_path, default=LINES, metavar="FOLDER", help=f"what tests execute (default: {LINES})"

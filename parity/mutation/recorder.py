@@ -1,4 +1,4 @@
-"""A plugin of pytest's that records which test executes which line: `pytest -p parity.mutation.recorder`.
+"""A plugin of pytest that records which test executes which line: `pytest -p parity.mutation.recorder`.
 
 coverage.py does the work, each test a context of its own; programs that tests start are recorded too. The folder is
 `MUTANTS_LINES` (default: runs/parity/lines); a session replaces what another of the same name (`MUTANTS_PART`) left.

@@ -36,8 +36,8 @@ def all_places(root: Path, rooms: Collection[str] = (), operators: Collection[st
 def in_turn(found: Iterable[Place], seed: int) -> list[Place]:
     """All places in an order whose every beginning is a sample in proportion to rooms and operators.
 
-    In each stratum of n places, the one that is k-th by lot gets (k + u) / n, u being the stratum's own random number:
-    all are sorted by that. The lot is a hash of seed and edit, so that what is drawn hardly changes with the code.
+    In each stratum of n places, the k-th in a random order gets (k + u) / n, u being the stratum's own random number:
+    all are sorted by that. The order is by a hash of seed and edit, so that what is drawn hardly changes with the code.
     """
     strata: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for place in found:

@@ -1,4 +1,4 @@
-"""What the page shows of the planted bugs: by area, who had to kill each, who did, and where it was traced to."""
+"""What the page shows of the planted bugs: by area, who had to kill each, who did, and at which tap it was found."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _row(bug: Bug) -> dict[str, Any]:
 
 
 def score(bugs: Sequence[Bug]) -> dict[str, int]:
-    """Counts: planted, dead, sought (searched for by the localizer), right (found at the right place)."""
+    """Counts: planted, dead, sought (searched for by the localizer), right (found at the right tap)."""
     planted = [bug for bug in bugs if not bug["equivalent"]]
     sought = [bug for bug in planted if bug.get("expected_tap") and bug.get("localized_tap") is not None]
     return {

@@ -24,18 +24,30 @@ from parity.pairs.propose import proposed
 from parity.pairs.training import compare_steps
 
 PROGRAM = "python -m parity.pairs"
-PAIR = (
-    "torch", "jax", "params", "weights", "inputs", "mask", "propose", "converter", "output", "perturb",
-    "torch-optimizer", "jax-optimizer", "steps",
-)  # fmt: skip
-"""Options of this command."""
+PAIR = {
+    "torch": ("MODULE:NAME", "or FILE.py:NAME: a model, its class, a function that makes one, or one of the inputs"),
+    "jax": ("MODULE:NAME", "the same of JAX"),
+    "params": ("MODULE:NAME", "the tree of parameters of a JAX function (parameters, inputs)"),
+    "weights": ("MAP", "how JAX's leaves are made of torch's tensors"),
+    "inputs": ("FILE", "a .npz of what both are called with, by name"),
+    "mask": ("NAME", "the input [batch, positions] that is not 0 at real tokens"),
+    "propose": ("MAP", "write such a map, to be looked at: by shapes and names, or by --converter"),
+    "converter": ("MODULE:NAME", "a function from torch's state dict to JAX's tree"),
+    "output": ("FOLDER", "where page, picture, text and inputs go (default: runs/localize-TIME)"),
+    "perturb": ("NUMBER", f"weights are changed by up to this (default: {PERTURBED}; 0 leaves them)"),
+    "torch-optimizer": ("MODULE:NAME", "a function of parameters that makes an optimizer"),
+    "jax-optimizer": ("MODULE:NAME", "what optax makes; both get the same gradients"),
+    "steps": ("N", f"of optimizers (default: {STEPS}); with --torch and --jax, these are training steps"),
+}
+"""Options of this command, each with its value and its help."""
 
 
 def options(program: str = PROGRAM) -> argparse.ArgumentParser:
     """The parser."""
-    parser = Options(prog=program, add_help=False, allow_abbrev=False)
-    for name in PAIR:
-        parser.add_argument(f"--{name}")
+    about = "Where do a torch and a JAX model, function or optimizer part? docs/bring-your-own.md shows it."
+    parser = Options(prog=program, description=about, allow_abbrev=False)
+    for name, (value, text) in PAIR.items():
+        parser.add_argument(f"--{name}", metavar=value, help=text)
     return parser
 
 

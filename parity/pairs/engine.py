@@ -1,9 +1,9 @@
-"""Both sides of a pair, in float64 and float32, free and seated: records, gradients, and what each error may be.
+"""Both sides of a pair, in float64 and float32, free and teacher-forced: records, gradients, and each error's cap.
 
-Seated: every tap of JAX goes on with torch's value and cotangent, so that an error is seen only where it is made. Each
-side is also run in float32, seated on torch's float64 values: how far that is from its own float64 is the rounding of
-float32 in each segment. Where a side computes below float64 in the middle of a float64 run (a float32 island, seen in
-its program), so much is allowed there, and nowhere else.
+Teacher-forced: every tap of JAX goes on with torch's value and cotangent, so that an error is seen only where it is
+made. Each side is also run in float32, forced on torch's float64 values: how far that is from its own float64 is the
+rounding of float32 in each segment. Where a side computes below float64 in the middle of a float64 run (a float32
+island, seen in its program), so much is allowed there, and nowhere else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from parity.pairs.torch_side import DTYPES, Watch, record
 # Two roundings of the same sum differ by about what each is off: in the pairs of docs/bring-your-own.md (Mistral,
 # Mamba-2) by at most 1.4 times the rounding measured there. What hides below this is smaller than 4 such roundings.
 ISLAND = 4.0
-"""An island may differ by so many times the rounding of float32 that was measured there."""
+"""A float32 island, a part in float32 within a float64 run, may differ by so many times the rounding measured there."""
 LEAST = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half a unit in the last place: an island's cap is never below `ISLAND` times this."""
 MOST = 1e-2
@@ -88,13 +88,13 @@ class Look:
     """Both sides at one precision."""
 
     ours: Record
-    """Torch's, in JAX's layouts; seated where this look was."""
+    """Torch's, in JAX's layouts; forced where this look was."""
     raw: Record
     """Torch's on its own, as it is."""
     alone: Record
     """Torch's on its own, in JAX's layouts."""
     free: Record
-    seated: Record
+    forced: Record
     our_gradients: dict[str, np.ndarray]
     their_gradients: dict[str, np.ndarray]
     ways: dict[str, tuple[Way, Way]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Look:
 
 
 def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Look:
-    """Run both in `dtype`. `exact`: torch's float64 record, on whose values both are seated (unset: JAX on torch's)."""
+    """Run both in `dtype`. `exact`: torch's float64 record, on whose values both are forced (unset: JAX on torch's)."""
     kind = DTYPES[dtype]
     weights = {
         name: torch.from_numpy(np.array(value)).to(kind).requires_grad_(name not in pair.frozen)
@@ -146,7 +146,7 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     if pair.only is not None:  # modules of two libraries; of a pair's own taps the shapes are compared
         layouts |= _flattened(free_ours, free, layouts)
     seats = laid_out(free_ours if exact is None else exact, layouts)
-    seated, their_gradients = recorder(moving, fixed, seats=seats)
+    forced, their_gradients = recorder(moving, fixed, seats=seats)
     theirs = {ours: name for name, ours in pair.names.items()}
     found = opened.ways(dtype)
     both = {
@@ -156,10 +156,10 @@ def look(pair: Pair, dtype: str, real: Real, exact: Record | None = None) -> Loo
     ours = free_ours if exact is None else seated_ours
     ours, on_its_own = laid_out(ours, layouts), laid_out(free_ours, layouts)
     if pair.only is not None:
-        _spread(ours, free, seated)
+        _spread(ours, free, forced)
         _spread(on_its_own, Record(dict(free.values)))
     return Look(
-        ours, free_ours, on_its_own, free, seated, gradients, _in_torchs_terms(pair, weights, their_gradients), both,
+        ours, free_ours, on_its_own, free, forced, gradients, _in_torchs_terms(pair, weights, their_gradients), both,
         opened.closed,
     )  # fmt: skip
 
@@ -254,10 +254,10 @@ def laid_out(given: Record, layouts: Mapping[str, Sequence[str]]) -> Record:
 def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] = frozenset()) -> list[Row]:
     """One row for each value, cotangent and gradient, with what was measured as its floor and its cap.
 
-    `narrow` is the look in float32, seated on the same values; `apart` are names of taps that aren't compared.
+    `narrow` is the look in float32, forced on the same values; `apart` are names of taps that aren't compared.
     """
-    ours, free, seated = (real.only(record) for record in (wide.ours, wide.free, wide.seated))
-    below = None if narrow is None else (real.only(narrow.ours), real.only(narrow.seated))
+    ours, free, forced = (real.only(record) for record in (wide.ours, wide.free, wide.forced))
+    below = None if narrow is None else (real.only(narrow.ours), real.only(narrow.forced))
     children: dict[str, list[str]] = {}
     for name, parents in ours.parents.items():
         for parent in parents:
@@ -268,7 +268,7 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
     def noise(part: str, name: str) -> float | None:
         if below is None:
             return None
-        pairs = ((below[0], ours), (below[1], seated))
+        pairs = ((below[0], ours), (below[1], forced))
         errors = [distance(getattr(low, part).get(name), getattr(high, part).get(name)) for low, high in pairs]
         known = [error for error in errors if np.isfinite(error)]
         return max(known) if known else None
@@ -277,13 +277,13 @@ def rows_of(wide: Look, narrow: Look | None, real: Real, apart: frozenset[str] =
     for name in names:
         widest = wide.ways.get(name, (Way(), Way()))
         cap, floor = allowed(widest, noise("values", name), FORWARD, FORWARD_FLOOR)
-        a, b, c = (r.values.get(name) for r in (ours, free, seated))
+        a, b, c = (r.values.get(name) for r in (ours, free, forced))
         note = odd_side(a, c)
         rows.append(Row("forward", name, distance(b, a), distance(c, a), cap, floor, ours.parents.get(name, ()), note))
     for name in reversed([name for name in names if name in ours.cotangents]):
         ways = [way for child in children.get(name, ()) for way in wide.ways.get(child, ())]
         cap, floor = allowed(ways, noise("cotangents", name), COTANGENT, COTANGENT_FLOOR)
-        a, b, c = (r.cotangents.get(name) for r in (ours, free, seated))
+        a, b, c = (r.cotangents.get(name) for r in (ours, free, forced))
         rows.append(
             Row("cotangent", name, distance(b, a), distance(c, a), cap, floor, tuple(children.get(name, ())),
                 odd_side(a, c))

@@ -50,7 +50,7 @@ def judge_pair(
     rows = rows_of(wide, narrow, real, apart)
     verdict = verdict_on(rows, wide, narrow, _noises(rows, wide, narrow, real))
     more = [*notes, *said, *_whole(real)]
-    frames = film(wide.ours, wide.free, wide.seated)
+    frames = film(wide.ours, wide.free, wide.forced)
     lead = next((row for row in rows if row.title == verdict.tap), None)
     if verdict.kind == "same" and narrow is not None:
         own = [real.only(record) for record in (wide.ours, narrow.alone, narrow.free)]
@@ -71,7 +71,7 @@ def judge_pair(
         more += islands(wide)
     evidence = {f"input/{name}": np.asarray(value) for name, value in pair.inputs.items()}
     evidence |= {f"weights/{name}": np.asarray(value) for name, value in pair.weights.items()}
-    evidence |= evidence_of(verdict, wide.ours, wide.seated)
+    evidence |= evidence_of(verdict, wide.ours, wide.forced)
     return Report(title, rows, verdict, evidence, notes=more, measured=True, frames=frames)
 
 

@@ -104,7 +104,7 @@ def compare_optimizers(
 
 
 def torch_course(make: Callable[[list[torch.nn.Parameter]], Any], fed: Sequence[Mapping[str, np.ndarray]]) -> Any:
-    """(torch's optimizer, its course)."""
+    """(torch's optimizer, its parameters and states by step)."""
     named = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in start().items()}
     optimizer = make(list(named.values()))
     course = Course([_flat({n: p.detach().numpy() for n, p in named.items()})])
@@ -123,7 +123,7 @@ def torch_course(make: Callable[[list[torch.nn.Parameter]], Any], fed: Sequence[
 
 
 def jax_course(transformation: Any, fed: Sequence[Mapping[str, np.ndarray]]) -> Course:
-    """The course of an optax transformation."""
+    """The parameters and states of an optax transformation by step."""
     place: Any = start()
     state = transformation.init(place)
     update = jax.jit(transformation.update)

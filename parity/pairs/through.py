@@ -1,4 +1,4 @@
-"""Taps in JAX through jit, checkpoint, scan and vmap: the function is traced once, and laid open where taps lie.
+"""Taps in JAX through jit, checkpoint, scan and vmap: the function is traced once, and opened where taps lie.
 
 A tap that is met while JAX traces becomes an equation of its own, `mark`, in the traced program (jaxpr). The program is
 then evaluated equation by equation: a call that holds a mark is entered, a scan that holds one is unrolled, and each

@@ -1,4 +1,4 @@
-"""Torch's side of a pair: any module or function, its taps by module path, its values seated where they are given."""
+"""Torch's side of a pair: any module or function, its taps by module path, its values replaced by given ones."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def verdict_on(rows: Sequence[Row], wide: Look, narrow: Look | None, noises: Map
 
 
 def _lead(bugs: Sequence[Row]) -> Row:
-    """The first among the large ones: seated errors don't grow, so that a small one elsewhere is another matter."""
+    """The first among the large ones: forced errors don't grow, so that a small one elsewhere is another matter."""
 
     def size(row: Row) -> float:
         return row.error / max(row.floor, 1e-17) if np.isfinite(row.error) else float("inf")
@@ -110,7 +110,7 @@ def _of_float64(lead: Row, wide: Look, narrow: Look | None) -> str:
     if narrow is None or "NaN" not in lead.note or lead.stage not in ("forward", "cotangent"):
         return ""
     part = "values" if lead.stage == "forward" else "cotangents"
-    found = [getattr(record, part).get(lead.name) for record in (narrow.ours, narrow.seated)]
+    found = [getattr(record, part).get(lead.name) for record in (narrow.ours, narrow.forced)]
     if any(array is None or np.isnan(array).any() for array in found):
         return ", in float32 too"
     return (

@@ -44,13 +44,24 @@ def group(test: str) -> str:
     given = given.removesuffix("]")
     if (mutant := _mutants().get(given)) is not None:
         return f"{mutant.probe}, {mutant.variant}"
-    if path.endswith("test_float32_is_the_same_with_x64_off"):
-        return "gpt2-like, float32"
     variants = [variant for variant in VARIANTS if given.endswith(variant) or given.startswith(variant)]
     if not variants or "test_dtypes" in path:  # which compiles no pair
         return path.partition("::")[0]
     dtype = next((word for word in given.split("-") if word in ("float32", "bfloat16", "float16")), "float64")
     return f"{max(variants, key=len)}, {'float32' if 'test_trajectory' in path else dtype}"
+
+
+LONGEST = ("test_mesh", "test_zero", "test_faults", "test_jax_runs", "test_spawn", "float32", "bfloat16", "float64")
+"""What the groups that take longest have in their names, the longest first."""
+
+
+def rank(test: str) -> int:
+    """Place of a test's group in a session of several processes: a long one that begins last leaves the others idle.
+
+    (xdist begins with the groups of most tests, and those are the quickest here.)
+    """
+    name = group(test)
+    return next((place for place, part in enumerate(LONGEST) if part in name), len(LONGEST))
 
 
 @functools.cache

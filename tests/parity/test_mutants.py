@@ -1,5 +1,5 @@
-"""The engine of mutants: what an edit is, which are drawn, who judges them, and that a judge is believed only as far
-as the tree as it is bears it out.
+"""Mutants of the source: what an edit is, which are drawn, which tests judge them, and that a kill counts only where
+the tests pass without the mutant.
 """
 
 from __future__ import annotations

@@ -146,6 +146,11 @@ def run(capsys, *words):
     return stopped.value.code, out, err
 
 
+def test_the_help_has_every_option(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert (code, [name for name in command.PAIR if f"--{name} " not in out]) == (0, [])
+
+
 @pytest.mark.whole
 def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
