@@ -43,7 +43,6 @@ def xla_flags(*, unless_set: str = "", always: str = "") -> str:
     return " ".join(filter(None, (unless_set, given, always)))
 
 
-@functools.cache
 def facts() -> Mapping[str, Any]:
     """Kind of machine, without its name:
 

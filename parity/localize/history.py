@@ -62,9 +62,10 @@ class History:
         """What `update` was made on, as the folder says."""
         return next((one.device for one in reversed(self.segments) if one.first <= update), "")
 
-    def resumed_within(self, first: int, last: int) -> int | None:
-        """The first of the updates (first, last] at which the run was gone on with."""
-        return next((one.first for one in self.segments if first < one.first <= last), None)
+    def of_one_stack(self, first: int, stop: int) -> int:
+        """Where the updates [first, stop) end that the stack of the first one made, however often it was resumed."""
+        stack = self.stack(first)
+        return next((one.first for one in self.segments if first < one.first < stop and one.stack != stack), stop)
 
     def data_index(self, update: int) -> int:
         """Its place in the data order: ahead of the update's number after a rollback."""

@@ -172,9 +172,7 @@ class _Replay:
         # of a long run the stretch in which the runs part, and what follows
         some = found if whole else [one for one in found if one.stop > self.around[0]]
         stop = min(some[-1].stop, some[0].first + most)
-        stack = history.stack(some[0].first)
-        while (change := history.resumed_within(some[0].first, stop - 1)) and history.stack(change) != stack:
-            stop = change
+        stop = history.of_one_stack(some[0].first, stop)
         some = [one for one in some if one.first < stop]
         if some[0].first > found[0].first or stop < found[-1].stop:
             side.left = f"of its updates {found[0].first} to {found[-1].stop - 1} these alone"

@@ -10,7 +10,7 @@ from typing import Any
 from coretrain.base.errors import UserError
 from parity.mutation.known import Known
 from parity.mutation.places import Place, is_alive
-from parity.mutation.sample import STACKS
+from parity.mutation.sample import CORE_FILES, STACKS
 from parity.mutation.seen import Seen
 from parity.mutation.worker import Worker
 
@@ -22,6 +22,8 @@ SLACK, SLOWER = 15.0, 2.0
 These were often recorded while another test had compiled what they need."""
 KILLED = "known.toml lists it as a survivor, and it is killed: remove the entry"
 GROWTHS, LATE = 3, "time limit"
+MORE = 10
+"""Where no mutant may live, an unknown survivor is worth so many times the limit more: it turns CI red."""
 TRACED = (
     "TracerBoolConversionError",
     "ConcretizationTypeError",
@@ -52,7 +54,7 @@ class Verdict:
     tests: int = 0
     """Tests that were run against it."""
     left: int = 0
-    """Tests that may see it and were not run, for lack of time."""
+    """Tests that may see it and did not judge it, for lack of time, or since they failed as they were recorded."""
     seconds: float = 0.0
     reason: str = ""
     diff: str = ""
@@ -86,11 +88,15 @@ class Judge:
             verdict.status, verdict.reason, verdict.diff = known[0], known[1], place.diff(source)
             return verdict
         text = place.applied(source).decode()
-        stages, verdict.left = self._stages(place)
-        for tests in stages:
+        stages, rest = self._stages(place)
+        verdict.left = len(rest) + len(self.seen.lost(place))
+        more = self._within(rest, MORE * self.limit)[0] if place.file in CORE_FILES and not known else []
+        for tests in (*stages, *([more] if more else [])):
             found = self._run(tests, place.file, text, worker)
             verdict.seconds += found["wall"]
             verdict.tests += len(tests)
+            verdict.left -= len(tests) * (tests is more)
+            verdict.left += found.get("undecided", 0)
             if "failed" in found or found.get("code"):
                 verdict.kind = found.get("kind", "")
                 verdict.killed_by = found.get("failed", "no such tests") or verdict.kind
@@ -128,7 +134,7 @@ class Judge:
             if "failed" not in clean:
                 return found
             seconds *= 4
-        return {"wall": found["wall"]}  # this machine can't tell: no kill
+        return {"wall": found["wall"], "undecided": len(tests)}  # this machine can't tell: no kill
 
     def plan(self, place: Place) -> tuple[list[list[str]], list[list[str]]]:
         """Tests that may see a place, those that execute it before those that may share what these have made; for a
@@ -143,21 +149,24 @@ class Judge:
             return judges, [[test for test in group if not test.startswith("parity/")] for group in groups]
         return groups, []
 
-    def _stages(self, place: Place) -> tuple[list[list[str]], int]:
+    def _stages(self, place: Place) -> tuple[list[list[str]], list[str]]:
+        """Tests in stages, and those that are left out."""
         stages: list[list[str]] = []
-        left = 0
+        rest: list[str] = []
         for groups in self.plan(place):
-            time = self.limit
-            taken: list[str] = []
-            for group in groups:
-                for test in self._order(group, place):
-                    time -= self.seen.seconds[test]
-                    if time < 0 and taken:
-                        left += 1
-                    else:
-                        taken.append(test)
+            taken, left = self._within([test for group in groups for test in self._order(group, place)], self.limit)
             stages += self._cut(taken)
-        return stages, left
+            rest += left
+        return stages, rest
+
+    def _within(self, tests: Sequence[str], limit: float) -> tuple[list[str], list[str]]:
+        """(tests that take so many seconds together, at least one; those beyond)."""
+        taken: list[str] = []
+        left: list[str] = []
+        for test in tests:
+            limit -= self.seen.seconds[test]
+            (left if limit < 0 and taken else taken).append(test)
+        return taken, left
 
     def _order(self, tests: Sequence[str], place: Place) -> list[str]:
         kills = self.kills[place.file]

@@ -80,6 +80,8 @@ class Seen:
     """Tests by package that they have been in."""
     recorded: set[str] = field(default_factory=set)
     """Files of tests that were recorded without marks to choose by."""
+    failed: set[str] = field(default_factory=set)
+    """Tests that failed as they were recorded, as by a time limit: they judge nothing."""
 
     @functools.cached_property
     def _now(self) -> dict[str, tuple[str, Functions]]:
@@ -129,6 +131,10 @@ class Seen:
             }
         return sorted((test for test in found if test in self.seconds), key=lambda test: (self.seconds[test], test))
 
+    def lost(self, place: Place) -> set[str]:
+        """Tests that execute a place and failed as they were recorded."""
+        return self._at(place.file, *place.lines, place.function) & self.failed if place.function else set()
+
     def whole(self) -> bool:
         """Whether all files of tests were recorded, so that a place without a test has none."""
         return all(file in self.recorded for file in files_of_tests(self.root) if not _is_long(self.root / file))
@@ -149,11 +155,21 @@ def files_of_tests(root: Path, words: Sequence[str] = ()) -> list[str]:
     found: set[str] = set()
     named = [name for word in words for name in (CORE_TESTS if word == "core" else (word,))]
     for word in named or ("parity/ladder", "tests"):
-        for path in root.glob(word) if word and not word.startswith("/") else ():
+        for path in _found(root, word):
             found.update(
                 p.relative_to(root).as_posix() for p in ([path] if path.is_file() else path.rglob("test_*.py"))
             )
     return sorted(name for name in found if not name.startswith(NO_JUDGES))
+
+
+def _found(root: Path, word: str) -> list[Path]:
+    """Files and folders inside `root` that a glob finds; none for what is no pattern."""
+    if not word or word.startswith("/") or ".." in word.split("/"):
+        return []
+    try:
+        return list(root.glob(word))
+    except (ValueError, IndexError, NotImplementedError):  # as of `**a` and of `.`
+        return []
 
 
 def _is_long(path: Path) -> bool:
@@ -169,45 +185,60 @@ def _function_at(functions: Functions, line: int) -> str:
 
 
 def load(root: Path, folder: Path) -> Seen:
-    """What lies in `folder`. Raises `UserError` where there is nothing."""
-    from coverage.data import CoverageData
+    """What lies in `folder`. Raises `UserError` where there is nothing, or something else."""
+    from coverage.exceptions import CoverageException
 
     seen = Seen(root)
     for facts in sorted(folder.glob("*.json")):
-        data = CoverageData(str(facts.with_suffix(".coverage")))
         if not facts.with_suffix(".coverage").is_file():
             continue
-        data.read()
-        noted = from_json(facts.read_bytes())
-        if noted.get("marks") == "":
-            seen.recorded.update(test.partition("::")[0] for test in noted["tests"])
-        was = Path(noted["root"])
-        for test, (seconds, outcome) in noted["tests"].items():
-            if outcome == "passed" and not test.startswith(NO_JUDGES):
-                seen.seconds[test] = seconds
-        lines: dict[str, dict[int, list[str]]] = {}
-        for path in data.measured_files():
-            if not Path(path).is_relative_to(was):
-                continue
-            file = Path(path).relative_to(was).as_posix()
-            found = {}
-            for line, contexts in data.contexts_by_lineno(path).items():
-                names = {
-                    name.removesuffix(" (call)").removesuffix(" (setup)").removesuffix(" (teardown)")
-                    for name in contexts
-                }
-                if names := names & noted["tests"].keys():
-                    found[line] = sorted(names)
-                    seen.files[file.partition("/")[0]].update(names)
-            lines[file] = found
-        at = {
-            file: (digest, {n: tuple(ends) for n, ends in functions.items()})
-            for file, (digest, functions) in noted["sources"].items()
-        }
-        seen.parts.append(Part(lines, at))
+        try:
+            _add(seen, facts)
+        except (CoverageException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "parity/mutation-lines-unreadable",
+                f"{facts} isn't what --record leaves ({type(error).__name__}: {error}): remove it, and record again "
+                "with --record",
+            ) from None
     if not seen.seconds:
         raise UserError(
             "parity/mutation-without-lines",
             f"{folder} doesn't say which test executes which line: run python -m parity.mutation --record first",
         )
     return seen
+
+
+def _add(seen: Seen, facts: Path) -> None:
+    """One recorded session."""
+    from coverage.data import CoverageData
+
+    data = CoverageData(str(facts.with_suffix(".coverage")))
+    data.read()
+    noted = from_json(facts.read_bytes())
+    if noted.get("marks") == "":
+        seen.recorded.update(test.partition("::")[0] for test in noted["tests"])
+    was = Path(noted["root"])
+    for test, (seconds, outcome) in noted["tests"].items():
+        if outcome == "passed" and not test.startswith(NO_JUDGES):
+            seen.seconds[test] = seconds
+        elif outcome == "failed":
+            seen.failed.add(test)
+    lines: dict[str, dict[int, list[str]]] = {}
+    for path in data.measured_files():
+        if not Path(path).is_relative_to(was):
+            continue
+        file = Path(path).relative_to(was).as_posix()
+        found = {}
+        for line, contexts in data.contexts_by_lineno(path).items():
+            names = {
+                name.removesuffix(" (call)").removesuffix(" (setup)").removesuffix(" (teardown)") for name in contexts
+            }
+            if names := names & noted["tests"].keys():
+                found[line] = sorted(names)
+                seen.files[file.partition("/")[0]].update(names)
+        lines[file] = found
+    at = {
+        file: (digest, {n: tuple(ends) for n, ends in functions.items()})
+        for file, (digest, functions) in noted["sources"].items()
+    }
+    seen.parts.append(Part(lines, at))

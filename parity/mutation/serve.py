@@ -39,9 +39,9 @@ class Watcher:
 
     def pytest_sessionstart(self, session):
         """What JAX has compiled is kept: a mutant in torch compiles nothing of it anew."""
-        import jax
-
         if folder := os.environ.get("MUTANTS_COMPILED"):
+            import jax
+
             jax.config.update("jax_compilation_cache_dir", folder)
             jax.config.update("jax_enable_compilation_cache", True)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -70,6 +70,7 @@ class Watcher:
 def child(job, pipe, log):
     """Run the tests of a job; never returns."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(job.get("environment", {}))
     with open(os.devnull) as nothing, open(log, "wb") as out:
         os.dup2(nothing.fileno(), 0)
@@ -107,12 +108,27 @@ def judged(job, log):
         os.close(reading)
         child(job, writing, log)
     os.close(writing)
+    try:
+        return followed(job, pid, reading, begun)
+    except BaseException:  # Ctrl-C, or whoever asked ends: the tests are a session of their own, and would go on
+        killed(pid)
+        raise
+
+
+def killed(pid):
+    """End the session of a child, with all that its tests have started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def followed(job, pid, reading, begun):
+    """What the child says, until it has ended."""
     text, late = b"", False
     while True:
         left = begun + job["seconds"] - time.monotonic()
         ready = select.select([reading], [], [], max(0, min(left, 1)))[0]
         if os.getppid() != PARENT:  # whoever asked is gone
-            os.killpg(pid, signal.SIGKILL)
+            killed(pid)
             shutil.rmtree(Path.cwd(), ignore_errors=True)
             sys.exit(1)
         if not ready and left > 0:
@@ -128,11 +144,9 @@ def judged(job, log):
             break  # the first failure is enough
     os.close(reading)
     if late or b'"done"' not in text:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        killed(pid)
     _, status, used = os.wait4(pid, 0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what its tests have started
+    killed(pid)  # what its tests have started
     verdicts = [json.loads(line) for line in text.decode().splitlines()]
     verdict = next((one for one in verdicts if "failed" in one), None) or (verdicts[-1] if verdicts else {})
     if not verdict:
@@ -145,6 +159,7 @@ def judged(job, log):
 def main():
     """Answer jobs until there are no more."""
     root = Path.cwd()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name in os.environ["MUTANTS_PRELOADED"].split() if "MUTANTS_PRELOADED" in os.environ else PRELOADED:
         with contextlib.suppress(Exception):  # an extra that isn't installed, or can't be imported here
             importlib.import_module(name)

@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from coretrain.base.errors import UserError
 from coretrain.base.files import write_atomically
 from coretrain.base.parse import from_json
-from parity.mutation.judging import SLACK, SLOWER, Judge, Verdict
+from parity.mutation.judging import GROWTHS, KILLED, LATE, SLACK, SLOWER, Judge, Verdict
 from parity.mutation.places import Place
 from parity.mutation.score import by_room_and_operator, groups
 from parity.mutation.worker import Worker
@@ -38,6 +39,8 @@ class Session:
     """By the place's id."""
     control: list[str] = field(default_factory=list)
     """Tests that have killed, and fail without any mutant."""
+    unsteady: list[str] = field(default_factory=list)
+    """Those of them that passed when they were run again, alone."""
     sources: dict[str, bytes] = field(default_factory=dict)
 
     def source(self, file: str) -> bytes:
@@ -50,12 +53,23 @@ class Session:
         """Take over what an earlier session has found of the same edits; survivors are judged `again` if asked for."""
         if not self.results.is_file():
             return 0
-        rows = {row["key"]: row for row in from_json(self.results.read_bytes()).get("mutants", ())}
+        try:
+            rows = {row["key"]: Verdict(**row) for row in from_json(self.results.read_bytes()).get("mutants", ())}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "parity/mutation-results-unreadable",
+                f"--results {self.results}: not the results of an earlier session ({error}); name another file, or "
+                "move it away",
+            ) from None
         for place in self.turn:
             row = rows.get(place.key)
-            lived = row is not None and row["status"] == "survived" and row["tests"] and not again
-            if row is not None and (row["status"] == "killed" or lived):
-                verdict = Verdict(**row | {"id": place.id, "line": place.line})
+            lived = row is not None and row.status == "survived" and row.tests and not again
+            known = self.judge.known.of(place)
+            if known and known[0] != "survivor":
+                continue  # what known.toml says now counts, and costs nothing
+            if row is not None and (row.status == "killed" or lived):
+                reason = "" if not known else known[1] if lived else KILLED
+                verdict = replace(row, id=place.id, line=place.line, reason=reason)
                 self.verdicts[place.id] = verdict
                 self.judge.kills[place.file][verdict.killed_by or ""] += verdict.status == "killed"
         return len(self.verdicts)
@@ -100,16 +114,24 @@ class Session:
     def check(self, worker: Worker) -> None:
         """The control: every test that has killed must pass on the tree as it is, in the same kind of process.
 
-        Where one fails, its verdicts are taken back.
+        Where one fails, its verdicts are taken back, whether it fails again or not. A time that doesn't do is
+        given again, four times as long.
         """
         killers = {one.killed_by for one in self.verdicts.values() if one.status == "killed" and one.killed_by}
         tests = sorted(test for test in killers if test in self.judge.seen.seconds)
+        more = 1
         while tests:
-            seconds = 4 * (SLACK + SLOWER * sum(self.judge.seen.seconds[test] for test in tests))
-            failed = worker.run(tests, seconds).get("failed")
+            seconds = 4**more * (SLACK + SLOWER * sum(self.judge.seen.seconds[test] for test in tests))
+            found = worker.run(tests, seconds)
+            failed = found.get("failed")
             if failed not in tests:
+                more += 1
+                if found.get("kind") == LATE and more <= GROWTHS:
+                    continue
                 return
             self.control.append(failed)
+            if "failed" not in worker.run([failed], seconds):
+                self.unsteady.append(failed)
             tests.remove(failed)
             self.verdicts = {name: one for name, one in self.verdicts.items() if one.killed_by != failed}
 
@@ -128,5 +150,10 @@ class Session:
 
 
 def alive(verdicts: Iterable[Verdict], files: frozenset[str]) -> list[Verdict]:
-    """Survivors in `files` of which nothing is known."""
-    return [one for one in verdicts if one.status == "survived" and one.file in files and not one.reason]
+    """Survivors in `files` of which nothing is known, and that all tests let live which may see them.
+
+    On a slow machine fewer tests fit into the limit: what these would have killed is no fault of the tree.
+    """
+    return [
+        one for one in verdicts if one.status == "survived" and one.file in files and not one.reason and not one.left
+    ]

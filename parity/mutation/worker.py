@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from parity.machine import ONE_PIECE, xla_flags
+
 PACKAGES = (
     "coretrain",
     "torchtrain",
@@ -26,6 +28,8 @@ PACKAGES = (
     "docs",
 )
 FILES = ("conftest.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "setup.py")
+PATIENCE = 10.0
+"""Seconds in which a server that has nothing to do ends."""
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".mypy_cache", ".ruff_cache", "*.png")
 
 
@@ -55,7 +59,7 @@ class Worker:
         others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p).resolve() != root]
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = os.environ | one | {"PYTHONPATH": os.pathsep.join([str(self.folder), *others])}
-        environment |= {"TOKENIZERS_PARALLELISM": "false", "XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=1"}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "XLA_FLAGS": xla_flags(unless_set=ONE_PIECE)}
         if compiled is not None:
             compiled.mkdir(parents=True, exist_ok=True)
             environment["MUTANTS_COMPILED"] = str(compiled.resolve())
@@ -97,8 +101,8 @@ class Worker:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._process.terminate()  # it is in the middle of a job, and ends that too
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,8 +94,9 @@ def _optimizers(given: argparse.Namespace) -> Report:
         )
     steps = STEPS if given.steps is None else _steps(given.steps)
     ours = loading.named("--torch-optimizer", given.torch_optimizer)
-    theirs = loading.made(loading.named("--jax-optimizer", given.jax_optimizer))
-    return compare_optimizers(ours, theirs, steps)
+    named = loading.named("--jax-optimizer", given.jax_optimizer)
+    theirs = _tried(lambda: loading.made(named))
+    return _tried(lambda: compare_optimizers(ours, theirs, steps))
 
 
 def _steps(text: str) -> int:
@@ -123,10 +123,11 @@ def _training(given: argparse.Namespace) -> Report:
 
 
 def _sides(given: argparse.Namespace) -> tuple[Any, Any, Any]:
-    ours = loading.made(loading.named("--torch", given.torch))
-    theirs = loading.named("--jax", given.jax)
-    tree = None if given.params is None else loading.made(loading.named("--params", given.params))
-    return ours, (theirs if tree is not None else loading.made(theirs)), tree
+    sides = [loading.named("--torch", given.torch), loading.named("--jax", given.jax)]
+    params = None if given.params is None else loading.named("--params", given.params)
+    ours = _tried(lambda: loading.made(sides[0]))
+    tree = None if params is None else _tried(lambda: loading.made(params))
+    return ours, (sides[1] if tree is not None else _tried(lambda: loading.made(sides[1]))), tree
 
 
 def _inputs(given: argparse.Namespace) -> dict[str, Any]:
@@ -159,8 +160,9 @@ def _proposal(given: argparse.Namespace) -> None:
     ours, theirs, tree = _sides(given)
     module = _module(ours, "a map is of a module's tensors")
     convert = None if given.converter is None else loading.named("--converter", given.converter)
-    model = jax_side.model_of(theirs, tree, _inputs(given))
-    made = proposed(module, model, convert)
+    inputs = _inputs(given)
+    model = _tried(lambda: jax_side.model_of(theirs, tree, inputs))
+    made = _tried(lambda: proposed(module, model, convert))
     write_map(path, made)
     notes = sum(bool(entry.note) for entry in made.parameters.values())
     left = len(made.unused_torch) + len(made.unused_jax)
@@ -179,7 +181,7 @@ def _judged(given: argparse.Namespace) -> Report:
         _refused(given, "perturb", "is for a module's weights, and --torch is a function")
         return _tried(lambda: localize(ours, theirs, inputs, title=f"{given.torch} and {given.jax}", mask=given.mask))
     module = _module(ours, "--weights maps a module's tensors")
-    made = Map() if given.weights is None else read_map(Path(given.weights))
+    made = Map() if given.weights is None else read_map(typed_path(given.weights))
     if not made.confirmed:
         raise UserError(
             "parity/map-not-confirmed",
@@ -193,12 +195,12 @@ def _judged(given: argparse.Namespace) -> Report:
             perturb = -1.0
         if not 0 <= perturb <= 1e3:
             raise UserError("parity/perturb-wrong", f"--perturb {shown(given.perturb)}: give a number from 0 to 1000")
-    model = jax_side.model_of(theirs, tree, {**inputs, **made.arguments_jax})
+    model = _tried(lambda: jax_side.model_of(theirs, tree, {**inputs, **made.arguments_jax}))
     return _tried(lambda: localize_models(module, model, made, inputs, given.mask, perturb=perturb))
 
 
-def _tried(run: Any) -> Report:
-    """A report; what a model of the user's raises is one sentence with its last line of code."""
+def _tried(run: Any) -> Any:
+    """What `run` gives; what a model of the user's raises is one sentence with its last line of code."""
     try:
         return run()
     except (UserError, KeyboardInterrupt, MemoryError):

@@ -29,9 +29,9 @@ def named(option: str, text: str) -> Any:
     else:
         try:
             module = importlib.import_module(place)
-        except ImportError as error:
-            if not (isinstance(error, ModuleNotFoundError) and place.startswith(str(error.name))):
-                raise _failed(option, place, error) from None
+        except Exception as error:  # whatever the module's own code raises
+            if not (isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}.")):
+                raise _failed(option, place, error) from error
             raise UserError(
                 "parity/object-module-missing",
                 f"{option}: there is no module {shown(place)} here: name a file, as in model.py:{name}, or set "
@@ -49,10 +49,13 @@ def named(option: str, text: str) -> Any:
     return found
 
 
-def _failed(option: str, place: str, error: ImportError) -> UserError:
+def _failed(option: str, place: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), "")[:300]
+    if not isinstance(error, ImportError | SyntaxError):
+        reason = f"{type(error).__name__}: {reason}"
     return UserError(
         "parity/object-import-failed",
-        f"{option}: importing {shown(place)} fails ({error}): mend that, or install what it needs",
+        f"{option}: importing {shown(place)} fails ({reason}): mend that, or install what it needs",
     )
 
 
@@ -68,9 +71,9 @@ def _from_file(option: str, path: Path) -> Any:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except ImportError as error:
+        except Exception as error:
             del sys.modules[name]
-            raise _failed(option, str(path), error) from None
+            raise _failed(option, str(path), error) from error
     return sys.modules[name]
 
 

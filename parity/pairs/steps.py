@@ -63,7 +63,7 @@ def carried_out(value: Tensor, steps: Sequence[str], where: str) -> Tensor:
                 value = STEPS[word](value, *map(int, rest))
             else:
                 raise ValueError("there is no such step")
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
             reason = next(iter(str(error).splitlines()), "")
             raise UserError(
                 "parity/map-step-wrong",
@@ -83,7 +83,7 @@ def joined(values: Sequence[Tensor], join: str, where: str) -> Tensor:
             return torch.stack(list(values)).sum(0)
         (axis,) = map(int, rest)
         return JOINS[word](list(values), axis)
-    except (KeyError, ValueError, RuntimeError, IndexError):
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, OverflowError):
         shapes = ", ".join(str(list(value.shape)) for value in values[:3])
         raise UserError(
             "parity/map-join-wrong",

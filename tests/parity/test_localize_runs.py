@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import random
@@ -16,6 +17,7 @@ import torchtrain.attention
 import torchtrain.model
 import torchtrain.trainer
 from coretrain.base.errors import UserError
+from coretrain.journal.segments import Segment
 from coretrain.training.runner import run
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.localize.history import read_history
@@ -282,6 +284,14 @@ def test_decisions_that_its_figures_do_not_ask_for(runs, tmp_path):
     assert read_history(runs("a")).decisions_that_differ() == []
 
 
+def test_updates_of_one_stack_end_where_the_other_goes_on(runs):
+    """A resume in the same stack before it changes nothing."""
+    made = [Segment(first, stack, "cpu") for first, stack in ((0, "torch"), (4, "torch"), (8, "jax"), (10, "torch"))]
+    history = dataclasses.replace(read_history(runs("a")), segments=made)
+    assert [history.of_one_stack(first, 12) for first in (0, 5, 8, 10)] == [8, 8, 10, 12]
+    assert history.of_one_stack(0, 6) == 6
+
+
 def test_states_may_part_where_losses_do_not(runs, monkeypatch):
     """Moments of the last update: no loss comes after it."""
     correct = runs("kept", "torch", *SNAPSHOTS)
@@ -305,7 +315,8 @@ def test_damaged_checkpoints_are_left_out(runs, tmp_path, monkeypatch):
     """With the newest damaged the one before it is the newest, and a search looks at few."""
     correct = runs("kept", "torch", *SNAPSHOTS)
     wrong_from_the_sixth_update(monkeypatch)
-    sides = correct, runs("wrong beside torch", "torch", *SNAPSHOTS)
+    # not the run that test_the_interval_in_which_runs_part makes, whose step counts on in what is replayed
+    sides = correct, runs("wrong", "torch", *SNAPSHOTS)
     snapshots = [Snapshots(run, tmp_path / str(n)) for n, run in enumerate(sides)]
     opened = []
 

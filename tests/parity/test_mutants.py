@@ -4,9 +4,8 @@ the tests pass without the mutant.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 
@@ -14,14 +13,13 @@ import pytest
 
 from parity.mutation import known
 from parity.mutation.command import ROOMS, main
-from parity.mutation.judging import Judge, Verdict
+from parity.mutation.judging import Verdict
 from parity.mutation.operators import OPERATORS, UNASKED
 from parity.mutation.places import is_alive, places
 from parity.mutation.sample import CORE_FILES, all_places, in_turn
 from parity.mutation.score import counted, groups, interval, tables
-from parity.mutation.seen import CORE_TESTS, Part, Seen, files_of_tests, fingerprints, load
+from parity.mutation.seen import CORE_TESTS, files_of_tests, load
 from parity.mutation.session import Session, alive
-from parity.mutation.worker import Worker
 from tests.support.commands import ROOT
 from tests.support.refusal import refused
 
@@ -155,149 +153,12 @@ def test_the_score():
     assert [row["name"] for row in groups(rows)][:2] == ["stacks", "contract"]
     assert len(tables(rows)) == 3
     assert alive(rows, CORE_FILES) == [rows[2]]
+    assert alive([dataclasses.replace(rows[2], left=1)], CORE_FILES) == [], "the test that was left out may kill it"
     assert interval(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-4)
     assert interval(0, 0) == (0, 1)
     low, high = interval(10, 10)
     assert high == pytest.approx(1)
     assert low == pytest.approx(10 / (10 + 1.96**2), abs=1e-4)  # the closed form at a share of 1
-
-
-CODE = """import subprocess
-import sys
-
-
-def total(numbers):
-    begun, left = 0, len(numbers)
-    while left > 0:
-        left = left - 1
-        begun = begun + numbers[left]
-    return begun
-
-
-def unused(x):
-    return x + 1
-
-
-if __name__ == "__main__":
-    print(total([1, 2]))
-"""
-TEST = """import subprocess
-import sys
-
-from coretrain.sums import total, unused
-
-
-def test_total():
-    assert total([1, 2, 3]) == 6
-
-
-def test_in_a_program():
-    assert subprocess.check_output([sys.executable, "-m", "coretrain.sums"]) == b"3\\n"
-
-
-def test_unused():
-    unused(3)
-
-
-def test_broken():
-    assert total([]) == 1
-"""
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """A small tree with one file of code and one of tests."""
-    root = tmp_path_factory.mktemp("tree")
-    for name, text in (("coretrain/__init__.py", ""), ("coretrain/sums.py", CODE), ("tests/test_sums.py", TEST)):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(text)
-    (root / "parity/mutation").mkdir(parents=True)
-    shutil.copy(ROOT / "parity/mutation/serve.py", root / "parity/mutation/serve.py")
-    return root
-
-
-@pytest.fixture(scope="module")
-def worker(tree):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUTANTS_PRELOADED", "pytest")
-        with Worker(tree, None) as made:
-            yield made
-    assert not made.folder.exists()
-
-
-def test_a_mutant_is_killed_and_leaves_nothing_behind(worker):
-    wrong = CODE.replace("begun + numbers", "begun - numbers")
-    tests = ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"]
-    found = worker.run(tests, 30, "coretrain/sums.py", wrong)
-    assert (found["failed"], found["kind"], found["at"]) == (tests[1], "AssertionError", "call")
-    assert "failed" not in worker.run(tests, 30)
-    assert (worker.folder / "coretrain/sums.py").read_text() == CODE
-
-
-def test_a_program_that_a_test_starts_is_mutated_too(worker):
-    same_size = CODE.replace("[1, 2]", "[1, 3]")
-    test = "tests/test_sums.py::test_in_a_program"
-    assert worker.run([test], 30, "coretrain/sums.py", same_size)["failed"] == test
-    assert worker.run([test], 30)["done"] == 1
-
-
-def test_what_cannot_be_imported_is_said(worker):
-    found = worker.run(["tests/test_sums.py::test_total"], 30, "coretrain/sums.py", "total = 1 / 0\n")
-    assert (found["at"], found["kind"]) == ("import", "ZeroDivisionError")
-
-
-def seen_by(tree, **tests):
-    """What is known of the small tree: seconds and lines of its tests."""
-    names = {name: f"tests/test_sums.py::test_{name}" for name in tests}
-    lines = {}
-    for name, (_, executed) in tests.items():
-        for line in executed:
-            lines.setdefault(line, []).append(names[name])
-    seconds = {names[name]: took for name, (took, _) in tests.items()}
-    return Seen(tree, seconds, [Part({"coretrain/sums.py": lines}, fingerprints(tree))])
-
-
-def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, monkeypatch):
-    """The test that kills the first mutant fails without it too, nothing sees the second, and a loop never ends."""
-    monkeypatch.setattr("parity.mutation.judging.SLACK", 2.0)
-    lines = range(6, 11)
-    seen = seen_by(tree, total=(0.01, lines), unused=(0.01, [14]), broken=(0.0, lines))
-    source = CODE.encode()
-    turn = [
-        one
-        for one in places("coretrain/sums.py", source, OPERATORS)
-        if (one.line, one.operator, one.about)
-        in {(9, "arithmetic", "sign swapped"), (14, "arithmetic", "sign swapped")}
-    ]
-    judge = Judge(seen, known.Known([]), "all", 10.0)
-    told = []
-    session = Session(tree, tmp_path / "mutants.json", judge, turn, {"seed": 1}, 5.0, told.append)
-    session.run([worker])
-    assert [(one.status, one.tests) for one in told] == [("killed", 2), ("survived", 1)]
-    assert session.control == ["tests/test_sums.py::test_broken"], "it fails without a mutant"
-    written = json.loads((tmp_path / "mutants.json").read_text())
-    assert [row["status"] for row in written["mutants"]] == ["survived"], "what it has killed doesn't count"
-    assert "+    return (x - 1)" in written["mutants"][0]["diff"]
-
-    again = Session(tree, tmp_path / "mutants.json", judge, turn, {"seed": 1}, 5.0, told.append)
-    assert again.resume(again=False) == 1
-    assert again.resume(again=True) == 1, "what has been taken over stays"
-    hang = CODE.replace("numbers[left]", "0").replace("left - 1", "left")
-    found = judge._run(["tests/test_sums.py::test_total"], "coretrain/sums.py", hang, worker)
-    assert found["kind"] == "time limit"
-
-
-def test_tests_of_a_place(tree):
-    seen = seen_by(tree, total=(0.5, [6, 9]), unused=(0.1, [9]))
-    found = places("coretrain/sums.py", CODE.encode(), OPERATORS)
-    by_line = {place.line: seen.tests(place) for place in found}
-    assert by_line[9] == ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"], "the quickest first"
-    assert by_line[14] == []
-    assert not seen.whole(), "so that it may be another test that executes it"
-    seen.recorded.add("tests/test_sums.py")
-    assert seen.whole()
-    seen.parts[0] = Part(seen.parts[0].lines, {"coretrain/sums.py": ("another", {"total": (5, 7), "unused": (9, 9)})})
-    assert {place.line: seen.tests(place) for place in found}[14] == by_line[9], "an edited file: the function's tests"
 
 
 @pytest.mark.whole
@@ -331,7 +192,16 @@ def test_refusals(tmp_path, monkeypatch):
     with refused("parity/mutation-id-unknown", "--show x"):
         main(["--show", "x"])
     with refused("parity/mutation-no-tests", "--record"):
-        main(["--record", "configs"])
+        main(["--record", "configs", "**x", ".", "../elsewhere", ""])
     with refused("parity/mutation-without-lines", "none"):
         main(["--rooms", "coretrain/contract/schedule.py", "--lines", str(tmp_path / "none")])
     assert all((ROOT / room).is_dir() for room in ROOMS)
+    for name, text in (("some.json", "{}"), ("some.coverage", "nothing")):
+        (tmp_path / name).write_text(text)
+    with refused("parity/mutation-lines-unreadable", "some.json"):
+        load(ROOT, tmp_path)
+    for text in ("[1]", "{", '{"mutants": [{"key": "a"}]}', '{"mutants": 3}'):
+        (tmp_path / "mutants.json").write_text(text)
+        session = Session(ROOT, tmp_path / "mutants.json", None, [], {}, 1.0, print)
+        with refused("parity/mutation-results-unreadable", "mutants.json"):
+            session.resume(again=False)

@@ -151,6 +151,7 @@ def test_the_help_has_every_option(capsys):
     assert (code, [name for name in command.PAIR if f"--{name} " not in out]) == (0, [])
 
 
+@pytest.mark.whole
 def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("in.npz", **own_pairs.inputs())
@@ -167,11 +168,20 @@ def test_the_command_from_a_proposal_to_a_verdict(capsys, tmp_path, monkeypatch)
     assert code == 1
     assert "algorithm: layers.0.up" in out
     assert "reproduce: python -m parity.pairs --torch" in out
-    assert {path.suffix for path in (tmp_path / "here").glob("localize.*")} == {".html", ".png", ".txt", ".npz"}
+    files = {path.name for path in (tmp_path / "here").iterdir()}
+    assert files == {f"localize.{kind}" for kind in ("html", "png", "txt", "npz")}
+    assert all(name in out for name in files)
     code, _, err = run(capsys, *words, "--propose", "map.toml")
     assert (code, "there already" in err) == (2, True)
 
 
+FILES = {
+    "broken.py": "y = = 1\n",
+    "raising.py": "y = 1 / 0\n",
+    "lacking.py": "import nowhere_at_all\n",
+    "odd.py": "class Net:\n    def __init__(self):\n        raise RuntimeError('no weights')\n"
+    "def given(a, b): pass\nclass transform:\n    init = update = None\n",
+}
 FUNCTIONS = "--torch", f"{PAIR}:torch_window", "--jax", f"{PAIR}:jax_window"
 
 
@@ -200,11 +210,22 @@ FUNCTIONS = "--torch", f"{PAIR}:torch_window", "--jax", f"{PAIR}:jax_window"
         (("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "optax:sgd"), "no init and update"),
         (("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "optax:sgd", "--steps", "0"), "--steps 0"),
         (("--torch", "x:y", "--jax", "x:y", "--widht", "3"), "--widht"),
+        (("--torch", "broken.py:y", "--jax", "x:y"), "broken.py fails (invalid syntax"),
+        (("--torch", "raising.py:y", "--jax", "x:y"), "raising.py fails (ZeroDivisionError: division by zero)"),
+        (("--torch", "lacking.py:y", "--jax", "x:y"), "lacking.py fails (No module named 'nowhere_at_all')"),
+        (("--torch", "odd.py:Net", "--jax", f"{PAIR}:Net"), "odd.py:3 (RuntimeError: no weights)"),
+        (
+            ("--torch-optimizer", "torch.optim:SGD", "--jax-optimizer", "odd.py:Net"),
+            "odd.py:3 (RuntimeError: no weights)",
+        ),
+        (("--torch-optimizer", "odd.py:given", "--jax-optimizer", "odd.py:transform"), "(TypeError: "),
     ],
 )
 def test_mistakes_of_users_are_one_sentence(words, hint, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("in.npz", **own_pairs.inputs())
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     code, _, err = run(capsys, *words)
     assert (code, err.count("\n")) == (2, 1), err
     assert hint in err

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ def pair(jax_model):
     return module, model, proposed(module, model, own_pairs.converted)
 
 
+@pytest.mark.whole
 def test_importing_it_needs_numpy_torch_and_jax_alone():
     code = f"import sys, parity.pairs, parity.pairs.command; print([n for n in {UNWANTED} if n in sys.modules])"
     done = subprocess.run(
@@ -40,6 +42,7 @@ def test_importing_it_needs_numpy_torch_and_jax_alone():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.whole
 def test_a_window_that_is_off_by_one_behind_scan_remat_a_fused_matrix_and_a_compiler():
     """A float32 island lies before it, as in the model this is taken from: it must not lead."""
     module, model, made = pair(own_pairs.LinenNet(window=own_pairs.WINDOW + 1, narrow=True))
@@ -68,6 +71,7 @@ def test_a_clean_pair_with_an_island_is_the_same_and_the_island_is_named():
     assert rows["layers.0.up"].cap == rows["head"].cap == 1e-13
 
 
+@pytest.mark.whole
 def test_nnx_convolutions_and_statistics():
     torch.manual_seed(0)
     module, model = own_pairs.TorchConvs(), model_of(own_pairs.nnx_convs())
