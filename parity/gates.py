@@ -50,9 +50,9 @@ RATE = Gate("learning rate against others' closed forms", 1e-14, 6e-16, "a sched
 RATE_USED = Gate(
     "learning rate really used, every update", 1e-14, 2e-15, "a rate counted by applied updates, or rounded", "exact"
 )
-LOGITS = Gate("logits", 1e-13, 9e-16, "a constant wrong in its 11th digit, an epsilon, a dropped bias", "identity")
+LOGITS = Gate("logits", 1e-13, 9.2e-16, "a constant wrong in its 11th digit, an epsilon, a dropped bias", "identity")
 LOSS = Gate(
-    "loss, in nats", 1e-12, 3e-15, "padding in the loss, a mean of means, an ignored label that counts", "identity"
+    "loss, in nats", 1e-12, 1.5e-14, "padding in the loss, a mean of means, an ignored label that counts", "identity"
 )
 GRADIENTS = Gate("every gradient", 1e-13, 2e-14, "a term left out of one backward pass, a scale, a layout", "identity")
 NORM = Gate(
@@ -72,7 +72,7 @@ HEALTH = Gate(
 TRAJECTORY = Gate(
     "200 updates, displacement and moments",
     1e-11,
-    1e-13,
+    2.7e-13,
     "a count or a moment that a resume loses",
     "identity",
 )
@@ -102,7 +102,7 @@ ALONE = Gate("optimizer alone, 200 updates", 1e-12, 5e-14, "Adam's epsilon befor
 ALONE_32 = Gate(
     "optimizer alone, float32, without decay",
     5e-6,
-    6e-7,
+    6.1e-7,
     "a bfloat16 moment, gradients through bfloat16",
     "optimizer",
 )
@@ -168,7 +168,7 @@ FROZEN = Gate("base weights that an adapter's updates change", 0, 0, "a base tha
 
 # Both sides are sums of the same numbers in another order: B (A x) and (B A) x, logits after all layers.
 MERGED = Gate(
-    "logits with an adapter merged, and taken out again", 1e-12, 7.7e-16, "a merge without the scale", "invariance"
+    "logits with an adapter merged, and taken out again", 1e-12, 1e-15, "a merge without the scale", "invariance"
 )
 
 

@@ -31,7 +31,7 @@ from parity.probes.sides import (
 
 # Two updates, a checkpoint, two more, against four in one go in the other stack.
 RESUME = Gate(
-    "resume from a stack's own checkpoint", 1e-11, 2e-14, "a moment lost, a count of updates off by one", "identity"
+    "resume from a stack's own checkpoint", 1e-11, 6.2e-14, "a moment lost, a count of updates off by one", "identity"
 )
 
 
