@@ -73,7 +73,7 @@ def test_the_wheel_has_the_packages_and_the_presets_and_nothing_else(wheel):
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     assert names == PRESETS | set(sources())
     kinds = {Path(name).suffix for name in names}
-    assert {".py", ".css", ".js", ".tiktoken", ".toml", ".typed"} == kinds
+    assert {".py", ".css", ".html", ".js", ".tiktoken", ".toml", ".typed"} == kinds
     assert len(PRESETS) > 10
 
 
