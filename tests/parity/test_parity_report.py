@@ -84,7 +84,7 @@ def test_survivors_false_alarms_and_wrong_places_are_seen(tmp_path):
     ]
     text = page(tmp_path, results(), results(mutants=mutants))
     assert "2 of 4" in text, "killed by the gate declared"
-    assert "2 of 4</b><span>model bugs traced" in text, "one is traced to a wrong place, one to none"
+    assert "2 of 4</b><span>model bugs found at their tap" in text, "one is traced to a wrong place, one to none"
     assert text.count("LIVES") == 2
     assert text.count("false alarm") == 1
     assert text.count("let through") == 1
