@@ -28,12 +28,7 @@ def judge(rows: Sequence[Row], precision: str = "float64") -> Verdict:
     sentence = (
         f"{first.title}{note} parts in {precision}: error {first.error:.1e}, floor of a correct pair {first.floor:.0e}"
     )
-    if before is not None:
-        relation = "what it is made of" if before.name in first.parents else "what comes before it"
-        sentence += f"; {relation}, {before.title}, agrees ({before.error:.1e})"
-    if first.stage == "cotangent":
-        sentence += "; the values agree: the fault is in the backward pass between the two"
-    sentence += ". "
+    sentence += f"{beside(first, before)}. "
     if first.teacher_forced is not None and others and first.stage in ("forward", "cotangent"):
         sentence += (
             f"The same teacher-forced error in {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}. "
@@ -47,6 +42,17 @@ def judge(rows: Sequence[Row], precision: str = "float64") -> Verdict:
         kind, (sentence + hint).strip(), first.title, error, first.floor,
         before.title if before else "", before.error if before else 0.0, traps_of(first),
     )  # fmt: skip
+
+
+def beside(row: Row, before: Row | None) -> str:
+    """What a sentence on a row that parts says of the row before it, and of the values of a cotangent."""
+    said = ""
+    if before is not None:
+        relation = "what it is made of" if before.name in row.parents else "what comes before it"
+        said += f"; {relation}, {before.title}, agrees ({before.error:.1e})"
+    if row.stage == "cotangent":
+        said += "; the values agree: the fault is in the backward pass between the two"
+    return said
 
 
 def _predecessor(first: Row, rows: Sequence[Row]) -> Row | None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from parity.localize.judge import beside
 from parity.localize.rows import Row, Verdict
 from parity.localize.traps import size_hint, traps_of
 from parity.pairs.engine import ISLAND, LEAST, Look
@@ -49,12 +50,7 @@ def verdict_on(rows: Sequence[Row], wide: Look, narrow: Look | None, noises: Map
     else:
         sentence += lead.note or "not a number"
         sentence += _of_float64(lead, wide, narrow)
-    if before is not None:
-        relation = "what it is made of" if before.name in lead.parents else "what comes before it"
-        sentence += f"; {relation}, {before.title}, agrees ({before.error:.1e})"
-    if lead.stage == "cotangent":
-        sentence += "; the values agree: the fault is in the backward pass between the two"
-    sentence += ". "
+    sentence += f"{beside(lead, before)}. "
     others = [row.title for row in bugs if row is not lead and row.stage == lead.stage]
     if others:
         sentence += f"Also in {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}. "
