@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_compile_in_a_hurry():
+def programs_compile_quickly():
     """Runs of JAX in processes of their own: here their host logic is judged, and their arithmetic in parity/."""
     jax.block_until_ready(jax.jit(lambda x: x + 1)(0))  # this process has read its own XLA_FLAGS
     with pytest.MonkeyPatch.context() as patch:

@@ -36,7 +36,7 @@ def magnitude_row(row: Parameter, a: Parameter, b: Parameter) -> Parameter:
     name, path = (text.removesuffix(".a") + ".m" for text in (a.name, a.jax_path))
     more = {"init": "ones", "std": 0.0, "decay": False, "transposed": False}
     # below, `more` holds fields of a row of several types
-    return replace(row, name=name, jax_path=path, shape=b.shape[:1], axes=b.axes[:1], **more)  # type: ignore[arg-type]
+    return replace(row, name=name, jax_path=path, shape=b.shape[:1], axes=b.axes[:1], **more)  # type: ignore[arg-type]  # of each field its own
 
 
 def prefix_rows(config: RunConfig, chosen: Sequence[Parameter]) -> list[tuple[Parameter, tuple[Parameter, ...]]]:

@@ -168,7 +168,7 @@ np.savez(sys.argv[3], **found)
 def test_float32_is_the_same_with_x64_off(tmp_path):
     """Runs have x64 off and these tests have it on: the bits must be the same, or the tests prove another program.
 
-    What x64 changes is the program, not how it is compiled: in a hurry, on both sides.
+    What x64 changes is the program, not how it is compiled: `quick_jit` and its flags, on both sides.
     """
     config = make_config(VARIANTS["gpt2-like"], precision__compute="float32", execution__attention="auto")
     pair = make_pair(config, quick=True)

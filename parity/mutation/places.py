@@ -132,7 +132,7 @@ class Tree:
         up = self.parents.get(node)
         while up is not None:
             if isinstance(up, ast.FunctionDef | ast.AsyncFunctionDef) and below in up.body:
-                return up  # type: ignore[return-value]
+                return up  # type: ignore[return-value]  # async has the same fields
             below, up = up, self.parents.get(up)
         return None
 
@@ -214,8 +214,8 @@ def _place(tree: Tree, starts: list[int], node: ast.AST, name: str, about: str, 
         names = _names(tree, target)
     elif isinstance(target, ast.expr):
         # an expression's own lines; of one over several lines, the line of its statement counts too
-        first = min(first, next((up.lineno for up in tree.around(target, ast.stmt)), first))  # type: ignore[attr-defined]
-    outer = [up.name for up in tree.around(target, ast.FunctionDef, ast.ClassDef)]  # type: ignore[attr-defined]
+        first = min(first, next((up.lineno for up in tree.around(target, ast.stmt)), first))  # type: ignore[attr-defined]  # statements have lines
+    outer = [up.name for up in tree.around(target, ast.FunctionDef, ast.ClassDef)]  # type: ignore[attr-defined]  # both have one
     begin, end = starts[spot.lineno - 1] + spot.col_offset, starts[spot.end_lineno - 1] + spot.end_col_offset
     line = getattr(node, "lineno", spot.lineno)
     return Place(

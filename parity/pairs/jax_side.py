@@ -236,11 +236,11 @@ def _calls(wanted: Collection[str], own: bool = True) -> Iterator[None]:
     try:
         for kind in _classes() if own else ():
             patched.append((kind, vars(kind)["__call__"]))
-            setattr(kind, "__call__", wrap(patched[-1][1], kind))  # noqa: B010
+            setattr(kind, "__call__", wrap(patched[-1][1], kind))  # noqa: B010  # mypy forbids =
         yield
     finally:
         for kind, original in patched:
-            setattr(kind, "__call__", original)  # noqa: B010
+            setattr(kind, "__call__", original)  # noqa: B010  # mypy forbids =
 
 
 _roots: list[Any] = []

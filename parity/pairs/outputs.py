@@ -62,13 +62,13 @@ def replaced_first(output: Any, change: Callable[[Any], Any], is_array: Callable
         first = replaced_first(output[0], change, is_array)
         rename: Any = getattr(output, "_replace", None)  # a named tuple's
         if rename is not None:
-            return rename(**{output._fields[0]: first})  # type: ignore[union-attr]
+            return rename(**{output._fields[0]: first})  # type: ignore[union-attr]  # a namedtuple
         return type(output)((first, *output[1:]))
     if isinstance(output, Mapping):
         for key, value in output.items():
             if is_array(value):
                 try:
-                    output[key] = change(value)  # type: ignore[index]
+                    output[key] = change(value)  # type: ignore[index]  # a mapping that can be written
                 except TypeError:
                     return {**output, key: change(value)}
                 return output

@@ -110,7 +110,7 @@ def arrays():
 
 
 def test_plain_functions_through_jit_vmap_scan_and_checkpoint():
-    outer = lambda f: jax.jit(jax.vmap(f))  # noqa: E731
+    outer = lambda f: jax.jit(jax.vmap(f))  # noqa: E731  # one of several ways
     report = localize(layers, lambda x, w: through(x, w, outer), arrays(), float32=False)
     assert report.verdict.kind == "same"
     assert [row.name for row in report.rows if row.stage == "forward"][:2] == ["layer[0]", "layer[1]"]
