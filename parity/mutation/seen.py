@@ -97,6 +97,17 @@ class Seen:
                     found[node.id if isinstance(node, ast.Name) else node.attr].append((file, node.lineno))
         return found
 
+    @functools.cached_property
+    def _imports(self) -> dict[str, set[tuple[str, str]]]:
+        """(module, name) that each recorded file of tests imports."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for test_file in {test.partition("::")[0] for test in self.seconds}:
+            if (path := self.root / test_file).is_file():
+                nodes = ast.walk(ast.parse(path.read_bytes()))
+                froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+                found[test_file] = {(str(node.module), name.name) for node in froms for name in node.names}
+        return found
+
     def _at(self, file: str, first: int, last: int, function: str = "") -> set[str]:
         """Tests that executed one of these lines; where the file was another when it was recorded, the function's."""
         found: set[str] = set()
@@ -124,12 +135,18 @@ class Seen:
             for name in place.names:
                 for file, line in self._used.get(name, ()):
                     found |= self._at(file, line, line)
+                found |= self._importers(place.file, name)
                 if found:
                     break
             found = found or {
                 test for part in self.parts for at in part.lines.get(place.file, {}).values() for test in at
             }
         return sorted((test for test in found if test in self.seconds), key=lambda test: (self.seconds[test], test))
+
+    def _importers(self, file: str, name: str) -> set[str]:
+        """Tests whose own file imports a name from the module `file`: they read it without executing a line of it."""
+        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return {test for test in self.seconds if (module, name) in self._imports.get(test.partition("::")[0], ())}
 
     def lost(self, place: Place) -> set[str]:
         """Tests that execute a place and failed as they were recorded."""

@@ -40,17 +40,20 @@ def unused(x):
     return x + 1
 
 
+LIMIT = 3
+
+
 if __name__ == "__main__":
     print(total([1, 2]))
 """
 TEST = """import subprocess
 import sys
 
-from coretrain.sums import total, unused
+from coretrain.sums import LIMIT, total, unused
 
 
 def test_total():
-    assert total([1, 2, 3]) == 6
+    assert total([1, 2, LIMIT]) == 6
 
 
 def test_in_a_program():
@@ -237,6 +240,7 @@ def test_tests_of_a_place(tree):
     by_line = {place.line: seen.tests(place) for place in found}
     assert by_line[9] == ["tests/test_sums.py::test_unused", "tests/test_sums.py::test_total"], "the quickest first"
     assert by_line[14] == []
+    assert by_line[17] == by_line[9], "a number that nothing but a file of tests reads: its tests"
     assert not seen.whole(), "so that it may be another test that executes it"
     seen.recorded.add("tests/test_sums.py")
     assert seen.whole()
