@@ -84,6 +84,8 @@ class Retraced:
     allowed: float = 0.0
     before: Point | None = None
     """The state that the update before `update` began from."""
+    widened: bool = False
+    """The other stack's training was taken as a measure of rounding too, which hides what only one of them does."""
 
 
 def stretches(history: History, names: Sequence[str]) -> list[Stretch]:
@@ -135,7 +137,9 @@ def retrace(
     """
     with as_configured(alone(history.config)):
         last = ends[1] if stop == stretch.stop else None
-        return _measured(bench, history, stretch, (beginning(ends[0]), last), data, stop, beside)
+        found = _measured(bench, history, stretch, (beginning(ends[0]), last), data, stop, beside)
+    found.widened = beside
+    return found
 
 
 def _exact(history: History, course: Course) -> bool:

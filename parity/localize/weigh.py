@@ -120,7 +120,8 @@ def _came_out(name: str, side: Side) -> str:
         where = f", where it was gone on with at update {resumed}" if resumed else ""
         return f"the {name} run isn't what the code as it is makes of its config{where}: {_off(fault)}"
     share = max(one.worst for one in side.retraced)
-    within = f"within rounding (at most {share:.0%} of what it may make)"
+    beside = ", the other stack's training being a measure of it" * any(one.widened for one in side.retraced)
+    within = f"within rounding (at most {share:.0%} of what it may make{beside})"
     how = "bit for bit" if all(one.equal for one in side.retraced) else within
     return f"trained again from its own states, the {name} run comes out {how} in updates {first} to {last}{left}"
 

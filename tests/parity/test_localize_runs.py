@@ -247,6 +247,21 @@ def test_a_bug_as_small_as_rounding_is_found(runs, monkeypatch):
     assert (verdict.kind, verdict.tap) == ("algorithm", "blocks.0.attention"), verdict.sentence
 
 
+def test_a_bug_in_the_code_that_judges_is_not_taken_for_rounding(runs, monkeypatch):
+    """The other stack's training acquits the clean run; so float64 must show that the stacks are alike."""
+    clean = runs("chunked", "torch", "--execution.loss_chunk=37")
+    original = torchtrain.trainer.initial_parameters
+
+    def wider(*args):
+        weights = dict(original(*args))
+        return weights | {"blocks.0.attention.out.weight": 1.4 * weights["blocks.0.attention.out.weight"]}
+
+    monkeypatch.setattr(torchtrain.trainer, "initial_parameters", wider)
+    verdict = localize_runs(runs("wider", "torch"), clean).verdict
+    assert (verdict.kind, verdict.tap) == ("algorithm", "initial weight blocks.0.attention.out.weight")
+    assert "the other stack's training being a measure of it" in verdict.sentence
+
+
 @pytest.mark.parametrize(("off", "kind"), [(1e-7, "rounding or kernel"), (1e-3, "algorithm")])
 def test_a_run_of_other_code_is_named(runs, tmp_path, off, kind):
     """What isn't equal bit for bit is measured by what 1 ULP of the weights makes of the same updates."""
