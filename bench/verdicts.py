@@ -259,7 +259,7 @@ def judged(plan: Plan, bug: Mutant | None, work: Path, shared: dict[str, Any]) -
                 bug.plant(patch, SIDES[bug.side])
                 try:
                     trained(plan, plan.wrong, runs[plan.wrong], shared)
-                except (UserError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+                except (UserError, RuntimeError, TypeError, ValueError, AssertionError, StopIteration) as error:
                     print(f"  {bug.id}: no run ({type(error).__name__}: {str(error)[:80]})", file=sys.stderr)
                     return None
             if not (runs[plan.wrong] / "metrics.jsonl").exists() or changes_nothing(runs[plan.wrong], clean):
