@@ -52,7 +52,21 @@ def generate(
         logits, cache = _step(graph, state, head, inputs, positions, mask, cache, at, everywhere)
         return np.asarray(logits)
 
-    return decode(padded, slots, tokens, sampling, stop, step, on_tokens)
+    def keep(places: np.ndarray) -> None:
+        nonlocal cache
+        cache = keep_rows(cache, places)
+
+    return decode(padded, slots, tokens, sampling, stop, step, keep, rows_for, on_tokens)
+
+
+def rows_for(going: int) -> int:
+    """Rows of the batch that goes on where so many haven't ended: the next power of two (each is compiled)."""
+    return 1 << (going - 1).bit_length()
+
+
+def keep_rows(cache: Cache, places: np.ndarray) -> Cache:
+    """The cache of the rows at `places` [B'], which rise, alone."""
+    return _kept(cache, places, _everywhere(cache))
 
 
 def cast_once(model: GPT) -> tuple[nnx.State, Array]:
@@ -80,7 +94,7 @@ def cache_slots(needed: int, context: int) -> int:
     return min(context, max(256, 1 << (needed - 1).bit_length()))
 
 
-def _everywhere(state: nnx.State) -> NamedSharding | None:
+def _everywhere(state: nnx.State | Cache) -> NamedSharding | None:
     """On a mesh, the place of what every device has whole: tokens, the cache, and logits, which every process reads."""
     place = jax.tree.leaves(state)[0].sharding
     return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
@@ -102,3 +116,9 @@ def _step(
     hidden, cache = model.decode(tokens, positions, mask, cache, at)
     results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _kept(cache: Cache, places: Array, everywhere: NamedSharding | None) -> Cache:
+    kept = Cache(*(part[:, places] for part in cache))
+    return kept if everywhere is None else jax.lax.with_sharding_constraint(kept, everywhere)

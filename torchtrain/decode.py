@@ -43,10 +43,29 @@ def generate(
 
         def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
             ids, places, seen = (torch.from_numpy(array).to(device) for array in (inputs, positions, mask))
+            seen = seen[:, :, : at + inputs.shape[1]]  # the slots behind are empty
             hidden, _ = model.decode(ids, places, seen, cache, at)
             return model.logits(hidden[:, -1], head).cpu().numpy()
 
-        return decode(padded, slots, tokens, sampling, stop, step, on_tokens)
+        def keep(places: np.ndarray) -> None:
+            nonlocal cache
+            cache = keep_rows(cache, places)
+
+        return decode(padded, slots, tokens, sampling, stop, step, keep, rows_for, on_tokens)
+
+
+def rows_for(going: int) -> int:
+    """Rows of the batch that goes on where so many haven't ended: no others."""
+    return going
+
+
+def keep_rows(cache: Cache, places: np.ndarray) -> Cache:
+    """The cache of the rows at `places` [B'], which rise, alone: moved to the front of the same memory."""
+    for part in (cache.keys, cache.values):
+        for new, old in enumerate(places):
+            if new != old:
+                part[:, new] = part[:, old]
+    return Cache(cache.keys[:, : len(places)], cache.values[:, : len(places)])
 
 
 @contextlib.contextmanager

@@ -253,10 +253,13 @@ class Block(nn.Module):
     def decode(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode x [B, T, D] whose keys and values go to slots [at, at + T) of keys and values [B, S, K, C]."""
+        """Decode x [B, T, D] whose keys and values are put into slots [at, at + T) of keys and values [B, S, K, C].
+
+        `mask` [B, T, S'] is of the first S' slots; what lies behind is not read.
+        """
         q, k, v = self.attention.heads(self.norm1(x), rotary)
         keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
-        seen, theirs = self.attention.prefixed(keys, values)
+        seen, theirs = self.attention.prefixed(keys[:, : mask.shape[-1]], values[:, : mask.shape[-1]])
         mask = F.pad(mask, (seen.shape[1] - mask.shape[-1], 0), value=True)
         x = x + self.attention.project(masked_attention(q, seen, theirs, mask).flatten(2))
         return x + self.mlp(self.norm2(x)), keys, values

@@ -127,7 +127,7 @@ class GPT(nn.Module):
         x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
-            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
+            x, _, _ = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)  # into the cache itself
         return self._for_head(self.norm(x)), cache
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:

@@ -12,6 +12,8 @@ from coretrain.contract.sampling import PaddedPrompts, Sampling, choose_tokens
 
 Decode = Callable[[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_], int], NDArray[Any]]
 """(tokens [B, T], positions [B, T], mask [B, T, slots], first slot) -> logits [B, V] after the last token."""
+Keep = Callable[[NDArray[np.int64]], None]
+"""From here on the batch, and so the cache, has the rows at these places [B'] alone, in their (rising) order."""
 
 
 def decode(
@@ -21,26 +23,40 @@ def decode(
     sampling: Sampling,
     stop: Collection[int],
     step: Decode,
+    keep: Keep,
+    fewer: Callable[[int], int],
     on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
 ) -> list[list[int]]:
     """Up to `tokens` new ids after each prompt, each row ended by a `stop` id, which is left out.
 
     `step` is called with the prompts, then with one token for each row, and keeps keys and values in so many `slots`.
-    `on_tokens` is called with each step's new ids [B], for streaming.
+    Rows that have ended leave the batch: `fewer` says how many rows the stack goes on with where so many haven't ended,
+    and `keep` which. What a row is given (its tokens, positions, mask and random numbers) depends on no other row, so
+    that a row's text is the same in any batch but for rounding, where a product of fewer rows is computed otherwise.
+    `on_tokens` is called with each step's new ids [B] of all prompts, for streaming; a row that has ended repeats its
+    last.
     """
     inputs, positions, at = prompts.tokens, prompts.positions, 0
     results: list[list[int]] = [[] for _ in inputs]
-    ended = np.zeros(len(inputs), bool)
+    rows = np.arange(len(inputs))  # which of the prompts are in the batch
+    ended, last = np.zeros(len(inputs), bool), np.zeros(len(inputs), np.int64)
     for index in range(tokens):
         logits = step(inputs, positions, prompts.mask(at, at + inputs.shape[1], slots), at)
-        chosen = choose_tokens(logits, sampling, index)
-        ended |= np.isin(chosen, list(stop))
+        going = np.flatnonzero(~ended[rows])
+        last[rows[going]] = choose_tokens(logits[going], sampling, index, rows[going])
+        ended |= np.isin(last, list(stop))
         for row in np.flatnonzero(~ended):
-            results[row].append(int(chosen[row]))
+            results[row].append(int(last[row]))
         if ended.all():
             break
         if on_tokens:
-            on_tokens(chosen)
+            on_tokens(last.copy())
         at += inputs.shape[1]
-        inputs, positions = chosen[:, None].astype(np.int32), positions[:, -1:] + 1
+        positions = positions[:, -1:] + 1
+        size = fewer(int((~ended).sum()))
+        if size < len(rows) and index + 1 < tokens:
+            places = np.sort(np.argsort(ended[rows], kind="stable")[:size])  # some that have ended may fill it up
+            keep(places)
+            rows, prompts, positions = rows[places], prompts.of(places), positions[places]
+        inputs = last[rows, None].astype(np.int32)
     return results

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +14,19 @@ from numpy.typing import NDArray
 
 from coretrain.base.errors import UserError
 from coretrain.contract.randomness import uniforms
+
+LN2 = 0.6931471805599453
+STEPS = 64
+"""A weight is a power of 2^(1 / STEPS) out of a table, times a short series for the rest of the exponent."""
+BITS = 38
+"""The likeliest token's weight is 2^BITS, and the least is 1."""
+LOWEST = -(BITS + 2) * STEPS
+"""An exponent, in steps, whose weight is 0."""
+SERIES = tuple((LN2 / STEPS) ** n / math.factorial(n) for n in (1, 2, 3, 4))
+PIECE = 2**14
+"""Tokens whose weights are made at once: their sum, at most 2^52, is exact in float64 in any order."""
+FIRST_TRIED = 64
+"""Largest logits that are looked at first for top-p; where they don't reach it, eight times as many."""
 
 
 @dataclass(frozen=True)
@@ -41,37 +57,119 @@ class Sampling:
             )
 
 
-def choose_tokens(logits: NDArray[np.floating], sampling: Sampling, position: int) -> NDArray[np.int64]:
+def choose_tokens(
+    logits: NDArray[np.floating], sampling: Sampling, position: int, rows: NDArray[np.integer] | None = None
+) -> NDArray[np.int64]:
     """One token a row from logits [B, V], by inverse cumulative probability of one uniform number a row.
 
-    Tokens are ordered by falling probability, ties by id; top-k is cut first, then top-p (the smallest set that
-    reaches it). The number of row b is a pure function of (seed, position, b).
+    The number of a row is a pure function of (seed, position, its number among the caller's prompts); `rows` [B] are
+    those numbers, where they aren't 0 to B - 1. So a row's text depends neither on the rows beside it nor on where in
+    the batch it stands.
+
+    Where nothing is cut (top-k 0 or at least V, top-p 1), tokens are summed by id, which needs no sort. Otherwise they
+    are ordered by falling probability, ties by id; top-k is cut first, then top-p (the smallest set that reaches it).
+    What is summed are `token_weights`, whole numbers: the same logits and number give the same token on every
+    processor. `UserError` where a row's largest logit is not a finite number.
     """
-    logits = np.asarray(logits, np.float64)
+    logits = np.asarray(logits)
+    largest = logits.max(-1)
+    if not np.isfinite(largest).all():
+        raise UserError(
+            "contract/logits-not-finite",
+            "the model's logits are not finite numbers, so that no token can be chosen: its weights have diverged, "
+            "generate from an earlier checkpoint",
+        )
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1), np.int64)
-    order = np.stack([_likeliest(row, sampling.top_k) for row in logits])
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # a temperature near 0: no number remains, and the first is taken
-        ranked = np.take_along_axis(logits, order, -1) / sampling.temperature
-        weights = np.exp(ranked - ranked[:, :1])
-    weights /= weights.sum(-1, keepdims=True)
-    before = np.cumsum(weights, -1) - weights
-    weights[before >= sampling.top_p] = 0
-    cumulative = np.cumsum(weights, -1)
-    draws = uniforms(sampling.seed, "sampling", position, len(logits))[:, None] * cumulative[:, -1:]
-    chosen = (cumulative <= draws).sum(-1)
-    picked = np.take_along_axis(order, np.minimum(chosen, logits.shape[1] - 1)[:, None], -1)
-    return np.asarray(picked[:, 0], np.int64)
+    places = np.arange(len(logits)) if rows is None else rows
+    numbers = uniforms(sampling.seed, "sampling", position, int(places.max(initial=-1)) + 1)[places]
+    cuts = 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1
+    choose = _choose_of_likeliest if cuts else _choose_of_all
+    return np.array([choose(row, sampling, number) for row, number in zip(logits, numbers, strict=True)], np.int64)
 
 
-def _likeliest(logits: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Ids of the `count` largest logits [V] (0: of all), the largest first, equal ones by id."""
+def token_weights(logits: NDArray[np.floating], largest: float, temperature: float) -> NDArray[np.float64]:
+    """2^BITS exp((logits - largest) / temperature), rounded to whole numbers, for logits [N].
+
+    Made of float64 additions, products and roundings alone, each of which IEEE 754 fixes to the last bit: numpy's own
+    exponential differs between processors.
+    """
+    rest = np.subtract(logits, largest, dtype=np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0
+        rest *= min(STEPS / LN2 / temperature, 1e300)
+    np.fmax(rest, LOWEST, out=rest)
+    steps = np.rint(rest)
+    rest -= steps
+    weights = SERIES[-1] * rest
+    for coefficient in SERIES[-2::-1]:
+        weights += coefficient
+        weights *= rest
+    weights += 1
+    steps -= LOWEST
+    weights *= np.take(_powers(), steps.astype(np.intp), out=rest, mode="clip")  # what else is buffered
+    return np.rint(weights, out=weights)
+
+
+@functools.cache
+def _powers() -> NDArray[np.float64]:
+    """2^(BITS + k / STEPS) for k from LOWEST, whose weight is 0, to 0: correctly rounded, from roots of integers."""
+    roots = []
+    for k in range(STEPS):
+        power = 1 << (k + STEPS * 60)
+        for _ in range(STEPS.bit_length() - 1):
+            power = math.isqrt(power)
+        roots.append(power * 2.0**-60)
+    powers = [math.ldexp(roots[k % STEPS], BITS + k // STEPS) for k in range(LOWEST, 1)]
+    return np.array([0.0, *powers[1:]])
+
+
+def _choose_of_all(logits: NDArray[np.floating], sampling: Sampling, number: float) -> int:
+    """The id at which the sum of all weights of logits [V], by id, passes the `number`th part of the whole."""
+    pieces = list(_pieces(logits, sampling.temperature))
+    ends = list(itertools.accumulate(int(piece.sum()) for piece in pieces))
+    drawn = _drawn(number, ends[-1])
+    found = bisect.bisect_right(ends, drawn)
+    before = ends[found - 1] if found else 0
+    return found * PIECE + int(np.searchsorted(np.cumsum(pieces[found]), drawn - before, "right"))
+
+
+def _pieces(logits: NDArray[np.floating], temperature: float) -> Iterator[NDArray[np.float64]]:
+    """The weights of logits [V], so many at a time as the processor has at hand."""
+    largest = float(logits.max())
+    for start in range(0, len(logits), PIECE):
+        yield token_weights(logits[start : start + PIECE], largest, temperature)
+
+
+def _choose_of_likeliest(logits: NDArray[np.floating], sampling: Sampling, number: float) -> int:
+    """The id at which the sum of the weights that top-k and top-p leave, the largest first, passes the `number`th part
+    of theirs."""
+    V, largest, total = len(logits), float(logits.max()), 0
+    count = min(sampling.top_k or V, V)
+    if count == V:  # top-p alone: how much it asks for, all tokens say; how many give that is tried
+        total = sum(int(piece.sum()) for piece in _pieces(logits, sampling.temperature))
+        count = min(FIRST_TRIED, V)
+    while True:
+        ids = _likeliest(logits, count)
+        sums = np.cumsum(token_weights(logits[ids], largest, sampling.temperature).astype(np.int64))
+        wanted = sampling.top_p * (total or int(sums[-1]))
+        if not total or sums[-1] >= wanted or count == V:
+            break
+        count = min(8 * count, V)
+    kept = sums[: 1 + int(np.searchsorted(sums[:-1], wanted, "left"))]
+    return int(ids[np.searchsorted(kept, _drawn(number, int(kept[-1])), "right")])
+
+
+def _drawn(number: float, total: int) -> int:
+    """The whole number in [0, total) that `number` in (0, 1) stands for."""
+    return min(math.floor(number * total), total - 1)
+
+
+def _likeliest(logits: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest logits [V], the largest first, equal ones by id."""
     ids = np.arange(len(logits))
-    if 0 < count < len(ids):  # sorting 50,000 takes as long as half a step of a small model
+    if count < len(ids):  # sorting 50,000 takes as long as half a step of a small model
         ids = np.flatnonzero(~(logits < np.partition(logits, -count)[-count]))  # and whatever equals the last
-    return ids[np.argsort(-logits[ids], kind="stable")][: count or None]
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
 @dataclass(frozen=True)
@@ -87,6 +185,10 @@ class PaddedPrompts:
         slot = np.arange(slots)
         causal = slot <= np.arange(start, stop)[:, None]
         return causal & (slot >= self.first[:, None, None])
+
+    def of(self, places: NDArray[np.int64]) -> PaddedPrompts:
+        """Some of the rows."""
+        return PaddedPrompts(self.tokens[places], self.positions[places], self.first[places])
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, tokens: int) -> PaddedPrompts:

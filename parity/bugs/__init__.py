@@ -33,6 +33,7 @@ FEW = {
         "every epoch in the same order",
         "weights rounded to float32 on export",
         "finite mask value",
+        "numbers keyed by the place in the batch",
     ),
     "jax": (
         "attention scale off by a millionth",
@@ -44,6 +45,7 @@ FEW = {
         "cosine over one update less",
         "rows permuted inside a batch",
         "moments left out on adoption",
+        "kept rows of the cache exchanged",
     ),
 }
 """What `pytest parity` runs by default: of every area some, on both sides, chosen for what they cost to compile."""

@@ -11,7 +11,7 @@ import pytest
 
 from coretrain.contract import decoding
 from coretrain.contract.randomness import uniforms
-from coretrain.contract.sampling import Sampling
+from coretrain.contract.sampling import PaddedPrompts, Sampling
 from parity.gates import CACHE, SAMPLES
 from parity.mutants import (
     LLAMA,
@@ -124,14 +124,18 @@ def only_the_last_256_tokens_are_seen(patch: Patch, s: Side) -> None:
     _decoded(patch, s, change)
 
 
+Choose = Callable[..., Any]
+"""`choose_tokens`."""
+
+
 @mutant("sampling", SAMPLES)
 def temperature_after_top_p(patch: Patch, s: Side) -> None:
     """The nucleus is cut before the temperature changes the probabilities."""
 
-    def choose(f: Any) -> Any:
-        def chosen(logits: Any, sampling: Sampling, position: int) -> Any:
-            if sampling.temperature == 0:
-                return f(logits, sampling, position)
+    def choose(f: Choose) -> Choose:
+        def chosen(logits: Any, sampling: Sampling, position: int, rows: Any) -> Any:
+            if sampling.top_p == 1:
+                return f(logits, sampling, position, rows)
             order = np.argsort(-logits, axis=-1, kind="stable")
             ranked = np.take_along_axis(logits, order, -1)
             if sampling.top_k:
@@ -149,21 +153,82 @@ def temperature_after_top_p(patch: Patch, s: Side) -> None:
     wrap(patch, decoding, "choose_tokens", choose)
 
 
+def _given_otherwise(patch: Patch, change: Callable[[Sampling, int, Any], tuple[Any, ...]]) -> None:
+    """`change(sampling, position, rows)` gives what tokens are chosen by."""
+
+    def choose(f: Choose) -> Choose:
+        return lambda logits, sampling, position, rows: f(logits, *change(sampling, position, rows))
+
+    wrap(patch, decoding, "choose_tokens", choose)
+
+
 @mutant("sampling", SAMPLES)
 def same_random_number_every_step(patch: Patch, s: Side) -> None:
     """A key that is never split."""
-    wrap(patch, decoding, "choose_tokens", lambda f: lambda logits, sampling, position: f(logits, sampling, 0))
+    _given_otherwise(patch, lambda sampling, position, rows: (sampling, 0, rows))
 
 
 @mutant("sampling", SAMPLES)
 def top_k_off_by_one(patch: Patch, s: Side) -> None:
     """The k-th largest logit itself is cut, by a comparison that isn't strict."""
 
-    def choose(f: Any) -> Any:
-        def chosen(logits: Any, sampling: Sampling, position: int) -> Any:
-            fewer = sampling.top_k - 1 if sampling.top_k else 0
-            return f(logits, dataclasses.replace(sampling, top_k=fewer), position)
+    def change(sampling: Sampling, position: int, rows: Any) -> tuple[Any, ...]:
+        fewer = sampling.top_k - 1 if sampling.top_k else 0
+        return dataclasses.replace(sampling, top_k=fewer), position, rows
 
-        return chosen
+    _given_otherwise(patch, change)
 
-    wrap(patch, decoding, "choose_tokens", choose)
+
+@mutant("sampling", SAMPLES)
+def all_tokens_summed_by_falling_probability(patch: Patch, s: Side) -> None:
+    """A sort where nothing asks for one: as likely, but another token for the same number."""
+
+    def change(sampling: Sampling, position: int, rows: Any) -> tuple[Any, ...]:
+        return dataclasses.replace(sampling, top_p=min(sampling.top_p, 1 - 2**-53)), position, rows
+
+    _given_otherwise(patch, change)
+
+
+@mutant("sampling", SAMPLES, probe="ends")
+def numbers_keyed_by_the_place_in_the_batch(patch: Patch, s: Side) -> None:
+    """A row's random numbers change when a row before it has left."""
+    _given_otherwise(patch, lambda sampling, position, rows: (sampling, position, None))
+
+
+@mutant("sampling", SAMPLES, probe="ends")
+def numbers_drawn_one_after_the_other(patch: Patch, s: Side) -> None:
+    """A generator that goes on from draw to draw: rows that have left draw no more."""
+    drawn = [0]
+
+    def change(sampling: Sampling, position: int, rows: Any) -> tuple[Any, ...]:
+        first, drawn[0] = (0 if position == 0 else drawn[0]), (0 if position == 0 else drawn[0]) + len(rows)
+        return sampling, 0, first + np.arange(len(rows))
+
+    _given_otherwise(patch, change)
+
+
+@mutant("sampling", SAMPLES, probe="ends")
+def kept_rows_of_the_cache_exchanged(patch: Patch, s: Side) -> None:
+    """A row goes on with another's keys and values: the cache is gathered in another order than the tokens."""
+
+    def keep(f: Any) -> Any:
+        def kept(cache: Any, places: Any) -> Any:
+            order = np.roll(np.arange(len(places)), 1)
+            found = f(cache, places)
+            return s.layers.Cache(found.keys[:, order], found.values[:, order])
+
+        return kept
+
+    wrap(patch, s.decode, "keep_rows", keep)
+
+
+@mutant("sampling", SAMPLES, probe="ends")
+def first_rows_of_the_cache_kept(patch: Patch, s: Side) -> None:
+    """The cache is cut to as many rows as go on, wherever they stood."""
+    wrap(patch, s.decode, "keep_rows", lambda f: lambda cache, places: f(cache, np.arange(len(places))))
+
+
+@mutant("sampling", SAMPLES, probe="ends")
+def padding_of_rows_that_have_left(patch: Patch, s: Side) -> None:
+    """The mask is still that of the first rows."""
+    wrap(patch, PaddedPrompts, "of", lambda f: lambda self, places: f(self, np.arange(len(places))))

@@ -61,6 +61,7 @@ PROBES = {
     "resume": Probe(text.run_resume, text.judge_resume, (gates.ROWS, text.RESUME)),
     "round trip": Probe(text.run_round_trip, text.judge_round_trip, (gates.ROUND_TRIP,)),
     "decode": Probe(decode.run_decode, decode.judge_decode, (gates.LOGITS, gates.CACHE, gates.SAMPLES)),
+    "ends": Probe(decode.run_ends, decode.judge_ends, (gates.SAMPLES,)),
     "far": Probe(decode.run_far, decode.judge_far, (gates.CACHE,)),
     "health": Probe(policy.run_health, policy.judge_health, (gates.HEALTH, gates.ROWS, gates.TRAJECTORY)),
     "dtypes": Probe(lower.run_dtypes, lower.judge_dtypes, (gates.DTYPES,)),

@@ -97,6 +97,16 @@ def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> See
     return {"cached": cached, "whole": whole, "tokens": np.array(tokens)}
 
 
+def run_ends(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
+    """Tokens drawn for prompts of which the first ends early, and then the second: what is left goes on alone."""
+    config = make_config(VARIANTS[variant])
+    stack, sampling = s.trainer.Trainer(config, weights_of(config, state)), SAMPLINGS[1]
+    with traced_afresh(shared):
+        free = stack.generate(PROMPTS, NEW, sampling, ())
+        rows = stack.generate(PROMPTS, NEW, sampling, (free[0][2], free[1][6]))
+    return {"free": np.array(free), "ended": np.array([row + [-1] * (NEW - len(row)) for row in rows])}
+
+
 def run_far(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Prefill of 500 tokens and three single steps, of one layer: the cache, and whole forward passes."""
     config = make_config(VARIANTS[variant], model__context=512, model__layers=1)
@@ -108,6 +118,13 @@ def run_far(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
 
 def judge_far(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
     return {CACHE: nrel(ours["cached"], theirs["whole"])}
+
+
+def judge_ends(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
+    """A row that others leave says what it said without them, too."""
+    stops, free = (theirs["free"][0, 2], theirs["free"][1, 6]), theirs["free"]
+    cut = np.where(np.logical_or.accumulate(np.isin(free, stops), axis=1), -1, free)
+    return {SAMPLES: max(mismatches(ours["ended"], theirs["ended"]), mismatches(ours["ended"], cut))}
 
 
 def judge_decode(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:

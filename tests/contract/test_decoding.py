@@ -15,6 +15,7 @@ from coretrain.contract.sampling import Sampling, choose_tokens, pad_prompts
 from tests.support.refusal import refused
 
 ROWS, VOCAB = 64, 23
+GREEDY = Sampling(0.0)
 LOGITS = 2 * np.random.default_rng(5).standard_normal((ROWS, VOCAB))
 
 
@@ -27,17 +28,28 @@ def uniforms_of(seed: int, position: int, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 7, 1.0), (1.0, 1, 1.0), (1.0, 0, 0.6), (0.7, 9, 0.8), (3.0, 23, 0.99)],
+    [
+        (1.0, 0, 1.0),
+        (0.5, 0, 1.0),
+        (0.5, 23, 1.0),
+        (2.0, 7, 1.0),
+        (1.0, 1, 1.0),
+        (1.0, 0, 0.6),
+        (0.7, 9, 0.8),
+        (3.0, 23, 0.99),
+    ],
 )
 @pytest.mark.parametrize(("seed", "position"), [(0, 0), (7, 3), (7, 2000)])
 def test_tokens_are_those_of_transformers_warpers(temperature, top_k, top_p, seed, position):
-    """Its probabilities after temperature, top-k and top-p; the token where the falling sum passes the number."""
+    """Its probabilities after temperature, top-k and top-p; the token where their sum passes the number: by falling
+    probability where something is cut, else by id."""
     scores = torch.from_numpy(LOGITS)
     warpers = [TemperatureLogitsWarper(temperature), *([TopKLogitsWarper(top_k)] if top_k else [])]
     for warper in [*warpers, *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]:
         scores = warper(None, scores)
     probabilities = torch.softmax(scores, -1).numpy()
-    order = np.argsort(-LOGITS, axis=-1, kind="stable")
+    cut = 0 < top_k < VOCAB or top_p < 1
+    order = np.argsort(-LOGITS, axis=-1, kind="stable") if cut else np.tile(np.arange(VOCAB), (ROWS, 1))
     sums = np.cumsum(np.take_along_axis(probabilities, order, -1), -1)
     numbers = uniforms_of(seed, position, ROWS)
     expected = [order[row, np.flatnonzero(sums[row] > numbers[row])[0]] for row in range(ROWS)]
@@ -74,23 +86,30 @@ def test_defaults_and_limits():
 
 
 class Told:
-    """A model that says what it was told: at step n it wants `wanted[n]` of each row."""
+    """A model that says what it was told: at step n it wants `wanted[n]` of each row. Its cache: the rows' numbers."""
 
-    def __init__(self, wanted: list[list[int]]) -> None:
-        self.wanted, self.seen = wanted, list[tuple]()
+    def __init__(self, wanted: list[list[int]], fewer=lambda going: going) -> None:
+        self.wanted, self.fewer, self.seen, self.cache = wanted, fewer, list[tuple](), np.arange(len(wanted[0]))
 
     def __call__(self, tokens, positions, mask, at) -> np.ndarray:
         self.seen.append((tokens.tolist(), positions.tolist(), mask.astype(int).tolist(), at))
         assert tokens.dtype == positions.dtype == np.int32
-        return np.eye(10)[self.wanted[len(self.seen) - 1]]
+        assert len(tokens) == len(positions) == len(mask) == len(self.cache)
+        return np.eye(10)[np.array(self.wanted[len(self.seen) - 1])[self.cache]]
+
+    def keep(self, places) -> None:
+        self.cache = self.cache[places]
+
+    def says(self, prompts, slots, tokens, stop, said=None, sampling=GREEDY):
+        return decode(prompts, slots, tokens, sampling, stop, self, self.keep, self.fewer, said)
 
 
 def test_what_is_fed_by_hand():
     """Two prompts, of 3 tokens and of 1: the second is padded by two slots, which nobody sees."""
     model, said = Told([[4, 7], [5, 8], [9, 6]]), list[list[int]]()
     prompts = pad_prompts([[1, 2, 3], [6]], 10, 8, 3)
-    found = decode(prompts, 6, 3, Sampling(0.0), {9}, model, lambda ids: said.append(ids.tolist()))
-    assert found == [[4, 5], [7, 8, 6]], "the row that has ended keeps neither its stop nor what follows"
+    found = model.says(prompts, 6, 3, (), lambda ids: said.append(ids.tolist()))
+    assert found == [[4, 5, 9], [7, 8, 6]]
     assert said == [[4, 7], [5, 8], [9, 6]]
     first, second, third = model.seen
     assert first == (
@@ -106,24 +125,52 @@ def test_what_is_fed_by_hand():
     assert third == ([[5], [8]], [[4], [2]], [[[1, 1, 1, 1, 1, 0]], [[0, 0, 1, 1, 1, 0]]], 4)
 
 
-def test_a_row_that_has_ended_stays_ended_and_the_last_one_ends_it_all():
-    model, said = Told([[9, 1], [2, 1], [2, 9], [3, 3]]), list[list[int]]()
-    prompts = pad_prompts([[1], [2]], 10, 9, 8)
-    found = decode(prompts, 9, 8, Sampling(0.0), {9}, model, lambda ids: said.append(ids.tolist()))
-    assert (found, len(model.seen)) == ([[], [1, 1]], 3)
-    assert said == [[9, 1], [2, 1]], "the step that ends all has nothing to show"
+def test_a_row_that_has_ended_leaves_and_the_last_one_ends_it_all():
+    """The second of three is padded by one slot, the third by two; the first ends at once, the third next."""
+    model, said = Told([[9, 4, 5], [0, 6, 9], [0, 7, 0], [0, 9, 0], [0, 3, 0]]), list[list[int]]()
+    prompts = pad_prompts([[1, 2, 3], [4, 5], [6]], 10, 9, 6)
+    found = model.says(prompts, 9, 6, {9}, lambda ids: said.append(ids.tolist()))
+    assert (found, len(model.seen)) == ([[], [4, 6, 7], [5]], 4)
+    assert said == [[9, 4, 5], [9, 6, 9], [9, 7, 9]], "the step that ends all has nothing to show"
+    assert model.seen[1][:2] == ([[4], [5]], [[2], [1]])
+    assert model.seen[1][2] == [[[0, 1, 1, 1, 0, 0, 0, 0, 0]], [[0, 0, 1, 1, 0, 0, 0, 0, 0]]]
+    assert model.seen[2] == ([[6]], [[3]], [[[0, 1, 1, 1, 1, 0, 0, 0, 0]]], 4)
+    assert model.seen[3][:2] == ([[7]], [[4]])
 
 
-def test_each_step_has_numbers_of_its_own():
-    """Step n draws at position n, wherever the prompt ends."""
+def test_a_stack_may_go_on_with_more_rows_than_it_must():
+    """Three of six go on, in a batch of four: the first that has ended fills it up, and says what it said last."""
+    wanted = [[9, 1, 9, 2, 9, 3], [8, 4, 8, 5, 8, 6], [8, 9, 8, 7, 8, 8], [8, 8, 8, 1, 8, 2]]
+    model, said = Told(wanted, lambda going: 4 if going > 2 else 2), list[list[int]]()
+    found = model.says(pad_prompts([[1]] * 6, 10, 9, 4), 5, 4, {9}, lambda ids: said.append(ids.tolist()))
+    assert found == [[], [1, 4], [], [2, 5, 7, 1], [], [3, 6, 8, 2]]
+    assert [tokens for tokens, *_ in model.seen] == [[[1]] * 6, [[9], [1], [2], [3]], [[9], [4], [5], [6]], [[7], [8]]]
+    assert said[2] == [9, 9, 9, 7, 9, 8]
+    assert model.cache.tolist() == [3, 5]
 
-    def flat(tokens, positions, mask, at):
-        return np.zeros((1, 1000))
+
+def test_no_rows_leave_after_the_last_step():
+    model = Told([[9, 1], [9, 1]])
+    assert model.says(pad_prompts([[1], [2]], 10, 9, 1), 2, 1, {9}) == [[], [1]]
+    assert model.cache.tolist() == [0, 1]
+
+
+def test_a_row_draws_the_same_numbers_whatever_the_others_do():
+    """Step n of prompt b draws number b of position n, wherever the prompt ends and whoever has left the batch."""
+    sampling, steps = Sampling(1.0, 0, 1.0, 3), 5
+    numbers = np.array([[int(1000 * x) for x in uniforms_of(3, step, 3)] for step in range(steps)])
+
+    class Flat(Told):
+        def __call__(self, tokens, positions, mask, at):
+            return np.zeros((len(self.cache), 1000))
 
     for length in (1, 5):
-        prompts = pad_prompts([[1] * length], 1000, 20, 4)
-        ids = decode(prompts, 20, 4, Sampling(1.0, 0, 1.0, 3), (), flat)[0]
-        assert ids == [int(1000 * uniforms_of(3, step, 1)[0]) for step in range(4)]
+        for stop in ((), (numbers[1, 0],), (numbers[0, 1], numbers[2, 0])):
+            prompts = pad_prompts([[1] * length, [2], [3, 4]], 1000, 20, steps)
+            found = Flat([[0] * 3]).says(prompts, 20, steps, set(stop), None, sampling)
+            for row, column in zip(found, numbers.T.tolist(), strict=True):
+                ends = [column.index(token) for token in stop if token in column]
+                assert row == column[: min(ends, default=steps)]
 
 
 def test_a_prompt_may_fill_the_context_with_what_it_asks_for():

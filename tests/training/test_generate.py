@@ -131,3 +131,20 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
 def test_slots_of_the_cache(needed, slots):
     assert cache_slots(needed, 8192) == slots
     assert cache_slots(min(needed, 96), 96) == 96
+
+
+@pytest.mark.parametrize("module", [torchtrain, jaxtrain], ids=["torch", "jax"])
+def test_the_cache_of_rows_that_stay(module):
+    """Whichever they are; torch moves them within the same memory."""
+    keys = np.arange(2 * 5 * 3 * 2, dtype=np.float32).reshape(2, 5, 3, 1, 2)
+    for places in ([0, 1, 2, 3], [1, 2, 4], [0, 3], [4], [0]):
+        arrays = [torch.from_numpy(x.copy()) if module is torchtrain else jnp.array(x) for x in (keys, -keys)]
+        kept = module.decode.keep_rows(module.layers.Cache(*arrays), np.array(places))
+        np.testing.assert_array_equal(np.stack([kept.keys, kept.values]), np.stack([keys, -keys])[:, :, places])
+        if module is torchtrain:
+            assert kept.keys.data_ptr() == arrays[0].data_ptr()
+
+
+def test_rows_that_a_batch_goes_on_with():
+    assert [torchtrain.decode.rows_for(n) for n in (1, 2, 3, 5, 32)] == [1, 2, 3, 5, 32]
+    assert [jaxtrain.decode.rows_for(n) for n in (1, 2, 3, 4, 5, 17, 32)] == [1, 2, 4, 4, 8, 32, 32]

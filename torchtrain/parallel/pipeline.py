@@ -88,7 +88,7 @@ class Stage(GPT):
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for name, block in self.blocks.items():
             i, block = int(name), cast("Block", block)
-            x, cache.keys[i], cache.values[i] = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)
+            x, _, _ = block.decode(x, rotary, mask, cache.keys[i], cache.values[i], at)  # into the cache itself
         self.on(x)
         return self.norm(x) if self.last else x, cache
 
