@@ -39,6 +39,7 @@ from parity.bugs import MUTANTS
 from parity.localize.replay import localize_runs
 from parity.localize.runs import compare_runs
 from parity.localize.show import Report
+from parity.localize.weigh import OTHER_CODE
 from parity.mutants import BIASED, GPT, LLAMA, Mutant
 from parity.pair import GPT2, SMALL
 from parity.pair import LLAMA as LLAMA_FIELDS
@@ -231,6 +232,8 @@ def right(plan: Plan, report: Report) -> bool:
         return plan.area == "checkpoint" and verdict.kind == "data"
     names = ("first", "second")
     bad, good = names[plan.wrong], names[1 - plan.wrong]
+    if verdict.kind == OTHER_CODE:
+        return not plan.in_code and verdict.tap == f"bits of the {bad} run"
     if not plan.in_code and f"the {good} run isn't" in said:
         return False
     if not plan.in_code and f"the {bad} run isn't" in said:

@@ -14,14 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coretrain.base.machine import LIMITS, processor
+
 THREADS = 1
 """Of torch, in each process of the judge: its models are so small that threads cost more than they give."""
-LIMITS = (
-    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
-    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE",
-    "NPY_DISABLE_CPU_FEATURES", "XLA_FLAGS",
-)  # fmt: skip
-"""Variables of the environment by which a user chooses instructions, or a precision that is lower than asked for."""
 TOLD = {
     "sse4.2": "SSE4.2", "fma": "FMA", "avx2": "AVX2", "avx512f": "AVX512", "avx512bf16": "AVX512-bf16",
     "avx512fp16": "AVX512-fp16", "amx-bf16": "AMX-bf16", "neon": "NEON", "fullfp16": "fp16", "bf16": "bf16",
@@ -76,14 +72,6 @@ def limits() -> dict[str, str]:
     found = {name: os.environ.get(name, "") for name in LIMITS}
     found["XLA_FLAGS"] = " ".join(flag for flag in found["XLA_FLAGS"].split() if flag != ONE_PIECE)
     return {name: value for name, value in found.items() if value}
-
-
-def processor() -> str:
-    """Its name as the system gives it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def blas() -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coretrain.base.files import write_atomically
+from coretrain.base.machine import made_with
 from coretrain.config.run import RunConfig
 from coretrain.journal.metrics import (
     METRICS,
@@ -58,6 +59,7 @@ class Journal:
         start_update: int = 0,
         device_name: str = "",
         console: Console | None = None,
+        processes: int = 1,
     ) -> None:
         self.folder, self.config, self.stack, self.device_name = folder, config, stack, device_name
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -72,7 +74,7 @@ class Journal:
         self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
         # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
-        begin_segment(folder, Segment(start_update, stack, device_name))
+        begin_segment(folder, Segment(start_update, stack, device_name, made_with(processes)))
         self.last: dict[str, Any] = {}
         self.final: tuple[float | None, float | None] | None = None
         self._remember()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from coretrain.base.files import write_atomically
@@ -20,6 +21,8 @@ class Segment:
     first: int
     stack: str
     device: str
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """As `coretrain.base.machine` has it; empty where a run of an earlier version doesn't say."""
 
     def __str__(self) -> str:
         return f"in {FRAMEWORKS.get(self.stack, self.stack)}" + (f" on {self.device}" if self.device else "")
@@ -30,7 +33,10 @@ def read_segments(folder: Path) -> list[Segment]:
     report then says less, and nothing else needs it."""
     try:
         rows = from_json(read_bytes(folder / SEGMENTS))
-        found = [Segment(int(row["first"]), str(row["stack"]), str(row["device"])) for row in rows]
+        found = [
+            Segment(int(row["first"]), str(row["stack"]), str(row["device"]), dict(row.get("made_with", {})))
+            for row in rows
+        ]
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return []
     return found if found == sorted(found, key=lambda segment: segment.first) else []

@@ -218,7 +218,9 @@ def open_journal(
     """The run's journal, silent on all processes but the first; what that one finds wrong is raised on all."""
 
     def opened() -> Journal:
-        return Journal(folder, config, stack_name, start_update, device_name) if world.first else SilentJournal()
+        if not world.first:
+            return SilentJournal()
+        return Journal(folder, config, stack_name, start_update, device_name, processes=world.size)
 
     return world.collectively(opened)
 

@@ -74,7 +74,9 @@ class Verdict:
     """What it is, and why that is known."""
 
     kind: str
-    """same, algorithm, rounding or kernel, data, schedule, dtype policy; of runs also config, health, unconfirmed."""
+    """same, algorithm, rounding or kernel, data, schedule, dtype policy; of runs also config, health, other code,
+    unconfirmed.
+    """
     sentence: str
     tap: str = ""
     error: float = 0.0

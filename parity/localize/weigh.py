@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from coretrain.base.machine import made_with
 from coretrain.checkpoint.interchange import Interchange
 from coretrain.data.splits import Data
-from parity.localize.course import Bench
+from parity.localize.course import Bench, alone
 from parity.localize.history import History
 from parity.localize.retrace import FACTOR, Retraced
 from parity.localize.rows import Verdict
@@ -16,6 +17,8 @@ from parity.localize.show import Report
 from parity.localize.snapshots import Snapshots
 from parity.localize.traps import TRAPS
 
+OTHER_CODE = "other code"
+"""A run is within rounding of what this code makes of it, and not what it makes on the same machine, bit for bit."""
 KERNEL = "kernel"
 """Below float64 alone, one stack is much further from float64 than the other."""
 FAINT = 1e-11
@@ -47,6 +50,17 @@ class Side:
     def equal(self) -> bool:
         """Whether all of it came out bit for bit."""
         return bool(self.retraced) and all(one.equal for one in self.retraced) and not self.left
+
+    @property
+    def of_other_code(self) -> bool:
+        """Whether it isn't equal though processor, libraries and environment are those that it was made with: on a CPU
+        the same code gives the same bits then.
+        """
+        if alone(self.history.config) != self.history.config:
+            return False  # it was shared by several processes, or made by another engine
+        odd = [one.stretch.first for one in self.retraced if not one.equal]
+        here = made_with()
+        return any(self.history.device(at) == "cpu" and self.history.made_with(at) == here for at in odd)
 
     def covers(self, update: int) -> bool:
         """Whether `update` was trained again."""
@@ -91,6 +105,15 @@ def weighed(
         )
     if apart:
         return told(Verdict("algorithm", "", apart.what, apart.error, apart.allowed, traps=_traps(apart)))
+    other = [name for name, side in zip(SIDES, sides, strict=True) if side.of_other_code]
+    if other and not differing:
+        runs = f"the {' and the '.join(other)} run{'s' * (len(other) > 1)}"
+        texts.append(
+            f"processor, libraries and environment are those that {runs} had, and the bits aren't: made by other code"
+        )
+        return told(
+            replace(base, kind=OTHER_CODE, tap=f"bits of {runs}", traps="another version of twintrain, an edit")
+        )
     if look and look.kind == ROUNDING and not look.error <= FACTOR * look.floor:
         return told(replace(look, kind=KERNEL))
     if differing and base.kind == UNCONFIRMED:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from coretrain.base.machine import made_with
 from coretrain.journal.journal import Journal
 from coretrain.journal.segments import SEGMENTS, Segment, begin_segment, read_segments
 from tests.support.journals import config, journal, printed, train
@@ -76,3 +78,16 @@ def test_segments_in_another_order_are_no_segments(tmp_path):
     rows = json.loads((tmp_path / SEGMENTS).read_text())
     (tmp_path / SEGMENTS).write_text(json.dumps(rows[::-1]))
     assert read_segments(tmp_path) == []
+
+
+def test_what_the_bits_depend_on_is_kept(tmp_path, monkeypatch):
+    """Of a run of an earlier version nothing is known."""
+    (tmp_path / SEGMENTS).write_text('[{"first": 0, "stack": "torch", "device": "cpu"}]')
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    here = made_with(processes=2)
+    begin_segment(tmp_path, Segment(4, "jax", "cpu", here))
+    assert [one.made_with for one in read_segments(tmp_path)] == [{}, here]
+    assert (here["OMP_NUM_THREADS"], here["processes"], here["numpy"]) == ("3", "2", np.__version__)
+    assert here["processor"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    assert made_with(2) != here

@@ -17,7 +17,7 @@ import torchtrain.attention
 import torchtrain.model
 import torchtrain.trainer
 from coretrain.base.errors import UserError
-from coretrain.journal.segments import Segment
+from coretrain.journal.segments import SEGMENTS, Segment
 from coretrain.training.runner import run
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.localize.history import read_history
@@ -262,11 +262,19 @@ def test_a_bug_in_the_code_that_judges_is_not_taken_for_rounding(runs, monkeypat
     assert "the other stack's training being a measure of it" in verdict.sentence
 
 
-@pytest.mark.parametrize(("off", "kind"), [(1e-7, "rounding or kernel"), (1e-3, "algorithm")])
-def test_a_run_of_other_code_is_named(runs, tmp_path, off, kind):
-    """What isn't equal bit for bit is measured by what 1 ULP of the weights makes of the same updates."""
+@pytest.mark.parametrize(
+    ("off", "processor", "kind"),
+    [(1e-7, "another", "rounding or kernel"), (1e-7, "", "other code"), (1e-3, "another", "algorithm")],
+)
+def test_a_run_of_other_code_is_named(runs, tmp_path, off, processor, kind):
+    """What isn't equal bit for bit is measured by what 1 ULP of the weights makes of the same updates; on the same
+    processor it would be equal.
+    """
     other = tmp_path / "other"
     shutil.copytree(runs("a"), other)
+    if processor:
+        (one,) = json.loads((other / SEGMENTS).read_text())
+        (other / SEGMENTS).write_text(json.dumps([one | {"made_with": one["made_with"] | {"processor": processor}}]))
     rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     rows = [row | {"loss": row["loss"] * (1 + off)} if "loss" in row and row["update"] == 9 else row for row in rows]
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -274,6 +282,8 @@ def test_a_run_of_other_code_is_named(runs, tmp_path, off, kind):
     assert verdict.kind == kind, verdict.sentence
     if kind == "algorithm":
         assert verdict.tap == "loss of update 9 of the second run"
+    elif kind == "other code":
+        assert verdict.tap == "bits of the second run"
 
 
 def test_whose_rows_are_not_in_order(runs, tmp_path):

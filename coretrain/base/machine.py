@@ -1,0 +1,37 @@
+"""What a computation's last bits depend on besides code and config: processor, libraries, the environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+LIMITS = (
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES", "XLA_FLAGS",
+)  # fmt: skip
+"""Variables of the environment by which a user chooses instructions, or a precision that is lower than asked for."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+LIBRARIES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "deepspeed")
+
+
+def processor() -> str:
+    """Its name as the system gives it."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def made_with(processes: int = 1) -> dict[str, str]:
+    """Facts of this process: where they and the code are the same, a training on a CPU gives the same bits."""
+    facts = {"processor": processor(), "cores": str(os.cpu_count()), "processes": str(processes)}
+    facts |= {name: value for name in (*LIMITS, *THREADS) if (value := os.environ.get(name, "").strip())}
+    for name in LIBRARIES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return facts
