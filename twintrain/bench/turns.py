@@ -14,27 +14,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from coretrain.base.errors import UserError
 
-Turn = Callable[[int], list[float]]
-"""A function of n: seconds of each of n more steps."""
 
+@dataclass(frozen=True)
+class Turn:
+    """What a contender does in its turn: so many calls of `step`."""
 
-def timed(step: Callable[[], object]) -> Turn:
-    """A turn of so many calls of `step`."""
+    step: Callable[[], object]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else it tells of itself, as it stands after a turn: parameters, a loss."""
 
-    def turn(times: int) -> list[float]:
+    def __call__(self, times: int) -> list[float]:
+        """Seconds of each of so many more steps."""
         seconds = []
         for _ in range(times):
             begun = time.perf_counter()
-            step()
+            self.step()
             seconds.append(time.perf_counter() - begun)
         return seconds
 
-    return turn
+
+def peak_memory() -> tuple[int, str]:
+    """Bytes that this process held at most, and where: on the GPU that it computes on, or else in host memory."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated()), "device"
+    stats = jax.devices()[0].memory_stats() if jax else None  # a CPU has none
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"]), "device"
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rss if sys.platform == "darwin" else rss * 1024, "host"
 
 
 def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:
@@ -48,9 +62,8 @@ def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:
     try:
         turn = make(task)
         for line in sys.stdin:
-            seconds = turn(int(line))
-            rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer({"seconds": seconds, "memory": rss if sys.platform == "darwin" else rss * 1024})
+            seconds, (memory, place) = turn(int(line)), peak_memory()
+            answer({"seconds": seconds, "memory": memory, "place": place, "facts": turn.facts})
     except Exception as error:  # the parent's table has a row for it
         answer({"error": f"{type(error).__name__}: {error}"})
 
@@ -64,7 +77,8 @@ class Child:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True)
         self.error: str | None = None
-        self.memory = 0
+        self.memory, self.place = 0, "host"
+        self.facts: dict[str, Any] = {}
 
     def turn(self, times: int) -> list[float]:
         """Seconds of each of so many more updates; empty, with `error` set, where the child failed."""
@@ -76,8 +90,18 @@ class Child:
             answer = json.loads(stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             answer = {"error": f"its process ended with status {self.process.wait()}"}
-        self.error, self.memory = answer.get("error"), answer.get("memory", 0)
-        return answer.get("seconds", [])
+        self.error, self.memory, self.place = answer.get("error"), answer.get("memory", 0), answer.get("place", "host")
+        self.facts = answer.get("facts", {})
+        found: list[float] = answer.get("seconds", [])
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # it may be in the middle of a long turn
+            self.process.kill()
+        self.close()
 
     def close(self) -> None:
         """End the process."""
@@ -111,7 +135,14 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = models[0] if models else cpu
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()} | versions
+    system = f"{platform.system()} {platform.machine()}"
+    facts: dict[str, Any] = {"cpu": cpu, "cores": usable_cores(), "system": system, "python": platform.python_version()}
+    return facts | versions
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def given_fields(words: Sequence[str]) -> dict[str, str]:
