@@ -186,8 +186,8 @@ def test_words_choose_contenders():
 @pytest.mark.parametrize(
     ("words", "code", "names"),
     [
-        ("--only torhc", "bench/only-matches-nothing", ["torhc", "torch-f32"]),
-        ("--what generation --only compiled", "bench/only-matches-nothing", ["generation"]),
+        ("--only torhc", "bench/only-means-nothing", ["torhc", "torch-f32"]),
+        ("--what generation --only compiled", "bench/only-means-nothing", ["generation"]),
         ("--nanogpt nowhere", "bench/nanogpt-not-there", ["nowhere"]),
         ("--nanogpt here --only torch", "bench/nanogpt-left-out", []),
         ("--json nowhere/b.json", "bench/target-not-a-file", ["--json", "nowhere"]),

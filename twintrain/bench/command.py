@@ -37,7 +37,9 @@ def options(program: str = PROGRAM) -> Options:
     """What can be asked for."""
     text, shape = (__doc__ or "").replace(PROGRAM, program), Shape()
     parser = Options(prog=program, description=text, formatter_class=Fitted)
-    parser.add_argument("--what", choices=PARTS, default=PARTS[0], help="what is measured (default %(default)s)")
+    parser.add_argument(
+        "--what", choices=PARTS, default=PARTS[0], metavar="PART", help=f"{' or '.join(PARTS)} (default %(default)s)"
+    )
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="contenders, or parts of their names: torch-f32, jax, bf16, compiled"
     )

@@ -108,7 +108,7 @@ def chosen(part: str, words: Sequence[str] | None) -> dict[str, Contender]:
         found = {name for name in every if word == name or word in name.split("-")}
         if not found:
             raise UserError(
-                "bench/only-matches-nothing",
+                "bench/only-means-nothing",
                 f"--only {word} means nothing of {part}: give a name, or a part of names: {', '.join(every)}",
             )
         meant |= found
