@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coretrain.base.processor import processor
+
 THREADS = 1
 """Of torch, in each process of the judge: its models are so small that threads cost more than they give."""
 LIMITS = (
@@ -76,14 +78,6 @@ def limits() -> dict[str, str]:
     found = {name: os.environ.get(name, "") for name in LIMITS}
     found["XLA_FLAGS"] = " ".join(flag for flag in found["XLA_FLAGS"].split() if flag != ONE_PIECE)
     return {name: value for name, value in found.items() if value}
-
-
-def processor() -> str:
-    """Its name as the system gives it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def blas() -> str:

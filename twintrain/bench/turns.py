@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, Self
 
 from coretrain.base.errors import UserError
+from coretrain.base.processor import processor, usable_cores
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,15 @@ def in_turns(
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Processor, cores and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     system = f"{platform.system()} {platform.machine()}"
-    facts: dict[str, Any] = {"cpu": cpu, "cores": usable_cores(), "system": system, "python": platform.python_version()}
+    facts: dict[str, Any] = {
+        "cpu": processor(),
+        "cores": usable_cores(),
+        "system": system,
+        "python": platform.python_version(),
+    }
     return facts | versions
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def given_fields(words: Sequence[str]) -> dict[str, str]:
@@ -153,4 +148,10 @@ def given_fields(words: Sequence[str]) -> dict[str, str]:
             "bench/bad-field-arguments",
             f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest",
         )
-    return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+    found = {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+    if found.get("precision.compute") == "auto":
+        raise UserError(
+            "bench/compute-not-chosen",
+            "--precision.compute auto is chosen where a run begins: name the dtype that is to be measured",
+        )
+    return found
