@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
     shape = Shape(given.layers, given.width, given.vocab, given.batch, given.context)
-    result = measured(Bench(given.what, some, shape, given.rounds, given.nanogpt), say)
+    result = measured(Bench(given.what, some, shape, given.rounds, given.nanogpt, given.only is None), say)
     if given.json:
         write_atomically(given.json, json.dumps(result, indent=1) + "\n")
     if given.markdown:

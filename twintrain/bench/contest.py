@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintrain.bench.contenders import Contender, Shape
-from twintrain.bench.turns import Turn, serve
+from twintrain.bench.turns import Turn, serve, wait_for_gpu
 
 LR = 1e-4
 """Learning rate of every contender: it changes nothing about speed."""
@@ -36,6 +36,8 @@ def ours(one: Contender, shape: Shape) -> tuple[Callable[[Rows, int], float], An
         trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
         if one.framework == "jax":
             importlib.import_module("jax").block_until_ready(trainer.params)
+        else:
+            wait_for_gpu()
         return float(loss)
 
     return update, trainer
@@ -52,12 +54,9 @@ def training(one: Contender, shape: Shape, nanogpt: Path | None) -> Turn:
     """Updates; the facts are the parameters' number and the first update's loss."""
     rng, counter = np.random.default_rng(0), itertools.count()
     facts = dict[str, Any]()
+    update: Callable[[Rows, int], float]
     if one.peer:
-        of_peer, parameters = importlib.import_module("twintrain.bench.peers").training(one, shape, nanogpt, LR)
-
-        def update(rows: Rows, n: int) -> float:
-            return float(of_peer(rows[:, :-1], rows[:, 1:]))
-
+        update, parameters = importlib.import_module("twintrain.bench.peers").training(one, shape, nanogpt, LR)
     else:
         (update, _), parameters = ours(one, shape), parameters_of(shape)
 

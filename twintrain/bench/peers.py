@@ -18,6 +18,7 @@ import torch
 
 from coretrain.config.training import OptimizerConfig
 from twintrain.bench.contenders import Contender, Shape
+from twintrain.bench.turns import wait_for_gpu
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of a model, ids and labels [B, T]: the mean over all labels."""
@@ -45,7 +46,7 @@ def transformers(shape: Shape) -> Peer:
 
     config = GPT2Config(
         vocab_size=shape.vocab, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,
-        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa",
+        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
@@ -131,8 +132,8 @@ def made(one: Contender, shape: Shape, folder: Path | None) -> Peer:
     return {"transformers": transformers, "litgpt": litgpt}[one.maker](shape)
 
 
-def training(one: Contender, shape: Shape, folder: Path | None, lr: float) -> tuple[Callable[..., float], int]:
-    """A function of ids and labels [B, T] that does one update and returns its loss; and the parameters' number."""
+def training(one: Contender, shape: Shape, folder: Path | None, lr: float) -> tuple[Callable[[Any, int], float], int]:
+    """A function of ids [B, T + 1] that does one update and returns its loss; and the parameters' number."""
     peer, place, o = made(one, shape, folder), device(), shape.config().optimizer
     model = peer.model.to(place).train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -140,14 +141,15 @@ def training(one: Contender, shape: Shape, folder: Path | None, lr: float) -> tu
     ready = torch.compile(model) if one.compiled else model
     half = one.dtype == "bfloat16"
 
-    def update(ids: Any, labels: Any) -> float:
-        rows, targets = (torch.from_numpy(part).to(place, torch.long) for part in (ids, labels))
+    def update(rows: Any, n: int) -> float:
+        ids, labels = (torch.from_numpy(part).to(place, torch.long) for part in (rows[:, :-1], rows[:, 1:]))
         with torch.autocast(place, torch.bfloat16) if half else contextlib.nullcontext():
-            loss = peer.loss(ready, rows, targets)
+            loss = peer.loss(ready, ids, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        wait_for_gpu()
         return loss.item()
 
     return update, parameters
@@ -162,8 +164,7 @@ def generating(one: Contender, shape: Shape, folder: Path | None) -> tuple[Calla
     @torch.inference_mode()
     def text(ids: Any) -> object:
         found = peer.generate(torch.from_numpy(ids).to(place, torch.long), shape.new)
-        if place == "cuda":
-            torch.cuda.synchronize()
+        wait_for_gpu()
         return found
 
     return text, parameters

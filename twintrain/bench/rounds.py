@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,8 @@ class Bench:
     shape: Shape
     rounds: int
     nanogpt: Path | None = None
+    all: bool = True
+    """Whether nothing was left out by `--only`."""
 
 
 @dataclass
@@ -101,6 +104,7 @@ def needed_peaks(asked: Bench, say: Say) -> Peaks:
 def measured(asked: Bench, say: Say) -> dict[str, Any]:
     """Everything that JSON has. Raises `UserError` where no contender can be run here."""
     rows = {name: Row(name, one.label, one.maker, one.dtype, one.compiled) for name, one in asked.contenders.items()}
+    busy = os.getloadavg()[0]
     facts = machine(PACKAGES) | {"twintrain": version()}
     if asked.nanogpt is not None:
         facts["nanogpt"] = f"model.py {sha256_of(check_nanogpt(asked.nanogpt))[:12]}"
@@ -120,11 +124,12 @@ def measured(asked: Bench, say: Say) -> dict[str, Any]:
         "part": asked.part,
         "machine": facts,
         "shape": asdict(asked.shape) | {"prompt": asked.shape.prompt, "new": asked.shape.new},
+        "load_before": busy,
         "rounds": asked.rounds,
         "steps_of_a_turn": TURN,
         "peaks": peaks,
         "rows": [asdict(row) for row in rows.values()],
-        "not_run": not_run(rows.values()),
+        "not_run": [*not_run(rows.values()), *([MAXTEXT] if asked.all else [])],
         "unlike": unlike(rows.values()),
     }
 
@@ -135,7 +140,7 @@ def of_one_dtype(asked: Bench, some: Mapping[str, Contender], rows: Mapping[str,
     with contextlib.ExitStack() as stack:
         children, matmuls = dict[str, Child](), dict[str, Child]()
         for name, one in some.items():
-            task = {"contender": asdict(one), "shape": asdict(asked.shape), "part": asked.part}
+            task: dict[str, Any] = {"contender": asdict(one), "shape": asdict(asked.shape), "part": asked.part}
             task["nanogpt"] = str(asked.nanogpt) if asked.nanogpt else None
             children[name] = stack.enter_context(Child("twintrain.bench.contest", task))
             say(f"{name}: warm-up")
@@ -211,7 +216,7 @@ def not_run(rows: Any) -> list[str]:
         told.append(
             f"{names} {'failed' if reason.startswith('failed: ') else 'not run'}: " + reason.removeprefix("failed: ")
         )
-    return [*told, MAXTEXT]
+    return told
 
 
 def unlike(rows: Any) -> list[str]:

@@ -33,7 +33,9 @@ def against(row: Mapping[str, Any], result: Result, maker: str) -> dict[str, flo
 def cells(row: Mapping[str, Any], result: Result, spread: str) -> list[str]:
     """One row as text; `spread` puts a ratio's lowest and highest beside or below its median."""
     share = row["share_of_peak"]
-    found = [f"{row['tokens_per_second']:,.0f}", "" if share is None else f"{share:.0%}"]
+    found = [f"{row['tokens_per_second']:,.0f}"]
+    if result["part"] == "training":
+        found.append("" if share is None else f"{share:.0%}")
     found.append(f"{row['peak_memory_bytes'] / 2**30:.2f} GiB")
     for maker in facing(result):
         of = against(row, result, maker)
@@ -68,6 +70,10 @@ def notes(result: Result) -> list[str]:
     """What a reader must know of the figures, and what isn't among them."""
     host = all(row["memory_of"] == "host" for row in result["rows"])
     found = ["Peak memory is the process's" + (", as the system counts it." if host else ", or its GPU's (JSON says).")]
+    if result["load_before"] > result["machine"]["cores"] / 2:
+        found.append(
+            f"Other programs kept the machine busy: before the first round its load was {result['load_before']:.1f}."
+        )
     if facing(result):
         half = "; in bfloat16 peers train by torch.autocast" if result["part"] == "training" else ""
         found.append(
@@ -79,7 +85,7 @@ def notes(result: Result) -> list[str]:
 
 def markdown(result: Result) -> str:
     """The table for a page."""
-    headings = ["", "dtype", "tokens/s", "of matmul peak", "peak memory"]
+    headings = ["", "dtype", "tokens/s", *_share(result, "of matmul peak"), "peak memory"]
     headings += [f"{RATIO} {MAKERS[maker].title}" for maker in facing(result)]
     lines: list[Sequence[str]] = [headings, ["---", "---", *["---:"] * (len(headings) - 2)]]
     for row in result["rows"]:
@@ -89,6 +95,11 @@ def markdown(result: Result) -> str:
     head = [line for line in (shape_line(result), machine_line(result), peaks_line(result)) if line]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join(["\n".join(head), table, "\n".join(f"- {line}" for line in notes(result))]) + "\n"
+
+
+def _share(result: Result, heading: str) -> list[str]:
+    """The column of shares of the matmul peak, which generation has not: it is no matter of matmuls."""
+    return [heading] if result["part"] == "training" else []
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -105,7 +116,12 @@ def show(result: Result, console: Console) -> None:
             console.print(line, markup=False, soft_wrap=not console.is_terminal)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column()
-    for name in ("tokens/s", "of peak", "memory", *(f"x {MAKERS[maker].title}" for maker in facing(result))):
+    for name in (
+        "tokens/s",
+        *_share(result, "of peak"),
+        "memory",
+        *(f"x {MAKERS[maker].title}" for maker in facing(result)),
+    ):
         table.add_column(name, justify="right", vertical="top")
     dtype = ""
     for row in result["rows"]:

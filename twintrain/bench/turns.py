@@ -39,6 +39,14 @@ class Turn:
         return seconds
 
 
+def wait_for_gpu() -> None:
+    """Until a GPU that torch computes on has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def peak_memory() -> tuple[int, str]:
     """Bytes that this process held at most, and where: on the GPU that it computes on, or else in host memory."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
