@@ -50,7 +50,8 @@ class GPT(nn.Module):
 
 
 def bench(*words: object) -> subprocess.CompletedProcess[str]:
-    size = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+    sizes = {name: value for name, value in TINY.items() if name != "batch" or "generation" not in words}
+    size = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "twintrain", "bench", *size, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=300)
 
@@ -196,6 +197,7 @@ def test_words_choose_contenders():
     ("words", "code", "names"),
     [
         ("--only torhc", "bench/only-means-nothing", ["torhc", "torch-f32"]),
+        ("--what generation --batch 4", "bench/batch-without-training", ["--batch"]),
         ("--what generation --only compiled", "bench/only-means-nothing", ["generation"]),
         ("--nanogpt nowhere", "bench/nanogpt-not-there", ["nowhere"]),
         ("--nanogpt here --only torch", "bench/nanogpt-left-out", []),

@@ -27,7 +27,7 @@ MEANINGS = {
     "layers": ("layers of the model", 1000),
     "width": ("its width; heads are 64 wide, where that divides it, or else there is one", 100_000),
     "vocab": ("its vocabulary", 10_000_000),
-    "batch": ("rows of an update", 1_000_000),
+    "batch": ("rows of an update, in training", 1_000_000),
     "context": ("tokens of a row", 1_000_000),
 }
 """Of each number of the shape: what it is, and the most that is taken."""
@@ -44,10 +44,9 @@ def options(program: str = PROGRAM) -> Options:
         "--only", nargs="+", metavar="NAME", help="contenders, or parts of their names: torch-f32, jax, bf16, compiled"
     )
     for name, (meaning, most) in MEANINGS.items():
-        parser.add_argument(
-            f"--{name}", type=whole_number(2 if name == "context" else 1, most), default=getattr(shape, name),
-            metavar="N", help=f"{meaning} (default %(default)s)",
-        )  # fmt: skip
+        least = 2 if name == "context" else 1
+        told = f"{meaning} (default {getattr(shape, name)})"
+        parser.add_argument(f"--{name}", type=whole_number(least, most), metavar="N", help=told)
     parser.add_argument(
         "--rounds", type=whole_number(1, 1_000_000), default=6, metavar="N", help="turns of each (default %(default)s)"
     )
@@ -68,6 +67,8 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Measure, then write and show one table. The exit code is 1 where a contender failed."""
     given = options(program).parse_args(sys.argv[1:] if argv is None else argv)
     some = chosen(given.what, given.only)
+    if given.what == "generation" and given.batch is not None:
+        raise UserError("bench/batch-without-training", "--batch is for training: one text is generated at a time")
     if given.nanogpt:
         check_nanogpt(given.nanogpt)
         if not any(one.maker == "nanogpt" for one in some.values()):
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     def say(text: str) -> None:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
-    shape = Shape(given.layers, given.width, given.vocab, given.batch, given.context)
+    shape = Shape(**{name: getattr(given, name) for name in MEANINGS if getattr(given, name) is not None})
     result = measured(Bench(given.what, some, shape, given.rounds, given.nanogpt, given.only is None), say)
     if given.json:
         write_atomically(given.json, json.dumps(result, indent=1) + "\n")
