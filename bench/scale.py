@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.scale_worker import Children, cores
-from bench.turns import given_fields, machine
 from coretrain.base.errors import exits_cleanly
 from coretrain.base.files import write_atomically
 from coretrain.config.load import load_config
 from coretrain.planning.traffic import traffic
 from coretrain.processes.layout import layout_of
+from twintrain.bench.turns import given_fields, machine
 
 Fields = dict[str, Any]
 PROCESSES = 2

@@ -23,21 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from bench.turns import (
-    Child,
-    Turn,
-    given_fields,
-    in_turns,
-    machine,
-    serve,
-    timed,
-)
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import InitialParameters
 from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import windows
+from twintrain.bench.turns import (
+    Child,
+    Turn,
+    given_fields,
+    in_turns,
+    machine,
+    serve,
+)
 
 LR = 1e-4
 RANK, ALPHA = 16, 32
@@ -212,7 +211,7 @@ def make(task: dict[str, Any]) -> Turn:
     config = config_of(task, contender)
     step = (peer if contender.stack == "peer" else ours)(contender, config)
     rng, size = np.random.default_rng(0), (config.train.batch_size, config.model.context + 1)
-    return timed(lambda: step(rng.integers(0, config.model.vocabulary, size).astype(np.int32)))
+    return Turn(lambda: step(rng.integers(0, config.model.vocabulary, size).astype(np.int32)))
 
 
 # ---------------------------------------------------------------- in the parent

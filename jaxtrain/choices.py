@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from coretrain.base.errors import UserError
 from coretrain.base.files import typed_path
 from coretrain.base.malloc import give_back_freed_memory
+from coretrain.base.processor import processor, usable_cores
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
+from coretrain.contract.compute import Matmuls
 
 COMPILE_CACHE_AFTER = 1.0
 """Seconds of compiling above which the result is kept on disk."""
@@ -46,6 +52,29 @@ def choose_device(config: RunConfig) -> Choice:
 def choose_compile(config: RunConfig, device: jax.Device) -> Choice:
     """JAX always compiles; the result is kept between runs."""
     return Choice("on", "JAX always compiles; layers " + ("scanned" if scans_layers(config, device) else "unrolled"))
+
+
+def matmuls(config: RunConfig) -> Matmuls:
+    """Square matmuls on the run's device, for `precision.compute = auto`."""
+    configure_jax(config.changed(precision__compute="float32"))
+    device = jax.local_devices(backend=choose_device(config).name)[0]
+    product = jax.jit(lambda a: a @ a)
+
+    def multiplier(dtype: str, size: int) -> Callable[[], object]:
+        rows = np.random.default_rng(0).standard_normal((size, size), np.float32)
+        a = jax.device_put(rows.astype(jnp.dtype(dtype)), device)
+        return lambda: product(a).block_until_ready()
+
+    return Matmuls(
+        {
+            "library": f"jax {jax.__version__}",
+            "device": f"{device.device_kind}, {processor()}" if device.platform == "cpu" else device.device_kind,
+            "instructions": os.environ.get("XLA_FLAGS", ""),
+            "threads": usable_cores(),
+            "fast_matmul": config.precision.fast_matmul,
+        },
+        multiplier,
+    )
 
 
 def configure_jax(config: RunConfig) -> None:

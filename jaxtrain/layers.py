@@ -85,19 +85,34 @@ class Linear(nnx.Module):
     An adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `kernel` None.
     """
 
-    def __init__(self, into: int, out: int, bias: bool, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def __init__(
+        self,
+        into: int,
+        out: int,
+        bias: bool,
+        stack: tuple[int, ...],
+        dtype: jnp.dtype,
+        sharding: Sharding | None = None,
+    ) -> None:
+        self.sharding = sharding
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
         self.adapter: LowRank | None = nnx.data(None)
         self.held: QuantizedWeight | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... into"], masks: Dropout | None = None) -> Float[Array, "... out"]:
-        y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
+        y = self._product(x) if self.held is None else self.held(x)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
         return self.adapter.adapt_linear(y, x, dropped, self.kernel, self.bias)
+
+    def _product(self, x: Array) -> Array:
+        # A kernel's gradient that sums over two axes has XLA's CPU turn one of its factors, slowly: all tokens are made
+        # one axis. On a mesh they lie along two, which can't be one without gathering.
+        rows = x if self.sharding else x.reshape(-1, x.shape[-1])
+        return (rows @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 class Norm(nnx.Module):
@@ -123,10 +138,10 @@ class Attention(nnx.Module):
         self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
     ) -> None:
         self.head, self.kernel, self.sharding = m.head, kernel, sharding
-        self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype)
-        self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
-        self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype)
-        self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype)
+        self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype, sharding)
+        self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype, sharding)
+        self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype, sharding)
+        self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype, sharding)
         self.prefix: Prefix | None = nnx.data(None)
         self.adapter: Bottleneck | None = nnx.data(None)
 
@@ -173,10 +188,10 @@ def rotate(
 class MLP(nnx.Module):
     """GELU (tanh) or SwiGLU, hidden width F."""
 
-    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype) -> None:
-        self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype) if m.mlp == "swiglu" else None
-        self.up = Linear(m.width, m.hidden, m.bias, stack, dtype)
-        self.down = Linear(m.hidden, m.width, m.bias, stack, dtype)
+    def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> None:
+        self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype, sharding) if m.mlp == "swiglu" else None
+        self.up = Linear(m.width, m.hidden, m.bias, stack, dtype, sharding)
+        self.down = Linear(m.hidden, m.width, m.bias, stack, dtype, sharding)
         self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T D"], masks: Dropout | None = None) -> Float[Array, "B T D"]:
@@ -197,7 +212,7 @@ class Block(nnx.Module):
         self.norm1 = Norm(m, (m.layers,), dtype)
         self.attention = Attention(m, kernel, (m.layers,), dtype, sharding)
         self.norm2 = Norm(m, (m.layers,), dtype)
-        self.mlp = MLP(m, (m.layers,), dtype)
+        self.mlp = MLP(m, (m.layers,), dtype, sharding)
 
     def __call__(
         self,

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coretrain.base.machine import LIMITS, processor
+from coretrain.base.machine import LIMITS
+from coretrain.base.processor import processor
 
 THREADS = 1
 """Of torch, in each process of the judge: its models are so small that threads cost more than they give."""

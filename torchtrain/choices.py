@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import torch
 
 from coretrain.base.errors import UserError
+from coretrain.base.processor import processor
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
+from coretrain.contract.compute import Matmuls
 from coretrain.planning.flops import run_flops
 
 COMPILE_PAYS_AFTER = 1e13
@@ -69,3 +72,24 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
         why = f"the run's {run_flops(config):.1e} FLOPs are too few to repay compiling {config.model.layers} layers"
         return Choice("off", why)
     return Choice("on", "the run is long enough to repay it")
+
+
+def matmuls(config: RunConfig) -> Matmuls:
+    """Square matmuls on the run's device, for `precision.compute = auto`."""
+    device = choose_device(config).name
+    torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
+
+    def multiplier(dtype: str, size: int) -> Callable[[], object]:
+        a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+        return lambda: (a @ a)[0, 0].item()
+
+    return Matmuls(
+        {
+            "library": f"torch {torch.__version__}",
+            "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}, {processor()}",
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "fast_matmul": config.precision.fast_matmul,
+        },
+        multiplier,
+    )

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from coretrain.base.errors import Options, UserError
 from coretrain.config.load import load_config
+from coretrain.contract.compute import Speeds
 
 PROGRAM = "twintrain doctor"
 PACKAGES = ("torch", "jax", "flax", "optax", "orbax-checkpoint", "grain", "chex", "tiktoken", "tokenizers", "numpy")
@@ -112,15 +113,21 @@ def peaks() -> Rows:
     """Measured matmul speed, each in a process of its own."""
     rows: Rows = []
     for framework in ("torch", "jax"):
+        speeds = dict[str, float]()
         for dtype in ("float32", "bfloat16"):
             command = [sys.executable, "-m", "twintrain.matmul_peak", framework, dtype]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 text = f"{found['gflops']:,.1f} GFLOP/s ({found['size']} x {found['size']})"
+                speeds[dtype] = found["gflops"]
             except (subprocess.SubprocessError, ValueError, IndexError):
                 text = "could not be measured"
             rows.append((f"{framework} {dtype}", text))
+        if len(speeds) == 2:
+            rows.append(
+                (f"{framework} auto", f"precision.compute = auto would take {Speeds(0, **speeds).choice().name}")
+            )
     return rows
 
 

@@ -28,6 +28,7 @@ from coretrain.base.help import Fitted
 from coretrain.base.numbers import real_number
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.contract.compute import PAYS_AT
 from coretrain.planning.accelerators import TABLE, Machine, accelerators, machine
 from coretrain.planning.prices import Price, read_price
 
@@ -63,6 +64,16 @@ def planned(config: RunConfig, tokens: float | None) -> RunConfig:
         )
     updates = round(tokens / config.tokens_per_update)
     return config.changed(train__updates=updates)
+
+
+def with_table_dtype(config: RunConfig, on: Machine) -> RunConfig:
+    """What precision.compute = auto would take on a machine that isn't here, by the peaks of the table."""
+    if config.precision.compute != "auto":
+        return config
+    a = on.accelerator
+    return config.changed(
+        precision__compute="bfloat16" if a.bfloat16 and a.tflops >= PAYS_AT * a.tflops32 else "float32"
+    )
 
 
 def priced(on: Machine, whole: str | None, device: str | None) -> Price:
@@ -182,7 +193,7 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
     asked = parse(rest, program, "")
     name = rest[0] if rest and not rest[0].startswith("--") else "tiny"
     on = machine(given.on, given.accelerators)
-    config = planned(asked.config, given.tokens)
+    config = with_table_dtype(planned(asked.config, given.tokens), on)
     stack = "jax" if on.accelerator.tpu else "torch"
     assumed = Assumptions()
     fixed = frozenset(key for key, _ in asked.overrides)

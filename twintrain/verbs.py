@@ -71,6 +71,12 @@ VERBS = {
         words=PRESETS,
     ),
     "doctor": Verb("twintrain.doctor", "what this machine has, and what would be chosen on it", {"--no-peaks": SWITCH}),
+    "bench": Verb(
+        "twintrain.bench.command",
+        "speed and memory of both stacks here, beside installed peers",
+        {"--what": ("training", "generation"), "--only": ANY, "--layers": ANY, "--width": ANY, "--vocab": ANY}
+        | {"--batch": ANY, "--context": ANY, "--rounds": ANY, "--nanogpt": ANY, "--markdown": ANY, "--json": ANY},
+    ),
     "twins": Verb("twintrain.twins", "two runs of one config as one picture"),
     "localize": Verb(
         "twintrain.localize",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
-from pathlib import Path
+
+from coretrain.base.processor import processor
 
 LIMITS = (
     "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
@@ -15,14 +15,6 @@ LIMITS = (
 """Variables of the environment by which a user chooses instructions, or a precision that is lower than asked for."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 LIBRARIES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "deepspeed")
-
-
-def processor() -> str:
-    """Its name as the system gives it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def made_with(processes: int = 1) -> dict[str, str]:

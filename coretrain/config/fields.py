@@ -22,7 +22,7 @@ Countable = AfterValidator(_countable)
 Positive = Annotated[int, Field(ge=1), Countable]
 Count = Annotated[int, Field(ge=0), Countable]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-DType = Literal["float64", "float32", "bfloat16", "float16"]
+DType = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 StackName = Literal["torch", "jax"]
 AttentionKernel = Literal["auto", "flash_attn", "sdpa_fa4", "sdpa_fa3", "sdpa", "splash", "cudnn", "xla", "plain"]
 

@@ -89,7 +89,11 @@ class TrainConfig(Section):
 class PrecisionConfig(Section):
     """Dtypes. Master weights and moments are float32 (float64 in float64); norms, softmax and loss too."""
 
-    compute: DType = Field("float32", description="Dtype of matmuls and activations.")
+    compute: DType = Field(
+        "float32",
+        description="Dtype of matmuls and activations. auto: bfloat16 where the stack that begins the run measures its "
+        "matmuls 1.5 times as fast as float32's, else float32; config.json keeps what it took.",
+    )
     loss_scale: float = Field(
         65536.0, gt=0, description="Initial loss scale of float16; halved on overflow, doubled after 2000 good updates."
     )

@@ -204,6 +204,12 @@ def import_run(
     there is neither, or the vocabulary isn't the model's: on ids of another tokenizer the weights are worth nothing.
     """
     check_free(folder)
+    if base and base.precision.compute == "auto":
+        raise UserError(
+            "runs/import-compute-auto",
+            "precision.compute = auto is chosen where a run begins to train: name a dtype here, and give "
+            "--precision.compute auto with --resume",
+        )
     if not (source.exists() or _named_gguf(source)):
         raise UserError("runs/import-source-missing", f"{source} does not exist: name a model's folder or a GGUF file")
     if source.is_dir() and not any((source / name).exists() for name in (HF_CONFIG, PEFT_CONFIG)):

@@ -61,6 +61,12 @@ def open_run(folder: Path) -> RunConfig:
         raise UserError(
             "runs/config-damaged", f"{path} is damaged ({error}): restore it{place}, or start a new run"
         ) from None
+    if config.precision.compute == "auto":
+        raise UserError(
+            "runs/compute-not-chosen",
+            f"{path} was changed: it says precision.compute = auto, and a run keeps the dtype that was taken: put that "
+            "back (float32, bfloat16); --resume takes --precision.compute auto, to choose again",
+        )
     checkpoint, unlike = _unlike_sealed(path.parent, config)
     if fixed := {field: values for field, values in unlike.items() if not _may_change(field)}:
         raise UserError(

@@ -14,6 +14,7 @@ from coretrain.adapters.merge import FREE
 from coretrain.adapters.targets import adapter_targets
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
+from coretrain.contract.choices import Choice
 from coretrain.contract.quantization import quantized_parameters
 from coretrain.data.open import open_data
 from coretrain.data.splits import Data
@@ -25,6 +26,7 @@ from coretrain.runs.folder import open_run
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.registry import saved_tokenizer
 from coretrain.training.command_line import Command
+from coretrain.training.compute import with_compute
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class ResolvedRun:
     """The frozen weights under an adapter; None where the whole model trains."""
     folder: Path
     resumed: bool
+    compute: Choice | None = None
+    """The dtype that precision.compute = auto took; None where it was given."""
 
 
 def completed(command: Command) -> Command:
@@ -90,14 +94,17 @@ def _free_fields(command: Command, given: set[str]) -> dict[str, object]:
     return {f"model__{name}": getattr(command.config.model, name) for name in chosen}
 
 
-def resolve(command: Command, world: World) -> ResolvedRun:
+def resolve(command: Command, world: World, stack_name: str) -> ResolvedRun:
     """The run that a `completed` command asks for, the same on every process of `world`.
+
+    `stack_name` names the stack whose matmuls are measured where precision.compute = auto.
 
     Raises `UserError` where processes were started with different commands or see different data, and where data,
     tokenizer or base don't fit.
     """
     config = command.config.changed(parallel__host=None)  # each process has its own; all else they have in common
     world.assert_same(f"{config.to_json()} {command.output} {command.resume}", "config or command line")
+    config, compute = with_compute(config, stack_name, world)
     data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
     world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
     final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
@@ -105,7 +112,7 @@ def resolve(command: Command, world: World) -> ResolvedRun:
     here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
     folder = Path(world.broadcast(str(here)))
     world.assert_same(data.fingerprint, "data fingerprint")
-    return ResolvedRun(final, data, base, folder, command.resume is not None)
+    return ResolvedRun(final, data, base, folder, command.resume is not None, compute)
 
 
 def run_folder(command: Command) -> Path:

@@ -24,6 +24,7 @@ from coretrain.base.locks import held
 from coretrain.checkpoint.manifest import Progress
 from coretrain.checkpoint.translate import MODULES
 from coretrain.config.run import RunConfig
+from coretrain.contract.choices import Choice
 from coretrain.contract.parameters import BlankParameters
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal, SilentJournal
@@ -106,7 +107,7 @@ def _run(
 
     resume = command.resume
     world.collectively(lambda: hold_run(command, resume, hold, warn) if resume and world.first else None)
-    ready = resolve(command, world)
+    ready = resolve(command, world, stack_name)
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     restored = bool(resumed and world.broadcast_bool(holds_state(folder)))
@@ -143,7 +144,7 @@ def _run(
         journal.header(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
-                "machine": list(stack.describe()),
+                "machine": [*stack.describe(), *chosen_compute(ready.compute)],
                 "model": [*summary(config), *adapter_summary(config)],
                 "data": data.summary(),
                 "batch": batch_sentence(config, epoch_tokens(data, config)),
@@ -161,6 +162,11 @@ def _run(
     if status != "finished" and first:
         print(f"{status} after update {loop.progress.update}; go on with: {line}")
     return 1 if status == "stopped" else 0
+
+
+def chosen_compute(choice: Choice | None) -> list[tuple[str, str]]:
+    """The header's row of the dtype that `auto` took, with its reason; none where it was given."""
+    return [("compute", f"{choice.name} ({choice.reason})")] if choice else []
 
 
 def hold_run(command: Command, folder: Path, hold: contextlib.ExitStack, warn: Callable[[str], None]) -> Path:

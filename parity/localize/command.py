@@ -54,6 +54,12 @@ def shrunk(
             "parity/width-not-heads-multiple",
             f"--width {width} is no multiple of the {heads} heads: choose one that is",
         )
+    if config.precision.compute == "auto":
+        raise UserError(
+            "parity/compute-not-chosen",
+            "precision.compute = auto is chosen where a run begins: say in what to compare, as --precision.compute "
+            "bfloat16",
+        )
     accumulation = min(config.train.accumulation, 2)
     small = {
         "model.layers": layers or min(m.layers, 2),

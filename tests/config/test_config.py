@@ -216,7 +216,7 @@ def test_every_field_is_described_with_its_limits():
     assert words["model.layers"] == "int, >= 1, <= 10000"
     assert words["model.kv_heads"] == "int, >= 1"
     assert words["model.residual_dropout"] == "float, >= 0, < 1"
-    assert words["precision.compute"] == "float64 | float32 | bfloat16 | float16"
+    assert words["precision.compute"] == "auto | float64 | float32 | bfloat16 | float16"
     assert words["data.tokenizer_vocab"] == "int, >= 257, <= 1e+07"
 
 

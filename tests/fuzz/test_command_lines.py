@@ -34,6 +34,7 @@ ENDS = (
     *("parity.localize.command.localize_config", "parity.localize.command.localize_runs", "twintrain.doctor.show"),
     *("twintrain.plan.compile_for", "coretrain.journal.page.compare_plot", "twintrain.twins.compare_plot"),
     *("coretrain.planning.show.picture", "twintrain.plan.picture", "twintrain.docstrings.rows", "pytest.main"),
+    "twintrain.bench.rounds.measured",
     *("torchtrain.parallel.processes.meet", "torchtrain.parallel.processes.dist.init_process_group"),
     *("jaxtrain.parallel.processes.meet", "jaxtrain.parallel.processes.jax.distributed.initialize"),
 )
@@ -52,6 +53,7 @@ def run(tmp_path_factory) -> Path:
     (folder / "config.json").write_text(load_config("tiny").with_vocab(257).to_json())
     said = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(said)
+    (folder / "model.py").touch()
     row = {"update": 0, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "tokens": 1, "batch_hash": "a", "seconds": 1.0}
     (folder / METRICS).write_text(json.dumps(row) + "\n")
     return folder
@@ -111,6 +113,8 @@ def lines(run: Path) -> dict[str, list[str]]:
         "plan": "tiny --on h100x8 --price 2.5 --tokens 1e9 --served 1e10 --plot x.png --json",
         "plan tpu": "gpt2-124m --on v5e:4x4 --no-compile --train.batch_size 64",
         "doctor": "--no-peaks",
+        "bench": "--only torch f32 --layers 1 --width 64 --rounds 2 --json x.json",
+        "bench generation": f"--what generation --nanogpt {run} --markdown x.md",
         "twins": f"{run} {run} x.png",
         "localize": "tiny --layers 1 --width 32 --output new --model.heads 4",
         "localize runs": f"{run} {run} --output new",

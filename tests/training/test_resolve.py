@@ -57,7 +57,7 @@ def test_a_run_on_one_process(argv, tmp_path):
     command = completed(commanded(argv("--parallel.host=0", "--parallel.hosts=1")))
     assert command.config.model.vocab is None
     assert command.config.parallel.host == 0
-    ready = resolve(command, ALONE)
+    ready = resolve(command, ALONE, "torch")
     # the vocabulary is the tokenizer's, which host this is is no part of a run, and all else is as it was asked for
     assert ready.config == command.config.changed(model__vocab=257, parallel__host=None)
     assert ready.data.tokenizer.vocab == 257
@@ -87,7 +87,7 @@ def test_an_adapters_run(argv, base, corpus):
     assert command.config.model == of_base.model
     assert command.config.data.tokenizer.startswith(str(base))
     assert not command.config.adapter.fingerprint
-    ready = resolve(command, ALONE)
+    ready = resolve(command, ALONE, "torch")
     assert ready.config == command.config.changed(adapter__fingerprint=ready.config.adapter.fingerprint)
     assert len(ready.config.adapter.fingerprint) >= 16
     assert base in ready.base.folder.parents
@@ -98,16 +98,16 @@ def test_an_adapters_run(argv, base, corpus):
 
 def test_a_resumed_adapters_run_is_left_as_it_is(argv, base, tmp_path):
     """Its own folder says what it took from its base; a new place of it is all that may be said anew."""
-    ready = resolve(completed(commanded(adapting(argv, base))), ALONE)
+    ready = resolve(completed(commanded(adapting(argv, base))), ALONE, "torch")
     ready.folder.mkdir(parents=True)
     runner.begin_folder(ready.folder, ready.config, ready.data)
     command = commanded(["--resume", str(ready.folder)])
     assert completed(command) is command
-    again = resolve(command, ALONE)
+    again = resolve(command, ALONE, "torch")
     assert again.config == ready.config
     assert (again.folder, again.resumed) == (ready.folder, True)
     moved = base.rename(tmp_path / "moved")
-    again = resolve(completed(commanded(["--resume", str(ready.folder), f"--adapter.base={moved}"])), ALONE)
+    again = resolve(completed(commanded(["--resume", str(ready.folder), f"--adapter.base={moved}"])), ALONE, "torch")
     assert again.config == ready.config.changed(adapter__base=str(moved))
     assert moved in again.base.folder.parents
 
@@ -130,7 +130,7 @@ class Compared(World):
 
 def told(command):
     with pytest.raises(InterruptedError) as found:
-        resolve(command, Compared())
+        resolve(command, Compared(), "torch")
     return str(found.value)
 
 
@@ -171,7 +171,7 @@ def test_nothing_changes_a_config_after_it_is_resolved(stack, kind, argv, base, 
     ready, made = [], []
 
     def noting(command, world):
-        ready.append(resolve(command, world))
+        ready.append(resolve(command, world, "torch"))
         return ready[0]
 
     def make(config, tensors):

@@ -14,27 +14,49 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import IO, Any, Self
 
 from coretrain.base.errors import UserError
-
-Turn = Callable[[int], list[float]]
-"""A function of n: seconds of each of n more steps."""
+from coretrain.base.processor import processor, usable_cores
 
 
-def timed(step: Callable[[], object]) -> Turn:
-    """A turn of so many calls of `step`."""
+@dataclass(frozen=True)
+class Turn:
+    """What a contender does in its turn: so many calls of `step`."""
 
-    def turn(times: int) -> list[float]:
+    step: Callable[[], object]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else it tells of itself, as it stands after a turn: parameters, a loss."""
+
+    def __call__(self, times: int) -> list[float]:
+        """Seconds of each of so many more steps."""
         seconds = []
         for _ in range(times):
             begun = time.perf_counter()
-            step()
+            self.step()
             seconds.append(time.perf_counter() - begun)
         return seconds
 
-    return turn
+
+def wait_for_gpu() -> None:
+    """Until a GPU that torch computes on has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> tuple[int, str]:
+    """Bytes that this process held at most, and where: on the GPU that it computes on, or else in host memory."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated()), "device"
+    stats = jax.devices()[0].memory_stats() if jax else None  # a CPU has none
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"]), "device"
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rss if sys.platform == "darwin" else rss * 1024, "host"
 
 
 def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:
@@ -48,9 +70,8 @@ def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:
     try:
         turn = make(task)
         for line in sys.stdin:
-            seconds = turn(int(line))
-            rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer({"seconds": seconds, "memory": rss if sys.platform == "darwin" else rss * 1024})
+            seconds, (memory, place) = turn(int(line)), peak_memory()
+            answer({"seconds": seconds, "memory": memory, "place": place, "facts": turn.facts})
     except Exception as error:  # the parent's table has a row for it
         answer({"error": f"{type(error).__name__}: {error}"})
 
@@ -64,7 +85,8 @@ class Child:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True)
         self.error: str | None = None
-        self.memory = 0
+        self.memory, self.place = 0, "host"
+        self.facts: dict[str, Any] = {}
 
     def turn(self, times: int) -> list[float]:
         """Seconds of each of so many more updates; empty, with `error` set, where the child failed."""
@@ -76,8 +98,18 @@ class Child:
             answer = json.loads(stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             answer = {"error": f"its process ended with status {self.process.wait()}"}
-        self.error, self.memory = answer.get("error"), answer.get("memory", 0)
-        return answer.get("seconds", [])
+        self.error, self.memory, self.place = answer.get("error"), answer.get("memory", 0), answer.get("place", "host")
+        self.facts = answer.get("facts", {})
+        found: list[float] = answer.get("seconds", [])
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # it may be in the middle of a long turn
+            self.process.kill()
+        self.close()
 
     def close(self) -> None:
         """End the process."""
@@ -105,13 +137,15 @@ def in_turns(
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Processor, cores and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()} | versions
+    system = f"{platform.system()} {platform.machine()}"
+    facts: dict[str, Any] = {
+        "cpu": processor(),
+        "cores": usable_cores(),
+        "system": system,
+        "python": platform.python_version(),
+    }
+    return facts | versions
 
 
 def given_fields(words: Sequence[str]) -> dict[str, str]:
@@ -122,4 +156,10 @@ def given_fields(words: Sequence[str]) -> dict[str, str]:
             "bench/bad-field-arguments",
             f"{' '.join(words)}: give fields of a run as --section.field VALUE, and see --help for the rest",
         )
-    return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+    found = {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+    if found.get("precision.compute") == "auto":
+        raise UserError(
+            "bench/compute-not-chosen",
+            "--precision.compute auto is chosen where a run begins: name the dtype that is to be measured",
+        )
+    return found
