@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -223,8 +224,20 @@ def _cudnn_obstacle(config: RunConfig, device: jax.Device) -> str | None:
         return f"it needs CUDA, the device is {device.platform}"
     if config.precision.compute not in ("bfloat16", "float16"):
         return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
-    if config.model.head > 128:
-        return f"head width {config.model.head} is above 128"
+    told, prefix = str(getattr(device, "compute_capability", "8.0")), config.adapter.kind == "prefix"
+    if not re.fullmatch(r"\d+\.\d+", told):
+        return f"it needs CUDA, the device is of kind {told}"  # ROCm's are of the platform gpu too
+    generation = int(told.partition(".")[0])
+    if generation < 8:
+        return f"it needs compute capability 8.0, the device has {told}"
+    widest = 256 if generation > 8 else 128
+    if config.model.head > widest:
+        return f"head width {config.model.head} is above {widest}"
+    if config.model.head % 8:
+        return f"head width {config.model.head} is not a multiple of 8"
+    if prefix and (config.row_tokens % 2 or config.adapter.virtual_tokens % 2):
+        tokens, virtual = config.row_tokens, config.adapter.virtual_tokens
+        return f"its gradients under a mask need even lengths, not rows of {tokens} behind a prefix of {virtual}"
     if config.parallel.context > 1:
         return f"parallel.context = {config.parallel.context} needs a mask that differs by device"
     return None

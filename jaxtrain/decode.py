@@ -1,12 +1,14 @@
 """Text from a model: prefill, then one token at a time out of a key/value cache.
 
-`cache_slots` has no twin: torch compiles nothing for a length.
+`cache_slots` has no twin: torch compiles nothing for a length. Nor have `Decoder` and `Caches`: torch has a list of
+layers, each with weights of its own.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.contract.decoding import decode
 from coretrain.contract.sampling import Sampling, pad_prompts
-from jaxtrain.layers import Cache
+from jaxtrain.layers import Block, Cache
 from jaxtrain.model import GPT
 
 
@@ -38,25 +40,68 @@ def generate(
     """
     m = model.config
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
-    B = len(prompts)
     slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
-    graph, (state, head) = nnx.graphdef(model), cast_once(model)
-    if next(iter(head.devices())).platform == "cpu":
+    decoder = Decoder(model)
+    if decoder.on_cpu:
         keep_freed_memory()  # nothing is made or loaded any more
-    everywhere = _everywhere(state)
-    empty = np.zeros((m.layers, B, slots, m.kv, m.head), model.dtype)
-    cache = Cache(*(jnp.array(empty) if everywhere is None else jax.device_put(empty, everywhere) for _ in range(2)))
+    caches = decoder.cache(len(prompts), slots)
 
     def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
-        nonlocal cache  # whose memory each step takes over
-        logits, cache = _step(graph, state, head, inputs, positions, mask, cache, at, everywhere)
+        nonlocal caches  # whose memory each step takes over
+        logits, caches = decoder.step(inputs, positions, mask, caches, at)
         return np.asarray(logits)
 
     def keep(places: np.ndarray) -> None:
-        nonlocal cache
-        cache = keep_rows(cache, places)
+        nonlocal caches
+        caches = tuple(keep_rows(cache, places) for cache in caches)
 
     return decode(padded, slots, tokens, sampling, stop, step, keep, rows_for, on_tokens)
+
+
+Caches = tuple[Cache, ...]
+
+
+class Decoder:
+    """A model as its decoding step wants it: matrices in the compute dtype, and the head made of its parts.
+
+    Alone on a CPU each layer is a call of one program, with weights that lie where the model has them: a loop over
+    stacked weights copies each layer's before it multiplies by them. Elsewhere a step is one program.
+    """
+
+    def __init__(self, model: GPT, by_layer: bool | None = None) -> None:
+        """`by_layer` says whether each layer is a call of its own; unset, whether it is quicker so."""
+        self.model, self.graph, (self.state, self.head) = model, nnx.graphdef(model), cast_once(model)
+        self.everywhere, self.layers = _everywhere(self.state), list[nnx.State]()
+        self.on_cpu = next(iter(self.head.devices())).platform == "cpu"
+        if by_layer or (by_layer is None and self.on_cpu and self.everywhere is None):
+            self.block, stacked = nnx.graphdef(model.blocks), self.state["blocks"]
+            self.layers = [jax.tree.map(functools.partial(_layer_of, i), stacked) for i in range(model.config.layers)]
+
+    def cache(self, rows: int, slots: int) -> Caches:
+        """Room for keys and values of so many rows: of all layers, or one for each."""
+        m = self.model.config
+        parts = len(self.layers) or 1
+        empty = np.zeros((m.layers // parts, rows, slots, m.kv, m.head), self.model.dtype)
+        put = jnp.array if self.everywhere is None else functools.partial(jax.device_put, device=self.everywhere)
+        return tuple(Cache(put(empty), put(empty)) for _ in range(parts))
+
+    def step(self, tokens: Any, positions: Any, mask: Any, caches: Caches, at: int) -> tuple[Array, Caches]:
+        """Logits [B, V] after the last of tokens [B, T], all given as to `GPT.decode`; and new caches for `caches`."""
+        if not self.layers:
+            given = tokens, positions, mask, caches[0], at
+            logits, cache = _step(self.graph, self.state, self.head, *given, self.everywhere)
+            return logits, (cache,)
+        x, *given = _start(self.graph, self.state, tokens, positions, mask, at)
+        after = []
+        for weights, cache in zip(self.layers, caches, strict=True):
+            x, cache = _layer(self.block, weights, x, *given, cache)
+            after.append(cache)
+        return _end(self.graph, self.state, self.head, x), tuple(after)
+
+
+def _layer_of(index: int, stacked: Array) -> Array:
+    """One layer's part of an array on a CPU: the same memory, where it begins at a multiple of 64 bytes."""
+    return jax.device_put(np.asarray(stacked)[index])
 
 
 def rows_for(going: int) -> int:
@@ -116,6 +161,33 @@ def _step(
     hidden, cache = model.decode(tokens, positions, mask, cache, at)
     results = model.logits(hidden[:, -1], head), cache
     return results if everywhere is None else jax.lax.with_sharding_constraint(results, everywhere)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(
+    graph: nnx.GraphDef[GPT], state: nnx.State, tokens: Array, positions: Array, mask: Array, at: Array
+) -> tuple[Array, tuple[Array, Array] | None, Array, Array]:
+    return *nnx.merge(graph, state).decode_start(tokens, positions), mask, jnp.asarray(at)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
+def _layer(
+    block: nnx.GraphDef[Block],
+    weights: nnx.State,
+    x: Array,
+    rotary: tuple[Array, Array] | None,
+    mask: Array,
+    at: Array,
+    cache: Cache,
+) -> tuple[Array, Cache]:
+    x, keys, values = nnx.merge(block, weights).decode(x, rotary, mask, cache.keys[0], cache.values[0], at)
+    return x, Cache(keys[None], values[None])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _end(graph: nnx.GraphDef[GPT], state: nnx.State, head: Array, x: Array) -> Array:
+    model = nnx.merge(graph, state)
+    return model.logits(model.decode_end(x)[:, -1], head)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -122,8 +122,7 @@ class GPT(nnx.Module):
 
     def decode(self, tokens: Array, positions: Array, mask: Array, cache: Cache, at: Array) -> tuple[Array, Cache]:
         """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
-        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
-        rotary = self._rotary(positions) if self.config.position == "rope" else None
+        x, rotary = self.decode_start(tokens, positions)
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, item: tuple[Any, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -131,7 +130,16 @@ class GPT(nnx.Module):
             return x, (keys, values)
 
         x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache.keys, cache.values))
-        return self._for_head(self.norm(x)), Cache(keys, values)
+        return self.decode_end(x), Cache(keys, values)
+
+    def decode_start(self, tokens: Array, positions: Array) -> tuple[Array, tuple[Array, Array] | None]:
+        """What the first block is given [B, T, D], and the rotary tables of all blocks."""
+        x = self._embed(tokens, None if self.embed.position is None else self.embed.position[...][positions])
+        return x, self._rotary(positions) if self.config.position == "rope" else None
+
+    def decode_end(self, x: Array) -> Array:
+        """Hidden states for the head, of what the last block gives."""
+        return self._for_head(self.norm(x))
 
     def logits(self, hidden: Array, head: Array | None = None) -> Array:
         """Logits [..., V] in at least float32, padding cut off; `head` is `head_weight` where it was made before."""

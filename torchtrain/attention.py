@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -110,14 +110,27 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=1 / math.sqrt(q.shape[-1]), causal=True)
 
 
-def _flash_obstacle(config: RunConfig, device: torch.device) -> str | None:
+def _flash_obstacle(
+    config: RunConfig, device: torch.device, generations: Collection[int] = range(8, 100)
+) -> str | None:
+    """Why none of the flash kernels can run, or not one that is for devices of these `generations` alone (the first
+    number of the compute capability)."""
     if device.type != "cuda":
         return f"it needs CUDA, the device is {device.type}"
     if config.precision.compute not in ("bfloat16", "float16"):
         return f"it computes in bfloat16 or float16, precision.compute is {config.precision.compute}"
     if config.model.head > 256:
         return f"head width {config.model.head} is above 256"
+    generation, minor = _capability(device)
+    if generation not in generations:
+        needs = " or ".join(f"{one}.0" for one in generations) if len(generations) < 3 else f"{min(generations)}.0"
+        return f"it needs compute capability {needs}, the device has {generation}.{minor}"
     return None
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """A CUDA device's compute capability; 9.0 where there is none to ask, as when another machine's run is planned."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)
 
 
 def _flash_attn_obstacle(config: RunConfig, device: torch.device) -> str | None:
@@ -129,12 +142,13 @@ def _flash_attn_obstacle(config: RunConfig, device: torch.device) -> str | None:
 
 
 def _sdpa_impl_obstacle(name: str) -> Callable[[RunConfig, torch.device], str | None]:
+    package, generations = {"FA3": ("flash_attn_interface", (9,)), "FA4": ("flash_attn.cute", (9, 10))}[name]
+
     def obstacle(config: RunConfig, device: torch.device) -> str | None:
-        if reason := _flash_obstacle(config, device):
+        if reason := _flash_obstacle(config, device, generations):
             return reason
         from torch.nn.attention import list_flash_attention_impls
 
-        package = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}[name]
         try:
             present = importlib.util.find_spec(package) is not None
         except ModuleNotFoundError:

@@ -31,7 +31,7 @@ def _decoded(patch: Patch, s: Side, change: Callable[..., tuple[Any, Any]]) -> N
 
         return call
 
-    wrap(patch, s.model.GPT, "decode", step)
+    wrap(patch, *((s.model.GPT, "decode") if s.name == "torch" else (s.decode.Decoder, "step")), step)
 
 
 @mutant("generation", CACHE)
@@ -108,7 +108,7 @@ def rotary_base_a_hundredth_high_in_the_cache(patch: Patch, s: Side) -> None:
 
         return call
 
-    wrap(patch, s.model.GPT, "decode", step)
+    wrap(patch, s.model.GPT, "decode_start", step)
 
 
 @mutant("generation", CACHE, probe="far")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -120,26 +119,25 @@ def test_logits_out_of_the_cache(pair):
     padded = pad_prompts(PROMPTS, m.vocabulary, m.context, 2)
     slots, T = padded.tokens.shape[1] + 2, padded.tokens.shape[1]
     ids = [list(prompt) for prompt in PROMPTS]
-    empty = np.zeros((m.layers, 3, slots, m.kv, m.head))
-    torch_cache = torchtrain.layers.Cache(torch.from_numpy(empty), torch.from_numpy(empty.copy()))
-    jax_cache = jaxtrain.layers.Cache(jnp.array(empty), jnp.array(empty))
+    torch_cache = torchtrain.layers.Cache(*torch.zeros(2, m.layers, 3, slots, m.kv, m.head, dtype=torch.float64))
+    model = pair.jax.whole_model()
+    decoders = {how: jaxtrain.decode.Decoder(model, how == "by layer") for how in ("by layer", "as one program")}
+    caches = {how: decoder.cache(3, slots) for how, decoder in decoders.items()}
     inputs, positions, at = padded.tokens, padded.positions, 0
-    cast = jaxtrain.decode.cast_once(pair.jax.whole_model())
     for _ in range(3):
-        mask = padded.mask(at, at + inputs.shape[1], slots)
+        mask, found = padded.mask(at, at + inputs.shape[1], slots), {}
         with torch.no_grad():
             parts = (torch.from_numpy(x) for x in (inputs, positions, mask))
             hidden, torch_cache = pair.torch.model.decode(*parts, torch_cache, at)
-            ours = pair.torch.model.logits(hidden[:, -1]).numpy()
-        theirs, jax_cache = jaxtrain.decode._step(
-            pair.jax.programs.graph, *cast, inputs, positions, mask, jax_cache, at
-        )
-        theirs = np.asarray(theirs)
+            found["torch"] = pair.torch.model.logits(hidden[:, -1]).numpy()
+        for how, decoder in decoders.items():
+            theirs, caches[how] = decoder.step(inputs, positions, mask, caches[how], at)
+            found[f"jax {how}"] = np.asarray(theirs)
         for row, known in enumerate(ids):
             whole = plain_torch(pair.torch, np.array([known], np.int32))[0, -1]
-            hold(CACHE, nrel(ours[row], whole), f"torch, row {row}, slot {at}")
-            hold(CACHE, nrel(theirs[row], whole), f"jax, row {row}, slot {at}")
-        chosen = choose_tokens(ours, GREEDY, 0)
+            for who, logits in found.items():
+                hold(CACHE, nrel(logits[row], whole), f"{who}, row {row}, slot {at}")
+        chosen = choose_tokens(found["torch"], GREEDY, 0)
         for known, token in zip(ids, chosen, strict=True):
             known.append(int(token))
         at = at + inputs.shape[1]

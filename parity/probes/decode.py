@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,23 +43,38 @@ LONG = [[int(token) for token in np.random.default_rng(0).integers(0, 301, n)] f
 
 def cached_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: np.ndarray, slots: int) -> np.ndarray:
     """Logits [1 + steps, B, V] out of the cache: after the prompts, then after each column of `forced` [B, steps]."""
-    m, padded = stack.config.model, pad_prompts(prompts, stack.config.model.vocabulary, slots, forced.shape[1])
-    empty = np.zeros((m.layers, len(prompts), slots, m.kv, m.head))
-    cache = s.layers.Cache(s.array(empty), s.array(empty.copy()))
+    padded = pad_prompts(prompts, stack.config.model.vocabulary, slots, forced.shape[1])
     inputs, positions, at, cached = padded.tokens, padded.positions, 0, []
-    cast = s.decode.cast_once(stack.whole_model()) if s is not TORCH else ()
-    for step in range(forced.shape[1] + 1):
-        mask = padded.mask(at, at + inputs.shape[1], slots)
-        if s is TORCH:
-            with torch.no_grad():
-                hidden, cache = stack.model.decode(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
-                cached.append(stack.model.logits(hidden[:, -1]).numpy())
-        else:
-            found, cache = s.decode._step(stack.programs.graph, *cast, inputs, positions, mask, cache, at)
-            cached.append(np.asarray(found))
+    step = _torch_step(s, stack, len(prompts), slots) if s is TORCH else _jax_step(s, stack, len(prompts), slots)
+    for column in range(forced.shape[1] + 1):
+        cached.append(step(inputs, positions, padded.mask(at, at + inputs.shape[1], slots), at))
         at += inputs.shape[1]
-        inputs, positions = forced[:, step : step + 1], positions[:, -1:] + 1
+        inputs, positions = forced[:, column : column + 1], positions[:, -1:] + 1
     return np.stack(cached)
+
+
+def _torch_step(s: Side, stack: Any, rows: int, slots: int) -> Callable[..., np.ndarray]:
+    m = stack.config.model
+    cache = s.layers.Cache(*torch.zeros(2, m.layers, rows, slots, m.kv, m.head, dtype=torch.float64))
+
+    def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
+        with torch.no_grad():
+            hidden, _ = stack.model.decode(*map(torch.from_numpy, (inputs, positions, mask)), cache, at)
+            return stack.model.logits(hidden[:, -1]).numpy()
+
+    return step
+
+
+def _jax_step(s: Side, stack: Any, rows: int, slots: int) -> Callable[..., np.ndarray]:
+    decoder = s.decode.Decoder(stack.whole_model())
+    caches = decoder.cache(rows, slots)
+
+    def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
+        nonlocal caches
+        found, caches = decoder.step(inputs, positions, mask, caches, at)
+        return np.asarray(found)
+
+    return step
 
 
 def whole_logits(s: Side, stack: Any, prompts: Sequence[Sequence[int]], forced: np.ndarray, length: int) -> np.ndarray:
@@ -83,7 +98,8 @@ def traced_afresh(shared: frozenset[str]) -> Iterator[None]:
 
 
 def _forget() -> None:
-    jaxtrain.decode._step.clear_cache()  # type: ignore[attr-defined]  # public, but the type of jax.jit's result lacks it
+    for program in (jaxtrain.decode._step, jaxtrain.decode._start, jaxtrain.decode._layer, jaxtrain.decode._end):
+        program.clear_cache()  # type: ignore[attr-defined]  # public, but the type of jax.jit's result lacks it
 
 
 def run_decode(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:

@@ -77,6 +77,47 @@ def test_torch_on_cuda_with_flash_attn(small_config, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("capability", "more", "expected", "word"),
+    [
+        ("7.5", {}, "xla", "cudnn: it needs compute capability 8.0, the device has 7.5"),
+        ("8.9", {}, "cudnn", ""),
+        ("8.0", {"model__head_width": 256}, "xla", "head width 256 is above 128"),
+        ("9.0", {"model__head_width": 256}, "cudnn", ""),
+        ("10.0", {"model__head_width": 264}, "xla", "head width 264 is above 256"),
+        ("9.0", {"model__head_width": 12}, "xla", "head width 12 is not a multiple of 8"),
+        ("gfx942", {}, "xla", "it needs CUDA, the device is of kind gfx942"),
+        ("9.0", {"adapter__kind": "prefix", "adapter__virtual_tokens": 4}, "cudnn", ""),
+        ("9.0", {"adapter__kind": "prefix", "adapter__virtual_tokens": 3}, "xla", "behind a prefix of 3"),
+    ],
+)
+def test_cudnn_by_the_devices_capability(small_config, capability, more, expected, word):
+    config = small_config(execution__attention="auto", precision__compute="bfloat16", **more)
+    device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    choice = jaxtrain.attention.choose_kernel(config, device)
+    assert choice.name == expected
+    assert word in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 5), "sdpa"), ((8, 0), "flash_attn"), ((8, 9), "flash_attn"), ((9, 0), "sdpa_fa4"), ((10, 0), "sdpa_fa4"),
+     ((12, 0), "flash_attn")],
+)  # fmt: skip
+def test_flash_kernels_by_the_devices_capability(small_config, monkeypatch, capability, expected):
+    """All installed: torch's FA3 is for generation 9 alone, its FA4 for 9 and 10, flash-attn from 8 on."""
+    monkeypatch.setattr(torchtrain.attention.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torchtrain.attention, "_capability", lambda device: capability)
+    config = small_config(execution__attention="auto", precision__compute="bfloat16")
+    choice = torchtrain.attention.choose_kernel(config, CUDA)
+    assert choice.name == expected
+    fa3 = torchtrain.attention.KERNELS["sdpa_fa3"].obstacle(config, CUDA)
+    told = f"it needs compute capability 9.0, the device has {capability[0]}.{capability[1]}"
+    assert fa3 == (None if capability[0] == 9 else told)
+    if expected == "sdpa":
+        assert "flash_attn: it needs compute capability 8.0, the device has 7.5" in choice.reason
+
+
+@pytest.mark.parametrize(
     ("stack", "kernel", "word"),
     [
         (torchtrain, "flash_attn", "can't run here: it needs CUDA"),
