@@ -28,6 +28,7 @@ from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
 from coretrain.journal.journal import Journal
 from coretrain.training.loop import Loop
+from coretrain.training.stack import InStep
 from parity.errors import mismatches
 from parity.gates import (
     CLIP,
@@ -170,7 +171,7 @@ def test_learning_rate_of_every_update(kind):
                 hold(RATE, abs(rates[update] - rate) / peak, f"{kind}, {name}, update {update}")
 
 
-class Measured:
+class Measured(InStep):
     """A trainer as the loop drives it, whose parameters are zeros and whose gradients ones before each update.
 
     With Adam's first moment over its second at one and no decay, a parameter of zero moves by the rate and nothing
@@ -185,7 +186,7 @@ class Measured:
         else:
             self.ones = jax.tree.map(jnp.ones_like, stack.params)
             self.zeros = jax.tree.map(np.zeros_like, stack.params)
-        self.name, self.device_name = stack.name, stack.device_name
+        self.name, self.device_name, self.config = stack.name, stack.device_name, stack.config
 
     def batches(self, data, start, stop):
         """As many as the loop wants."""
