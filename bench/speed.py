@@ -31,6 +31,7 @@ from bench.turns import (
     machine,
     serve,
     timed,
+    updates_of,
 )
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -134,15 +135,8 @@ def ours(contender: Contender, shape: Shape) -> Callable[[np.ndarray, int], None
     """One update of a stack, through its own Trainer, as `coretrain.training.loop` drives it."""
     module = {"torch": "torchtrain.trainer", "jax": "jaxtrain.trainer"}[contender.framework]
     config = shape.config(contender.dtype, contender.compile)
-    trainer = importlib.import_module(module).Trainer(config)
-
-    def update(batch: np.ndarray, n: int) -> None:
-        _, norm = trainer.gradients(windows(batch), n, 1.0)
-        trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
-        if contender.framework == "jax":
-            importlib.import_module("jax").block_until_ready(trainer.params)
-
-    return update
+    update = updates_of(importlib.import_module(module).Trainer(config), LR)
+    return lambda batch, n: update(windows(batch), n)
 
 
 def peer(contender: Contender, shape: Shape) -> Callable[[np.ndarray, int], None]:

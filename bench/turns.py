@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import resource
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from coretrain.base.errors import UserError
+from coretrain.contract.update import Limits, Orders, Standing
+from coretrain.data.batch import Batch
 
 Turn = Callable[[int], list[float]]
 """A function of n: seconds of each of n more steps."""
@@ -35,6 +38,17 @@ def timed(step: Callable[[], object]) -> Turn:
         return seconds
 
     return turn
+
+
+def updates_of(trainer: Any, lr: float) -> Callable[[Batch, int], None]:
+    """One whole update of a trainer on a batch, update n of as many that were applied, as the training loop asks for
+    it; done when it returns."""
+
+    def update(batch: Batch, n: int) -> None:
+        orders = Orders(lr, Limits(math.inf, math.inf), 1.0, Standing(n, 0, False), alone=True)
+        trainer.update(batch, n, orders, lambda: None)()
+
+    return update
 
 
 def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:

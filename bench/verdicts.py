@@ -178,15 +178,15 @@ class _Stopped:
 
     def __call__(self, config: Any, tensors: Any = None) -> Any:
         stack = self.make(config, tensors)
-        gradients, count = stack.gradients, []
+        update, count = stack.update, []
 
         def counted(*args: Any) -> Any:
             count.append(0)
             if len(count) == self.after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return gradients(*args)
+            return update(*args)
 
-        stack.gradients = counted
+        stack.update = counted
         return stack
 
 

@@ -151,7 +151,8 @@ class Trainer:
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
         one, pieces = master_dtype(self.config).type(1), self._pieces(batch)
-        return sum(float(self.programs.evaluate(self.params, self.frozen, piece, one)) for piece in pieces)
+        losses = [self.programs.evaluate(self.params, self.frozen, piece, one) for piece in pieces]
+        return sum(map(float, losses))  # read when all are begun
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         return batch.cut(self.config.micro_batch)

@@ -155,7 +155,8 @@ class Trainer(InStep):
         one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
         loss = OBJECTIVES[self.config.train.objective]
         pieces = self._on_device(batch).cut(self.config.micro_batch)
-        return sum(loss(self.model, self.config, piece, one, None).item() for piece in pieces)
+        losses = [loss(self.model, self.config, piece, one, None) for piece in pieces]
+        return sum(each.item() for each in losses)  # read when all are begun
 
     @torch.no_grad()
     def token_logprobs(self, batch: Batch) -> np.ndarray:
