@@ -102,16 +102,8 @@ def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     config = config_of(task["fields"])
     jax.config.update("jax_default_matmul_precision", "highest")  # as the trainer does in float32
     step = abstract_step(config, jax.devices())
-    sent: dict[str, float] = {}
-    calls: dict[str, int] = {}
-    unknown = 0
-    for function, arguments in ((step.gradients, step.gradients_inputs), (step.update, step.update_inputs)):
-        found = collectives(function.lower(*arguments).compile().as_text(), channels=False)
-        unknown += found.loops_without_count
-        for kind in found.calls:
-            sent[kind] = sent.get(kind, 0.0) + found.sent[kind]
-            calls[kind] = calls.get(kind, 0) + found.calls[kind]
-    answer({"sent": sent, "calls": calls, "loops_without_count": unknown})
+    found = collectives(step.program.lower(*step.program_inputs).compile().as_text(), channels=False)
+    answer({"sent": dict(found.sent), "calls": dict(found.calls), "loops_without_count": found.loops_without_count})
 
 
 def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
