@@ -39,7 +39,7 @@ from parity.bugs import MUTANTS
 from parity.localize.replay import localize_runs
 from parity.localize.runs import compare_runs
 from parity.localize.show import Report
-from parity.mutants import BIASED, GPT, LLAMA, Mutant
+from parity.mutants import BIASED, GPT, LLAMA, Mutant, in_step
 from parity.pair import GPT2, SMALL
 from parity.pair import LLAMA as LLAMA_FIELDS
 from parity.probes.sides import SIDES
@@ -254,6 +254,8 @@ def judged(plan: Plan, bug: Mutant | None, work: Path, shared: dict[str, Any]) -
                 trained(plan, side, runs[side], shared)
         else:
             trained(plan, 1 - plan.wrong, runs[1 - plan.wrong], shared)
+            if bug.area != "health":  # most bugs lie in what a whole update is made of, where it is no one program
+                in_step(judging, SIDES[bug.side])
             clean = trained(plan, plan.wrong, work / "clean", shared)
             with pytest.MonkeyPatch.context() as patch:
                 bug.plant(patch, SIDES[bug.side])

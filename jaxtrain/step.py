@@ -94,8 +94,7 @@ def update(
     fine, after = judged(config.health, standing, loss, norm, told.limits, jnp.isfinite)
     factor = clip_factor(norm, config.optimizer.clip, jnp.minimum) / told.scale
     one, two = told.corrections[standing.applied - told.applied]
-    new = optimizer.step(params, moments, gradients, told.lr, factor, (one, two))
-    params, moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, (params, moments))
+    params, moments = optimizer.step(params, moments, gradients, told.lr, factor, (one, two), fine)
     return (params, moments, after), (loss, norm, fine)
 
 

@@ -195,11 +195,14 @@ def matrix_lines() -> list[str]:
 
 
 def wrap(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Put `make(what is there)` in its place; a trainer then makes its updates of its gradients and of `apply`.
-
-    An update that is one program calls neither of them.
-    """
+    """Put `make(what is there)` in its place, where a stack's runs come by it."""
     patch.setattr(owner, name, make(getattr(owner, name)))
-    if name in ("gradients", "apply") and owner in (TORCH.trainer.Trainer, JAX.trainer.Trainer):
-        patch.setattr(owner, "update", InStep.update)
-        patch.setattr(owner, "in_step", InStep.in_step)
+    for s in (TORCH, JAX):
+        if owner is s.trainer.Trainer and name in ("gradients", "apply"):
+            in_step(patch, s)
+
+
+def in_step(patch: Patch, s: Side) -> None:
+    """Have a stack make its updates of `gradients` and `apply`: a bug in what they call is in its runs too."""
+    patch.setattr(s.trainer.Trainer, "update", InStep.update)
+    patch.setattr(s.trainer.Trainer, "in_step", InStep.in_step)

@@ -207,8 +207,8 @@ def moments_of_a_skipped_update_kept(patch: Patch, s: Side) -> None:
             new: list[Any] = []
 
             def step(*seen: Any) -> Any:
-                new.append(optimizer.step(*seen))
-                return new[0]
+                new.append(optimizer.step(*seen[:-1]))  # as if it were applied
+                return optimizer.step(*seen)
 
             (params, _, after), figures = f(config, SimpleNamespace(step=step), *given)
             return (params, new[0][1], after), figures
