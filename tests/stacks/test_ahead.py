@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import jaxtrain.parallel.trainer
 import jaxtrain.trainer
@@ -31,10 +32,10 @@ class Ahead(torchtrain.trainer.Trainer):
 
 def batches(count: int = 7):
     rng = np.random.default_rng(0)
-    made = [windows(rng.integers(0, 60, (4, 25)).astype(np.int32)) for _ in range(count)]
+    made = [windows(rng.integers(0, 60, (4, 25)).astype(np.int32)) for _ in range(7)]
     made = [replace(batch, weights=np.ones(batch.labels.shape, np.float32)) for batch in made]
     made[3].weights[0, 0] = np.nan
-    return made
+    return made[:count]
 
 
 def train(stack, lag: int, scale: float = 1.0) -> list[Figures]:
@@ -75,6 +76,34 @@ def test_torch_ahead_has_the_bits_of_torch_in_step(small_config, rule, dtype):
         assert np.array_equal(seen, found[0][0], equal_nan=True)
         assert same(reached, found[0][1])
         assert counts == {4.0}
+
+
+class Read(TorchDispatchMode):
+    """Counts what the host reads of tensors: `item`, `bool`, shapes that depend on values."""
+
+    WORDS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += [word for word in self.WORDS if word in str(function)]
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_torch_reads_nothing_back_before_an_update_is_begun(small_config, rule):
+    """But for one number that only the CPU's head looks at, in each micro-batch; in step it reads loss and norm too."""
+    counts = []
+    for kind in (Ahead, torchtrain.trainer.Trainer):
+        stack = kind(small_config(train__accumulation=2, optimizer__name=rule, model__residual_dropout=0.1))
+        with Read() as mode:
+            for update, batch in enumerate(batches(2)):
+                orders = Orders(1e-2, FREE, 1.0, Standing(update, 0, False), alone=True)
+                stack.update(batch, update, orders, lambda: None)
+        counts.append(mode.seen)
+    assert counts == [["_local_scalar_dense"] * 4, ["_local_scalar_dense"] * 8]
 
 
 @pytest.fixture(scope="module", params=["one device", "mesh"])
