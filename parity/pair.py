@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -363,7 +364,7 @@ def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = F
     if quick:
         programs = pair.jax.programs
         parts = ("gradients", "step", "update")
-        own = {part: quick_jit(getattr(programs, part).__wrapped__) for part in parts}
+        own: dict[str, Any] = {part: quick_jit(getattr(programs, part).__wrapped__) for part in parts}
         pair.jax.programs = replace(programs, **own)
     return pair
 

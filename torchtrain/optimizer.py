@@ -96,7 +96,8 @@ class Optimizer:
             torch._foreach_mul_(gradients, factor)
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.found_inf = None if fine is None else (~fine).float()  # as torch's own GradScaler tells it
+        # as torch's own GradScaler says that there is nothing to take; torch doesn't declare the attribute
+        vars(self.adam)["found_inf"] = None if fine is None else (~fine).float()
         self.adam.step()
         beta = self.config.optimizer.muon_momentum
         for name in self.muon:

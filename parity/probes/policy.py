@@ -95,7 +95,7 @@ class _Failing:
 class _Ahead(torchtrain.trainer.Trainer):
     """As on CUDA, where no update is waited for."""
 
-    in_step = False  # type: ignore[assignment]  # in the place of a property
+    in_step = False
 
 
 def _failing(batch: Batch, update: int) -> Batch:
