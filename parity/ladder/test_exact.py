@@ -180,7 +180,7 @@ class Measured(InStep):
     """
 
     def __init__(self, stack, skipped):
-        self.stack, self.skipped, self.rates, self.update = stack, skipped, {}, 0
+        self.stack, self.skipped, self.rates, self.now = stack, skipped, {}, 0
         if stack.name == "torch":
             self.ones = {name: torch.ones_like(p) for name, p in stack.model.named_parameters()}
         else:
@@ -195,7 +195,7 @@ class Measured(InStep):
     @torch.no_grad()
     def gradients(self, batch, update, loss_scale):
         """Ones."""
-        self.update = update
+        self.now = update
         if self.name == "torch":
             for name, parameter in self.stack.model.named_parameters():
                 parameter.zero_()
@@ -208,9 +208,9 @@ class Measured(InStep):
         """One real update, and how far it went."""
         self.stack.apply(lr, factor, applied)
         if self.name == "torch":
-            self.rates[self.update] = -self.stack.model.norm.weight.detach().numpy().copy()
+            self.rates[self.now] = -self.stack.model.norm.weight.detach().numpy().copy()
         else:
-            self.rates[self.update] = -np.asarray(self.stack.params["norm"]["scale"][...])
+            self.rates[self.now] = -np.asarray(self.stack.params["norm"]["scale"][...])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
