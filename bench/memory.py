@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,8 +27,10 @@ from rich.table import Table
 
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
+from coretrain.contract.update import Limits, Orders, Standing
 from coretrain.data.batch import windows
 from coretrain.planning.memory import footprint
+from twintrain.bench.turns import updates_of
 
 BASE = {
     "model.layers": 6,
@@ -116,11 +119,11 @@ def torch_peak(config: RunConfig) -> float:
 
     def updates(c: RunConfig, count: int) -> None:
         trainer, rng = module.Trainer(c), np.random.default_rng(0)
+        update = updates_of(trainer, 1e-4)
         for n in range(count):
             Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
             batch = rng.integers(0, c.model.vocabulary, (c.train.batch_size, c.model.context + 1)).astype(np.int32)
-            trainer.gradients(windows(batch), n, 1.0)
-            trainer.apply(1e-4, 0.5, n)
+            update(windows(batch), n)
 
     small = {"layers": 1, "width": 64, "heads": 1, "kv_heads": 1, "vocab": 512, "mlp_width": 128}
     fields = {f"model__{name}": value for name, value in small.items()}
@@ -133,18 +136,20 @@ def torch_peak(config: RunConfig) -> float:
 
 
 def jax_peak(config: RunConfig) -> float:
-    """Bytes of the compiled gradients' arguments, results and scratch, and of the moments."""
-    import jax
-
+    """Bytes of the compiled update's arguments, results and scratch: weights and moments are among them."""
+    from jaxtrain.step import told_of
     from jaxtrain.trainer import Trainer
 
     trainer = Trainer(config)
     batch = np.zeros((config.train.batch_size, config.model.context + 1), np.int32)
-    inputs = trainer.params, trainer.frozen, windows(batch), np.float32(1), None
-    found = trainer.programs.gradients.lower(*inputs).compile().memory_analysis()
-    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.programs.moments))
+    orders = Orders(1e-4, Limits(math.inf, math.inf), 1.0, Standing(0, 0, False), alone=True)
+    told, standing = told_of(config, orders)
+    state = trainer.params, trainer.programs.moments, standing
+    found = (
+        trainer.programs.update.lower(*state, trainer.frozen, windows(batch), None, told).compile().memory_analysis()
+    )
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return float(held + found.temp_size_in_bytes + moments)
+    return float(held + found.temp_size_in_bytes)
 
 
 def measure(stack: str, case: str) -> Measured:

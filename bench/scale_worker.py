@@ -28,6 +28,7 @@ from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import windows
 from coretrain.processes.launch import environment_alone, free_port
+from twintrain.bench.turns import updates_of
 
 LR = 1e-4
 """Learning rate of all that is timed: it changes nothing about speed or bytes."""
@@ -66,16 +67,13 @@ def training(stack: str, config: RunConfig) -> Callable[[], None]:
     """A function that makes one more update, as the training loop would, of the run that this process takes part in."""
     importlib.import_module(f"{stack}train.parallel.processes").join(config)
     trainer = importlib.import_module(f"{stack}train.parallel.choose").make_trainer(config)
-    rng, done = np.random.default_rng(0), 0
+    rng, done, whole = np.random.default_rng(0), 0, updates_of(trainer, LR)
 
     def update() -> None:
         nonlocal done
         shape = (config.train.batch_size, config.model.context + 1)
         batch = rng.integers(0, config.model.vocabulary, shape).astype(np.int32)
-        _, norm = trainer.gradients(windows(batch), done, 1.0)
-        trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), done)
-        if stack == "jax":
-            importlib.import_module("jax").block_until_ready(trainer.params)
+        whole(windows(batch), done)
         done += 1
 
     return update
@@ -104,16 +102,8 @@ def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     config = config_of(task["fields"])
     jax.config.update("jax_default_matmul_precision", "highest")  # as the trainer does in float32
     step = abstract_step(config, jax.devices())
-    sent: dict[str, float] = {}
-    calls: dict[str, int] = {}
-    unknown = 0
-    for function, arguments in ((step.gradients, step.gradients_inputs), (step.update, step.update_inputs)):
-        found = collectives(function.lower(*arguments).compile().as_text(), channels=False)
-        unknown += found.loops_without_count
-        for kind in found.calls:
-            sent[kind] = sent.get(kind, 0.0) + found.sent[kind]
-            calls[kind] = calls.get(kind, 0) + found.calls[kind]
-    answer({"sent": sent, "calls": calls, "loops_without_count": unknown})
+    found = collectives(step.program.lower(*step.program_inputs).compile().as_text(), channels=False)
+    answer({"sent": dict(found.sent), "calls": dict(found.calls), "loops_without_count": found.loops_without_count})
 
 
 def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
@@ -131,7 +121,7 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     inside: list[float] = []
     owner, computing = (trainer, ("gradients", "apply"))
     if task["stack"] == "jax":
-        owner, computing = trainer.programs, ("gradients", "step")
+        owner, computing = trainer.programs, ("update",)
     for name in computing:
         object.__setattr__(owner, name, _timed(getattr(owner, name), inside, task["stack"]))
     with (
@@ -148,9 +138,7 @@ def loop(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     answer(
         {
             "seconds": [after - before for before, after in itertools.pairwise(starts)],
-            "stack": [first + second for first, second in zip(inside[::2], inside[1::2], strict=True)][
-                : len(starts) - 1
-            ],
+            "stack": [sum(parts) for parts in zip(*[iter(inside)] * len(computing), strict=True)][: len(starts) - 1],
             "data": [there - asked for asked, there in zip(starts[:-1], got, strict=False)],
         }
     )

@@ -36,6 +36,7 @@ from twintrain.bench.turns import (
     in_turns,
     machine,
     serve,
+    updates_of,
 )
 
 LR = 1e-4
@@ -117,16 +118,8 @@ def ours(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], obje
     if contender.part == "generation":
         greedy = Sampling(0.0, 0, 1.0, 0)
         return lambda rows: trainer.generate([rows[0, :PROMPT].tolist()], NEW, greedy, ())
-    counter = itertools.count()
-
-    def update(rows: np.ndarray) -> None:
-        n = next(counter)
-        _, norm = trainer.gradients(windows(rows), n, 1.0)
-        trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
-        if contender.stack == "jax":
-            importlib.import_module("jax").block_until_ready(trainer.params)
-
-    return update
+    counter, update = itertools.count(), updates_of(trainer, LR)
+    return lambda rows: update(windows(rows), next(counter))
 
 
 def peer(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], object]:

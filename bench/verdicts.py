@@ -40,7 +40,7 @@ from parity.localize.replay import localize_runs
 from parity.localize.runs import compare_runs
 from parity.localize.show import Report
 from parity.localize.weigh import OTHER_CODE
-from parity.mutants import BIASED, GPT, LLAMA, Mutant
+from parity.mutants import BIASED, GPT, LLAMA, Mutant, in_step
 from parity.pair import GPT2, SMALL
 from parity.pair import LLAMA as LLAMA_FIELDS
 from parity.probes.sides import SIDES
@@ -179,15 +179,15 @@ class _Stopped:
 
     def __call__(self, config: Any, tensors: Any = None) -> Any:
         stack = self.make(config, tensors)
-        gradients, count = stack.gradients, []
+        update, count = stack.update, []
 
         def counted(*args: Any) -> Any:
             count.append(0)
             if len(count) == self.after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return gradients(*args)
+            return update(*args)
 
-        stack.gradients = counted
+        stack.update = counted
         return stack
 
 
@@ -257,6 +257,8 @@ def judged(plan: Plan, bug: Mutant | None, work: Path, shared: dict[str, Any]) -
                 trained(plan, side, runs[side], shared)
         else:
             trained(plan, 1 - plan.wrong, runs[1 - plan.wrong], shared)
+            if bug.area != "health":  # most bugs lie in what a whole update is made of, where it is no one program
+                in_step(judging, SIDES[bug.side])
             clean = trained(plan, plan.wrong, work / "clean", shared)
             with pytest.MonkeyPatch.context() as patch:
                 bug.plant(patch, SIDES[bug.side])

@@ -48,6 +48,11 @@ class Moments(NamedTuple):
     second: Any
 
 
+def _kept(fine: Array | None, new: Any, old: Any) -> Any:
+    """`new` where an update is applied, else `old`; `fine` None: it is."""
+    return new if fine is None else jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old)
+
+
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Adam's direction; `corrections` = (1 - b1^t, 1 - b2^t) are handed to `update`.
 
@@ -59,10 +64,17 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         return Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(
-        updates: Any, state: Moments, params: Any = None, *, corrections: tuple[Array, Array], **_: Any
+        updates: Any,
+        state: Moments,
+        params: Any = None,
+        *,
+        corrections: tuple[Array, Array],
+        fine: Array | None = None,
+        **_: Any,
     ) -> tuple[Any, Moments]:
-        first = optax.tree.update_moment(updates, state.first, b1, 1)
-        second = optax.tree.update_moment_per_elem_norm(updates, state.second, b2, 2)
+        # the direction comes of the moments that are kept: of others it would need a copy of the old ones
+        first = _kept(fine, optax.tree.update_moment(updates, state.first, b1, 1), state.first)
+        second = _kept(fine, optax.tree.update_moment_per_elem_norm(updates, state.second, b2, 2), state.second)
         one, two = corrections
         direction = jax.tree.map(lambda m, v: (m / one) / (jnp.sqrt(v / two) + eps), first, second)
         return direction, Moments(first, second)
@@ -73,8 +85,8 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def scale_by_muon(beta: float) -> optax.GradientTransformationExtraArgs:
     """Muon's direction with Nesterov momentum, scaled by 0.2 sqrt(max(rows, columns)) as match_rms_adamw."""
 
-    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
-        state = jax.tree.map(lambda buffer, g: buffer * beta + g * (1 - beta), state, updates)
+    def update(updates: Any, state: Any, params: Any = None, *, fine: Array | None = None, **_: Any) -> tuple[Any, Any]:
+        state = _kept(fine, jax.tree.map(lambda buffer, g: buffer * beta + g * (1 - beta), state, updates), state)
 
         def direction(g: Array, buffer: Array) -> Array:
             return orthogonalize((1 - beta) * g + beta * buffer) * (0.2 * math.sqrt(max(g.shape[-2:])))
@@ -113,12 +125,22 @@ class Optimizer:
         return self.rule.init(params)
 
     def step(
-        self, params: nnx.State, state: Any, gradients: nnx.State, lr: Array, factor: Array, corrections: Any
+        self,
+        params: nnx.State,
+        state: Any,
+        gradients: nnx.State,
+        lr: Array,
+        factor: Array,
+        corrections: Any,
+        fine: Array | None = None,
     ) -> tuple[nnx.State, Any]:
-        """One update with `gradients`, first multiplied by `factor` (clip and loss scale together)."""
+        """One update with `gradients`, first multiplied by `factor` (clip and loss scale together).
+
+        `fine` is a scalar: where it is false, parameters and state stay as they are.
+        """
         gradients = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
-        direction, state = self.rule.update(gradients, state, params, corrections=corrections)
-        return jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction), state
+        direction, state = self.rule.update(gradients, state, params, corrections=corrections, fine=fine)
+        return _kept(fine, jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction), params), state
 
     def abstract(self, params: nnx.State) -> Any:
         """Shapes, dtypes and places of the moments of `params`, which are such too: each lies as its parameter does."""

@@ -14,6 +14,7 @@ from jax import Array
 
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
+from jaxtrain import step
 from jaxtrain.adapters import combine, partition
 from jaxtrain.layers import Dropout
 from jaxtrain.model import abstract_model
@@ -21,7 +22,7 @@ from jaxtrain.objective import OBJECTIVES, label_logprobs
 from jaxtrain.optimizer import Optimizer
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.parallel.step import sharded_gradients
-from jaxtrain.step import gradients
+from jaxtrain.step import Told, gradients
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Programs:
     """(params, frozen, batch) -> log-probability of each label, without dropout."""
     step: Any
     """(params, moments, gradients, lr, factor, corrections) -> params, moments; takes the first two for its own."""
+    update: Any
+    """(params, moments, standing, frozen, batch, dropout, told) -> (params, moments, standing), (loss, norm, applied);
+    takes the first two for its own. What a run runs: both of the above, and the verdict between them."""
 
 
 def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> Programs:
@@ -61,7 +65,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
             nnx.merge(graph, combine(params, frozen)), config, batch, scale, dropout
         )
 
-    def update(params: Any, frozen: Any, batch: Batch, loss_scale: Array, dropout: Dropout | None) -> Any:
+    def summed(params: Any, frozen: Any, batch: Batch, loss_scale: Array, dropout: Dropout | None) -> Any:
         def micro(params: Any, rows: Batch, scale: Array, masks: Dropout | None) -> Array:
             return loss(params, frozen, rows, scale, masks)
 
@@ -69,14 +73,19 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
             return sharded_gradients(config, params, micro, batch, loss_scale, dropout, param_places)
         return gradients(config, params, micro, batch, loss_scale, dropout)
 
+    def update(params: Any, moments: Any, standing: Any, frozen: Any, batch: Batch, dropout: Any, told: Told) -> Any:
+        loss, norm, grads = summed(params, frozen, batch, told.scale, dropout)
+        return step.update(config, optimizer, (params, moments, standing), grads, loss, norm, told)
+
     def logprobs(params: Any, frozen: Any, batch: Batch) -> Array:
         return label_logprobs(nnx.merge(graph, combine(params, frozen)), config, batch)
 
-    out: dict[str, dict[str, Any]] = {"update": {}, "step": {}, "logprobs": {}}
+    out: dict[str, dict[str, Any]] = {"gradients": {}, "step": {}, "update": {}, "logprobs": {}}
     if sharded:
         everywhere = device.named()
-        out["update"] = {"out_shardings": (everywhere, everywhere, param_places)}
+        out["gradients"] = {"out_shardings": (everywhere, everywhere, param_places)}
         out["step"] = {"out_shardings": (param_places, moment_places)}
+        out["update"] = {"out_shardings": ((param_places, moment_places, everywhere), everywhere)}
         out["logprobs"] = {"out_shardings": everywhere}
     return Programs(
         graph,
@@ -84,8 +93,9 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
         moments,
         frozen,
         optimizer,
-        jax.jit(update, **out["update"]),
+        jax.jit(summed, **out["gradients"]),
         jax.jit(loss),
         jax.jit(logprobs, **out["logprobs"]),
         jax.jit(optimizer.step, donate_argnums=(0, 1), **out["step"]),
+        jax.jit(update, donate_argnums=(0, 1), **out["update"]),
     )

@@ -1,13 +1,15 @@
-"""One update on one device, from a batch to its gradients: read it side by side with `torchtrain/step.py`.
+"""One update on one device, from a batch to new weights: read it side by side with `torchtrain/step.py`.
 
-Four parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm. Where several devices share
-an update, `parallel/step.py` puts the same parts together.
+Five parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm, and the verdict with what
+follows from it. Where several devices share an update, `parallel/step.py` puts the same parts together.
+
+`Told` and `told_of` have no twin: torch takes the loop's orders as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +19,27 @@ from jaxtyping import Float
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
+from coretrain.contract.schedule import clip_factor
+from coretrain.contract.update import Limits, Orders, Standing, corrections, judged
 from coretrain.data.batch import Batch
-from jaxtrain.layers import Dropout
+from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.loss import count_targets
-from jaxtrain.optimizer import global_norm
+from jaxtrain.optimizer import Optimizer, global_norm
 
 MicroLoss = Callable[[Any, Batch, Array, Dropout | None], Array]
 """(what trains, rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar."""
+
+
+class Told(NamedTuple):
+    """What the host hands in with an update: scalars in the master weights' dtype."""
+
+    lr: Any
+    limits: Limits
+    scale: Any
+    applied: Any
+    """Updates applied when the host last knew."""
+    corrections: Any
+    """Bias corrections [lag + 1, 2] of the update that follows so many, or one more, or two."""
 
 
 def gradients(
@@ -64,3 +80,28 @@ def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:
     if not run_uses_dropout(config):
         return None
     return Dropout(run_keys(config, update), np.arange(rows, dtype=np.uint32))
+
+
+def update(
+    config: RunConfig, optimizer: Optimizer, state: Any, gradients: Any, loss: Array, norm: Array, told: Told
+) -> tuple[Any, tuple[Array, Array, Array]]:
+    """The verdict on an update, and the state after it: (params, moments, standing), and (loss, norm, applied).
+
+    Loss, norm and gradients are times the loss scale. Where it isn't applied, every number is the old one.
+    """
+    params, moments, standing = state
+    loss, norm = loss / told.scale, norm / told.scale
+    fine, after = judged(config.health, standing, loss, norm, told.limits, jnp.isfinite)
+    factor = clip_factor(norm, config.optimizer.clip, jnp.minimum) / told.scale
+    one, two = told.corrections[standing.applied - told.applied]
+    params, moments = optimizer.step(params, moments, gradients, told.lr, factor, (one, two), fine)
+    return (params, moments, after), (loss, norm, fine)
+
+
+def told_of(config: RunConfig, orders: Orders) -> tuple[Told, Standing]:
+    """The loop's orders and standing as arrays of the dtypes that an update takes."""
+    wide, (applied, skipped, halted) = master_dtype(config).type, orders.standing
+    table = np.array(corrections(config.optimizer, applied, config.health.lag), wide)
+    limits = Limits(*map(wide, orders.limits))
+    standing = Standing(np.int32(applied), np.int32(skipped), np.bool_(halted))
+    return Told(wide(orders.lr), limits, wide(orders.scale), np.int32(applied), table), standing

@@ -23,6 +23,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.optimizer import bias_corrections
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.sampling import Sampling
+from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
 from jaxtrain import step
@@ -69,6 +70,7 @@ class Trainer:
         self.params, self.frozen = partition(self.config, state)
         self.moments: Any = None
         self.last_gradients: Any = None
+        self.standing: Any = None
 
     def describe(self) -> Sequence[tuple[str, str]]:
         """Device, dtypes, attention kernel and compilation, each with its reason."""
@@ -86,6 +88,33 @@ class Trainer:
     def batches(self, data: Data, start: int, stop: int) -> Iterator[Batch]:
         """Global batches of the indices [start, stop) of the data order."""
         return train_batches(data, self.config, start, stop_update=stop)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether an update is done when `update` returns: never, it is one program, begun and not waited for."""
+        return False
+
+    def update(self, batch: Batch, update: int, orders: Orders, change: Callable[[], None]) -> Read:
+        """Begin an update: gradients, verdict, and, where it is healthy, the optimizer's step."""
+        if self.device.platform == "cpu":
+            keep_freed_memory()  # from the first update on
+        told, standing = step.told_of(self.config, orders)
+        on_device, _, dropout = self._on_device(batch, None, step.dropout_masks(self.config, update, len(batch)))
+        change()
+        self._wait_for_readers()
+        if orders.alone:
+            self.standing = self._everywhere(standing)
+        self.last_gradients = None
+        state = self.params, self._moments_now(), self.standing
+        state, figures = self.programs.update(*state, self.frozen, on_device, dropout, told)
+        self.params, self.moments, self.standing = state
+        for figure in figures:
+            figure.copy_to_host_async()
+        return lambda: Figures(float(figures[0]), float(figures[1]), bool(figures[2]))
+
+    def _everywhere(self, standing: Standing) -> Any:
+        """Scalars where the next update leaves them: from elsewhere they would have it compiled once more."""
+        return jax.device_put(standing, self.device)
 
     def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean of the objective over the batch's targets, and the global gradient norm, both unscaled."""
@@ -122,7 +151,8 @@ class Trainer:
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
         one, pieces = master_dtype(self.config).type(1), self._pieces(batch)
-        return sum(float(self.programs.evaluate(self.params, self.frozen, piece, one)) for piece in pieces)
+        losses = [self.programs.evaluate(self.params, self.frozen, piece, one) for piece in pieces]
+        return sum(map(float, losses))  # read when all are begun
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         return batch.cut(self.config.micro_batch)

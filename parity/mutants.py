@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from coretrain.training.stack import InStep
 from parity.compiling import quick_jit
 from parity.gates import LOGITS, Gate
 from parity.localize.search import jax_recorder, localized_tap
@@ -36,7 +37,7 @@ _PROBE_OF = {gate: name for name in reversed(PROBES) for gate in PROBES[name].ga
 _UNTOUCHED = {
     "optimizer": {"gradients"},
     "sampling": {"decode"},
-    **{area: {"gradients", "step"} for area in ("clip", "schedule", "data", "checkpoint", "init", "health")},
+    **{area: {"gradients", "step", "update"} for area in ("clip", "schedule", "data", "checkpoint", "init", "health")},
 }
 """What of JAX's compiled work the bugs of an area leave alone; elsewhere all is traced afresh."""
 
@@ -194,5 +195,14 @@ def matrix_lines() -> list[str]:
 
 
 def wrap(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Put `make(what is there)` in its place."""
+    """Put `make(what is there)` in its place, where a stack's runs come by it."""
     patch.setattr(owner, name, make(getattr(owner, name)))
+    for s in (TORCH, JAX):
+        if owner is s.trainer.Trainer and name in ("gradients", "apply"):
+            in_step(patch, s)
+
+
+def in_step(patch: Patch, s: Side) -> None:
+    """Have a stack make its updates of `gradients` and `apply`: a bug in what they call is in its runs too."""
+    patch.setattr(s.trainer.Trainer, "update", InStep.update)
+    patch.setattr(s.trainer.Trainer, "in_step", InStep.in_step)

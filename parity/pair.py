@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -362,8 +363,9 @@ def make_pair(config: RunConfig, weights: Tensors | None = None, quick: bool = F
     pair = Pair(config, TorchTrainer(config, weights), JaxTrainer(config, weights), weights)
     if quick:
         programs = pair.jax.programs
-        gradients, step = (quick_jit(program.__wrapped__) for program in (programs.gradients, programs.step))
-        pair.jax.programs = replace(programs, gradients=gradients, step=step)
+        parts = ("gradients", "step", "update")
+        own: dict[str, Any] = {part: quick_jit(getattr(programs, part).__wrapped__) for part in parts}
+        pair.jax.programs = replace(programs, **own)
     return pair
 
 

@@ -84,20 +84,30 @@ class Optimizer:
         self.adam = adamw(config, groups)  # either may be empty: Muon has all of an adapter's matrices
 
     @torch.no_grad()
-    def step(self, lr: float, factor: float) -> None:
-        """One update with the gradients in `.grad`, first multiplied by `factor` (clip and loss scale together)."""
-        if factor != 1.0:
-            torch._foreach_mul_([_gradient(p) for p in self.parameters.values()], factor)
+    def step(self, lr: float, factor: float | Tensor, fine: Tensor | None = None) -> None:
+        """One update with the gradients in `.grad`, first multiplied by `factor` (clip and loss scale together).
+
+        `fine` is a scalar on the device: where it is false, all but the gradients stays as it is.
+        """
+        gradients = [_gradient(p) for p in self.parameters.values()]
+        if isinstance(factor, Tensor):
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        elif factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
         for group in self.adam.param_groups:
             group["lr"] = lr
+        # as torch's own GradScaler says that there is nothing to take; torch doesn't declare the attribute
+        vars(self.adam)["found_inf"] = None if fine is None else (~fine).float()
         self.adam.step()
         beta = self.config.optimizer.muon_momentum
         for name in self.muon:
             parameter, buffer = self.parameters[name], self.momentum[name]
             gradient = _gradient(parameter)
-            buffer.mul_(beta).add_(gradient, alpha=1 - beta)
-            direction = orthogonalize((1 - beta) * gradient + beta * buffer)
-            parameter.mul_(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
+            momentum = buffer.mul(beta).add_(gradient, alpha=1 - beta)
+            direction = orthogonalize((1 - beta) * gradient + beta * momentum)
+            moved = parameter.mul(1 - lr * self.decay).sub_(direction, alpha=lr * 0.2 * math.sqrt(max(parameter.shape)))
+            for old, new in ((buffer, momentum), (parameter, moved)):
+                old.copy_(new if fine is None else new.where(fine, old))
 
     def moments(self) -> dict[str, LazyTensors]:
         """Moments by group and canonical name, as the interchange checkpoint has them; each is read when asked for."""

@@ -1,7 +1,7 @@
-"""One update on one device, from a batch to its gradients: read it side by side with `jaxtrain/step.py`.
+"""One update on one device, from a batch to new weights: read it side by side with `jaxtrain/step.py`.
 
-Four parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm. Where several processes
-share an update, `parallel/trainer.py` puts the same parts together.
+Five parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm, and the verdict with what
+follows from it. Where several processes share an update, `parallel/trainer.py` puts the same parts together.
 
 `gradients_of` has no twin: JAX's gradients are a value that the step gives back.
 """
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
+from coretrain.contract.schedule import clip_factor
+from coretrain.contract.update import Orders, Standing, judged
 from coretrain.data.batch import Batch
 from torchtrain.layers import Dropout, master_dtype
 from torchtrain.loss import count_targets
 from torchtrain.model import GPT
-from torchtrain.optimizer import global_norm
+from torchtrain.optimizer import Optimizer, global_norm
 
 MicroLoss = Callable[[Batch, Tensor, Dropout | None], Tensor]
 """(rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar."""
@@ -58,6 +60,23 @@ def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:
         return None
     keys = run_keys(config, update).view(np.int32)
     return Dropout(torch.from_numpy(keys), torch.arange(rows, dtype=torch.int32))
+
+
+@torch.no_grad()
+def update(
+    config: RunConfig, optimizer: Optimizer, standing: Standing, loss: Tensor, norm: Tensor, orders: Orders
+) -> tuple[Standing, Tensor]:
+    """The verdict on an update, and the optimizer's step: the standing after it, and loss, norm and whether it was
+    applied.
+
+    Loss, norm and the gradients in `.grad` are times the loss scale. Where it isn't applied, every number is the old
+    one. Nothing is read from the device.
+    """
+    loss, norm = loss / orders.scale, norm / orders.scale
+    fine, after = judged(config.health, standing, loss, norm, orders.limits, torch.isfinite)
+    factor = clip_factor(norm, config.optimizer.clip, lambda most, ratio: ratio.clamp(max=most)) / orders.scale
+    optimizer.step(orders.lr, factor, fine)
+    return after, torch.stack([value.to(norm.dtype) for value in (loss, norm, fine)])
 
 
 def gradients_of(model: GPT) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.base.arrays import Tensors
@@ -21,21 +22,23 @@ from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.sampling import Sampling
+from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
+from coretrain.training.stack import InStep
 from torchtrain import step
 from torchtrain.attention import choose_kernel
 from torchtrain.checkpoint import load_native, save_native
 from torchtrain.choices import choose_compile, choose_device
 from torchtrain.data import train_batches
 from torchtrain.decode import generate
-from torchtrain.layers import master_dtype
+from torchtrain.layers import Dropout, master_dtype
 from torchtrain.model import GPT, build_model, exported, load_tensors
 from torchtrain.objective import OBJECTIVES, label_logprobs
 from torchtrain.optimizer import Optimizer
 
 
-class Trainer:
+class Trainer(InStep):
     """One model with its optimizer on one device. The public methods are those of `training.stack.Stack`."""
 
     name = "torch"
@@ -52,6 +55,7 @@ class Trainer:
         torch.set_float32_matmul_precision("high" if config.precision.fast_matmul else "highest")
         self.saving: Future[None] | None = None
         self.exported_views: list[weakref.ref[LazyTensors]] = []
+        self.standing = Standing(0, 0, False)
         self._make(with_adapter(config, self._initial() if tensors is None else tensors))
 
     def _initial(self) -> Tensors:
@@ -84,20 +88,49 @@ class Trainer:
         """Global batches of the indices [start, stop) of the data order."""
         return train_batches(data, self.config, start, stop_update=stop)
 
+    @property
+    def in_step(self) -> bool:
+        """Whether an update is done when `update` returns: but for CUDA, whose kernels are begun and not waited for."""
+        return self.device.type != "cuda"
+
+    def update(self, batch: Batch, update: int, orders: Orders, change: Callable[[], None]) -> Read:
+        """Begin an update: gradients, verdict, and, where it is healthy, the optimizer's step."""
+        if self.in_step:
+            return super().update(batch, update, orders, change)
+        loss, norm = self._gradients(batch, update, orders.scale)
+        change()
+        self._wait_for_readers()
+        if orders.alone:
+            self.standing = Standing(*(torch.full((), number, device=self.device) for number in orders.standing))
+        self.standing, figures = step.update(self.config, self.optimizer, self.standing, loss, norm, orders)
+        return _read_later(figures)
+
     def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean of the objective over the batch's targets, and the global gradient norm, both unscaled."""
+        loss, norm = self._gradients(batch, update, loss_scale)
+        return loss.item() / loss_scale, norm.item() / loss_scale
+
+    def _gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[Tensor, Tensor]:
         if self.device.type == "cpu":
             keep_freed_memory()  # from the first update on
-        dropout = step.dropout_masks(self.config, update, len(batch))
-        dropout = dropout and dropout.to(self.device)
-        on_device = self._on_device(batch)
-        loss, norm = step.gradients(self.config, self.model, self.loss, on_device, loss_scale, dropout)
-        return loss.item() / loss_scale, norm.item() / loss_scale
+        masks = step.dropout_masks(self.config, update, len(batch))
+        masks = masks and Dropout(self._carried(masks.keys), self._carried(masks.rows))
+        return self._summed(self._on_device(batch), loss_scale, masks)
+
+    def _summed(self, batch: Batch, loss_scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+        """Loss and norm of a whole batch on the device, both scaled; the gradients are left in `.grad`."""
+        return step.gradients(self.config, self.model, self.loss, batch, loss_scale, dropout)
 
     def _on_device(self, batch: Batch) -> Batch:
         """The batch as tensors: ids as torch's embedding wants them, weights as they are."""
-        ids = batch.map(lambda array: torch.from_numpy(array).to(self.device))
+        ids = batch.map(lambda array: self._carried(torch.from_numpy(array)))
         return ids.map(lambda tensor: tensor if tensor.is_floating_point() else tensor.long())
+
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device: to CUDA from pinned memory, for which the host doesn't wait."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def apply(self, lr: float, factor: float, applied: int) -> None:
         """One optimizer update with the last gradients times `factor`, the one after `applied` others.
@@ -122,7 +155,8 @@ class Trainer:
         one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
         loss = OBJECTIVES[self.config.train.objective]
         pieces = self._on_device(batch).cut(self.config.micro_batch)
-        return sum(loss(self.model, self.config, piece, one, None).item() for piece in pieces)
+        losses = [loss(self.model, self.config, piece, one, None) for piece in pieces]
+        return sum(each.item() for each in losses)  # read when all are begun
 
     @torch.no_grad()
     def token_logprobs(self, batch: Batch) -> np.ndarray:
@@ -179,3 +213,20 @@ class Trainer:
         moments = {group: tensors for group, tensors in groups.items() if group != "parameters"}
         if moments:
             self.optimizer.load(moments, applied)
+
+
+def _read_later(figures: Tensor) -> Read:
+    """Send an update's figures to the host; what is returned waits for them."""
+    event: torch.cuda.Event | None = None
+    if figures.is_cuda:
+        figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+    def read() -> Figures:
+        if event is not None:
+            event.synchronize()
+        loss, norm, applied = figures.tolist()
+        return Figures(loss, norm, bool(applied))
+
+    return read

@@ -19,7 +19,7 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of, sync_folder, write_atomically
 from coretrain.base.numbers import COUNTABLE
 from coretrain.base.parse import from_json, read_bytes
-from coretrain.config.load import build_config
+from coretrain.config.load import build_config, recorded
 from coretrain.config.run import RunConfig
 
 FORMAT_VERSION = 1
@@ -197,7 +197,7 @@ def verify(folder: Path, index: int = 0, count: int = 1) -> Manifest:
 
 
 def _manifest(folder: Path, raw: Mapping[str, Any]) -> Manifest:
-    config = build_config(raw["config"], str(folder / MANIFEST))
+    config = build_config(recorded(raw["config"]), str(folder / MANIFEST))
     return Manifest(config, Progress.from_json(raw["progress"]), raw["stack"], raw["tensors"], raw.get("beside", {}))
 
 

@@ -27,6 +27,9 @@ INSTALLED = Path(__file__).resolve().parent / "presets"
 PRESETS = INSTALLED if INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "configs"
 """The presets' folder: beside this file in an installed copy, where setup.py puts it, and configs/ in a checkout."""
 
+UNSAID: dict[str, dict[str, Any]] = {"health": {"lag": 0}}
+"""Fields that runs of earlier versions don't have, as those runs had them; elsewhere their defaults count."""
+
 
 def presets() -> list[str]:
     """Names of the configs that ship with twintrain."""
@@ -240,7 +243,15 @@ def build_config(raw: Mapping[str, Any], where: str, typed: Sequence[tuple[str, 
 
 def config_from_json(text: str, where: str = "the run's config") -> RunConfig:
     """Read what `RunConfig.to_json` wrote; `where` it stands is named by what is wrong with it."""
-    return build_config(from_json(text), where)
+    return build_config(recorded(from_json(text)), where)
+
+
+def recorded(raw: Any) -> Any:
+    """What `RunConfig.to_json` wrote, as nested mappings, with what an earlier version's runs did and didn't say."""
+    for section, said in UNSAID.items():
+        own = raw.get(section, {}) if isinstance(raw, dict) else None
+        raw = raw | {section: said | own} if isinstance(own, dict) else raw
+    return raw
 
 
 def _meaning(key: str) -> str:

@@ -111,6 +111,9 @@ class HealthConfig(Section):
     window: Annotated[int, Field(ge=8), Countable] = Field(
         128, description="Updates in the window; no spike is called before it is full."
     )
+    lag: Annotated[int, Field(ge=0, le=64)] = Field(
+        1, description="Newest updates that a spike's limits leave out: the host may be so far behind the device."
+    )
     max_consecutive: Positive = Field(20, description="Stop the run after this many skipped updates in a row.")
 
 

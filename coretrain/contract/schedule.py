@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from coretrain.config.run import RunConfig
 
@@ -30,9 +32,10 @@ def learning_rate(config: RunConfig, update: int) -> float:
     return s.min_lr + (peak - s.min_lr) * share
 
 
-def clip_factor(norm: float, limit: float) -> float:
+def clip_factor(norm: Any, limit: float, least: Callable[[float, Any], Any] = min) -> Any:
     """What gradients of global norm `norm` are multiplied by: min(1, limit / (norm + 1e-6)), or 1 where limit is 0.
 
-    The 1e-6 is that of torch's `clip_grad_norm_`; `optax.clip_by_global_norm` has none.
+    The 1e-6 is that of torch's `clip_grad_norm_`; `optax.clip_by_global_norm` has none. `norm` may be a framework's
+    scalar, `least` is then its minimum.
     """
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+    return least(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0

@@ -1,7 +1,11 @@
 """The training loop, written once for both stacks, so that what isn't a framework's business can't differ between them.
 
-A stack brings gradients, the update, evaluation and its own checkpoints (`Stack`); the loop owns the order of events:
-batch, gradients, health check, clip, learning rate, update, journal, evaluate, save.
+A stack brings the update, evaluation and its own checkpoints (`Stack`); the loop owns the order of events: batch,
+update, health check, journal, evaluate, save.
+
+An update is begun, and ended later: where the stack doesn't read its figures itself, `health.lag` more are begun before
+the figures of the first are read, so that the device need not wait for the host. Before an evaluation, a save and the
+end, all that was begun is ended.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +23,10 @@ from typing import Any
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
-from coretrain.contract.health import HealthMonitor
+from coretrain.contract.health import HealthMonitor, Verdict
 from coretrain.contract.sampling import Sampling
-from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.contract.schedule import learning_rate
+from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch, batch_hash
 from coretrain.data.batches import validation_batches, validation_bytes_per_token
 from coretrain.data.splits import Data
@@ -48,6 +54,16 @@ class LossScale:
         self.good += 1
         if self.good >= SCALE_GROWS_AFTER:
             self.scale, self.good = self.scale * 2, 0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An update that is under way."""
+
+    started: float
+    lr: float
+    batch_hash: str
+    read: Read
 
 
 class Preemption:
@@ -92,75 +108,132 @@ class Loop:
         """
         self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
         self.progress, self.world, self.at = progress, world or World(), at
-        self.health = HealthMonitor(config.health)
+        self.health = HealthMonitor(config.health, wide=config.precision.compute == "float64")
         if progress.health:
             self.health.load(progress.health)
         scaled = config.precision.compute == "float16"
         self.scale = LossScale(**(progress.loss_scale or {"scale": config.precision.loss_scale})) if scaled else None
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
         self.saver = Saver(config, stack, self.checkpoints, journal, self.world, at)
+        self.begun: deque[Begun] = deque()
+        self.ended = 0.0
 
     def train(self) -> str:
         """Run to the last update, or to a preemption; returns how it ended: finished, preempted or stopped."""
-        config, stack = self.config, self.stack
-        batches = self.batches()
+        config = self.config
+        batches, preempted = self.batches(), ""
         if "rollback" in (config.health.nonfinite, config.health.spike) and self.progress.update == 0:
             self.save()  # something to roll back to
         with Preemption() as preemption:
             while self.progress.update < config.train.updates:
-                started = time.perf_counter()
-                update = self.progress.update
-
-                self.at(f"the batch of update {update}")
-                batch = next(batches)
-                self.at(f"the gradients of update {update}")
-                loss, norm = stack.gradients(batch, update, self.scale.scale if self.scale else 1.0)
-
-                if self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
-                    self.scale.overflowed()
-                    action, reason = "skip", f"float16 overflow: loss scale halved to {self.scale.scale:g}"
-                else:
-                    verdict = self.health.decide(update, loss, norm)
-                    action, reason = verdict.action, verdict.reason
-                if action in ("stop", "rollback"):
-                    self.journal.event(update, action, reason)
-                    if action == "stop":
+                while not preempted and self.may_begin():
+                    self.begin(batches)
+                one = self.begun.popleft()
+                figures, verdict = self.end(one)
+                if verdict.action in ("stop", "rollback"):
+                    self.drop_begun(verdict)
+                    if verdict.action == "stop":
                         self.save(wait=True)
                         return "stopped"
-                    batches = self.roll_back()
+                    batches, preempted = self.roll_back(), ""
                     continue
 
-                self.saver.make_way()
-                self.at(f"the end of update {update}")
-                lr = learning_rate(config, update)
-                if action == "apply":
-                    scale = self.scale.scale if self.scale else 1.0
-                    stack.apply(lr, clip_factor(norm, config.optimizer.clip) / scale, self.progress.applied)
-                    if self.scale:
-                        self.scale.went_well()
-                else:
-                    self.journal.event(update, action, reason)
-
-                self.advance(applied=action == "apply")
-                row = {
-                    "update": update,
-                    "loss": loss,
-                    "grad_norm": norm,
-                    "lr": lr,
-                    "tokens": self.progress.tokens,
-                    "batch_hash": batch_hash(batch),
-                    "seconds": time.perf_counter() - started,
-                }
-                done, preempted = self.progress.update, self.report(row, preemption)
+                row = self.advance(one, figures, verdict)
+                preempted = self.report(row, preemption)
+                done, leaves = self.progress.update, preempted and not self.begun
                 last = done == config.train.updates
                 value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
-                if last or preempted or done % config.checkpoint.interval == 0:
-                    self.save(value, wait=last or bool(preempted))
+                if last or leaves or done % config.checkpoint.interval == 0:
+                    self.save(value, wait=last or bool(leaves))
                 self.saver.finish(wait=False)
-                if preempted and not last:
+                if leaves and not last:
                     self.journal.event(done, "preempted", f"{preempted}: saved after update {done}")
                     return "preempted"
         return "finished"
+
+    @property
+    def ahead(self) -> int:
+        """Updates that may be begun before the figures of the one before them are read.
+
+        None where the stack reads them itself, nor in float16, whose next loss scale depends on them.
+        """
+        return 0 if self.stack.in_step or self.scale else self.config.health.lag
+
+    def may_begin(self) -> bool:
+        """Whether one more update may be begun before the oldest is ended: not past what comes after an update."""
+        done, train = self.progress.update, self.config.train
+        stops = [(done // n + 1) * n for n in (train.eval_interval, self.config.checkpoint.interval)]
+        return len(self.begun) <= self.ahead and done + len(self.begun) < min(*stops, train.updates)
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Begin the next update; where the stack is in step, it is done then."""
+        started = time.perf_counter()
+        update, ahead = self.progress.update + len(self.begun), len(self.begun)
+
+        def change() -> None:
+            self.saver.make_way()
+            self.at(f"the end of update {update}")
+
+        self.at(f"the batch of update {update}")
+        batch = next(batches)
+        self.at(f"the gradients of update {update}")
+        orders = Orders(
+            learning_rate(self.config, update),
+            self.health.limits(ahead),
+            self.scale.scale if self.scale else 1.0,
+            Standing(self.progress.applied, self.health.consecutive, False),
+            alone=not ahead,
+        )
+        read = self.stack.update(batch, update, orders, change)
+        self.begun.append(Begun(started, orders.lr, batch_hash(batch), read))
+
+    def end(self, one: Begun) -> tuple[Figures, Verdict]:
+        """Read what an update came to, and judge it. Raises RuntimeError where the stack has judged it otherwise."""
+        update = self.progress.update
+        if not self.stack.in_step:
+            self.at(f"the figures of update {update}")
+        figures = one.read()
+        loss, norm, applied = figures
+        if self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
+            self.scale.overflowed()
+            verdict = Verdict("skip", f"float16 overflow: loss scale halved to {self.scale.scale:g}")
+        else:
+            verdict = self.health.decide(update, loss, norm)
+        if applied != (verdict.action == "apply"):
+            raise RuntimeError(f"update {update} was {'' if applied else 'not '}applied, and the verdict is {verdict}")
+        return figures, verdict
+
+    def drop_begun(self, verdict: Verdict) -> None:
+        """Journal a verdict that ends the run or takes it back: what was begun since has changed nothing."""
+        dropped = len(self.begun)
+        self.begun.clear()
+        since = f"; {dropped} more that had been begun changed nothing" if dropped else ""
+        self.journal.event(self.progress.update, verdict.action, verdict.reason + since)
+
+    def advance(self, one: Begun, figures: Figures, verdict: Verdict) -> dict[str, Any]:
+        """Count an update, applied or skipped: either way its data is used up. Its row of the journal."""
+        p, applied = self.progress, verdict.action == "apply"
+        if not applied:
+            self.journal.event(p.update, verdict.action, verdict.reason)
+        elif self.scale:
+            self.scale.went_well()
+        self.progress = replace(
+            p,
+            update=p.update + 1,
+            applied=p.applied + int(applied),
+            data_index=p.data_index + 1,
+            tokens=p.tokens + self.config.tokens_per_update,
+        )
+        begun, self.ended = max(one.started, self.ended), time.perf_counter()
+        return {
+            "update": p.update,
+            "loss": figures.loss,
+            "grad_norm": figures.norm,
+            "lr": one.lr,
+            "tokens": self.progress.tokens,
+            "batch_hash": one.batch_hash,
+            "seconds": self.ended - begun,
+        }
 
     def report(self, row: Mapping[str, Any], preemption: Preemption) -> str:
         """Journal an update; the signal that asked any of the processes to end, or nothing."""
@@ -175,17 +248,6 @@ class Loop:
         """The batches that are left, from the data cursor on."""
         start, left = self.progress.data_index, self.config.train.updates - self.progress.update
         return self.stack.batches(self.data, start, start + left)
-
-    def advance(self, applied: bool) -> None:
-        """Count one update, applied or skipped: either way its data is used up."""
-        p = self.progress
-        self.progress = replace(
-            p,
-            update=p.update + 1,
-            applied=p.applied + int(applied),
-            data_index=p.data_index + 1,
-            tokens=p.tokens + self.config.tokens_per_update,
-        )
 
     def evaluate(self) -> float:
         """Validation loss in nats a token, journalled with bits per byte."""

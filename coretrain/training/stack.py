@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.base.arrays import Tensors
+from coretrain.config.run import RunConfig
 from coretrain.contract.sampling import Sampling
+from coretrain.contract.schedule import clip_factor
+from coretrain.contract.update import Figures, Orders, Read, judged
 from coretrain.data.batch import Batch
 from coretrain.data.splits import Data
 
@@ -29,6 +33,35 @@ class Saves(Protocol):
         """Write parameters and moments into `folder`; the future ends with it, and raises what went wrong."""
 
 
+class InStep:
+    """`Stack.update` of `gradients` and `apply`, between which the host reads loss and norm and judges them."""
+
+    config: RunConfig
+
+    @property
+    def in_step(self) -> bool:
+        """As in `Stack`."""
+        return True
+
+    def update(self, batch: Batch, update: int, orders: Orders, change: Callable[[], None]) -> Read:
+        """One whole update, done when this returns."""
+        loss, norm = self.gradients(batch, update, orders.scale)
+        fine, _ = judged(self.config.health, orders.standing, loss, norm, orders.limits, math.isfinite)
+        change()
+        if fine:
+            factor = clip_factor(norm, self.config.optimizer.clip) / orders.scale
+            self.apply(orders.lr, factor, orders.standing.applied)
+        return lambda: Figures(loss, norm, fine)
+
+    def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
+        """As in `Stack`."""
+        raise NotImplementedError
+
+    def apply(self, lr: float, factor: float, applied: int) -> None:
+        """As in `Stack`."""
+        raise NotImplementedError
+
+
 class Stack(Saves, Protocol):
     """What a framework brings to the loop. The model, the moments and the last gradients live inside it."""
 
@@ -39,6 +72,16 @@ class Stack(Saves, Protocol):
 
     def batches(self, data: Data, start: int, stop: int) -> Iterator[Batch]:
         """Global batches of the indices [start, stop) of the data order."""
+
+    @property
+    def in_step(self) -> bool:
+        """Whether `update` returns only once the update is done; else `health.lag` of them may be under way."""
+
+    def update(self, batch: Batch, update: int, orders: Orders, change: Callable[[], None]) -> Read:
+        """Begin an update: gradients, verdict, and, where it is healthy, the optimizer's step.
+
+        `change` is called before the state changes. What is returned waits for the update's figures.
+        """
 
     def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean of `train.objective` over the batch's targets, and the global gradient norm, both unscaled.

@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from coretrain.adapters.targets import run_keys, run_uses_dropout
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
+from coretrain.contract.update import Limits, Standing
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import Layout
 from jaxtrain.attention import choose_kernel
@@ -23,18 +24,22 @@ from jaxtrain.layers import Dropout, master_dtype
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import Sharding, make_mesh
 from jaxtrain.programs import programs
+from jaxtrain.step import Told
 
 
 @dataclass(frozen=True)
 class AbstractStep:
-    """One update of a run, before any of it exists: `gradients.lower(*gradients_inputs).compile()`, then the update."""
+    """One update of a run, before any of it exists: `program.lower(*program_inputs).compile()`, or its two parts."""
 
     layout: Layout
     kernel: Choice
+    program: Any
+    """Jitted: what a run runs. Gradients, verdict and update in one; parameters and moments are taken for its own."""
+    program_inputs: tuple[Any, ...]
+    """Its arguments' shapes, dtypes and shardings."""
     gradients: Any
     """Jitted: forward and backward over all micro-batches -> loss, norm, gradients."""
     gradients_inputs: tuple[Any, ...]
-    """Its arguments' shapes, dtypes and shardings."""
     update: Any
     """Jitted: the optimizer's update, which takes parameters and moments for its own."""
     update_inputs: tuple[Any, ...]
@@ -65,9 +70,13 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     keys = array(run_keys(config, 0).shape, jnp.uint32)
     dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if run_uses_dropout(config) else None
     batch = Batch(tokens, tokens, tokens if config.data.format == "chat" else None)
+    count, flag = array((), jnp.int32), array((), jnp.bool_)
+    told = Told(scalar, Limits(scalar, scalar), scalar, count, array((config.health.lag + 1, 2), wide, None, None))
     return AbstractStep(
         chosen.layout,
         kernel,
+        made.update,
+        (made.params, made.moments, Standing(count, count, flag), made.frozen, batch, dropout, told),
         made.gradients,
         (made.params, made.frozen, batch, scalar, dropout),
         made.step,

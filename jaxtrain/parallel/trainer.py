@@ -15,6 +15,7 @@ from jax import Array
 
 from coretrain.base.arrays import Tensors
 from coretrain.base.errors import UserError
+from coretrain.contract.update import Standing
 from coretrain.data.batch import Batch
 from jaxtrain.adapters import combine
 from jaxtrain.arrays import initial_tensors
@@ -49,6 +50,9 @@ class ParallelTrainer(Trainer):
         """The inputs of `gradients` on the mesh, in micro-batches [A, B / A, T]: their rows are what is shared."""
         on_mesh = batch.map(lambda array: self._put(array, "batch", "time"))
         return on_mesh, scale, dropout and Dropout(dropout.keys, self._put(dropout.rows, "batch"))
+
+    def _everywhere(self, standing: Standing) -> Any:
+        return Standing(*map(self.sharding.put, standing))
 
     def _put(self, rows: np.ndarray, *axes: str) -> Array:
         """Rows [B, ...] in micro-batches [A, B / A, ...], on the mesh."""

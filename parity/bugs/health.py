@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import coretrain.training.loop
@@ -19,9 +20,20 @@ def _decide(patch: Patch, change: Callable[[Any, HealthMonitor, int, float, floa
     wrap(patch, HealthMonitor, "decide", lambda f: lambda self, *seen: change(f, self, *seen))
 
 
-@mutant("health", HEALTH)
+def _judged(patch: Patch, s: Side, change: Callable[..., Any]) -> None:
+    """`change(judged, health, standing, loss, norm, limits, finite)` for the verdict that a stack makes itself."""
+    wrap(patch, s.step, "judged", lambda f: lambda *seen: change(f, *seen))
+
+
+@mutant("health", HEALTH, retraced=True)
 def nonfinite_update_applied_anyway(patch: Patch, s: Side) -> None:
     """norm > limit, which no NaN is: the update goes through."""
+
+    def blind(f: Any, health: Any, standing: Any, loss: Any, norm: Any, limits: Any, finite: Any) -> Any:
+        usual = (loss <= limits.loss) & (norm <= limits.norm) | ~finite(loss) | ~finite(norm)
+        return usual, f(health, standing, *limits, limits, lambda value: usual)[1]
+
+    _judged(patch, s, blind)
 
     def change(f: Any, monitor: Any, update: int, loss: float, norm: float) -> Verdict:
         verdict = f(monitor, update, loss, norm)
@@ -93,10 +105,11 @@ def skipped_data_read_again_after_a_resume(patch: Patch, s: Side) -> None:
     """The data cursor counts applied updates: a skip doesn't use its batch up."""
 
     def advance(f: Any) -> Any:
-        def counted(self: Any, applied: bool) -> None:
-            f(self, applied)
-            if not applied:
+        def counted(self: Any, one: Any, figures: Any, verdict: Verdict) -> Any:
+            row = f(self, one, figures, verdict)
+            if verdict.action != "apply":
                 self.progress = dataclasses.replace(self.progress, data_index=self.progress.data_index - 1)
+            return row
 
         return counted
 
@@ -135,3 +148,96 @@ def bias_correction_counts_skipped_updates(patch: Patch, s: Side) -> None:
 
     wrap(patch, s.trainer.Trainer, "gradients", gradients)
     wrap(patch, s.trainer.Trainer, "apply", apply)
+
+
+@mutant("health", HEALTH)
+def limits_of_the_newest_update_too(patch: Patch, s: Side) -> None:
+    """A host that waits for each update, and makes the limits of all that it knows."""
+
+    def made(f: Any) -> Any:
+        return lambda self, config, *more, **named: f(self, config.model_copy(update={"lag": 0}), *more, **named)
+
+    wrap(patch, HealthMonitor, "__init__", made)
+    patch.setattr(coretrain.training.loop.Loop, "ahead", 0)
+
+
+@mutant("health", TRAJECTORY, retraced=True)
+def skipped_updates_counted_while_the_host_is_behind(patch: Patch, s: Side) -> None:
+    """A device that counts each update that it has begun: Adam's t is one too high until the host says otherwise."""
+    if s is TORCH:
+
+        def step(f: Any) -> Any:
+            def counted(self: Any, lr: float, factor: Any, fine: Any = None) -> None:
+                f(self, lr, factor, fine)
+                for state in self.adam.state.values():
+                    state["step"] += ~fine
+
+            return counted
+
+        wrap(patch, s.optimizer.Optimizer, "step", step)
+        return
+
+    def change(f: Any, health: Any, standing: Any, *seen: Any) -> Any:
+        fine, after = f(health, standing, *seen)
+        return fine, after._replace(applied=standing.applied + 1)
+
+    _judged(patch, s, change)
+
+
+@mutant("health", TRAJECTORY, retraced=True)
+def moments_of_a_skipped_update_kept(patch: Patch, s: Side) -> None:
+    """The verdict guards the weights alone: a fault is in the moments for good."""
+    if s is TORCH:
+
+        def step(f: Any) -> Any:
+            def moved(self: Any, lr: float, factor: Any, fine: Any = None) -> None:
+                f(self, lr, factor, fine)
+                beta = self.config.optimizer.beta1
+                for parameter, state in self.adam.state.items():
+                    moment = state["exp_avg"]
+                    moment.copy_(moment.where(fine, beta * moment + (1 - beta) * parameter.grad))
+
+            return moved
+
+        wrap(patch, s.optimizer.Optimizer, "step", step)
+        return
+
+    def update(f: Any) -> Any:
+        def moved(config: Any, optimizer: Any, *given: Any) -> Any:
+            new: list[Any] = []
+
+            def step(*seen: Any) -> Any:
+                new.append(optimizer.step(*seen[:-1]))  # as if it were applied
+                return optimizer.step(*seen)
+
+            (params, _, after), figures = f(config, SimpleNamespace(step=step), *given)
+            return (params, new[0][1], after), figures
+
+        return moved
+
+    wrap(patch, s.step, "update", update)
+
+
+@mutant("health", TRAJECTORY, retraced=True)
+def applied_after_the_run_has_ended(patch: Patch, s: Side) -> None:
+    """An update that was begun before the host knew of the stop changes the weights that are saved."""
+
+    def change(f: Any, *seen: Any) -> Any:
+        fine, after = f(*seen)
+        return fine, after._replace(halted=after.halted & False)
+
+    _judged(patch, s, change)
+
+
+@mutant("health", HEALTH)
+def figures_of_the_update_before(patch: Patch, s: Side) -> None:
+    """One buffer for what is sent to the host: it holds the figures of another update by the time they are read."""
+
+    def update(f: Any) -> Any:
+        def late(self: Any, *given: Any) -> Any:
+            before, self.last_read = getattr(self, "last_read", None), f(self, *given)
+            return before or self.last_read
+
+        return late
+
+    wrap(patch, s.trainer.Trainer, "update", update)

@@ -28,6 +28,7 @@ from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
 from coretrain.journal.journal import Journal
 from coretrain.training.loop import Loop
+from coretrain.training.stack import InStep
 from parity.errors import mismatches
 from parity.gates import (
     CLIP,
@@ -170,7 +171,7 @@ def test_learning_rate_of_every_update(kind):
                 hold(RATE, abs(rates[update] - rate) / peak, f"{kind}, {name}, update {update}")
 
 
-class Measured:
+class Measured(InStep):
     """A trainer as the loop drives it, whose parameters are zeros and whose gradients ones before each update.
 
     With Adam's first moment over its second at one and no decay, a parameter of zero moves by the rate and nothing
@@ -179,13 +180,13 @@ class Measured:
     """
 
     def __init__(self, stack, skipped):
-        self.stack, self.skipped, self.rates, self.update = stack, skipped, {}, 0
+        self.stack, self.skipped, self.rates, self.now = stack, skipped, {}, 0
         if stack.name == "torch":
             self.ones = {name: torch.ones_like(p) for name, p in stack.model.named_parameters()}
         else:
             self.ones = jax.tree.map(jnp.ones_like, stack.params)
             self.zeros = jax.tree.map(np.zeros_like, stack.params)
-        self.name, self.device_name = stack.name, stack.device_name
+        self.name, self.device_name, self.config = stack.name, stack.device_name, stack.config
 
     def batches(self, data, start, stop):
         """As many as the loop wants."""
@@ -194,7 +195,7 @@ class Measured:
     @torch.no_grad()
     def gradients(self, batch, update, loss_scale):
         """Ones."""
-        self.update = update
+        self.now = update
         if self.name == "torch":
             for name, parameter in self.stack.model.named_parameters():
                 parameter.zero_()
@@ -207,9 +208,9 @@ class Measured:
         """One real update, and how far it went."""
         self.stack.apply(lr, factor, applied)
         if self.name == "torch":
-            self.rates[self.update] = -self.stack.model.norm.weight.detach().numpy().copy()
+            self.rates[self.now] = -self.stack.model.norm.weight.detach().numpy().copy()
         else:
-            self.rates[self.update] = -np.asarray(self.stack.params["norm"]["scale"][...])
+            self.rates[self.now] = -np.asarray(self.stack.params["norm"]["scale"][...])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])

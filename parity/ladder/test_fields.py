@@ -29,6 +29,7 @@ from coretrain.data.batches import validation_batches
 from coretrain.data.open import open_data
 from coretrain.journal.journal import SilentJournal
 from coretrain.training.loop import Loop
+from coretrain.training.stack import InStep
 from parity.pair import LLAMA, VARIANTS, batches, make_config
 from parity.probes.parts import give
 from parity.probes.sides import SIDES, TORCH, gradients_of
@@ -92,6 +93,7 @@ TABLE = {
     "health.spike": ("ignore", {"verdicts", "rates", "factors"}, {}),
     "health.spike_sigma": (30.0, {"verdicts", "rates", "factors"}, {}),
     "health.window": (20, {"verdicts", "rates", "factors"}, {}),
+    "health.lag": (6, {"verdicts", "rates", "factors"}, {}),
     "health.max_consecutive": (2, {"verdicts", "rates", "factors", "scales", "evaluations"}, {}),
 }
 SECTIONS = ("model", "optimizer", "schedule", "train", "precision", "health")
@@ -260,12 +262,13 @@ def read(side, changes, fields, data):
     }
 
 
-class Scripted:
+class Scripted(InStep):
     """A stack that says what it is told: losses that fall, a number that is none, spikes, and a norm above the clip."""
 
     name, device_name, writes_in_place = "torch", "cpu", False
 
-    def __init__(self):
+    def __init__(self, config):
+        self.config = config
         self.rates, self.factors, self.scales, self.applied, self.evaluations = [], [], [], [], []
 
     def batches(self, data, start, stop):
@@ -295,7 +298,7 @@ class Scripted:
 def driven(changes):
     """What the real loop makes of a config: rates, factors, verdicts, loss scales, and when it evaluates."""
     config = make_config(BASE | json.loads(changes))
-    stack = Scripted()
+    stack = Scripted(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "save", lambda self, *_, **__: None)
         patch.setattr(Loop, "evaluate", lambda self: stack.evaluations.append(self.progress.update) or 5.0)

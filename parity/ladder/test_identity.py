@@ -41,6 +41,7 @@ from parity.gates import (
     LOGITS,
     LOSS,
     NORM,
+    ROWS,
     TRAJECTORY,
     UPDATE,
 )
@@ -58,6 +59,7 @@ from parity.pair import (
     make_pair,
     shared,
 )
+from parity.probes import PROBES, unmutated
 from parity.probes.contract import clipped_by_torch
 from parity.probes.sides import JAX, TORCH, make
 
@@ -318,3 +320,11 @@ def _like(params, tree, dtype):
     flat = dict(nnx.to_flat_state(params))
     leaves = {path: leaf.replace(jax.numpy.asarray(tree[".".join(path)], dtype)) for path, leaf in flat.items()}
     return nnx.from_flat_state(leaves)
+
+
+def test_a_run_with_faults_whose_host_is_an_update_behind():
+    """Both stacks ahead of the loop: the same verdicts, batches, figures and states, through a resume and to a stop."""
+    seen = [unmutated(stack, "health", "gpt2-like", "perturbed") for stack in ("torch", "jax")]
+    errors = PROBES["health"].judge(*seen, "gpt2-like", "perturbed")
+    for gate in (HEALTH, ROWS, TRAJECTORY):
+        hold(gate, errors[gate], "through a resume, to a stop")

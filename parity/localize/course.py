@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from coretrain.base.arrays import Tensors
 from coretrain.checkpoint.interchange import Interchange
 from coretrain.config.run import RunConfig
-from coretrain.contract.schedule import clip_factor
+from coretrain.contract.update import Limits, Orders, Standing
 from coretrain.data.batches import updates_of, validation_batches
 from coretrain.data.splits import Data
 from coretrain.planning.flops import update_flops_per_token
@@ -100,13 +101,15 @@ class Course:
         update, scale = self.at.update, self.scale.scale if self.scale else 1.0
         row = self.history.updates[update]
         batch = self.batches.batch(self.history.data_index(update))
-        loss, norm = self.trainer.gradients(batch, update, scale)
-        if self.history.decisions.get(update) == "skip":
+        skipped = self.history.decisions.get(update) == "skip"
+        limit = -math.inf if skipped else math.inf
+        standing = Standing(self.at.applied, 0, False)
+        orders = Orders(row["lr"], Limits(limit, limit), scale, standing, alone=True)
+        loss, norm, applied = self.trainer.update(batch, update, orders, lambda: None)()
+        if skipped:
             if self.scale and row["grad_norm"] is None and row["loss"] is not None:
                 self.scale.overflowed()
-        else:
-            factor = clip_factor(norm, self.config.optimizer.clip) / scale
-            self.trainer.apply(row["lr"], factor, self.at.applied)
+        elif applied:
             self.at.applied += 1
             if self.scale:
                 self.scale.went_well()

@@ -87,7 +87,8 @@ class History:
         """
         if sorted(self.updates) != list(range(len(self.updates))) or "rollback" in self.decisions.values():
             return []
-        monitor, scaled = HealthMonitor(self.config.health), self.config.precision.compute == "float16"
+        compute = self.config.precision.compute
+        monitor, scaled = HealthMonitor(self.config.health, wide=compute == "float64"), compute == "float16"
         found = []
         for update, row in sorted(self.updates.items()):
             loss, norm = (_number(row[key]) for key in ("loss", "grad_norm"))

@@ -100,7 +100,7 @@ JAX = Side(
 )  # fmt: skip
 SIDES = {"torch": TORCH, "jax": JAX}
 
-UNMUTATED = frozenset({"gradients", "step", "decode"})
+UNMUTATED = frozenset({"gradients", "step", "update", "decode"})
 """What of JAX's compiled work is shared; a mutant shares only what it leaves alone."""
 
 
@@ -112,7 +112,7 @@ def weights_of(config: RunConfig, state: str) -> Tensors:
 
 @functools.cache
 def _compiled(config: RunConfig, part: str) -> Any:
-    """JAX's gradients or optimizer step of `config`, compiled once."""
+    """JAX's gradients, optimizer step or whole update of `config`, compiled once."""
     return _fresh(jaxtrain.trainer.Trainer(config), part)
 
 
@@ -124,7 +124,7 @@ def make(s: Side, config: RunConfig, weights: Mapping[str, np.ndarray] | None, s
     """A trainer; JAX's takes what is already compiled of `shared`, and compiles the rest afresh."""
     stack = s.trainer.Trainer(config, weights)
     if s is JAX:
-        parts = ("gradients", "step")
+        parts = ("gradients", "step", "update")
         own = {part: _compiled(config, part) if part in shared else _fresh(stack, part) for part in parts}
         stack.programs = replace(stack.programs, **own)
     return stack

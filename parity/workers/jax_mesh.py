@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import initial_parameters
-from coretrain.contract.schedule import clip_factor, learning_rate
+from coretrain.contract.schedule import learning_rate
+from coretrain.contract.update import Limits, Orders, Read, Standing
 from coretrain.data.batch import windows
 from jaxtrain.parallel.choose import make_trainer
 from jaxtrain.parallel.trainer import ParallelTrainer
@@ -80,6 +82,7 @@ VARIANTS: dict[str, Fields] = {
         "adapter.targets": "blocks.*.weight,embed.token,head.weight",
     },
 }
+FREE = Limits(math.inf, math.inf)
 State = dict[str, dict[str, np.ndarray]]
 
 
@@ -109,23 +112,31 @@ def train(config: RunConfig, updates: int) -> Outcome:
     devices = trainer.devices.layout.devices if isinstance(trainer, ParallelTrainer) else 1
     assert devices == (p.data or 1) * p.fsdp * p.tensor * p.context * p.pipeline
     states: dict[int, State] = {}
-    seen, applied, rows = [], 0, (config.train.batch_size, config.model.context + 1)
+    seen: list[tuple[float, float]] = []
+    begun: list[Read] = []  # one is begun before the figures of the one before it are read, as in a run
+    rows = config.train.batch_size, config.model.context + 1
+
+    def settle(left: int) -> None:
+        while len(begun) > left:
+            loss, norm, applied = begun.pop(0)()
+            assert applied == (math.isfinite(loss) or math.isfinite(norm))
+            seen.append((loss, norm) if applied else (SKIPPED, SKIPPED))
+
     for update in range(updates):
         ids = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
         ids[0, :2] = 0, config.model.vocabulary - 1
         ids[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
         batch = windows(ids)
+        settle(0 if update in (BAD, BAD + 1) else 1)
+        known = Standing(sum(pair != (SKIPPED, SKIPPED) for pair in seen), 0, False)
+        orders = Orders(learning_rate(config, update), FREE, 1.0, known, alone=not begun)
         whole = trainer.params
-        trainer.params = one_nan(whole) if update == BAD else whole
-        loss, norm = trainer.gradients(batch, update, 1.0)
-        trainer.params = whole
-        if not (math.isfinite(loss) or math.isfinite(norm)):
-            seen.append((SKIPPED, SKIPPED))
-            continue
-        trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
-        applied += 1
-        seen.append((loss, norm))
+        if update == BAD:  # its program takes the arrays that it is given for its own
+            trainer.params = one_nan(jax.tree.map(jnp.copy, whole))
+        begun.append(trainer.update(batch, update, orders, lambda: None))
+        trainer.params = whole if update == BAD else trainer.params
         if update + 1 in (updates, UPDATES_WITH_A_BUG):
+            settle(0)
             states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
     return Outcome(seen, trainer.evaluate(batch.rows(slice(config.micro_batch + 3))), states)
 

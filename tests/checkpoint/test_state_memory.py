@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench import state
+from coretrain.contract.update import Limits, Orders, Standing
 from tests.support.batches import COUNTING
 from tests.support.configs import small_config
 
@@ -36,11 +38,21 @@ def test_a_state_of_a_billion_parameters_goes_to_disk_and_back_in_its_own_memory
     assert max(peaks.values()) <= LIMIT, peaks
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(scope="module", params=[*STACKS, "jax, one program"])
 def trainer(request, tmp_path_factory):
-    """A trainer of each stack after an update; each test makes gradients of its own and trains it on."""
+    """A trainer of each stack after an update; each test makes gradients of its own and trains it on.
+
+    Where an update is one program it is the whole of it that `apply` stands for.
+    """
     config = small_config(tmp_path_factory.mktemp("cache"))
-    made = importlib.import_module(f"{request.param}train.trainer").Trainer(config)
+    made = importlib.import_module(f"{request.param.split(',')[0]}train.trainer").Trainer(config)
+    if request.param.endswith("program"):
+
+        def apply(lr, factor, applied):
+            orders = Orders(lr, Limits(math.inf, math.inf), 1.0, Standing(applied, 0, False), alone=True)
+            assert made.update(COUNTING, applied, orders, lambda: None)().applied
+
+        made.gradients, made.apply = lambda *given: None, apply
     made.gradients(COUNTING, 0, 1.0)
     made.apply(1e-2, 1.0, 0)
     return made

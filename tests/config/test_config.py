@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -335,3 +336,13 @@ def test_a_config_may_lie_under_any_name(tmp_path):
     path.write_text("[train]\nupdates = 300\n")
     config = load_config(str(path))
     assert (config.name, config.train.updates) == ("my--run---", 300)
+
+
+def test_a_run_of_an_earlier_version_has_what_it_did_where_it_says_nothing():
+    """Its limits were those of all updates before; a new config has the default. What it says counts."""
+    whole = json.loads(load_config("tiny").to_json())
+    assert config_from_json(json.dumps(whole)).health.lag == load_config("tiny").health.lag == 1
+    del whole["health"]["lag"]
+    assert config_from_json(json.dumps(whole)).health.lag == 0
+    del whole["health"]
+    assert config_from_json(json.dumps(whole)).health.lag == 0

@@ -6,14 +6,16 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 
-from coretrain.config.training import HealthConfig
+from coretrain.config.training import HealthConfig, OptimizerConfig
 from coretrain.contract.health import HealthMonitor
+from coretrain.contract.update import Limits, Standing, corrections, judged
 
 
 def monitor(**fields: object) -> HealthMonitor:
-    return HealthMonitor(HealthConfig(**({"window": 8, "spike_sigma": 4.0} | fields)))
+    return HealthMonitor(HealthConfig(**({"window": 8, "spike_sigma": 4.0, "lag": 0} | fields)))
 
 
 def fill(health: HealthMonitor, start: int = 0) -> None:
@@ -212,12 +214,14 @@ def test_the_state_by_hand():
     state = health.state()
     assert (state.pop("losses"), state.pop("norms")) == ([5 + 0.1 * (n % 3) for n in range(8)], [1.0, 1.1] * 4)
     rest = {"consecutive": 1, "counts": {"nonfinite": 2, "spike": 1}, "rolled_back_at": 6, "furthest": 9}
-    assert state == rest | {"rollbacks": 2}
+    assert state == rest | {"rollbacks": 2, "recent": []}
     again = monitor(nonfinite="rollback", spike="skip", max_consecutive=3)
     again.load(json.loads(json.dumps(health.state())))
     assert again.state() == health.state()
     again.roll_back_to({"losses": [1.0], "norms": [2.0], "consecutive": 7})
-    assert again.state() == rest | {"rollbacks": 2, "losses": [1.0], "norms": [2.0], "consecutive": 7}
+    assert again.state() == rest | {
+        "rollbacks": 2, "recent": [], "losses": [1.0], "norms": [2.0], "consecutive": 7,
+    }  # fmt: skip
 
 
 def test_only_an_update_beyond_the_furthest_is_progress():
@@ -236,3 +240,126 @@ def test_only_an_update_beyond_the_furthest_is_progress():
 def test_the_last_of_so_many_skips_stops(most):
     health = monitor(max_consecutive=most)
     assert [health.decide(n, math.nan, 1.0).action for n in range(most)] == ["skip"] * (most - 1) + ["stop"]
+
+
+def with_lag(lag: int, **fields: object) -> HealthMonitor:
+    return monitor(**({"spike": "skip", "max_consecutive": 100, "lag": lag} | fields))
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_limits_are_made_of_updates_that_are_so_much_older(lag):
+    """By hand: the window of update n ends with n - 1 - lag; 8 of them make limits, one fewer doesn't."""
+    health = with_lag(lag)
+    losses = [5.0 + 0.3 * (n * n % 7) for n in range(20)]
+    for n, loss in enumerate(losses):
+        window = losses[max(0, n - lag - 8) : max(0, n - lag)]
+        if len(window) < 8:
+            assert health.limits() == (math.inf, math.inf)
+        else:
+            mean = sum(window) / 8
+            sigma = math.sqrt(sum((x - mean) ** 2 for x in window) / 8)
+            assert health.limits() == (pytest.approx(mean + 4 * sigma, rel=1e-13), pytest.approx(1.004, rel=1e-13))
+        assert health.decide(n, loss, 1.0).action == "apply"
+
+
+@pytest.mark.parametrize("lag", [1, 2, 5])
+def test_limits_do_not_depend_on_how_far_ahead_they_are_asked_for(lag):
+    """Of an update with up to `lag` undecided ones before it: what they are once those are decided, skipped or not."""
+    draw = random.Random(lag)
+    for wide in (True, False):
+        health = HealthMonitor(with_lag(lag).config, wide)
+        asked: dict[int, list] = {}
+        for n in range(60):
+            for ahead in range(lag + 1):
+                asked.setdefault(n + ahead, []).append(health.limits(ahead))
+            spike = 3 * (draw.random() < 0.1)
+            health.decide(n, math.nan if draw.random() < 0.1 else 5 + draw.gauss(0, 0.1) + spike, 1 + draw.random())
+        assert all(len(set(found)) == 1 for found in asked.values())
+        assert len({found[0] for found in asked.values()}) > 20
+        if not wide:
+            assert all(np.float32(x) == x for found in asked.values() for x in found[0])
+
+
+@pytest.mark.parametrize("lag", [1, 4])
+def test_what_is_no_number_is_seen_at_once_and_a_spike_by_limits_of_then(lag):
+    health = with_lag(lag)
+    fill(health)
+    assert health.decide(8, math.nan, 1.0).action == "skip"
+    for n in range(9, 8 + lag):
+        assert health.decide(n, 5.0, 1.0).action == "apply"
+    assert health.decide(8 + lag, 90.0, 1.0).action == "skip"
+
+
+@pytest.mark.parametrize("at", [3, 8, 9, 30])
+def test_a_resumed_monitor_with_a_lag_has_the_limits_of_one_never_interrupted(at):
+    whole, first, second = with_lag(3), with_lag(3), with_lag(3)
+    for n in range(60):
+        figures = (math.nan if n % 7 == 5 else 5 + 0.1 * (n % 5), 1.0 + 0.1 * (n % 3))
+        if n == at:
+            second.load(json.loads(json.dumps(first.state(), allow_nan=False)))
+        assert whole.limits() == (second if n >= at else first).limits()
+        assert whole.decide(n, *figures) == (second if n >= at else first).decide(n, *figures)
+    assert second.state() == whole.state()
+    shorter = with_lag(1)
+    shorter.load(whole.state())
+    assert len(shorter.recent) == 1, "a lag that was made smaller"
+    assert shorter.losses[-1] == 5 + 0.1 * (58 % 5)
+
+
+def test_limits_are_float32s_where_losses_are():
+    """Rounded to the nearest; one beyond float32's range is none."""
+    for norm, limit in ((1.0, float(np.float32(1.004))), (3e38, math.inf)):
+        health = HealthMonitor(with_lag(0, spike_sigma=4.0 if norm == 1 else 1e6).config, wide=False)
+        for n in range(8):
+            health.decide(n, 5.0, norm)
+        assert health.limits().norm == limit
+
+
+def test_only_updates_that_count_are_among_the_recent():
+    """One that ends the run, or takes it back, is decided again: it isn't one of the updates before the next."""
+    for policy in ("stop", "rollback"):
+        health = with_lag(2, nonfinite=policy)
+        fill(health)
+        before = health.state()["recent"]
+        assert health.decide(8, math.nan, 1.0).action == policy
+        assert health.state()["recent"] == before == [[5.0, 1.0], [5.1, 1.1]]
+
+
+def verdicts(figures: list[tuple[float, float]], **fields: object) -> list[tuple[str, bool]]:
+    """Of each update: what the monitor decides, and whether a device that is ahead of it applies it, until it halts."""
+    health = with_lag(2, **fields)
+    standing, asked, found = Standing(0, 0, False), [health.limits(ahead) for ahead in range(3)], []
+    for n, (loss, norm) in enumerate(figures):
+        fine, standing = judged(health.config, standing, loss, norm, asked[n], math.isfinite)
+        action = health.decide(n, loss, norm).action
+        found.append((action, fine))
+        assert bool(standing.halted) is (action in ("stop", "rollback"))
+        if standing.halted:
+            after = judged(health.config, standing, 5.0, 1.0, Limits(math.inf, math.inf), math.isfinite)
+            assert not after[0], "nothing is applied any more"
+            assert after[1].halted
+            assert after[1].applied == standing.applied
+            break
+        assert (standing.applied, standing.skipped) == (sum(f for _, f in found), health.consecutive)
+        asked.append(health.limits(2))
+    return found
+
+
+@pytest.mark.parametrize("spike", ["ignore", "skip", "stop", "rollback"])
+@pytest.mark.parametrize("nonfinite", ["skip", "stop", "rollback"])
+def test_a_device_comes_to_the_hosts_verdict(nonfinite, spike):
+    draw = random.Random(7)
+    figures = [(5 + draw.gauss(0, 0.1), 1 + draw.gauss(0, 0.05)) for _ in range(40)]
+    for update, bad in ((4, (math.nan, 1.0)), (14, (9.0, 1.0)), (15, (5.0, 3.0)), (20, (5.0, math.inf))):
+        for faults in ({update: bad}, {14: (9.0, 1.0), update: bad}):
+            given = [faults.get(n, pair) for n, pair in enumerate(figures)]
+            found = verdicts(given, nonfinite=nonfinite, spike=spike)
+            assert all(fine == (action == "apply") for action, fine in found)
+    ended = verdicts([(math.nan, 1.0)] * 9, nonfinite=nonfinite, spike=spike, max_consecutive=3)
+    assert [action for action, _ in ended] == (["skip", "skip", "stop"] if nonfinite == "skip" else [nonfinite])
+
+
+def test_a_devices_bias_corrections_are_of_the_counts_that_are_possible():
+    optimizer = OptimizerConfig(beta1=0.5, beta2=0.75)
+    assert corrections(optimizer, 0, 0) == [(0.5, 0.25)]
+    assert corrections(optimizer, 1, 2) == [(0.75, 0.4375), (0.875, 1 - 0.75**3), (0.9375, 1 - 0.75**4)]

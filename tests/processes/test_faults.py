@@ -149,7 +149,7 @@ def test_a_hang_of_all_ends_the_run(corpus, tmp_path):
     ranks = launch(*(["-m", "tests.support.hanging", "jax", *words, *LIMITS] for _ in range(2)))
     (first, err), (second, more) = ended(ranks[0], 120), ended(ranks[1], 20)
     assert (first, second) == (SAID, SAID)
-    assert "error: all 2 ranks have been at the gradients of update 12 for 1" in err + more
+    assert "error: all 2 ranks have been at the figures of update 12 for 1" in err + more
 
 
 @pytest.mark.parametrize(

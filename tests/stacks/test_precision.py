@@ -91,13 +91,13 @@ def test_an_overflow_halves_the_loss_scale_and_changes_nothing(small_config, tmp
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
     monkeypatch.setattr(trainer, "batches", lambda data, start, stop: (batch(config, n) for n in range(start, stop)))
     states = []
-    gradients = trainer.gradients
+    updated = trainer.update
 
     def watched(*args):
         states.append(trainer.export()["parameters"]["embed.token"].copy())
-        return gradients(*args)
+        return updated(*args)
 
-    monkeypatch.setattr(trainer, "gradients", watched)
+    monkeypatch.setattr(trainer, "update", watched)
     with Journal(tmp_path, config, stack) as journal:
         loop = Loop(config, trainer, None, tmp_path, journal, Progress())
         assert loop.train() == "finished"

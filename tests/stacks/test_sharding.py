@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from coretrain.base.lazy import LazyTensors
 from coretrain.contract.parameters import initial_parameters, parameter_table
+from coretrain.contract.update import Limits, Orders, Standing
 from coretrain.data.batch import windows
 from coretrain.processes.layout import Layout
 from jaxtrain.aot.step import abstract_step
@@ -172,7 +173,7 @@ def body(lowered) -> list[str]:
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_abstract_step_is_the_trainers(adapter, small_config):
     """On one device, with no array made: what is lowered is what the trainer would lower."""
-    from jaxtrain.step import dropout_masks
+    from jaxtrain.step import dropout_masks, told_of
     from jaxtrain.trainer import Trainer
 
     more = {"model__residual_dropout": 0.1} if adapter == "none" else {"adapter__dropout": 0.1, "adapter__rank": 4}
@@ -182,6 +183,17 @@ def test_the_abstract_step_is_the_trainers(adapter, small_config):
     batch, one = windows(np.zeros((4, 25), np.int32)), np.float32(1)
     theirs = trainer.programs.gradients.lower(trainer.params, trainer.frozen, batch, one, dropout_masks(config, 0, 4))
     assert body(step.gradients.lower(*step.gradients_inputs)) == body(theirs)
+    told, standing = told_of(config, Orders(1.0, Limits(1.0, 1.0), 1.0, Standing(0, 0, False), alone=True))
+    given = (
+        trainer.params,
+        trainer.programs.moments,
+        standing,
+        trainer.frozen,
+        batch,
+        dropout_masks(config, 0, 4),
+        told,
+    )
+    assert body(step.program.lower(*step.program_inputs)) == body(trainer.programs.update.lower(*given))
     state = trainer.params, trainer.programs.moments, trainer.params
     theirs = trainer.programs.step.lower(*state, one, one, (one, one))
     assert body(step.update.lower(*step.update_inputs)) == body(theirs)

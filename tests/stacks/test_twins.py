@@ -56,7 +56,8 @@ ONE_SIDED = {
         "Optimizer.fragments",
     },
     # torch: gradients lie beside their parameters; JAX's are a value that the step gives back
-    "step.py": {"gradients_of"},
+    # JAX: the host's numbers as arrays of the program's dtypes
+    "step.py": {"gradients_of", "Told", "told_of"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
     # JAX: a length is compiled for
@@ -81,7 +82,6 @@ ONE_SIDED = {
     # torch: a process takes its rows and sums; JAX: weights without a sharding of their own, for decoding
     "parallel/trainer.py": {
         "ParallelTrainer.__init__",
-        "ParallelTrainer.gradients",
         "ParallelTrainer.evaluate",
         "ParallelTrainer.save",
         "ParallelTrainer.whole_model",
@@ -101,6 +101,7 @@ DIFFERENT_ARGUMENTS = {
     # torch's objects hold their state, JAX gets it passed in: each file says so at the place
     ("checkpoint.py", "load_native"),
     ("step.py", "gradients"),
+    ("step.py", "update"),
     ("optimizer.py", "Optimizer.step"),
     ("optimizer.py", "Optimizer.moments"),
     ("optimizer.py", "Optimizer.load"),

@@ -13,16 +13,21 @@ PARALLEL = f"{STACK}train.parallel"
 
 
 def hanging(config, tensors):
-    """A trainer that doesn't come back from one update's gradients."""
+    """A trainer that never has the figures of one update."""
     trainer = import_module(f"{PARALLEL}.choose").make_trainer(config, tensors)
-    gradients = trainer.gradients
+    begin = trainer.update
 
-    def slow(batch, update, loss_scale):
-        if update == 12:
-            time.sleep(1000)
-        return gradients(batch, update, loss_scale)
+    def slow(batch, update, orders, change):
+        read = begin(batch, update, orders, change)
 
-    trainer.gradients = slow
+        def wait():
+            if update == 12:
+                time.sleep(1000)
+            return read()
+
+        return wait
+
+    trainer.update = slow
     return trainer
 
 

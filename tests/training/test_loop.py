@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +16,17 @@ import coretrain.training.loop
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
+from coretrain.contract.update import Figures, Limits, Standing, judged
 from coretrain.data.batch import IGNORED, windows
 from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import read_metrics
 from coretrain.training.loop import Loop
+from coretrain.training.stack import InStep
 
 CONTEXT = 8
 
 
-class OneNumber:
+class OneNumber(InStep):
     """A stack whose whole state is one number: each applied update adds its batch's index + 1."""
 
     name, device_name, writes_in_place = "torch", "cpu", False
@@ -50,12 +53,57 @@ class OneNumber:
         self.value = json.loads((folder / "state.json").read_text())
 
 
+class Ahead(OneNumber):
+    """The same as a device makes it that is ahead of the host: a verdict of its own, and figures that are read later.
+
+    Data 30 is a spike.
+    """
+
+    in_step = False
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__(bad)
+        self.under_way, self.most, self.standing, self.changes = 0, 0, Standing(0, 0, False), 0
+
+    def gradients(self, batch, update, loss_scale):
+        loss, norm = super().gradients(batch, update, loss_scale)
+        return (90.0 if self.batch == 30 else loss), norm
+
+    def update(self, batch, update, orders, change):
+        assert orders.alone is (self.under_way == 0)
+        self.standing = orders.standing if orders.alone else self.standing
+        assert orders.standing.applied <= self.standing.applied
+        loss, norm = self.gradients(batch, update, orders.scale)
+        fine, after = judged(self.config.health, self.standing, loss, norm, orders.limits, math.isfinite)
+        change()
+        if fine:
+            self.apply(orders.lr, 1.0, self.standing.applied)
+        self.standing, self.under_way = after, self.under_way + 1
+        self.most = max(self.most, self.under_way)
+
+        def read():
+            self.under_way -= 1
+            return Figures(loss, norm, bool(fine))
+
+        return read
+
+    def load(self, folder, applied):
+        super().load(folder, applied)
+        self.under_way = 0  # what was begun is dropped
+
+
+class Waiting(Ahead):
+    """The same, whose figures are read at once."""
+
+    in_step = True
+
+
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: [])
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
 
-    def run(bad: set[int], policy: str, progress: Progress | None = None, **more: object):
+    def run(bad: set[int], policy: str, progress: Progress | None = None, kind: type = OneNumber, **more: object):
         fields = {
             "model.context": CONTEXT,
             "model.vocab": 300,
@@ -65,9 +113,11 @@ def train(tmp_path, monkeypatch):
             "checkpoint.interval": 4,
             "journal.tensorboard": "false",
             "health.nonfinite": policy,
+            "health.lag": 0,
         } | {key.replace("__", "."): value for key, value in more.items()}
         config = load_config("tiny", [(key, str(value)) for key, value in fields.items()])
-        stack = OneNumber(bad)
+        stack = kind(bad)
+        stack.config = config
         with Journal(tmp_path, config, "torch") as journal:
             loop = Loop(config, stack, SimpleNamespace(), tmp_path, journal, progress or Progress())
             status = loop.train()
@@ -185,3 +235,53 @@ def test_the_best_checkpoint_is_the_first_with_the_lowest_loss(train, monkeypatc
     assert loop.progress.best == {"update": 4, "val_loss": 3.0}
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert [int("".join(filter(str.isdigit, name))) for name in kept] == [4, 12]
+
+
+POLICIES = ("skip", "stop", "rollback")
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+@pytest.mark.parametrize("bad", [{5}, {6, 7}, {3, 4, 8, 9, 10}, {0, 11, 14}, set(range(8, 1000))])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_device_that_is_ahead_trains_the_same(train, tmp_path, policy, bad, lag):
+    """Losses, decisions, states and checkpoints of a stack that is waited for; and it really was ahead."""
+    found = []
+    for kind in (Ahead, Waiting):
+        fields = {"health__lag": lag, "health__max_consecutive": 4, "train__eval_interval": 6, "kind": kind}
+        status, stack, loop = train(set(bad), policy, **fields)
+        rows, _, events = read_metrics(tmp_path)
+        kept = {path.name: (path / "state.json").read_text() for path in loop.checkpoints.complete()}
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        told = [(event["update"], event["event"]) for event in events if event["event"] != "checkpoint"]
+        found.append((status, stack.value, loop.progress, rows, told, kept))
+        assert stack.most == (lag + 1 if kind is Ahead else 1)
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "metrics.jsonl").unlink()
+    assert found[0] == found[1]
+
+
+def test_what_was_begun_after_a_stop_is_said_and_its_data_read_again(train, tmp_path):
+    status, stack, loop = train({5}, "stop", kind=Ahead, health__lag=2)
+    assert (status, stack.value, loop.progress.update, loop.progress.data_index) == ("stopped", 15, 5, 5)
+    assert read_metrics(tmp_path)[2][-1]["event"] == "checkpoint"
+    stop = next(event for event in read_metrics(tmp_path)[2] if event["event"] == "stop")
+    assert stop["text"] == "loss is nan; 2 more that had been begun changed nothing"
+
+
+def test_a_preempted_run_ends_what_it_has_begun(train, monkeypatch):
+    """It then saves all of that; nothing more is begun."""
+    monkeypatch.setattr(Loop, "report", lambda self, row, preemption: "SIGTERM" if row["update"] >= 4 else "")
+    status, stack, loop = train(set(), "skip", kind=Ahead, health__lag=2, checkpoint__interval=100)
+    assert (status, loop.progress.update, stack.value) == ("preempted", 7, sum(range(1, 8)))
+    assert [path.name for path in loop.checkpoints.complete()] == ["update-00000007"]
+
+
+def test_a_stack_that_judges_otherwise_is_found_out(train, monkeypatch):
+    class Blind(Ahead):
+        def update(self, batch, update, orders, change):
+            return super().update(batch, update, replace(orders, limits=Limits(math.inf, math.inf)), change)
+
+    fields = {"health__spike": "skip", "health__window": 8, "train__updates": 40, "health__lag": 2}
+    assert train(set(), "skip", kind=Ahead, **fields)[2].progress.applied == 39
+    with pytest.raises(RuntimeError, match="update 30 was applied"):
+        train(set(), "skip", kind=Blind, **fields)

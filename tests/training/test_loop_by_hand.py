@@ -24,6 +24,7 @@ from coretrain.data.batch import IGNORED, Batch, windows
 from coretrain.journal.journal import SilentJournal
 from coretrain.training.loop import Loop, LossScale
 from coretrain.training.restore import check_resumable, restore
+from coretrain.training.stack import InStep
 from tests.support.checkpoints import native, updates
 from tests.support.refusal import refused
 
@@ -31,7 +32,7 @@ CONTEXT = 4
 ROWS = 2
 
 
-class Told:
+class Told(InStep):
     """A stack that writes down what it is told; its losses and norms are given, by the index of the data."""
 
     name, device_name, writes_in_place = "torch", "cpu", False
@@ -78,10 +79,11 @@ def run(tmp_path, monkeypatch):
         fields = {
             "model.context": CONTEXT, "model.vocab": 300, "train.updates": 10, "train.batch_size": ROWS,
             "schedule.warmup_updates": 3, "checkpoint.interval": 4, "checkpoint.keep": 9, "train.eval_interval": 3,
-            "optimizer.clip": 0.25, "journal.tensorboard": "false",
+            "optimizer.clip": 0.25, "journal.tensorboard": "false", "health.lag": 0,
         } | {key.replace("__", "."): value for key, value in more.items()}  # fmt: skip
         config = load_config("tiny", [(key, str(value)) for key, value in fields.items()])
         stack = Told(dict(given))
+        stack.config = config
         loop = Loop(config, stack, SimpleNamespace(), tmp_path, SilentJournal(), start or Progress())
         return loop.train(), stack, loop, looked
 

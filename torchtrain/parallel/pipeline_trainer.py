@@ -34,6 +34,11 @@ class PipelineTrainer(ParallelTrainer):
         self.pipeline = Pipeline(self.config, stage, self.grid)
         self.optimizer = Optimizer(self.config, self.model)
 
+    @property
+    def in_step(self) -> bool:
+        """Always: a stage waits for the others in each micro-batch."""
+        return True
+
     def _over_micro_batches(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
         """All of them at once: the pipeline's schedule says which stage works on which."""
         shares = rows_of(self.config, self.grid.layout, self.grid.data.index)

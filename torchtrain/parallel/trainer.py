@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from coretrain.base.arrays import Tensors
-from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import InitialParameters
 from coretrain.data.batch import Batch
@@ -26,7 +25,7 @@ from torchtrain.model import build_model
 from torchtrain.objective import label_logprobs
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel.processes import grid_of
-from torchtrain.step import dropout_masks, gradients_of, target_scale
+from torchtrain.step import gradients_of, target_scale
 from torchtrain.trainer import Trainer
 
 
@@ -49,17 +48,10 @@ class ParallelTrainer(Trainer):
         """As on one device, and the processes."""
         return [*super().describe(), *([("processes", self.grid.describe())] if self.grid.size > 1 else [])]
 
-    def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
-        """Mean of the objective over the whole batch's targets, and the global gradient norm, both unscaled."""
-        if self.device.type == "cpu":
-            keep_freed_memory()  # from the first update on
-        dropout = dropout_masks(self.config, update, len(batch))
-        dropout = dropout and dropout.to(self.device)
-        on_device = self._on_device(batch)
-        scale = target_scale(self.config, on_device, loss_scale)
+    def _summed(self, batch: Batch, loss_scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+        scale = target_scale(self.config, batch, loss_scale)
         self._forget_gradients()
-        loss, norm = self._reduce(self._over_micro_batches(on_device, scale, dropout))
-        return loss.item() / loss_scale, norm.item() / loss_scale
+        return self._reduce(self._over_micro_batches(batch, scale, dropout))
 
     def _over_micro_batches(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
         """The loss of this process's rows, whose gradients are added up."""
@@ -82,9 +74,10 @@ class ParallelTrainer(Trainer):
         gradients = self._summed_gradients()
         if self.grid.size == 1:
             return loss, global_norm(gradients.values())
+        nothing = torch.zeros(1, device=self.device)
         twice = replicated_names(self.config) if self.grid.tensor.size > 1 else frozenset()
-        own = global_norm([g for name, g in gradients.items() if name not in twice] or [torch.zeros(1)])
-        shared = global_norm([g for name, g in gradients.items() if name in twice] or [torch.zeros(1)])
+        own = global_norm([g for name, g in gradients.items() if name not in twice] or [nothing])
+        shared = global_norm([g for name, g in gradients.items() if name in twice] or [nothing])
         table = self.grid.table(loss, own**2, shared**2)
         holders = self._holders
         norm = (table[holders, :, :, 1].sum() + table[holders, :, 0, 2].sum()).sqrt()

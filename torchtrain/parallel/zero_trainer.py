@@ -37,6 +37,11 @@ class ZeroTrainer(ParallelTrainer):
         """As without ZeRO, and what it shards."""
         return [*super().describe(), ("ZeRO", self.zero.describe())]
 
+    @property
+    def in_step(self) -> bool:
+        """Always: DeepSpeed's step waits for the device itself."""
+        return True
+
     def _forget_gradients(self) -> None:
         self.zero.drop()
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintrain.bench.contenders import Contender, Shape
-from twintrain.bench.turns import Turn, serve, wait_for_gpu
+from twintrain.bench.turns import Turn, serve, updates_of, wait_for_gpu
 
 LR = 1e-4
 """Learning rate of every contender: it changes nothing about speed."""
@@ -31,14 +31,12 @@ def ours(one: Contender, shape: Shape) -> tuple[Callable[[Rows, int], float], An
     config = shape.config(one.dtype, one.compiled)
     trainer = importlib.import_module(f"{one.framework}train.trainer").Trainer(config)
 
+    one_more = updates_of(trainer, LR)
+
     def update(rows: Rows, n: int) -> float:
-        loss, norm = trainer.gradients(windows(rows), n, 1.0)
-        trainer.apply(LR, min(1.0, config.optimizer.clip / (norm + 1e-6)), n)
-        if one.framework == "jax":
-            importlib.import_module("jax").block_until_ready(trainer.params)
-        else:
-            wait_for_gpu()
-        return float(loss)
+        loss = one_more(windows(rows), n)
+        wait_for_gpu()
+        return loss
 
     return update, trainer
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import resource
@@ -19,6 +20,8 @@ from typing import IO, Any, Self
 
 from coretrain.base.errors import UserError
 from coretrain.base.processor import processor, usable_cores
+from coretrain.contract.update import Limits, Orders, Standing
+from coretrain.data.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,17 @@ def peak_memory() -> tuple[int, str]:
         return int(stats["peak_bytes_in_use"]), "device"
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return rss if sys.platform == "darwin" else rss * 1024, "host"
+
+
+def updates_of(trainer: Any, lr: float) -> Callable[[Batch, int], float]:
+    """One whole update of a trainer on a batch, update n of as many that were applied, as the training loop asks for
+    it; done when it returns, with its loss."""
+
+    def update(batch: Batch, n: int) -> float:
+        orders = Orders(lr, Limits(math.inf, math.inf), 1.0, Standing(n, 0, False), alone=True)
+        return trainer.update(batch, n, orders, lambda: None)().loss
+
+    return update
 
 
 def serve(task: dict[str, Any], make: Callable[[dict[str, Any]], Turn]) -> None:
