@@ -108,7 +108,7 @@ def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     calls: dict[str, int] = {}
     unknown = 0
     for function, arguments in ((step.gradients, step.gradients_inputs), (step.update, step.update_inputs)):
-        found = collectives(function.lower(*arguments).compile().as_text(), channels=False)
+        found = collectives(function.lower(*arguments).compile().as_text())
         unknown += found.loops_without_count
         for kind in found.calls:
             sent[kind] = sent.get(kind, 0.0) + found.sent[kind]
