@@ -19,6 +19,7 @@ from jaxtrain.adapters import Bottleneck, LowRank, Prefix
 from jaxtrain.attention import attention, masked_attention
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.quantized import QuantizedWeight
+from jaxtrain.wide import plus, product
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -92,8 +93,8 @@ class Linear(nnx.Module):
         self.held: QuantizedWeight | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... into"], masks: Dropout | None = None) -> Float[Array, "... out"]:
-        y = x @ self.kernel[...].astype(x.dtype) if self.held is None else self.held(x)
-        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = product(x, self.kernel[...]) if self.held is None else self.held(x)
+        y = y if self.bias is None else plus(y, self.bias[...])
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)

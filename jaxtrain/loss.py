@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from coretrain.data.batch import IGNORED
-from jaxtrain.parallel.sharding import Sharding
+from jaxtrain.parallel.sharding import FSDP, Sharding
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 7))
@@ -91,7 +91,7 @@ def _computed(
     stages = sharding.size("stage")
     lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
     rows, matrix = sharding.named(*lead, "batch", "time", None).spec, sharding.named("vocab", "width").spec
-    if head.shape[-1] % sharding.size("fsdp"):  # an adapter's B stands beside it
+    if head.shape[-1] % sharding.size(*FSDP):  # an adapter's B stands beside it
         matrix = P(matrix[0], None)
     token_axes = (*sharding.token_axes, *(("stage",) if lead == ("layers",) else ()))
     head_axes, copied = sharding.split("vocab"), head.ndim == 3

@@ -37,7 +37,7 @@ from jaxtrain.layers import (
     master_dtype,
 )
 from jaxtrain.parallel.pipeline import pipelined
-from jaxtrain.parallel.sharding import Sharding
+from jaxtrain.parallel.sharding import FSDP, Sharding
 from jaxtrain.quantized import allocate, quantize_into
 
 
@@ -212,7 +212,7 @@ def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | No
     """
     # Outside a scan the compiler would find the recomputed values equal to the first ones, and keep those.
     saved = {"none": _all_but_gathered, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(policy)
-    if policy == "none" and (sharding is None or sharding.size("fsdp") == 1):
+    if policy == "none" and (sharding is None or sharding.size(*FSDP) == 1):
         return block
     return functools.partial(jax.checkpoint, policy=saved, prevent_cse=not scanned)(block)
 
@@ -220,7 +220,7 @@ def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | No
 def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """A policy of jax.checkpoint: keep all but what `Sharding.in_use` gathers, a constraint with its own gradient."""
     inner = parameters.get("call_jaxpr")
-    return inner is None or not inner.eqns or inner.eqns[-1].primitive.name != "sharding_constraint"
+    return inner is None or all(equation.primitive.name != "sharding_constraint" for equation in inner.eqns)
 
 
 def build_model(
