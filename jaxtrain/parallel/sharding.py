@@ -202,7 +202,7 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device]) -> Mesh:
     shape = (layout.pipeline, layout.data, layout.fsdp, layout.context, layout.tensor)
     names = tuple(axis for axis in AXES if axis not in FSDP[1:])
     placed = jax.make_mesh(shape, names, devices=devices).devices
-    split = torus_split(placed[0, 0, :, 0, 0])
+    split = torus_split(list(placed[0, 0, :, 0, 0]))
     return Mesh(placed.reshape(*shape[:2], *split, *shape[3:]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
