@@ -60,7 +60,7 @@ class LowRank(nnx.Module):
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
-    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: Array, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
@@ -93,11 +93,11 @@ class Dora(LowRank):
         m, norm = self.m[...], norms(weight + self.scale * delta, axis)
         return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
 
-    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: Array, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
-        factor = self.factor(weight[...], product(self.a[...], self.b[...]), 0)
+        factor = self.factor(weight, product(self.a[...], self.b[...]), 0)
         if dropped is not x:
-            plain = dropped @ weight[...].astype(x.dtype)
+            plain = dropped @ weight.astype(x.dtype)
         else:
             plain = y if bias is None else y - bias[...].astype(x.dtype)
         return y + wide.times(plain, factor - 1) + wide.times(self(dropped), factor)

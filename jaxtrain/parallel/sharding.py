@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,13 +132,23 @@ class Sharding:
         summed = dtype if self.config.parallel.gradient_sum == "compute" else leaf.dtype
         if self.size(*FSDP) == 1:
             return leaf.astype(summed)
-        return _gather(leaf, dtype, summed, self.named(*axes, without=FSDP), self._part_by_part(axes))
+        way = Way(self.named(*axes, without=FSDP), self.named(*axes), axes.index("width"), self._part_by_part(axes))
+        return _gather(leaf, dtype, summed, way)
+
+    def in_use_after(self, path: str, before: tuple[Array, ...], leaf: Array) -> tuple[tuple[Array, ...], Array]:
+        """`before` (a matmul's input first), and `in_use` of the matrix that the input is multiplied by.
+
+        On the way back the matrix' gradient goes to its shards before those of `before` go on: else a TPU's compiler
+        keeps all of a layer's gradients whole to the layer's end.
+        """
+        if self.size(*FSDP) > 1 and self.config.adapter.kind == "none":  # a frozen matrix has none
+            before, leaf = _together(before, leaf)
+        return before, self.in_use(path, leaf, before[0].dtype)
 
     def _part_by_part(self, axes: Sequence[str | None]) -> tuple[NamedSharding, ...]:
-        """From whole along fsdp to its shards, one torus axis at a time: over two at once a TPU's compiler makes an
-        all-reduce of a reduce-scatter, which sends twice as much."""
-        split = [axis for axis in FSDP if self.mesh.shape[axis] > 1]
-        return tuple(self.named(*axes, without=tuple(split[done:])) for done in range(1, len(split) + 1))
+        split = self.split("width")
+        front = ("width", *(axis for axis in axes if axis != "width"))
+        return tuple(self.named(*front, without=split[done:]) for done in range(1, len(split) + 1))
 
     @property
     def token_axes(self) -> MeshAxes:
@@ -167,34 +178,53 @@ class Sharding:
         return jax.make_array_from_callback(host.shape, self.named(*axes), lambda index: host[index])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(
-    leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, whole: NamedSharding, parts: tuple[NamedSharding, ...]
-) -> Array:
+class Way(NamedTuple):
+    """Of one parameter from its shards to the whole along fsdp, and of its gradient back."""
+
+    whole: NamedSharding
+    part: NamedSharding
+    width: int
+    """The axis that is shared."""
+    scattered: tuple[NamedSharding, ...]
+    """Of the gradient with that axis in front, one axis of the torus after another: over two at once, or where what is
+    left of the last axis isn't a tile, a TPU's compiler makes an all-reduce and a cut, which send twice as much."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> Array:
     # cast first: half the bytes to gather
-    return jax.lax.with_sharding_constraint(leaf.astype(dtype), whole).astype(summed)
+    return jax.lax.with_sharding_constraint(leaf.astype(dtype), way.whole).astype(summed)
 
 
-def _gather_forward(
-    leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, whole: NamedSharding, parts: tuple[NamedSharding, ...]
-) -> tuple[Array, Array]:
-    return _gather(leaf, dtype, summed, whole, parts), jnp.zeros((), leaf.dtype)
+def _gather_forward(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> tuple[Array, Array]:
+    return _gather(leaf, dtype, summed, way), jnp.zeros((), leaf.dtype)
 
 
-def _gather_backward(
-    dtype: jnp.dtype,
-    summed: jnp.dtype,
-    whole: NamedSharding,
-    parts: tuple[NamedSharding, ...],
-    master: Array,
-    gradient: Array,
-) -> tuple[Array]:
-    for part in parts:
-        gradient = jax.lax.with_sharding_constraint(gradient, part)
+def _gather_backward(dtype: jnp.dtype, summed: jnp.dtype, way: Way, master: Array, gradient: Array) -> tuple[Array]:
+    gradient = jnp.moveaxis(gradient, way.width, 0)
+    for place in way.scattered:
+        gradient = jax.lax.with_sharding_constraint(gradient, place)
+    gradient = jax.lax.with_sharding_constraint(jnp.moveaxis(gradient, 0, way.width), way.part)
     return (gradient.astype(master.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+@jax.custom_vjp
+def _together(before: tuple[Array, ...], leaf: Array) -> tuple[tuple[Array, ...], Array]:
+    return before, leaf
+
+
+def _together_forward(before: tuple[Array, ...], leaf: Array) -> tuple[tuple[tuple[Array, ...], Array], None]:
+    return (before, leaf), None
+
+
+def _together_backward(_: None, gradients: tuple[tuple[Array, ...], Array]) -> tuple[tuple[Array, ...], Array]:
+    return jax.lax.optimization_barrier(gradients)
+
+
+_together.defvjp(_together_forward, _together_backward)
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device]) -> Mesh:

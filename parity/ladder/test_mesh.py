@@ -21,6 +21,7 @@ from parity.workers.mesh_bugs import BUGS
 
 pytestmark = [pytest.mark.scale, pytest.mark.whole]
 GPT, LLAMA, MUON, ADAPTER = "gpt2-like", "llama-like", "unrolled, muon", "adapter"
+TORUS = "llama-like, torus"
 SUMS = "sums"
 """Not a training: what is left of gradients in bfloat16 that nearly cancel between devices."""
 Case = tuple[str, dict[str, int], str | None]
@@ -34,6 +35,7 @@ SHAPES: list[Case] = [
     (GPT, {"data": 2, "fsdp": 2, "tensor": 2}, None),
     (GPT, {"fsdp": 2, "context": 2, "tensor": 2}, None),
     (LLAMA, {"fsdp": 8}, None),
+    (TORUS, {"fsdp": 8}, None),
     (LLAMA, {"fsdp": 2, "tensor": 4}, None),
     (LLAMA, {"data": 2, "context": 4}, None),
     (MUON, {"data": 2, "fsdp": 2, "tensor": 2}, None),

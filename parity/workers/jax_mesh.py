@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import jaxtrain.parallel.sharding
 from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -85,10 +86,13 @@ VARIANTS: dict[str, Fields] = {
         "adapter.targets": "blocks.*.weight,embed.token,head.weight",
     },
 }
+TORUS = "llama-like, torus"
+"""Where `parallel.fsdp` is split over axes of a torus, as on TPUs; a CPU has none."""
 SUMS = "sums"
 """No training: the gradients of one linear layer in bfloat16, of which two devices' shares nearly cancel."""
 LEFT = 2.0**-9
 """What is left of them: a number that is none of bfloat16's between 1 and 2."""
+VARIANTS[TORUS] = VARIANTS["llama-like"]
 State = dict[str, dict[str, np.ndarray]]
 
 
@@ -198,6 +202,8 @@ def main() -> None:
     references: dict[RunConfig, Outcome] = {}
     for variant, axes, bug in json.loads(sys.argv[1]):
         began = time.perf_counter()
+        placed = (2, 2, 2) if variant == TORUS else (axes.get("fsdp", 1), 1, 1)
+        jaxtrain.parallel.sharding.torus_split = lambda line, placed=placed: placed
         if variant == SUMS:
             with planted(bug):
                 found = {"loss": 0.0, "norm": 0.0, "validation": 0.0, "state": lost(axes)}
