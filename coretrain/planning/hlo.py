@@ -31,7 +31,7 @@ _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _STARTED = re.compile(r'custom-call\(([^)]*)\), custom_call_target="AsyncCollectiveStart"')
 _NAME = re.compile(r"%([\w.\-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_HEAP = re.compile(r"^allocation \d+: size (\d+), preallocated-temp:", re.MULTILINE)
+_HEAP = re.compile(r"^allocation \d+: size (\d+)(?:, page \d+)?(, color \d+)?, preallocated-temp:", re.MULTILINE)
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
@@ -79,12 +79,12 @@ def collectives(text: str) -> Collectives:
 
 def heap_bytes(assignment: str) -> int | None:
     """Bytes of a device's memory that a program takes beside arguments and results, from the compiler's own table of
-    its buffers (the dumped `*buffer-assignment.txt`); None where the text has no such line.
+    its buffers (the dumped `*buffer-assignment.txt`); None where the text has no line of that kind.
 
-    A `color` is another memory: the TPU's vector or scalar memory.
+    A `color` is another memory: the TPU's vector or scalar memory. Newer compilers name a `page` too.
     """
-    sizes = [int(size) for size in _HEAP.findall(assignment)]
-    return sum(sizes) if sizes or "BufferAssignment:" in assignment else None
+    found = _HEAP.findall(assignment)
+    return sum(int(size) for size, color in found if not color) if found else None
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
