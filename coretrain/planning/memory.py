@@ -242,6 +242,10 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     else:
         saved, copies = one["input"] * layers, layer
         block = one["everything"] + backward + 4 * form
+        if stack == "jax" and layout.fsdp > 1 and config.adapter.kind == "none":
+            # a matrix' gradient is sent before the next is made: by then what it was made of is gone
+            heads, hidden = (2 * m.heads + 2 * m.kv) * m.head, (3 if m.mlp == "swiglu" else 2) * m.hidden
+            block = 2 * m.width * wide + (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
     if quantized := quantized_parameters(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)

@@ -113,7 +113,7 @@ def test_gradients_in_jax_are_sent_in_the_dtype_of_their_sum():
     for config, size in ((c, 4), (rounded, 2)):
         assert traffic(config, layout, "jax")["gradients"] == 4 * 7 / 8 * n.total * size
         assert traffic(config, layout, "jax")["weights"] == 2 * 4 * 7 / 8 * n.total * 2
-    one, other = (footprint(config, Layout(fsdp=256), "jax").kinds["gradients"] for config in (c, rounded))
+    one, other = (footprint(config, layout, "jax").kinds["gradients"] for config in (c, rounded))
     assert one - other == 4096 * 11008 * 2, "of the largest matrix"
 
 
