@@ -102,7 +102,7 @@ def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     config = config_of(task["fields"])
     jax.config.update("jax_default_matmul_precision", "highest")  # as the trainer does in float32
     step = abstract_step(config, jax.devices())
-    found = collectives(step.program.lower(*step.program_inputs).compile().as_text(), channels=False)
+    found = collectives(step.program.lower(*step.program_inputs).compile().as_text())
     answer({"sent": dict(found.sent), "calls": dict(found.calls), "loops_without_count": found.loops_without_count})
 
 

@@ -28,6 +28,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import Parameter, from_jax_tree, parameter_table
 from coretrain.contract.rotary import rotary_tables
 from coretrain.contract.taps import tap
+from jaxtrain import wide
 from jaxtrain.arrays import placed
 
 
@@ -49,18 +50,17 @@ class LowRank(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]."""
-        a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
-        return tap(self.tap, _low_rank(x, a, b, self.scale))
+        return tap(self.tap, _low_rank(x, self.a[...], self.b[...], self.scale))
 
     def down(self, x: Array) -> Array:
         """scale x A x, of the head: x [..., in] -> [..., r]."""
-        return x @ self.a[...].astype(x.dtype).T * self.scale
+        return wide.product(x, self.a[...].T) * self.scale
 
     def embedding_delta(self, tokens: Array) -> Array:
         """What is added to rows `tokens` [B, T] of an embedding: [B, T, D]."""
         return self.a[...].T[tokens] * self.scale @ self.b[...].T
 
-    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: Array, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
         return y + self(dropped)
 
@@ -93,14 +93,14 @@ class Dora(LowRank):
         m, norm = self.m[...], norms(weight + self.scale * delta, axis)
         return jnp.where(m == 0, 1, m / jnp.where(norm == 0, 1, norm))
 
-    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
+    def adapt_linear(self, y: Array, x: Array, dropped: Array, weight: Array, bias: nnx.Param | None) -> Array:
         """y = W x + bias [..., out] with the adapter's own, of x under its mask."""
-        factor = self.factor(weight[...], product(self.a[...], self.b[...]), 0)
+        factor = self.factor(weight, product(self.a[...], self.b[...]), 0)
         if dropped is not x:
-            plain = dropped @ weight[...].astype(x.dtype)
+            plain = dropped @ weight.astype(x.dtype)
         else:
             plain = y if bias is None else y - bias[...].astype(x.dtype)
-        return y + (factor - 1).astype(x.dtype) * plain + factor.astype(x.dtype) * self(dropped)
+        return y + wide.times(plain, factor - 1) + wide.times(self(dropped), factor)
 
     def adapt_embedding(self, rows: Array, tokens: Array, table: Array) -> Array:
         """Rows [B, T, D] of an embedding `table` with the adapter's own."""
@@ -158,7 +158,7 @@ class Prefix(nnx.Module):
         return jnp.concatenate([first * cos + second * sin, second * cos - first * sin], -1)
 
     def _before(self, own: Array, x: Array) -> Array:
-        return jnp.concatenate([jnp.broadcast_to(own.astype(x.dtype), (len(x), *own.shape)), x], 1)
+        return jnp.concatenate([jnp.broadcast_to(own, (len(x), *own.shape)).astype(x.dtype), x], 1)
 
 
 class Bottleneck(nnx.Module):
@@ -190,30 +190,29 @@ class Bottleneck(nnx.Module):
 
     def linear(self, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
         """x W + bias in the dtype of x."""
-        y = x @ weight[...].astype(x.dtype)
-        return y if bias is None else y + bias[...].astype(x.dtype)
+        y = wide.product(x, weight[...])
+        return y if bias is None else wide.plus(y, bias[...])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _low_rank(x: Array, a: Array, b: Array, scale: float) -> Array:
-    """scale x (x A) B of x [..., in], A [in, r], B [r, out], whose gradients turn what has r columns.
+    """scale x (x A) B of x [..., in], A [in, r], B [r, out], whose gradients turn what has r columns, in A's dtype.
 
     JAX's own turn x and the upstream gradient: a fifth of the time of a LoRA's update on a CPU.
     """
-    return x @ a * scale @ b
+    return x @ a.astype(x.dtype) * scale @ b.astype(x.dtype)
 
 
 def _low_rank_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tuple[Array, ...]]:
-    low = x @ a * scale
-    return low @ b, (x, a, b, low)
+    low = x @ a.astype(x.dtype) * scale
+    return low @ b.astype(x.dtype), (x, a, b, low)
 
 
 def _low_rank_backward(scale: float, saved: tuple[Array, ...], upstream: Array) -> tuple[Array, Array, Array]:
     x, a, b, low = saved
-    rows = tuple(range(x.ndim - 1))
-    d_low = upstream @ b.T * scale
-    d_a = jnp.tensordot(d_low, x, (rows, rows)).T
-    return d_low @ a.T, d_a, jnp.tensordot(low, upstream, (rows, rows))
+    d_low = upstream @ b.astype(x.dtype).T * scale
+    d_a = wide.over_tokens(d_low, x, a.dtype).T
+    return d_low @ a.astype(x.dtype).T, d_a, wide.over_tokens(low, upstream, b.dtype)
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)

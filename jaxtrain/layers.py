@@ -19,6 +19,7 @@ from jaxtrain.adapters import Bottleneck, LowRank, Prefix
 from jaxtrain.attention import attention, masked_attention
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.quantized import QuantizedWeight
+from jaxtrain.wide import plus, product
 
 DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -82,7 +83,8 @@ def _hash32(x: Array) -> Array:
 class Linear(nnx.Module):
     """x [..., in] -> [..., out]; the kernel [in, out] is cast from its master dtype to that of x.
 
-    An adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `kernel` None.
+    An adapter adds its own, of x under its mask. A weight in few bits is in `held`, and `kernel` None. On a mesh the
+    kernel is gathered from the devices that share it; `path` is where it lies in the model.
     """
 
     def __init__(
@@ -93,26 +95,44 @@ class Linear(nnx.Module):
         stack: tuple[int, ...],
         dtype: jnp.dtype,
         sharding: Sharding | None = None,
+        path: str = "",
     ) -> None:
-        self.sharding = sharding
+        self.sharding, self.path = sharding, path
         self.kernel = nnx.Param(jnp.empty((*stack, into, out), dtype))
         self.bias = nnx.Param(jnp.empty((*stack, out), dtype)) if bias else None
         self.adapter: LowRank | None = nnx.data(None)
         self.held: QuantizedWeight | None = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "... into"], masks: Dropout | None = None) -> Float[Array, "... out"]:
-        y = self._product(x) if self.held is None else self.held(x)
-        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "... into"], masks: Dropout | None = None, kernel: Any = None
+    ) -> Float[Array, "... out"]:
+        """`kernel` is what `whole` gave, where that was asked before."""
+        if self.held is not None:
+            y = self.held(x)
+        else:
+            (x,), kernel = self.whole(x) if kernel is None else ((x,), kernel)
+            y = product(self._rows(x), kernel).reshape(*x.shape[:-1], -1)
+        y = y if self.bias is None else plus(y, self.bias[...])
         if self.adapter is None:
             return y
         dropped = drop(x, self.adapter.rate, masks, self.adapter.part)
-        return self.adapter.adapt_linear(y, x, dropped, self.kernel, self.bias)
+        return self.adapter.adapt_linear(y, x, dropped, kernel, self.bias)
 
-    def _product(self, x: Array) -> Array:
+    def whole(self, *before: Array) -> tuple[tuple[Array, ...], Any]:
+        """`before`, a matmul's input and what else is computed first; and the kernel as that matmul uses it.
+
+        It is whole along fsdp (None: in few bits). On the way back the kernel's gradient is done first.
+        """
+        if self.held is not None:
+            return before, None
+        if self.sharding is None:
+            return before, self.kernel[...]
+        return self.sharding.in_use_after(self.path, before, self.kernel[...])
+
+    def _rows(self, x: Array) -> Array:
         # A kernel's gradient that sums over two axes has XLA's CPU turn one of its factors, slowly: all tokens are made
         # one axis. On a mesh they lie along two, which can't be one without gathering.
-        rows = x if self.sharding else x.reshape(-1, x.shape[-1])
-        return (rows @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        return x if self.sharding else x.reshape(-1, x.shape[-1])
 
 
 class Norm(nnx.Module):
@@ -138,10 +158,14 @@ class Attention(nnx.Module):
         self, m: ModelConfig, kernel: str, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
     ) -> None:
         self.head, self.kernel, self.sharding = m.head, kernel, sharding
-        self.q = Linear(m.width, m.heads * m.head, m.bias, stack, dtype, sharding)
-        self.k = Linear(m.width, m.kv * m.head, m.bias, stack, dtype, sharding)
-        self.v = Linear(m.width, m.kv * m.head, m.bias, stack, dtype, sharding)
-        self.out = Linear(m.heads * m.head, m.width, m.bias, stack, dtype, sharding)
+
+        def linear(name: str, into: int, out: int) -> Linear:
+            return Linear(into, out, m.bias, stack, dtype, sharding, f"blocks.attention.{name}.kernel")
+
+        self.q = linear("q", m.width, m.heads * m.head)
+        self.k = linear("k", m.width, m.kv * m.head)
+        self.v = linear("v", m.width, m.kv * m.head)
+        self.out = linear("out", m.heads * m.head, m.width)
         self.prefix: Prefix | None = nnx.data(None)
         self.adapter: Bottleneck | None = nnx.data(None)
 
@@ -189,16 +213,20 @@ class MLP(nnx.Module):
     """GELU (tanh) or SwiGLU, hidden width F."""
 
     def __init__(self, m: ModelConfig, stack: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> None:
-        self.gate = Linear(m.width, m.hidden, m.bias, stack, dtype, sharding) if m.mlp == "swiglu" else None
-        self.up = Linear(m.width, m.hidden, m.bias, stack, dtype, sharding)
-        self.down = Linear(m.hidden, m.width, m.bias, stack, dtype, sharding)
+        def linear(name: str, into: int, out: int) -> Linear:
+            return Linear(into, out, m.bias, stack, dtype, sharding, f"blocks.mlp.{name}.kernel")
+
+        self.gate = linear("gate", m.width, m.hidden) if m.mlp == "swiglu" else None
+        self.up = linear("up", m.width, m.hidden)
+        self.down = linear("down", m.hidden, m.width)
         self.adapter: Bottleneck | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T D"], masks: Dropout | None = None) -> Float[Array, "B T D"]:
         if self.gate is None:
             hidden = jax.nn.gelu(tap("blocks.#.up", self.up(x, masks)), approximate=True)
         else:
-            hidden = jax.nn.silu(tap("blocks.#.gate", self.gate(x, masks))) * tap("blocks.#.up", self.up(x, masks))
+            (x, gate), kernel = self.up.whole(x, tap("blocks.#.gate", self.gate(x, masks)))
+            hidden = jax.nn.silu(gate) * tap("blocks.#.up", self.up(x, masks, kernel))
         out = tap("blocks.#.down", self.down(tap("blocks.#.activation", hidden), masks))
         return out if self.adapter is None else self.adapter(out)
 

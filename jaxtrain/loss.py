@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from coretrain.data.batch import IGNORED
-from jaxtrain.parallel.sharding import Sharding
+from jaxtrain.parallel.sharding import FSDP, Sharding
+
+PIECES = 8
+"""In so many pieces, at most, a head's gradient goes to the devices that share its width."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 7))
@@ -91,7 +96,7 @@ def _computed(
     stages = sharding.size("stage")
     lead = () if labels.ndim == 2 else ("layers",) if len(labels) % stages == 0 else (None,)
     rows, matrix = sharding.named(*lead, "batch", "time", None).spec, sharding.named("vocab", "width").spec
-    if head.shape[-1] % sharding.size("fsdp"):  # an adapter's B stands beside it
+    if head.shape[-1] % sharding.size(*FSDP):  # an adapter's B stands beside it
         matrix = P(matrix[0], None)
     token_axes = (*sharding.token_axes, *(("stage",) if lead == ("layers",) else ()))
     head_axes, copied = sharding.split("vocab"), head.ndim == 3
@@ -101,7 +106,9 @@ def _computed(
         hidden: Array, head: Array, labels: Array, scale: Array, weights: Array | None
     ) -> tuple[Array, Array, Array]:
         own = head[0] if copied else head
-        loss, d_hidden, d_head = _over_chunks(hidden, own, labels, vocab, chunk, scale, weights, trained, head_axes)
+        loss, d_hidden, d_head = _over_chunks(
+            hidden, own, labels, vocab, chunk, scale, weights, trained, head_axes, scatter if scattered else None
+        )
         loss = jax.lax.psum(loss, token_axes)
         if not trained:
             return loss, d_hidden, d_head
@@ -109,9 +116,17 @@ def _computed(
             d_hidden = jax.lax.psum(d_hidden, head_axes)
         if copied:  # summed over the devices with the gradient of its other use
             return loss, d_hidden, d_head[None]
+        d_head = jax.lax.psum(d_head, tuple(axis for axis in token_axes if axis not in scattered))
+        # else the compiler may put off the sums, and keep logits and a whole gradient through all of the backward pass
+        return jax.lax.optimization_barrier((loss, d_hidden, d_head))
+
+    def scatter(piece: Array) -> Array:
+        """A piece [D, v] of the head's gradient: this device's columns, summed over those that share the width."""
+        summed = hidden.dtype if sharding.config.parallel.gradient_sum == "compute" else head.dtype
+        piece = piece.astype(summed)
         for axis in scattered:
-            d_head = jax.lax.psum_scatter(d_head, axis, scatter_dimension=1, tiled=True)
-        return loss, d_hidden, jax.lax.psum(d_head, tuple(axis for axis in token_axes if axis not in scattered))
+            piece = jax.lax.psum_scatter(piece, axis, scatter_dimension=0, tiled=True)
+        return piece.astype(head.dtype)
 
     head_in, head_out = (sharding.copies, sharding.copies) if copied else (P(matrix[0], None), matrix)
     shards = jax.shard_map(
@@ -134,8 +149,12 @@ def _over_chunks(
     counts: Array | None,
     trained: bool,
     axes: tuple[str, ...] = (),
+    scatter: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Loss and gradients; with mesh `axes`, `head` is this device's share of its rows."""
+    """Loss and gradients; with mesh `axes`, `head` is this device's share of its rows.
+
+    `scatter` takes a piece of the head's gradient [D, v] to this device's share of its width: [V, d] is returned.
+    """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     weight = head.astype(hidden.dtype)
     width = hidden.shape[-1]
@@ -150,14 +169,14 @@ def _over_chunks(
         columns = columns + jax.lax.axis_index(axes) * head.shape[0]
     scale = jnp.asarray(scale, wide)
 
-    def one(carry: tuple[Array, Array], item: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], Array]:
-        loss, d_weight = carry
-        h, label, count = item
+    def one(h: Array, label: Array, count: Array | None) -> tuple[Array, Array, Array]:
+        """Of a chunk: its loss, and, where it is trained, the gradients of its logits and each row's factor on them."""
         logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
-        if axes:
-            target = jnp.where(columns == label[:, None], logits, 0).sum(1, keepdims=True)  # on one of the devices
+        if axes or scatter is not None:
+            # with axes it is on one of the devices; without, a gather would keep the logits in float32 for itself
+            target = jnp.where(columns == label[:, None], logits, 0).sum(1, keepdims=True)
         else:
             target = jnp.take_along_axis(logits, label[:, None], 1)
         peak = logits.max(1, keepdims=True)
@@ -169,22 +188,52 @@ def _over_chunks(
             total, target = jax.lax.psum((total, target), axes)
         count = valid if count is None else jnp.where(valid, count, 0)
         each = jnp.where(valid, (jnp.log(total) + peak - target)[:, 0], 0)
-        loss += (each if counts is None else each * count).sum()
+        loss = (each if counts is None else each * count).sum()
         if not trained:
-            return (loss, d_weight), jnp.zeros((), h.dtype)
+            return loss, weights, count
         factor = count[:, None] * scale
         d_logits = weights * (1 / total) - (columns == label[:, None])
         if h.dtype == jnp.float16:
             # an average probability is subnormal there: it is scaled before it is rounded
             d_logits, factor = d_logits * factor, jnp.ones_like(factor)
         # elsewhere the factor of a row goes onto D numbers of it, not onto V
-        d_logits, factor = d_logits.astype(h.dtype), factor.astype(h.dtype)
-        return (loss, d_weight + (d_logits.T @ (h * factor)).astype(head.dtype)), (d_logits @ weight) * factor
+        return loss, d_logits.astype(h.dtype), factor.astype(h.dtype)
 
-    start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
-    (loss, d_head), d_rows = jax.lax.scan(one, start, (rows, labels, counts))
+    def step(carry: tuple[Array, Array], item: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], Array]:
+        (loss, d_weight), h = carry, item[0]
+        more, d_logits, factor = one(*item)
+        if not trained:
+            return (loss + more, d_weight), jnp.zeros((), h.dtype)
+        d_weight += (d_logits.T @ (h * factor)).astype(head.dtype)
+        return (loss + more, d_weight), (d_logits @ weight) * factor
+
+    if trained and scatter is not None and len(rows) == 1:  # of one chunk no sum is to be kept
+        h = rows[0]
+        loss, d_logits, factor = one(h, labels[0], None if counts is None else counts[0])
+        d_rows, scaled = (d_logits @ weight) * factor, (h * factor).T
+        product = functools.partial(jnp.matmul, preferred_element_type=head.dtype)
+        d_head = _in_pieces(head.shape[0], lambda at: scatter(product(scaled, at(d_logits.T).T)))
+    else:
+        start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
+        (loss, d_head), d_rows = jax.lax.scan(step, start, (rows, labels, counts))
+        if trained and scatter is not None:
+            d_head = _in_pieces(head.shape[0], lambda at: scatter(at(d_head).T))
     d_hidden = d_rows.reshape(-1, width)[: hidden.size // width].reshape(hidden.shape) if trained else d_rows
     return loss * scale, d_hidden, d_head
+
+
+def _in_pieces(rows: int, piece: Callable[[Callable[[Array], Array]], Array]) -> Array:
+    """A gradient [rows, d], some rows after the others, so that no more of it is ever whole along its width.
+
+    `piece` gets a function that takes those rows of an array [rows, ...], and gives their gradient [d, r].
+    """
+    count = math.gcd(rows, PIECES)
+
+    def some(number: Array) -> Array:
+        return piece(lambda x: jax.lax.dynamic_slice_in_dim(x, number * (rows // count), rows // count))
+
+    made = jax.lax.map(some, jnp.arange(count))
+    return made.transpose(0, 2, 1).reshape(rows, -1)
 
 
 def _forward(

@@ -37,7 +37,7 @@ from jaxtrain.layers import (
     master_dtype,
 )
 from jaxtrain.parallel.pipeline import pipelined
-from jaxtrain.parallel.sharding import Sharding
+from jaxtrain.parallel.sharding import FSDP, Sharding
 from jaxtrain.quantized import allocate, quantize_into
 
 
@@ -105,7 +105,7 @@ class GPT(nnx.Module):
         def through(weights: Any, x: Array, dropout: Dropout | None, layers: Array) -> Array:
             def layer(x: Array, item: tuple[Any, Array]) -> tuple[Array, None]:
                 weights, index = item
-                return self._rows(nnx.merge(block, self._in_use(weights))(x, rotary, dropout, index, positions)), None
+                return self._rows(nnx.merge(block, weights)(x, rotary, dropout, index, positions)), None
 
             return self._over_layers(checkpointed(layer, self.policy, self.sharding, self.scan), x, weights, layers)[0]
 
@@ -158,19 +158,15 @@ class GPT(nnx.Module):
 
     def _embed(self, tokens: Array, position: Array | None) -> Array:
         table = self.embed.token[...]
-        x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding)
+        # cast before devices exchange it, unless something is added first
+        dtype = self.dtype if position is None and self.embed.adapter is None else table.dtype
+        x = table[tokens] if self.sharding is None else look_up(table, tokens, self.sharding, dtype)
         if self.embed.adapter is not None:
             x = self.embed.adapter.adapt_embedding(x, tokens, table)
         return (x if position is None else x + position).astype(self.dtype)
 
     def _rows(self, x: Array) -> Array:
         return x if self.sharding is None else self.sharding.rows(x)
-
-    def _in_use(self, weights: Any) -> Any:
-        """One layer's weights, gathered from the devices that share them."""
-        if self.sharding is None:
-            return weights
-        return jax.tree_util.tree_map_with_path(lambda path, w: self._whole(f"blocks.{dotted(path)}", w), weights)
 
     def _whole(self, path: str, weight: Array) -> Array:
         return weight if self.sharding is None else self.sharding.in_use(path, weight, self.dtype)
@@ -189,23 +185,33 @@ class GPT(nnx.Module):
         return x, None
 
 
-def look_up(table: Array, tokens: Array, sharding: Sharding) -> Array:
-    """Rows `tokens` [..., B, T] of an embedding on a mesh: each device looks in its share of the rows.
+def look_up(table: Array, tokens: Array, sharding: Sharding, dtype: jnp.dtype) -> Array:
+    """Rows `tokens` [..., B, T] of an embedding on a mesh, in `dtype`: each device looks in its share of the rows.
 
-    The embedding is [V, D], or what `Sharding.own_copies` made of it.
+    The embedding is [V, D], or what `Sharding.own_copies` made of it. Where its width is shared (fsdp), a device looks
+    the others' tokens up in its own columns too, and all exchange what they found: with fewer tokens on a device than
+    rows in the table that sends less than a gathered table, whose gradient would be whole on every device.
     """
     copied = table.ndim == 3
     columns, everywhere = sharding.split("width"), sharding.rules.vocab
 
     def local(table: Array, tokens: Array) -> Array:
         table = table[0] if copied else table
-        for axis in columns:
-            table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
-        if not sharding.split("vocab"):
-            return jax.lax.psum(table[tokens], everywhere)  # of one device: only says that it is the same everywhere
-        at = tokens - jax.lax.axis_index(everywhere) * len(table)
-        found = jnp.where(((at >= 0) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
-        return jax.lax.psum(found, everywhere)
+        exchanged = columns and set(columns) <= set(sharding.rules.batch) and tokens.size <= len(table)
+        if exchanged:
+            tokens = jax.lax.all_gather(tokens, columns, axis=tokens.ndim - 2, tiled=True)
+        else:
+            for axis in reversed(columns):  # one at a time, as its gradient goes back: `Way.scattered` says why
+                table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
+        if sharding.split("vocab"):
+            at = tokens - jax.lax.axis_index(everywhere) * len(table)
+            found = jnp.where(((at >= 0) & (at < len(table)))[..., None], table[jnp.clip(at, 0, len(table) - 1)], 0)
+        else:
+            found = table[tokens]
+        found = found.astype(dtype)
+        if exchanged:
+            found = jax.lax.all_to_all(found, columns, found.ndim - 3, found.ndim - 1, tiled=True)
+        return jax.lax.psum(found, everywhere)  # of one device it only says that it is the same everywhere
 
     whole = sharding.copies if copied else sharding.named("vocab", "width").spec
     specs = whole, sharding.tokens(tokens.ndim).spec
@@ -220,7 +226,7 @@ def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | No
     """
     # Outside a scan the compiler would find the recomputed values equal to the first ones, and keep those.
     saved = {"none": _all_but_gathered, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(policy)
-    if policy == "none" and (sharding is None or sharding.size("fsdp") == 1):
+    if policy == "none" and (sharding is None or sharding.size(*FSDP) == 1):
         return block
     return functools.partial(jax.checkpoint, policy=saved, prevent_cse=not scanned)(block)
 
@@ -228,7 +234,7 @@ def checkpointed(block: Callable[..., Any], policy: str, sharding: Sharding | No
 def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """A policy of jax.checkpoint: keep all but what `Sharding.in_use` gathers, a constraint with its own gradient."""
     inner = parameters.get("call_jaxpr")
-    return inner is None or not inner.eqns or inner.eqns[-1].primitive.name != "sharding_constraint"
+    return inner is None or all(equation.primitive.name != "sharding_constraint" for equation in inner.eqns)
 
 
 def build_model(

@@ -75,6 +75,9 @@ class Op(NamedTuple):
 SITES = {  # a function of either stack, and the name of what it computes
     "Linear": "linear layers",
     "linear": "linear layers",
+    **dict.fromkeys(
+        ("product", "_product", "plus", "times", "_times", "over_tokens"), "linear layers"
+    ),  # jaxtrain.wide
     "masked_attention": "attention",
     "_over_chunks": "loss",
     "_CrossEntropy": "loss",
@@ -128,6 +131,7 @@ AT = {  # (operation, site): class; the operations have the names that each fram
     **{(op, "block"): "residual" for op in ("add",)},
     **{(op, "embed"): "embedding" for op in ("add", "embedding", "gather")},
     **{(op, "micro-batches"): "gradient sum" for op in ("add",)},
+    **{(op, "linear layers"): "gradient sum" for op in ("reduce_sum",)},
     **{(op, "global_norm"): "gradient norm" for op in ("linalg_vector_norm", "reduce_sum", "sqrt", "add")},
 }
 BACKWARD = {  # torch's backward pass has no frames of ours: its own names say what they belong to
@@ -284,6 +288,8 @@ def _walk(jaxpr, found, width, function="", phase="forward"):
         name = eqn.primitive.name
         if op := classify(name, own, now, dtypes, shape, width):
             found.add(op)
+            if op[:3] == ("matmul", "linear layers", "backward") and len(shape) == 2:  # a matrix' gradient
+                found.add(op._replace(kind="gradient sum", dtypes=(str(eqn.outvars[0].aval.dtype),)))
         if name == "convert_element_type":
             before, after = dtypes[0], str(eqn.outvars[0].aval.dtype)
             if op := narrowing(own, now, before, after, len(shape)):

@@ -18,6 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,24 +126,26 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = os.environ | told | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     asked = json.dumps({"config": config.to_json(), "topology": topology})
     leave = "(--no-compile leaves it out)"
-    try:
-        done = subprocess.run(
-            code,
-            input=asked,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            timeout=COMPILED_WITHIN,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            "command/tpu-compiler-timeout",
-            f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}",
-        ) from None
+    # what the compiler writes beside its answer goes with the folder, also where the process is ended
+    with tempfile.TemporaryDirectory(prefix="twintrain-plan-") as folder:
+        told |= {"TMPDIR": folder, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        try:
+            done = subprocess.run(
+                code,
+                input=asked,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                env=os.environ | told,
+                timeout=COMPILED_WITHIN,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                "command/tpu-compiler-timeout",
+                f"the TPU's compiler took more than {COMPILED_WITHIN / 60:.0f} minutes {leave}",
+            ) from None
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtpu logs there too
     if done.returncode == 2 and said:
         raise UserError("command/tpu-program-refused", said[-1].removeprefix("error: "))

@@ -75,6 +75,11 @@ class ParallelConfig(Section):
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="torch, with ZeRO: keep the optimizer's state, or weights too (stage 3), in host memory."
     )
+    gradient_sum: Literal["master", "compute"] = Field(
+        "master",
+        description="JAX: the dtype in which gradients of matrices are summed over devices. master: float32, the "
+        "weights' own; compute: precision.compute, which sends half the bytes and rounds what is summed.",
+    )
     coordinator: str | None = Field(
         None, description="JAX on several hosts: ADDRESS:PORT of the first. Unset: found where the cluster tells it."
     )

@@ -1,9 +1,12 @@
-"""Collectives in a compiled program's HLO text, and the bytes that one device sends for them.
+"""What a compiled program's texts say: its collectives, the bytes that one device sends for them, and its heap.
 
 XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
 the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan
-counts from 0 by 1). A loop that says neither counts once and is reported. The TPU's compiler spreads a
-collective over several fusions that run beside matmuls: what has the same channel is one.
+counts from 0 by 1). A loop that says neither counts once and is reported.
+
+Two forms are the TPU compiler's own. A collective that runs beside matmuls stands in several fusions, all with one
+`chain_id`: it counts where it is started. A reduce-scatter stands as an all-reduce in a computation that is named
+`all-reduce-scatter`. Channels say nothing: `shard_map` gives all of its collectives the same one.
 """
 
 from __future__ import annotations
@@ -15,20 +18,20 @@ from dataclasses import dataclass, field
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-
-
 SIZES |= {"f64": 8, "s64": 8, "u64": 8}
-
-
+FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+"""How the TPU's compiler begins the name of a computation that reduces and keeps one part."""
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_OP = re.compile(r"= (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(")
+_OP = re.compile(r"%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_STARTED = re.compile(r'custom-call\(([^)]*)\), custom_call_target="AsyncCollectiveStart"')
+_NAME = re.compile(r"%([\w.\-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_HEAP = re.compile(r"^allocation \d+: size (\d+)(?:, page \d+)?(, color \d+)?, preallocated-temp:", re.MULTILINE)
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
@@ -43,24 +46,22 @@ class Collectives:
     loops_without_count: int = 0
 
 
-def collectives(text: str, channels: bool = True) -> Collectives:
-    """Count the collectives of a compiled module's text, in rings: see `coretrain.planning.traffic.ring`.
-
-    `channels`: whether what has the same channel is one. False for the CPU's compiler, which leaves all collectives of
-    `shard_map` on channel 1.
-    """
+def collectives(text: str) -> Collectives:
+    """Count the collectives of a compiled module's text, in rings: see `coretrain.planning.traffic.ring`."""
     bodies, entry = _computations(text)
     found = Collectives()
-    counted: set[str] = set()
 
     def walk(name: str, times: int) -> None:
-        for line in bodies.get(name, ()):
-            channel = _CHANNEL.search(line)
-            if (op := _OP.search(line)) and (channel is None or not channels or channel[1] not in counted):
-                counted.update(channel.groups() if channel else ())
-                kind = op["kind"]
+        lines = bodies.get(name, ())
+        started = {name for line in lines for operands in _STARTED.findall(line) for name in _NAME.findall(operands)}
+        for line in lines:
+            op = _OP.search(line)
+            if op and ("chain_id=" not in line or op["name"] in started):
+                kind, sent = op["kind"], _sent(op["kind"], op["type"], bool(op["start"]), line)
+                if kind == "all-reduce" and name.startswith(FUSED_REDUCE_SCATTER):
+                    kind, sent = "reduce-scatter", sent / 2  # an all-reduce is a reduce-scatter and a gather
                 found.calls[kind] += times
-                found.sent[kind] += times * _sent(kind, op["type"], bool(op["start"]), line)
+                found.sent[kind] += times * sent
             inner = times
             if " while(" in line:
                 trips = _trips(line, bodies)
@@ -74,6 +75,16 @@ def collectives(text: str, channels: bool = True) -> Collectives:
 
     walk(entry, 1)
     return found
+
+
+def heap_bytes(assignment: str) -> int | None:
+    """Bytes of a device's memory that a program takes beside arguments and results, from the compiler's own table of
+    its buffers (the dumped `*buffer-assignment.txt`); None where the text has no line of that kind.
+
+    A `color` is another memory: the TPU's vector or scalar memory. Newer compilers name a `page` too.
+    """
+    found = _HEAP.findall(assignment)
+    return sum(int(size) for size, color in found if not color) if found else None
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:

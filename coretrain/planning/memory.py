@@ -27,6 +27,8 @@ from coretrain.processes.layout import Layout
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 BUCKET = 2**25
 """Numbers that ZeRO reduces or gathers at once (parallel.zero above 0)."""
+PIECES = 8
+"""In which JAX sends a head's gradient to the devices that share it (jaxtrain/loss.py)."""
 FLAT = 2**24
 """Numbers of gradient that plain data parallelism in torch copies and sums at once."""
 
@@ -58,6 +60,8 @@ class Sizes:
     layer: int
     """One block's."""
     blocks: int
+    largest: int
+    """One block's largest matrix."""
     embedding: int
     """The token embedding or the head: one padded [V, D]."""
     total: int
@@ -76,7 +80,8 @@ def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
     rest = sum(r.size for r in rows if r.layer is None and "vocab" not in r.axes)
     ends = embedding if m.tied or pipeline > 1 else 2 * embedding
     blocks = layer * m.layers // pipeline
-    return Sizes(layer, blocks, embedding, blocks + ends + rest)
+    largest = max(r.size // tensor for r in rows if r.layer == 0 and len(r.shape) == 2)
+    return Sizes(layer, blocks, largest, embedding, blocks + ends + rest)
 
 
 def blockwise(config: RunConfig, layout: Layout) -> bool:
@@ -124,19 +129,22 @@ def footprint(
     # with one micro-batch torch frees the gradients before the next forward pass; a compiled program holds its results
     standing = gradients if c.train.accumulation > 1 or zero or jax else 0.0
     fresh = trained * master * share[1] if jax and c.train.accumulation > 1 else 0.0
-    # with fsdp a layer's gradient is whole until it is shared out: one being made, one on its way
-    whole = 2.0 * n.layer * compute if jax and fsdp > 1 and c.adapter.kind == "none" else 0.0
+    # with fsdp a matrix' gradient is whole until it is shared out, one at a time
+    shared = jax and fsdp > 1 and c.adapter.kind == "none"
+    summed = compute if c.parallel.gradient_sum == "compute" else master
+    whole = 1.0 * n.largest * summed if shared else 0.0
     head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
     flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
+    pieces = head / PIECES if shared and _chunks(c, layout) == 1 else head
     moments = {
         "in the loss": {"activations": kept.saved + kept.last, "copies": kept.copies + n.embedding * kept.cast}
-        | {"logits": logits, "gradients": standing + head},
+        | {"logits": logits, "gradients": standing + pieces + (fresh * n.embedding / n.total if shared else 0.0)},
         "at the start of the backward pass": {"activations": kept.saved + kept.block + (0.0 if jax else kept.last)}
         | {"copies": kept.copies}  # a compiled program is done with the final norm before the blocks' loop
         | {"gradients": standing + whole + (fresh if jax else head)},
         "at the end of the backward pass": {"activations": kept.block, "copies": kept.layer}
-        | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0)},
+        | {"gradients": gradients + fresh + whole + (head if c.train.accumulation > 1 or jax else 0.0) * (not shared)},
         "in the update": {"gradients": gradients + flat},
     }
     totals = {moment: sum(kinds.values()) for moment, kinds in moments.items()}
@@ -222,8 +230,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     if stack == "jax" and m.mlp == "gelu" and policy != "none":
         backward -= 3 * m.hidden / layout.tensor * compute  # of the forms that a scan keeps, what is made at once
     if stack == "jax" and policy == "none":
-        # a scan keeps what it gathered: every block's weights, whole
-        whole: float = n.blocks * (layer_cast or (compute if layout.fsdp > 1 else 0))
+        whole: float = n.blocks * layer_cast if layout.fsdp == 1 else 0.0  # what is gathered isn't kept
         saved, block, copies = (one["everything"] + 2 * form) * layers, backward + 2 * form, whole
     elif policy == "none":
         saved, block, copies = one["everything"] * layers, backward, n.blocks * layer_cast
@@ -235,6 +242,10 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     else:
         saved, copies = one["input"] * layers, layer
         block = one["everything"] + backward + 4 * form
+        if stack == "jax" and layout.fsdp > 1 and config.adapter.kind == "none":
+            # a matrix' gradient is sent before the next is made: by then what it was made of is gone
+            heads, hidden = (2 * m.heads + 2 * m.kv) * m.head, (3 if m.mlp == "swiglu" else 2) * m.hidden
+            block = 2 * m.width * wide + (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
     if quantized := quantized_parameters(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
@@ -242,11 +253,22 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     return _Kept(tokens * saved * flying, tokens * last, tokens * block, copies, cast, layer)
 
 
+def _tokens(config: RunConfig, layout: Layout) -> int:
+    """Of a micro-batch on one device."""
+    return config.micro_batch // layout.sharing_rows * config.row_tokens // layout.context
+
+
+def _chunks(config: RunConfig, layout: Layout) -> int:
+    return -(-_tokens(config, layout) // config.execution.loss_chunk)
+
+
 def _logits(config: RunConfig, layout: Layout, stack: StackName, compute: int, master: int) -> float:
-    tokens = config.micro_batch // layout.sharing_rows * config.row_tokens // layout.context
+    tokens = _tokens(config, layout)
     chunk = min(config.execution.loss_chunk, tokens)
     columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
     # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before
+    if stack == "jax" and layout.fsdp > 1:  # targets' logits aren't gathered there, and no float32 form is made
+        return 2 * chunk * columns * compute
     if stack == "jax":
         forms = 2 if tokens > chunk else 1  # the compiler makes no loop of one chunk, and one form fewer
         return chunk * columns * (forms * master + (compute if compute < 4 else 0))
@@ -259,7 +281,8 @@ def _buffers(
 ) -> float:
     """What communication needs: buckets of ZeRO, gathered weights of two layers (one in use, one on its way).
 
-    JAX gathers embedding and head once for all micro-batches, in float32, and has both for the whole update.
+    JAX casts a device's shares of all blocks and of the head before their loops. The embedding isn't gathered, the head
+    for the loss alone; where tokens are many enough that it is, its whole gradient comes to as much.
     """
     if zero:
         bucket = min(BUCKET, n.total) * master
@@ -268,8 +291,10 @@ def _buffers(
         none = config.execution.checkpoint_activations == "none" or quantized_parameters(
             config
         )  # bytes aren't gathered
-        ahead = 0 if none else 2 * n.layer * compute
-        return float(ahead + n.embedding * master * (1 if config.model.tied else 2))
+        ahead = 0 if none else n.largest * compute
+        cast = (n.blocks + n.embedding) / layout.fsdp * compute if compute < 4 else 0.0
+        table = 0.0 if _tokens(config, layout) <= padded_vocab(config.model, config.execution.vocab_multiple) else 1.0
+        return ahead + cast + table * n.embedding * master
     return 0.0
 
 

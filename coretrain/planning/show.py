@@ -192,7 +192,7 @@ def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
         ("arguments", f"{in_gib(gradients['arguments'])} (weights, batch)"),
         ("moments", in_gib(moments_of(found))),
         ("results", f"{in_gib(gradients['results'])} (gradients)"),
-        ("scratch", f"{in_gib(gradients['scratch'])} (activations, logits, gathered weights)"),
+        ("scratch", f"{in_gib(gradients['scratch'])} (activations, logits, gathered weights: the heap)"),
         ("analytic", f"{in_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
     ]
     for kind, size in gradients["sent"].items():

@@ -35,10 +35,11 @@ def traffic(config: RunConfig, layout: Layout, stack: StackName = "torch") -> di
         found["gradients"] = share * {0: 2, 1: 2, 2: 2 * micro, 3: micro}[zero]
         found["weights"] = share * {0: 0, 1: 1, 2: 1, 3: 2 * micro}[zero]
     else:
-        # gathered and reduced in the compute dtype, layer by layer; each micro-batch's sum goes over data too
+        # gathered in the compute dtype, layer by layer; each micro-batch's sum goes over data too
+        summed = compute if c.parallel.gradient_sum == "compute" else master
         found["weights"] = 2 * micro * ring(layout.fsdp) * n * compute
         copies = layout.data * layout.context  # devices that share tokens sum their gradients as those that share rows
-        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(copies) * n / layout.fsdp) * compute
+        found["gradients"] = micro * (ring(layout.fsdp) * n + 2 * ring(copies) * n / layout.fsdp) * summed
     if c.adapter.kind != "none":  # whole on every device, and all that has a gradient
         times = 1 if stack == "torch" else micro
         found["gradients"] = times * 2 * ring(layout.sharing_rows * layout.context) * trained_numbers(c) * master

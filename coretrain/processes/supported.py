@@ -79,6 +79,11 @@ def _in_torch(config: RunConfig, layout: Layout | None) -> list[tuple[bool, str]
             "larger train.accumulation for long rows, or train with jaxtrain",
         ),
         (
+            p.gradient_sum != "master",
+            f"parallel.gradient_sum = {p.gradient_sum} is for JAX: torch sums gradients in the weights' own dtype; "
+            "leave it out, or train with jaxtrain",
+        ),
+        (
             p.pipeline > 1 and p.zero > 0,
             f"parallel.zero = {p.zero} hooks into a backward pass of its own, and parallel.pipeline = {p.pipeline} "
             "has another: set one of them to its default",

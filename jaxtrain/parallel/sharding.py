@@ -7,8 +7,10 @@ torch divides the modules themselves (`Axis` in torchtrain/parallel/axes.py, and
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.processes.layout import Layout
 
-AXES = ("stage", "data", "fsdp", "context", "tensor")
+FSDP = ("fsdp", "fsdp_y", "fsdp_z")
+"""The devices of `parallel.fsdp`, by the axes of a TPU's torus that they lie along; elsewhere all are on the first."""
+AXES = ("stage", "data", *FSDP, "context", "tensor")
 """Of every mesh, the slowest first: tensor's devices talk most and lie next to each other."""
 MeshAxes = tuple[str, ...]
 
@@ -33,12 +37,12 @@ class ShardingRules:
 
     vocab: MeshAxes = ("tensor",)
     position: MeshAxes = ()
-    width: MeshAxes = ("fsdp",)
+    width: MeshAxes = FSDP
     heads: MeshAxes = ("tensor",)
     kv_heads: MeshAxes = ("tensor",)
     hidden: MeshAxes = ("tensor",)
     layers: MeshAxes = ("stage",)
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("data", *FSDP)
     time: MeshAxes = ("context",)
 
     def spec(self, axes: Sequence[str | None], without: MeshAxes = ()) -> P:
@@ -114,17 +118,37 @@ class Sharding:
         return jax.lax.with_sharding_constraint(x, self.tokens(x.ndim - 1, 1))
 
     def in_use(self, path: str, leaf: Array, dtype: jnp.dtype) -> Array:
-        """A parameter (one layer of a stacked one) as a matmul uses it: whole along fsdp, in the compute dtype.
+        """A parameter (one layer of a stacked one) as a matmul uses it: whole along fsdp, rounded to the compute dtype.
 
-        Its gradient goes back to the shards in one reduce-scatter.
+        The result's dtype is the one in which its gradient is summed over the devices (`parallel.gradient_sum`), on the
+        way back to the shards.
         """
         axes = self._axes(path)
         axes = axes[1:] if axes[0] == "layers" else axes
-        if self.size("fsdp") == 1 or self.rules.spec(axes) == self.rules.spec(axes, ("fsdp",)):
+        if self.rules.spec(axes) == self.rules.spec(axes, FSDP):  # a vector's, an adapter's
             return leaf
         if path == "embed.position":  # which is added to the token's embedding before that is cast
             dtype = leaf.dtype
-        return _gather(leaf, dtype, self.named(*axes, without=("fsdp",)), self.named(*axes))
+        summed = dtype if self.config.parallel.gradient_sum == "compute" else leaf.dtype
+        if self.size(*FSDP) == 1:
+            return leaf.astype(summed)
+        way = Way(self.named(*axes, without=FSDP), self.named(*axes), axes.index("width"), self._part_by_part(axes))
+        return _gather(leaf, dtype, summed, way)
+
+    def in_use_after(self, path: str, before: tuple[Array, ...], leaf: Array) -> tuple[tuple[Array, ...], Array]:
+        """`before` (a matmul's input first), and `in_use` of the matrix that the input is multiplied by.
+
+        On the way back the matrix' gradient goes to its shards before those of `before` go on: else a TPU's compiler
+        keeps all of a layer's gradients whole to the layer's end.
+        """
+        if self.size(*FSDP) > 1 and self.config.adapter.kind == "none":  # a frozen matrix has none
+            before, leaf = _together(before, leaf)
+        return before, self.in_use(path, leaf, before[0].dtype)
+
+    def _part_by_part(self, axes: Sequence[str | None]) -> tuple[NamedSharding, ...]:
+        split = self.split("width")
+        front = ("width", *(axis for axis in axes if axis != "width"))
+        return tuple(self.named(*front, without=split[done:]) for done in range(1, len(split) + 1))
 
     @property
     def token_axes(self) -> MeshAxes:
@@ -142,7 +166,7 @@ class Sharding:
         Both of its uses then add to a device's own gradient, and those are summed over the devices once, not for each
         use. Along fsdp it stays as it is: a gathered table would be kept from its first use to its last.
         """
-        if self.size("fsdp") > 1 or self.size("stage") > 1 or self.size(*self.token_axes) == 1:
+        if self.size(*FSDP) > 1 or self.size("stage") > 1 or self.size(*self.token_axes) == 1:
             return table
         whole = P(self.copies[1], None)
         spread = functools.partial(jax.shard_map, mesh=self.mesh, in_specs=whole, out_specs=self.copies)
@@ -154,26 +178,79 @@ class Sharding:
         return jax.make_array_from_callback(host.shape, self.named(*axes), lambda index: host[index])
 
 
+class Way(NamedTuple):
+    """Of one parameter from its shards to the whole along fsdp, and of its gradient back."""
+
+    whole: NamedSharding
+    part: NamedSharding
+    width: int
+    """The axis that is shared."""
+    scattered: tuple[NamedSharding, ...]
+    """Of the gradient with that axis in front, one axis of the torus after another: over two at once, or where what is
+    left of the last axis isn't a tile, a TPU's compiler makes an all-reduce and a cut, which send twice as much."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> Array:
+def _gather(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> Array:
     # cast first: half the bytes to gather
-    return jax.lax.with_sharding_constraint(leaf.astype(dtype), whole)
+    return jax.lax.with_sharding_constraint(leaf.astype(dtype), way.whole).astype(summed)
 
 
-def _gather_forward(leaf: Array, dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding) -> tuple[Array, Array]:
-    return _gather(leaf, dtype, whole, part), jnp.zeros((), leaf.dtype)
+def _gather_forward(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> tuple[Array, Array]:
+    return _gather(leaf, dtype, summed, way), jnp.zeros((), leaf.dtype)
 
 
-def _gather_backward(
-    dtype: jnp.dtype, whole: NamedSharding, part: NamedSharding, master: Array, gradient: Array
-) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient, part).astype(master.dtype),)
+def _gather_backward(dtype: jnp.dtype, summed: jnp.dtype, way: Way, master: Array, gradient: Array) -> tuple[Array]:
+    gradient = jnp.moveaxis(gradient, way.width, 0)
+    for place in way.scattered:
+        gradient = jax.lax.with_sharding_constraint(gradient, place)
+    gradient = jax.lax.with_sharding_constraint(jnp.moveaxis(gradient, 0, way.width), way.part)
+    return (gradient.astype(master.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
+@jax.custom_vjp
+def _together(before: tuple[Array, ...], leaf: Array) -> tuple[tuple[Array, ...], Array]:
+    return before, leaf
+
+
+def _together_forward(before: tuple[Array, ...], leaf: Array) -> tuple[tuple[tuple[Array, ...], Array], None]:
+    return (before, leaf), None
+
+
+def _together_backward(_: None, gradients: tuple[tuple[Array, ...], Array]) -> tuple[tuple[Array, ...], Array]:
+    return jax.lax.optimization_barrier(gradients)
+
+
+_together.defvjp(_together_forward, _together_backward)
+
+
 def make_mesh(layout: Layout, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of `devices` that `layout` describes, with all of `AXES`, neighbours chosen by the machine's wiring."""
     shape = (layout.pipeline, layout.data, layout.fsdp, layout.context, layout.tensor)
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    names = tuple(axis for axis in AXES if axis not in FSDP[1:])
+    placed = jax.make_mesh(shape, names, devices=devices).devices
+    split = torus_split(list(placed[0, 0, :, 0, 0]))
+    return Mesh(placed.reshape(*shape[:2], *split, *shape[3:]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def torus_split(line: Sequence[jax.Device]) -> tuple[int, int, int]:
+    """How many of these devices lie along each axis of a TPU's torus, the slowest first: their product is their number.
+
+    (n, 1, 1) where they lie along one axis, or in no regular order, or in no torus.
+    """
+    count = len(line)
+    places = np.array([getattr(device, "coords", ()) for device in line]).reshape(count, -1)
+    several = [axis for axis in range(places.shape[1]) if len(np.unique(places[:, axis])) > 1]
+    for order in itertools.permutations(several):
+        sizes = [len(np.unique(places[:, axis])) for axis in order]
+        if len(order) > len(FSDP) or np.prod(sizes) != count:
+            break
+        grid = places.reshape(*sizes, -1)
+        others = [tuple(i for i in range(len(order)) if i != at) for at in range(len(order))]
+        if all(np.all(np.ptp(grid[..., axis], axis=rest) == 0) for axis, rest in zip(order, others, strict=True)):
+            first, second, third = (*sizes, 1, 1, 1)[:3]
+            return int(first), int(second), int(third)
+    return count, 1, 1

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+import jaxtrain.wide
 from parity.bugs.attention import change_root
 from parity.bugs.loss import each_gradient
 from parity.bugs.optimizer import change_moments, change_step, configured
@@ -83,6 +84,16 @@ def norm_not_cast_back(patch: Patch, s: Side) -> None:
 def rotary_in_the_compute_dtype(patch: Patch, s: Side) -> None:
     """Tables cast to bfloat16: angles of late positions lose their last bits."""
     wrap(patch, s.layers, "rotate", lambda f: lambda x, *tables: f(x, *(s.cast(t, "bfloat16") for t in tables)))
+
+
+@mutant("dtypes", DTYPES, sides=("jax",))
+def matrix_gradients_rounded_before_devices_sum_them(patch: Patch, s: Side) -> None:
+    """JAX's own rule for x @ w.astype(x.dtype): the sum over devices is made of rounded numbers, in bfloat16."""
+
+    def rounded(f: Any) -> Any:
+        return lambda x, y, dtype: f(x, y, x.dtype).astype(dtype)
+
+    wrap(patch, jaxtrain.wide, "over_tokens", rounded)
 
 
 @mutant("dtypes", DTYPES)

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+import jaxtrain.parallel.sharding
 from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -25,7 +27,10 @@ from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.schedule import learning_rate
 from coretrain.contract.update import Limits, Orders, Read, Standing
 from coretrain.data.batch import windows
+from coretrain.processes.layout import layout_of
+from jaxtrain.layers import Linear
 from jaxtrain.parallel.choose import make_trainer
+from jaxtrain.parallel.sharding import Sharding, make_mesh
 from jaxtrain.parallel.trainer import ParallelTrainer
 from parity.errors import largest_error
 from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
@@ -83,6 +88,13 @@ VARIANTS: dict[str, Fields] = {
     },
 }
 FREE = Limits(math.inf, math.inf)
+TORUS = "llama-like, torus"
+"""Where `parallel.fsdp` is split over axes of a torus, as on TPUs; a CPU has none."""
+SUMS = "sums"
+"""No training: the gradients of one linear layer in bfloat16, of which two devices' shares nearly cancel."""
+LEFT = 2.0**-9
+"""What is left of them: a number that is none of bfloat16's between 1 and 2."""
+VARIANTS[TORUS] = VARIANTS["llama-like"]
 State = dict[str, dict[str, np.ndarray]]
 
 
@@ -171,6 +183,28 @@ def apart(config: RunConfig, ours: Outcome, theirs: Outcome) -> dict[str, float]
     }
 
 
+def lost(axes: dict[str, int]) -> float:
+    """How much of such a gradient is lost, relative: a matrix' as `Sharding.in_use` gives it, and a bias'."""
+    config = config_of("gpt2-like", axes).changed(precision__compute="bfloat16")
+    layout = layout_of(config, math.prod(axes.values()))
+    sharding = Sharding(make_mesh(layout, jax.devices()[: layout.devices]), config)
+    width = config.model.width
+    graph, state = nnx.split(Linear(width, width, True, (), jnp.float32))
+
+    def loss(state: Any, x: jax.Array, upstream: jax.Array) -> jax.Array:
+        layer = nnx.merge(graph, state)
+        layer.kernel[...] = sharding.in_use("blocks.attention.q.kernel", layer.kernel[...], jnp.dtype(jnp.bfloat16))
+        return (layer(x) * upstream).astype(jnp.float32).sum()
+
+    rows = np.zeros((8, 2, width))
+    rows[0], rows[-1], rows[0, 1] = 1, -0.5, LEFT  # 1 + 2^-9 on the first device, -1 on the last
+    x, upstream = (
+        sharding.put(array.astype(jnp.bfloat16), "batch", None, None) for array in (np.ones_like(rows), rows)
+    )
+    found = jax.jit(jax.grad(loss))(jax.tree.map(jnp.zeros_like, state), x, upstream)
+    return max(float(np.abs(np.asarray(leaf) / LEFT - 1).max()) for leaf in jax.tree.leaves(found))
+
+
 def main() -> None:
     """Run the cases of the command line."""
     jax.config.update("jax_enable_x64", True)
@@ -178,6 +212,13 @@ def main() -> None:
     references: dict[RunConfig, Outcome] = {}
     for variant, axes, bug in json.loads(sys.argv[1]):
         began = time.perf_counter()
+        placed = (2, 2, 2) if variant == TORUS else (axes.get("fsdp", 1), 1, 1)
+        jaxtrain.parallel.sharding.torus_split = lambda line, placed=placed: placed
+        if variant == SUMS:
+            with planted(bug):
+                found = {"loss": 0.0, "norm": 0.0, "validation": 0.0, "state": lost(axes)}
+            print(json.dumps({"variant": variant, "axes": axes, "bug": bug, **found}), flush=True)
+            continue
         alone = config_of(variant, axes, alone=True)
         if alone not in references:
             references[alone] = train(alone, UPDATES)
@@ -185,8 +226,8 @@ def main() -> None:
             assert min(norm for _, norm in references[alone].seen) > alone.optimizer.clip, "the clip must be at work"
         config = config_of(variant, axes)
         with planted(bug):
-            found = train(config, UPDATES_WITH_A_BUG if bug else UPDATES)
-        facts = {"variant": variant, "axes": axes, "bug": bug, **apart(config, found, references[alone])}
+            trained = train(config, UPDATES_WITH_A_BUG if bug else UPDATES)
+        facts = {"variant": variant, "axes": axes, "bug": bug, **apart(config, trained, references[alone])}
         print(json.dumps(facts | {"seconds": round(time.perf_counter() - began, 1)}), flush=True)
 
 

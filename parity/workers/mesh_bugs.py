@@ -18,6 +18,7 @@ import jaxtrain.optimizer
 import jaxtrain.parallel.sharding
 import jaxtrain.parallel.step
 import jaxtrain.programs
+import jaxtrain.wide
 from coretrain.data.batch import IGNORED
 from jaxtrain.parallel.sharding import Sharding
 
@@ -130,6 +131,16 @@ def hidden_gradient_not_summed(patch: Patch) -> None:
     patch.setattr(jax.lax, "psum", psum)
 
 
+def rounded_before_the_sum(patch: Patch) -> None:
+    """JAX's own rule for x @ w.astype(x.dtype): each device rounds its gradient to bfloat16, then those are summed."""
+    original = jaxtrain.wide.over_tokens
+
+    def over_tokens(x: Any, y: Any, dtype: Any) -> Any:
+        return original(x, y, x.dtype).astype(dtype)
+
+    patch.setattr(jaxtrain.wide, "over_tokens", over_tokens)
+
+
 BUGS: dict[str, Callable[[Patch], None]] = {
     bug.__name__.replace("_", " "): bug
     for bug in (
@@ -141,6 +152,7 @@ BUGS: dict[str, Callable[[Patch], None]] = {
         shards_swapped,
         untied,
         hidden_gradient_not_summed,
+        rounded_before_the_sum,
     )
 }
 

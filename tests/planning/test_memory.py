@@ -81,7 +81,9 @@ def test_axes_divide_what_they_share():
     one = footprint(c, stack="jax")
     eight = footprint(c, Layout(fsdp=8), "jax")
     assert eight.kinds["moments"] == one.kinds["moments"] / 8
-    assert eight.kinds["activations"] == pytest.approx(one.kinds["activations"] / 8)
+    four = footprint(c, Layout(fsdp=4), "jax")
+    assert eight.kinds["activations"] == pytest.approx(four.kinds["activations"] / 2)
+    assert eight.kinds["activations"] < one.kinds["activations"] / 8, "one matrix' gradient after the other"
     halves = footprint(c, Layout(tensor=2), "jax")
     assert halves.kinds["moments"] == pytest.approx(one.kinds["moments"] / 2, rel=1e-3)  # norms aren't split
     # but the block at work has the keys and values of whole rows: two kinds of 32 heads x 128 numbers of 2 bytes

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,13 +25,15 @@ from coretrain.processes.layout import Layout
 from jaxtrain.aot.step import abstract_step
 from jaxtrain.arrays import exported, initial_tensors, placed
 from jaxtrain.attention import KERNELS
-from jaxtrain.model import GPT, abstract_model, dotted
+from jaxtrain.model import GPT, abstract_model, dotted, look_up
 from jaxtrain.parallel.processes import choose_devices
 from jaxtrain.parallel.sharding import (
     AXES,
+    FSDP,
     Sharding,
     ShardingRules,
     jax_axes,
+    torus_split,
 )
 from parity.compiling import quick_flags
 from tests.support.refusal import refused
@@ -41,12 +45,49 @@ def test_the_rules_split_every_parameter(small_config):
     rules = ShardingRules()
     axes = jax_axes(small_config(model__tied="false"))
     specs = {path: rules.spec(names) for path, names in axes.items()}
-    assert specs["embed.token"] == specs["head.weight"] == P(("tensor",), ("fsdp",))
-    assert specs["blocks.attention.q.kernel"] == P(("stage",), ("fsdp",), ("tensor",))
-    assert specs["blocks.mlp.down.kernel"] == P(("stage",), ("tensor",), ("fsdp",))
+    assert specs["embed.token"] == specs["head.weight"] == P(("tensor",), FSDP)
+    assert specs["blocks.attention.q.kernel"] == P(("stage",), FSDP, ("tensor",))
+    assert specs["blocks.mlp.down.kernel"] == P(("stage",), ("tensor",), FSDP)
     assert specs["blocks.mlp.up.bias"] == P(("stage",), ("tensor",))
     assert specs["blocks.norm1.scale"] == P(("stage",), None)
-    assert rules.spec(axes["blocks.mlp.up.kernel"], without=("fsdp",)) == P(("stage",), None, ("tensor",))
+    assert rules.spec(axes["blocks.mlp.up.kernel"], without=FSDP) == P(("stage",), None, ("tensor",))
+
+
+def at(*coords: int) -> SimpleNamespace:
+    """A chip of a torus."""
+    return SimpleNamespace(coords=coords)
+
+
+@pytest.mark.parametrize(
+    ("line", "split"),
+    [
+        ([at(x, y, 0) for x in range(4) for y in range(8)], (4, 8, 1)),
+        ([at(x, y, 0) for y in range(2) for x in range(4)], (2, 4, 1)),
+        ([at(x, y, z) for z in range(2) for x in range(3) for y in range(4)], (2, 3, 4)),
+        ([at(0, y, 0) for y in range(8)], (8, 1, 1)),
+        ([at(x, y if x % 2 else 3 - y, 0) for x in range(4) for y in range(4)], (16, 1, 1)),  # as a snake goes
+        ([at(x, x, 0) for x in range(4)], (4, 1, 1)),
+        ([SimpleNamespace()] * 6, (6, 1, 1)),
+        ([at(0, 0, 0)], (1, 1, 1)),
+    ],
+)
+def test_fsdp_is_split_along_the_axes_of_a_torus(line, split):
+    assert torus_split(line) == split
+
+
+def exchanges(config, rows: int) -> set[str]:
+    """The collectives in a lookup of so many rows of tokens by 2 x 2 devices that share the table's width."""
+    sharding = Sharding(AbstractMesh((1, 1, 2, 2, 1, 1, 1), AXES), config)
+    table = jax.ShapeDtypeStruct((80, 32), np.float32)
+    tokens = jax.ShapeDtypeStruct((rows, 20), np.int32)
+    text = str(jax.make_jaxpr(lambda table, tokens: look_up(table, tokens, sharding, np.float32))(table, tokens))
+    return set(re.findall(r"(\w+\[[\d,]+\])\{\S* = all_(?:gather|to_all)\[", text))
+
+
+def test_an_embedding_is_gathered_only_for_many_tokens(small_config):
+    """With fewer on a device than rows in the table, what was found is exchanged, and the table stays where it is."""
+    assert exchanges(small_config(), 4 * 4) == {"i32[16,20]", "f32[4,20,32]"}
+    assert exchanges(small_config(), 4 * 5) == {"f32[80,16]", "f32[80,32]"}
 
 
 def test_a_mesh_axis_that_would_split_two_axes_is_refused(small_config):
@@ -154,14 +195,14 @@ def test_kernels_split_a_row_or_say_why_not(small_config):
 def test_gathered_weights_are_not_kept_for_the_backward_pass(policy, small_config, capsys):
     """With fsdp a device would else hold the whole model once more, in the compute dtype."""
     config = small_config(precision__compute="bfloat16", execution__checkpoint_activations=policy, model__bias="false")
-    mesh = AbstractMesh((1, 1, 4, 1, 1), AXES)  # enough to trace
+    mesh = AbstractMesh((1, 1, 2, 2, 1, 1, 1), AXES)  # enough to trace
     sharding = Sharding(mesh, config)
     graph, params = nnx.split(nnx.eval_shape(lambda: GPT(config, "plain", sharding, scan=True)))
     tokens = jax.ShapeDtypeStruct((4, 24), np.int32)
     print_saved_residuals(lambda p, t: nnx.merge(graph, p)(t).astype(np.float32).sum(), params, tokens)
     kept = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
     shapes = {"[2,32,32]", "[2,32,128]", "[2,128,32]"}  # of the blocks' matrices, stacked; the scan keeps them so
-    assert [what for what in kept if what.startswith("bf16") and what.removeprefix("bf16") in shapes] == []
+    assert [what for what in kept if what.removeprefix("bf16").removeprefix("f32") in shapes] == []
     assert kept
 
 

@@ -68,7 +68,7 @@ def updates_of(trainer: Any, lr: float) -> Callable[[Batch, int], float]:
 
     def update(batch: Batch, n: int) -> float:
         orders = Orders(lr, Limits(math.inf, math.inf), 1.0, Standing(n, 0, False), alone=True)
-        return trainer.update(batch, n, orders, lambda: None)().loss
+        return float(trainer.update(batch, n, orders, lambda: None)().loss)
 
     return update
 
