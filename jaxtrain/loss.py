@@ -1,4 +1,7 @@
-"""Output head and cross-entropy in one, chunk by chunk over tokens, so that no [B, T, V] tensor is ever kept."""
+"""Output head and cross-entropy in one, chunk by chunk over tokens, so that no [B, T, V] tensor is ever kept.
+
+`PIECES` has no twin: torch's processes sum a head's gradient as a whole.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ WITHOUT_A_TWIN = {
     "jaxtrain/parallel/step.py",
     "jaxtrain/parallel/pipeline.py",
     "jaxtrain/arrays.py",
+    # JAX: rules for gradients that torch's are summed by anyhow
+    "jaxtrain/wide.py",
     # JAX: what is compiled is known before there is any array, for a TPU's compiler too, which needs no TPU
     "jaxtrain/programs.py",
     "jaxtrain/aot/__init__.py",
@@ -60,13 +62,27 @@ ONE_SIDED = {
     "step.py": {"gradients_of", "Told", "told_of"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
-    # JAX: a length is compiled for
-    "decode.py": {"cache_slots"},
+    # JAX: a length is compiled for; layers lie stacked, and on a CPU each is decoded by a call of its own
+    "decode.py": {"cache_slots", "Caches", "Decoder"},
     # torch: what is cut out of an update's masks and put on a device; JAX does both inside its program
-    "layers.py": {"Dropout.of", "Dropout.to"},
+    # JAX: a kernel gathered for its use, and when its gradient is made
+    "layers.py": {"Dropout.of", "Dropout.to", "Linear.whole"},
+    # JAX: a head's gradient goes to its shards in pieces
+    "loss.py": {"PIECES"},
+    # JAX: the two ends of a decoding step whose layers are calls of their own
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows; what is exported of a state
     # stands with JAX's arrays, in arrays.py
-    "model.py": {"abstract_model", "look_up", "load_tensors", "materialize", "local_shard", "shard_bounds", "exported"},
+    "model.py": {
+        "abstract_model",
+        "look_up",
+        "GPT.decode_start",
+        "GPT.decode_end",
+        "load_tensors",
+        "materialize",
+        "local_shard",
+        "shard_bounds",
+        "exported",
+    },
     # JAX: one process may hold many devices; its coordination service carries what processes tell each other
     # torch: process groups and the sums over them that the compiler puts in for JAX
     "parallel/processes.py": {
@@ -117,6 +133,9 @@ DIFFERENT_ARGUMENTS = {
     ("quantized.py", "quantize_into"),
     # torch has a list of blocks, JAX one block that is told which layer it is
     ("layers.py", "Block.forward"),
+    ("layers.py", "Block.decode"),
+    # a kernel that was gathered together with another's
+    ("layers.py", "Linear.forward"),
 }
 CONSTRUCTORS = {"model.py", "layers.py", "adapters.py", "quantized.py", "optimizer.py"}
 """Files whose constructors differ: nnx's layers are made stacked and of a dtype, torch's are moved and cast."""
