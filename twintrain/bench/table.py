@@ -47,7 +47,7 @@ def shape_line(result: Result) -> str:
     """The shape, and what was measured."""
     s = result["shape"]
     model = f"{s['layers']} layers x {s['width']}, vocabulary {s['vocab']:,}"
-    turns = f"{result['rounds']} rounds of {result['steps_of_a_turn']}"
+    turns = f"{result['rounds']} round{'s' * (result['rounds'] > 1)} of {result['steps_of_a_turn']}"
     if result["part"] == "training":
         return f"Training, {model}; updates of {s['batch']} x {s['context']} tokens, {turns} in turns."
     return f"Generation, {model}; greedy, one text of {s['new']} tokens after {s['prompt']}, {turns} in turns."
@@ -77,8 +77,8 @@ def notes(result: Result) -> list[str]:
     if facing(result):
         half = "; in bfloat16 peers train by torch.autocast" if result["part"] == "training" else ""
         found.append(
-            f"Ratios: speed against each peer's fastest form in that dtype, taken within a round: their median, the "
-            f"lowest and the highest{half}."
+            "Under a peer's name: how many times as fast ours is as its fastest form in that dtype, taken within a "
+            f"round; the median, the lowest and the highest{half}."
         )
     return [*found, *(f"{line}." for line in (*result["unlike"], *result["not_run"]))]
 
@@ -120,7 +120,7 @@ def show(result: Result, console: Console) -> None:
         "tokens/s",
         *_share(result, "of peak"),
         "memory",
-        *(f"x {MAKERS[maker].title}" for maker in facing(result)),
+        *(MAKERS[maker].title for maker in facing(result)),
     ):
         table.add_column(name, justify="right", vertical="top")
     dtype = ""
