@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -149,7 +150,7 @@ def test_the_table_takes_each_peers_fastest_form():
 def test_it_fits_a_terminal(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80, highlight=False)
     table.show(result(), console)
-    out = console.file.getvalue()
+    out = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
     figures = [line for line in out.splitlines() if "1,288" in line or "1.20-1.40" in line]
     assert len(figures) == 2, out
     assert "\n  transformers, compiled  " in out, "no label is broken"
