@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -82,6 +83,20 @@ def test_a_measurement_that_fails_or_hangs_is_one_line(monkeypatch):
         for framework in ("torch", "jax")
         for dtype in ("float32", "bfloat16")
     ]
+
+
+def test_peaks_say_what_auto_would_take(monkeypatch):
+    module, found = load("doctor", monkeypatch), {"torch bfloat16": 300.0, "jax bfloat16": 80.0}
+
+    def told(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        gflops = found.get(" ".join(command[-2:]), 100.0)
+        return subprocess.CompletedProcess(command, 0, json.dumps({"size": 512, "gflops": gflops}))
+
+    monkeypatch.setattr(module.subprocess, "run", told)
+    rows = dict(module.peaks())
+    assert rows["torch bfloat16"] == "300.0 GFLOP/s (512 x 512)"
+    assert rows["torch auto"] == "precision.compute = auto would take bfloat16"
+    assert rows["jax auto"] == "precision.compute = auto would take float32"
 
 
 def test_the_size_grows_only_while_the_next_one_fits_the_budget(monkeypatch):

@@ -30,13 +30,13 @@ def against(row: Mapping[str, Any], result: Result, maker: str) -> dict[str, flo
     return row["ratios"][max(speeds, key=lambda name: speeds[name])] if speeds else None
 
 
-def cells(row: Mapping[str, Any], result: Result, spread: str) -> list[str]:
+def cells(row: Mapping[str, Any], result: Result, spread: str, unit: str = "") -> list[str]:
     """One row as text; `spread` puts a ratio's lowest and highest beside or below its median."""
     share = row["share_of_peak"]
     found = [f"{row['tokens_per_second']:,.0f}"]
     if result["part"] == "training":
         found.append("" if share is None else f"{share:.0%}")
-    found.append(f"{row['peak_memory_bytes'] / 2**30:.2f} GiB")
+    found.append(f"{row['peak_memory_bytes'] / 2**30:.2f}{unit}")
     for maker in facing(result):
         of = against(row, result, maker)
         found.append(spread.format(**of) if of else "")
@@ -47,7 +47,7 @@ def shape_line(result: Result) -> str:
     """The shape, and what was measured."""
     s = result["shape"]
     model = f"{s['layers']} layers x {s['width']}, vocabulary {s['vocab']:,}"
-    turns = f"{result['rounds']} rounds of {result['steps_of_a_turn']}"
+    turns = f"{result['rounds']} round{'s' * (result['rounds'] > 1)} of {result['steps_of_a_turn']}"
     if result["part"] == "training":
         return f"Training, {model}; updates of {s['batch']} x {s['context']} tokens, {turns} in turns."
     return f"Generation, {model}; greedy, one text of {s['new']} tokens after {s['prompt']}, {turns} in turns."
@@ -77,8 +77,8 @@ def notes(result: Result) -> list[str]:
     if facing(result):
         half = "; in bfloat16 peers train by torch.autocast" if result["part"] == "training" else ""
         found.append(
-            f"Ratios: speed against each peer's fastest form in that dtype, taken within a round: their median, the "
-            f"lowest and the highest{half}."
+            "Under a peer's name: how many times as fast ours is as its fastest form in that dtype, taken within a "
+            f"round; the median, the lowest and the highest{half}."
         )
     return [*found, *(f"{line}." for line in (*result["unlike"], *result["not_run"]))]
 
@@ -91,7 +91,7 @@ def markdown(result: Result) -> str:
     for row in result["rows"]:
         if row["status"] == "ok":
             ratio = "{median:.2f} ({lowest:.2f} to {highest:.2f})"
-            lines.append([_title(row), row["dtype"], *cells(row, result, ratio)])
+            lines.append([_title(row), row["dtype"], *cells(row, result, ratio, " GiB")])
     head = [line for line in (shape_line(result), machine_line(result), peaks_line(result)) if line]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join(["\n".join(head), table, "\n".join(f"- {line}" for line in notes(result))]) + "\n"
@@ -115,12 +115,12 @@ def show(result: Result, console: Console) -> None:
         if line:
             console.print(line, markup=False, soft_wrap=not console.is_terminal)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column()
+    table.add_column(no_wrap=True)
     for name in (
         "tokens/s",
-        *_share(result, "of peak"),
-        "memory",
-        *(f"x {MAKERS[maker].title}" for maker in facing(result)),
+        *_share(result, "of\npeak"),
+        "memory,\nGiB",
+        *(MAKERS[maker].title for maker in facing(result)),
     ):
         table.add_column(name, justify="right", vertical="top")
     dtype = ""
