@@ -10,7 +10,9 @@ stand-in until it ends.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -75,7 +77,7 @@ def _devices(tree: Any) -> set[str]:
 
 def traced(task: Task) -> dict[str, Any]:
     """What an update sends: `calls` (collective, axis, processes that share it, bytes of its tensor), `planned`, the
-    planner's bytes by kind, how many `graphs` the loss was compiled to, and which ways to read it are `refused`."""
+    planner's bytes by kind, how many `graphs` the loss was compiled to, and which ways to read a result are `refused`."""
     with tempfile.TemporaryDirectory() as folder:
         config = small_config(Path(folder), **task.fields)
     if task.processes > 1:
@@ -93,8 +95,8 @@ def traced(task: Task) -> dict[str, Any]:
             trainer.loss = torch.compile(trainer.loss, fullgraph=True, dynamic=False, backend=kept)
         calls = _noted()
         with NothingRead():
-            loss = _update(trainer, rows)
-            refused = [way for way in ("item", "cpu", "tolist", "__bool__") if _raises(getattr(loss, way))]
+            result = _update(trainer, rows)
+            refused = [way for way in ("item", "cpu", "tolist", "__bool__") if _raises(getattr(result, way))]
     names = {}
     if task.processes > 1:
         axes = {"data": trainer.grid.data, "tensor": trainer.grid.tensor}
@@ -118,7 +120,13 @@ def _raises(read: Callable[[], Any]) -> bool:
 
 
 def _update(trainer: Trainer, rows: Batch) -> torch.Tensor:
-    """From a batch in the host's memory to the optimizer's step."""
+    """From a batch in the host's memory to the optimizer's step, without the host's verdict between; what can be read
+    then."""
+    if hasattr(trainer, "update"):  # whose verdict is the device's
+        contract = importlib.import_module("coretrain.contract.update")
+        limits, standing = contract.Limits(math.inf, math.inf), contract.Standing(0, 0, False)
+        trainer.update(rows, 0, contract.Orders(1e-3, limits, 1.0, standing, True), lambda: None)
+        return trainer.standing.applied
     masks = torchtrain.step.dropout_masks(trainer.config, 0, len(rows))
     masks = masks and masks.to(trainer.device)
     batch = trainer._on_device(rows)
@@ -176,6 +184,7 @@ def _form_of(tensor: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend("stand_in")
     torchtrain.trainer.choose_device = lambda config: Choice(DEVICE, "a stand-in")
+    Trainer.in_step = False  # as on CUDA
     for owner in (torchtrain.trainer, torchtrain.parallel.trainer):
         owner.build_model = _faked(owner.build_model)
     for given in json.loads(sys.argv[1]):
