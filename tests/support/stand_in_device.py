@@ -77,7 +77,7 @@ def _devices(tree: Any) -> set[str]:
 
 def traced(task: Task) -> dict[str, Any]:
     """What an update sends: `calls` (collective, axis, processes that share it, bytes of its tensor), `planned`, the
-    planner's bytes by kind, how many `graphs` the loss was compiled to, and which ways to read a result are `refused`."""
+    planner's bytes by kind, how many `graphs` the loss was compiled to, which ways to read a result are `refused`."""
     with tempfile.TemporaryDirectory() as folder:
         config = small_config(Path(folder), **task.fields)
     if task.processes > 1:
@@ -184,7 +184,8 @@ def _form_of(tensor: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend("stand_in")
     torchtrain.trainer.choose_device = lambda config: Choice(DEVICE, "a stand-in")
-    Trainer.in_step = False  # as on CUDA
+    Trainer.in_step, adamw = False, torch.optim.AdamW  # as on CUDA, like its fused kernel
+    torch.optim.AdamW = lambda groups, **options: adamw(groups, **options | {"fused": True})
     for owner in (torchtrain.trainer, torchtrain.parallel.trainer):
         owner.build_model = _faked(owner.build_model)
     for given in json.loads(sys.argv[1]):
