@@ -107,7 +107,8 @@ def token_weights(logits: NDArray[np.floating], largest: float, temperature: flo
     weights += 1
     steps -= LOWEST
     weights *= np.take(_powers(), steps.astype(np.intp), out=rest, mode="clip")  # what else is buffered
-    return np.rint(weights, out=weights)
+    np.rint(weights, out=weights)
+    return weights
 
 
 @functools.cache
