@@ -153,8 +153,10 @@ class GPT(nn.Module):
         else:
             local = tokens - self.tensor.index * len(self.embed.token)
             here = (local >= 0) & (local < len(self.embed.token))
-            rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse)
-            x = reduce_from_tensor_region(rows.where(here.unsqueeze(-1), 0), self.tensor)
+            rows = F.embedding(local.where(here, 0), self.embed.token, sparse=sparse).where(here.unsqueeze(-1), 0)
+            if position is None and self.embed.adapter is None:  # nothing is added first: half the bytes are sent
+                rows = rows.to(self.dtype)
+            x = reduce_from_tensor_region(rows, self.tensor)
         if self.embed.adapter is not None:
             x = self.embed.adapter.adapt_embedding(x, tokens, self.embed.token)
         return (x if position is None else x + position).to(self.dtype)

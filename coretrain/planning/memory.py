@@ -68,14 +68,16 @@ class Sizes:
 
 
 def sizes(config: RunConfig, layout: Layout) -> Sizes:
-    """Parameters of the fullest pipeline stage, each divided by `tensor`; norms' and positions' are not."""
+    """Parameters of the fullest pipeline stage, each divided by `tensor`; norms', positions' and the biases of summed
+    layers are not."""
     return _sizes(config.model, config.execution.vocab_multiple, layout.tensor, layout.pipeline)
 
 
 @functools.cache
 def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
     rows = parameter_table(m)
-    layer = sum(r.size // (tensor if len(r.shape) == 2 else 1) for r in rows if r.layer == 0)
+    shared = {"heads", "kv_heads", "hidden"}  # axes that are cut
+    layer = sum(r.size // (tensor if shared & set(r.axes) else 1) for r in rows if r.layer == 0)
     embedding = padded_vocab(m, multiple) * m.width // tensor
     rest = sum(r.size for r in rows if r.layer is None and "vocab" not in r.axes)
     ends = embedding if m.tied or pipeline > 1 else 2 * embedding

@@ -4,8 +4,8 @@ A ring of n sends (n - 1) / n of a buffer in a gather or a reduce-scatter, and t
 volumes are Rajbhandari et al.'s (2020, section 7), but stages 1 and 2 sum gradients with all-reduces, as DeepSpeed
 0.19 does by default, not with the paper's reduce-scatters: twice its bytes. Tensor parallelism's are Shoeybi et al.'s
 (2019): two all-reduces of the activations a block forward, two backward, two more where the block is recomputed; one
-more of the embedding forward and of the head backward. `bench/scale.py bytes` measures how far the stacks are
-from all this.
+more of the embedding forward (in the master dtype where positions are learned: they are added before the cast) and of
+the head backward. `bench/scale.py bytes` measures how far the stacks are from all this.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def traffic(config: RunConfig, layout: Layout, stack: StackName = "torch") -> di
     tokens = c.tokens_per_update / layout.sharing_rows / layout.context
     layers = m.layers / layout.pipeline
     passes = 3 if c.execution.checkpoint_activations == "full" else 2
-    ends = 2 if layout.pipeline == 1 else 1  # embedding and head, on one device or on two
-    found["tensor"] = (2 * passes * layers + ends) * 2 * ring(layout.tensor) * tokens * m.width * compute
+    heads = 1 if layout.pipeline == 1 else 0  # the embedding's device is the head's, or another
+    embedding = master if m.position == "learned" else compute  # what is added to it is added before it is cast
+    sums = (2 * passes * layers + heads) * compute + embedding
+    found["tensor"] = sums * 2 * ring(layout.tensor) * tokens * m.width
     keys = 2 * m.kv * m.head / layout.tensor * tokens * layout.context
     found["context"] = passes * layers * ring(layout.context) * keys * compute
     found["pipeline"] = _passed_on(layout, stack, micro) * tokens * m.width * compute

@@ -81,6 +81,7 @@ def test_torch_on_cuda_with_flash_attn(small_config, monkeypatch):
     [
         ("7.5", {}, "xla", "cudnn: it needs compute capability 8.0, the device has 7.5"),
         ("8.9", {}, "cudnn", ""),
+        ("8.0", {"model__head_width": 128}, "cudnn", ""),
         ("8.0", {"model__head_width": 256}, "xla", "head width 256 is above 128"),
         ("9.0", {"model__head_width": 256}, "cudnn", ""),
         ("10.0", {"model__head_width": 264}, "xla", "head width 264 is above 256"),
