@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,11 @@ def _computed(
         hidden: Array, head: Array, labels: Array, scale: Array, weights: Array | None
     ) -> tuple[Array, Array, Array]:
         own = head[0] if copied else head
+        if scattered:
+            own = own.astype(hidden.dtype).T  # with the shared axis in front, where it is gathered without a copy
+            for axis in reversed(scattered):
+                own = jax.lax.all_gather(own, axis, tiled=True)
+            own = own.T
         loss, d_hidden, d_head = _over_chunks(
             hidden, own, labels, vocab, chunk, scale, weights, trained, head_axes, scatter if scattered else None
         )
@@ -131,7 +137,7 @@ def _computed(
             piece = jax.lax.psum_scatter(piece, axis, scatter_dimension=0, tiled=True)
         return piece.astype(head.dtype)
 
-    head_in, head_out = (sharding.copies, sharding.copies) if copied else (P(matrix[0], None), matrix)
+    head_in, head_out = (sharding.copies, sharding.copies) if copied else (matrix, matrix)
     shards = jax.shard_map(
         local,
         mesh=sharding.mesh,
@@ -159,7 +165,8 @@ def _over_chunks(
     `scatter` takes a piece of the head's gradient [D, v] to this device's share of its width: [V, d] is returned.
     """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    weight = head.astype(hidden.dtype)
+    master = jnp.promote_types(head.dtype, jnp.float32)
+    weight = head.astype(hidden.dtype) if scatter is None else head.astype(hidden.dtype).T  # as it was gathered
     width = hidden.shape[-1]
     chunk = min(chunk, labels.size)
     extra = -labels.size % chunk
@@ -174,7 +181,8 @@ def _over_chunks(
 
     def one(h: Array, label: Array, count: Array | None) -> tuple[Array, Array, Array]:
         """Of a chunk: its loss, and, where it is trained, the gradients of its logits and each row's factor on them."""
-        logits = jnp.where(columns >= vocab, -jnp.inf, (h @ weight.T).astype(wide))
+        logits = h @ (weight.T if scatter is None else weight)
+        logits = jnp.where(columns >= vocab, -jnp.inf, logits.astype(wide))
         valid = label != IGNORED
         label = jnp.where(valid, label, 0)
         if axes or scatter is not None:
@@ -202,25 +210,27 @@ def _over_chunks(
         # elsewhere the factor of a row goes onto D numbers of it, not onto V
         return loss, d_logits.astype(h.dtype), factor.astype(h.dtype)
 
-    def step(carry: tuple[Array, Array], item: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], Array]:
+    # where they are smaller than their sum is, gradients of all logits are kept, and the head's made of them in pieces
+    kept = scatter is not None and trained and labels.size * hidden.itemsize <= width * master.itemsize
+
+    def step(carry: tuple[Array, Array], item: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], Any]:
         (loss, d_weight), h = carry, item[0]
         more, d_logits, factor = one(*item)
         if not trained:
             return (loss + more, d_weight), jnp.zeros((), h.dtype)
-        d_weight += (d_logits.T @ (h * factor)).astype(head.dtype)
-        return (loss + more, d_weight), (d_logits @ weight) * factor
+        d_rows, scaled = (d_logits @ (weight if scatter is None else weight.T)) * factor, h * factor
+        if kept:
+            return (loss + more, d_weight), (d_rows, d_logits, scaled)
+        return (loss + more, d_weight + (d_logits.T @ scaled).astype(master)), d_rows
 
-    if trained and scatter is not None and len(rows) == 1:  # of one chunk no sum is to be kept
-        h = rows[0]
-        loss, d_logits, factor = one(h, labels[0], None if counts is None else counts[0])
-        d_rows, scaled = (d_logits @ weight) * factor, (h * factor).T
-        product = functools.partial(jnp.matmul, preferred_element_type=head.dtype)
-        d_head = _in_pieces(head.shape[0], lambda at: scatter(product(scaled, at(d_logits.T).T)))
-    else:
-        start = (jnp.zeros((), wide), jnp.zeros_like(head) if trained else jnp.zeros((), head.dtype))
-        (loss, d_head), d_rows = jax.lax.scan(step, start, (rows, labels, counts))
-        if trained and scatter is not None:
-            d_head = _in_pieces(head.shape[0], lambda at: scatter(at(d_head).T))
+    start = (jnp.zeros((), wide), jnp.zeros(head.shape if trained and not kept else (), master))
+    (loss, d_head), d_rows = jax.lax.scan(step, start, (rows, labels, counts))
+    if scatter is not None and kept:
+        d_rows, d_logits, scaled = (part.reshape(-1, part.shape[-1]) for part in d_rows)
+        product = functools.partial(jnp.matmul, preferred_element_type=master)
+        d_head = _in_pieces(len(head), lambda at: scatter(product(scaled.T, at(d_logits.T).T)))
+    elif scatter is not None and trained:
+        d_head = _in_pieces(len(head), lambda at: scatter(at(d_head).T))
     d_hidden = d_rows.reshape(-1, width)[: hidden.size // width].reshape(hidden.shape) if trained else d_rows
     return loss * scale, d_hidden, d_head
 

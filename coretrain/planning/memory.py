@@ -138,10 +138,14 @@ def footprint(
     head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
     flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
-    pieces = head / PIECES if shared and _chunks(c, layout) == 1 else head
+    rows = _tokens(c, layout)
+    if (
+        shared and rows * compute <= c.model.width * master
+    ):  # gradients of all logits are kept, and its own made of them
+        head = head / PIECES + max(0, rows - c.execution.loss_chunk) * n.embedding / c.model.width * compute
     moments = {
         "in the loss": {"activations": kept.saved + kept.last, "copies": kept.copies + n.embedding * kept.cast}
-        | {"logits": logits, "gradients": standing + pieces + (fresh * n.embedding / n.total if shared else 0.0)},
+        | {"logits": logits, "gradients": standing + head + (fresh * n.embedding / n.total if shared else 0.0)},
         "at the start of the backward pass": {"activations": kept.saved + kept.block + (0.0 if jax else kept.last)}
         | {"copies": kept.copies}  # a compiled program is done with the final norm before the blocks' loop
         | {"gradients": standing + whole + (fresh if jax else head)},
@@ -258,10 +262,6 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
 def _tokens(config: RunConfig, layout: Layout) -> int:
     """Of a micro-batch on one device."""
     return config.micro_batch // layout.sharing_rows * config.row_tokens // layout.context
-
-
-def _chunks(config: RunConfig, layout: Layout) -> int:
-    return -(-_tokens(config, layout) // config.execution.loss_chunk)
 
 
 def _logits(config: RunConfig, layout: Layout, stack: StackName, compute: int, master: int) -> float:

@@ -132,7 +132,15 @@ class Sharding:
         summed = dtype if self.config.parallel.gradient_sum == "compute" else leaf.dtype
         if self.size(*FSDP) == 1:
             return leaf.astype(summed)
-        way = Way(self.named(*axes, without=FSDP), self.named(*axes), axes.index("width"), self._part_by_part(axes))
+        split = self.split("width")
+        gathered = (split[1:], split) if len(split) > 2 else (split,)
+        front = ("width", *(axis for axis in axes if axis != "width"))
+        way = Way(
+            tuple(self.named(*axes, without=done) for done in gathered),
+            self.named(*axes),
+            axes.index("width"),
+            tuple(self.named(*front, without=split[done:]) for done in range(1, len(split) + 1)),
+        )
         return _gather(leaf, dtype, summed, way)
 
     def in_use_after(self, path: str, before: tuple[Array, ...], leaf: Array) -> tuple[tuple[Array, ...], Array]:
@@ -144,11 +152,6 @@ class Sharding:
         if self.size(*FSDP) > 1 and self.config.adapter.kind == "none":  # a frozen matrix has none
             before, leaf = _together(before, leaf)
         return before, self.in_use(path, leaf, before[0].dtype)
-
-    def _part_by_part(self, axes: Sequence[str | None]) -> tuple[NamedSharding, ...]:
-        split = self.split("width")
-        front = ("width", *(axis for axis in axes if axis != "width"))
-        return tuple(self.named(*front, without=split[done:]) for done in range(1, len(split) + 1))
 
     @property
     def token_axes(self) -> MeshAxes:
@@ -181,7 +184,8 @@ class Sharding:
 class Way(NamedTuple):
     """Of one parameter from its shards to the whole along fsdp, and of its gradient back."""
 
-    whole: NamedSharding
+    gathered: tuple[NamedSharding, ...]
+    """To the whole; over three axes of a torus not at once, which a TPU's compiler would make an all-reduce."""
     part: NamedSharding
     width: int
     """The axis that is shared."""
@@ -192,8 +196,10 @@ class Way(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gather(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> Array:
-    # cast first: half the bytes to gather
-    return jax.lax.with_sharding_constraint(leaf.astype(dtype), way.whole).astype(summed)
+    whole = leaf.astype(dtype)  # first: half the bytes to gather
+    for place in way.gathered:
+        whole = jax.lax.with_sharding_constraint(whole, place)
+    return whole.astype(summed)
 
 
 def _gather_forward(leaf: Array, dtype: jnp.dtype, summed: jnp.dtype, way: Way) -> tuple[Array, Array]:
@@ -233,7 +239,10 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device]) -> Mesh:
     names = tuple(axis for axis in AXES if axis not in FSDP[1:])
     placed = jax.make_mesh(shape, names, devices=devices).devices
     split = torus_split(list(placed[0, 0, :, 0, 0]))
-    return Mesh(placed.reshape(*shape[:2], *split, *shape[3:]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    longest = sorted(range(3), key=lambda axis: -split[axis])  # the first sum leaves least for the others
+    order = (0, 1, *(2 + axis for axis in longest), 5, 6)
+    devices_by_axis = placed.reshape(*shape[:2], *split, *shape[3:]).transpose(order)
+    return Mesh(devices_by_axis, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def torus_split(line: Sequence[jax.Device]) -> tuple[int, int, int]:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import jaxtrain.parallel.sharding
 from coretrain.adapters.targets import trainable_parameters, with_adapter
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
@@ -212,8 +211,6 @@ def main() -> None:
     references: dict[RunConfig, Outcome] = {}
     for variant, axes, bug in json.loads(sys.argv[1]):
         began = time.perf_counter()
-        placed = (2, 2, 2) if variant == TORUS else (axes.get("fsdp", 1), 1, 1)
-        jaxtrain.parallel.sharding.torus_split = lambda line, placed=placed: placed
         if variant == SUMS:
             with planted(bug):
                 found = {"loss": 0.0, "norm": 0.0, "validation": 0.0, "state": lost(axes)}
@@ -225,7 +222,7 @@ def main() -> None:
             assert references[alone].seen[BAD] == (SKIPPED, SKIPPED), "one number that is none must reach all"
             assert min(norm for _, norm in references[alone].seen) > alone.optimizer.clip, "the clip must be at work"
         config = config_of(variant, axes)
-        with planted(bug):
+        with planted(bug, torus=variant == TORUS):
             trained = train(config, UPDATES_WITH_A_BUG if bug else UPDATES)
         facts = {"variant": variant, "axes": axes, "bug": bug, **apart(config, trained, references[alone])}
         print(json.dumps(facts | {"seconds": round(time.perf_counter() - began, 1)}), flush=True)

@@ -158,9 +158,11 @@ BUGS: dict[str, Callable[[Patch], None]] = {
 
 
 @contextlib.contextmanager
-def planted(bug: str | None) -> Iterator[None]:
-    """Within, jaxtrain has the bug."""
+def planted(bug: str | None, torus: bool = False) -> Iterator[None]:
+    """Within, jaxtrain has the bug; with `torus`, the 8 devices of fsdp lie along three axes of a torus."""
     with pytest.MonkeyPatch.context() as patch:
+        if torus:
+            patch.setattr(jaxtrain.parallel.sharding, "torus_split", lambda line: (2, 2, 2))
         if bug:
             BUGS[bug](patch)
         yield
