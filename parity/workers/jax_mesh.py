@@ -7,6 +7,7 @@ each.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -138,6 +139,9 @@ def train(config: RunConfig, updates: int) -> Outcome:
         ids[0, :2] = 0, config.model.vocabulary - 1
         ids[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
         batch = windows(ids)
+        if config.model.mlp == "swiglu":  # of the forms, some with factors of targets, which are cut as labels are
+            factors = np.random.default_rng(update).random(batch.labels.shape, np.float32)
+            batch = dataclasses.replace(batch, weights=factors)
         settle(0 if update in (BAD, BAD + 1) else 1)
         known = Standing(sum(pair != (SKIPPED, SKIPPED) for pair in seen), 0, False)
         orders = Orders(learning_rate(config, update), FREE, 1.0, known, alone=not begun)
