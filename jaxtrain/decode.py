@@ -75,7 +75,7 @@ class Decoder:
         self.on_cpu = next(iter(self.head.devices())).platform == "cpu"
         if by_layer or (by_layer is None and self.on_cpu and self.everywhere is None):
             self.block, stacked = nnx.graphdef(model.blocks), self.state["blocks"]
-            self.layers = [jax.tree.map(functools.partial(_layer_of, i), stacked) for i in range(model.config.layers)]
+            self.layers = _by_layer(stacked, model.config.layers)
 
     def cache(self, rows: int, slots: int) -> Caches:
         """Room for keys and values of so many rows: of all layers, or one for each."""
@@ -99,9 +99,12 @@ class Decoder:
         return _end(self.graph, self.state, self.head, x), tuple(after)
 
 
-def _layer_of(index: int, stacked: Array) -> Array:
-    """One layer's part of an array on a CPU: the same memory, where it begins at a multiple of 64 bytes."""
-    return jax.device_put(np.asarray(stacked)[index])
+def _by_layer(stacked: nnx.State, layers: int) -> list[nnx.State]:
+    """Each layer's part of weights on a CPU: the same memory, where it begins at a multiple of 64 bytes."""
+    arrays, form = jax.tree.flatten(stacked)
+    hosts = [np.asarray(array) for array in arrays]
+    parts = jax.device_put([host[i] for i in range(layers) for host in hosts])  # all in one call: 10 ms for 35
+    return [jax.tree.unflatten(form, parts[i * len(hosts) : (i + 1) * len(hosts)]) for i in range(layers)]
 
 
 def rows_for(going: int) -> int:

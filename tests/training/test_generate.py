@@ -148,3 +148,18 @@ def test_the_cache_of_rows_that_stay(module):
 def test_rows_that_a_batch_goes_on_with():
     assert [torchtrain.decode.rows_for(n) for n in (1, 2, 3, 5, 32)] == [1, 2, 3, 5, 32]
     assert [jaxtrain.decode.rows_for(n) for n in (1, 2, 3, 4, 5, 17, 32)] == [1, 2, 4, 4, 8, 32, 32]
+
+
+def test_layers_are_views_of_the_weights(small_config):
+    """A layer of 32 x 32 numbers begins at a multiple of 64 bytes: nothing is copied, and nothing exchanged."""
+    model = JaxTrainer(small_config()).whole_model()
+    decoder = jaxtrain.decode.Decoder(model)
+    whole = dict(nnx.to_flat_state(nnx.state(model.blocks)))
+    assert len(decoder.layers) == 2
+    for index, layer in enumerate(decoder.layers):
+        found = dict(nnx.to_flat_state(layer))
+        assert found.keys() == whole.keys()
+        for path, leaf in found.items():
+            part = np.asarray(whole[path][...])[index]
+            np.testing.assert_array_equal(leaf[...], part)
+            assert part.nbytes % 64 or leaf[...].unsafe_buffer_pointer() == part.ctypes.data

@@ -124,6 +124,8 @@ class Pipeline:
             output_args=(hidden.requires_grad_(),),
             group=grid.pipeline.group,
         )
+        # kept: a new one asks the other stages, and waits for their answer, before its first step
+        self.schedule = Schedule1F1B(self.unit, config.train.accumulation, self._loss, scale_grads=False)
         self.scale: Tensor | None = None
         self.weights: Iterator[Tensor] = iter(())
         """Of each micro-batch's targets, in the order in which the last stage asks for losses: the schedule hands on
@@ -136,10 +138,9 @@ class Pipeline:
         if batch.weights is not None:
             self.weights = iter(batch.weights.chunk(self.config.train.accumulation))
         losses: list[Tensor] = []
-        schedule = Schedule1F1B(self.unit, self.config.train.accumulation, self._loss, scale_grads=False)
         more: dict[str, Any] = {} if dropout is None else {"rows": dropout.rows}
         end: dict[str, Any] = {"target": batch.labels, "losses": losses} if self.stage.last else {}
-        schedule.step(*([batch.tokens] if self.stage.first else []), return_outputs=False, **more, **end)
+        self.schedule.step(*([batch.tokens] if self.stage.first else []), return_outputs=False, **more, **end)
         self._sum_tied()
         return torch.stack([loss.detach() for loss in losses]).sum() if self.stage.last else torch.zeros_like(scale)
 
