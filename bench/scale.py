@@ -252,7 +252,7 @@ def show(part: str, rows: Sequence[dict[str, Any]], as_markdown: bool) -> None:
         under = ("---", *["---:"] * (len(HEADINGS[part]) - 1))
         print("\n".join("| " + " | ".join(line) + " |" for line in (HEADINGS[part], under, *lines)))
         return
-    table = Table(title=f"{machine()['cpu']}, {os.cpu_count()} cores", title_justify="left")
+    table = Table(title=f"{machine(())['cpu']}, {os.cpu_count()} cores", title_justify="left")
     for index, name in enumerate(HEADINGS[part]):
         table.add_column(name, justify="right" if index else "left")
     for line in lines:
