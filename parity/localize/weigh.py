@@ -105,6 +105,8 @@ def weighed(
         )
     if apart:
         return told(Verdict("algorithm", "", apart.what, apart.error, apart.allowed, traps=_traps(apart)))
+    if look and look.kind == ROUNDING and not look.error <= FACTOR * look.floor:
+        return told(replace(look, kind=KERNEL))
     other = [name for name, side in zip(SIDES, sides, strict=True) if side.of_other_code]
     if other and not differing:
         runs = f"the {' and the '.join(other)} run{'s' * (len(other) > 1)}"
@@ -114,8 +116,6 @@ def weighed(
         return told(
             replace(base, kind=OTHER_CODE, tap=f"bits of {runs}", traps="another version of twintrain, an edit")
         )
-    if look and look.kind == ROUNDING and not look.error <= FACTOR * look.floor:
-        return told(replace(look, kind=KERNEL))
     if differing and base.kind == UNCONFIRMED:
         return told(replace(base, kind="config"))
     around = [update for update in (seen.parting, seen.origin) if update is not None]
