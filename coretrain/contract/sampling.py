@@ -100,7 +100,7 @@ def token_weights(logits: NDArray[np.floating], largest: float, temperature: flo
     np.fmax(rest, LOWEST, out=rest)
     steps = np.rint(rest)
     rest -= steps
-    weights = SERIES[-1] * rest
+    weights: NDArray[np.float64] = SERIES[-1] * rest
     for coefficient in SERIES[-2::-1]:
         weights += coefficient
         weights *= rest

@@ -59,13 +59,24 @@ ONE_SIDED = {
     "step.py": {"gradients_of"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
-    # JAX: a length is compiled for
-    "decode.py": {"cache_slots"},
+    # JAX: a length is compiled for, and so is a number of rows; on a CPU each layer is a call of its own
+    "decode.py": {"cache_slots", "Decoder", "WORTH"},
     # torch: what is cut out of an update's masks and put on a device; JAX does both inside its program
     "layers.py": {"Dropout.of", "Dropout.to"},
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows; what is exported of a state
     # stands with JAX's arrays, in arrays.py
-    "model.py": {"abstract_model", "look_up", "load_tensors", "materialize", "local_shard", "shard_bounds", "exported"},
+    # JAX: decoding in parts, each a program of its own
+    "model.py": {
+        "abstract_model",
+        "look_up",
+        "GPT.decode_start",
+        "GPT.decode_end",
+        "load_tensors",
+        "materialize",
+        "local_shard",
+        "shard_bounds",
+        "exported",
+    },
     # JAX: one process may hold many devices; its coordination service carries what processes tell each other
     # torch: process groups and the sums over them that the compiler puts in for JAX
     "parallel/processes.py": {
