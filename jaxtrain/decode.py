@@ -1,7 +1,7 @@
 """Text from a model: prefill, then one token at a time out of a key/value cache.
 
-`cache_slots` has no twin: torch compiles nothing for a length. Nor have `Decoder` and `Caches`: torch has a list of
-layers, each with weights of its own.
+`cache_slots` has no twin: torch compiles nothing for a length. Nor has `Decoder`: torch compiles nothing for a number
+of rows either, and has a list of layers, each with weights of its own.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ def generate(
         nonlocal caches
         caches = tuple(keep_rows(cache, places) for cache in caches)
 
-    return decode(padded, slots, tokens, sampling, stop, step, keep, rows_for, on_tokens)
+    return decode(padded, slots, tokens, sampling, stop, step, keep, decoder.rows_for, on_tokens)
 
 
-Caches = tuple[Cache, ...]
+WORTH = {"cpu": 1e10, "elsewhere": 1e14}
+"""Tokens that rows needn't be taken through, times the model's numbers, from which another program pays. On a CPU of 2
+cores compiling takes 0.9 s, and a token 1.5e-10 s for each number; elsewhere from 100 TFLOP/s, not measured."""
 
 
 class Decoder:
@@ -72,12 +74,22 @@ class Decoder:
         """`by_layer` says whether each layer is a call of its own; unset, whether it is quicker so."""
         self.model, self.graph, (self.state, self.head) = model, nnx.graphdef(model), cast_once(model)
         self.everywhere, self.layers = _everywhere(self.state), list[nnx.State]()
-        self.on_cpu = next(iter(self.head.devices())).platform == "cpu"
+        platform = next(iter(self.head.devices())).platform
+        self.on_cpu, self.worth = platform == "cpu", WORTH.get(platform, WORTH["elsewhere"])
         if by_layer or (by_layer is None and self.on_cpu and self.everywhere is None):
             self.block, stacked = nnx.graphdef(model.blocks), self.state["blocks"]
             self.layers = _by_layer(stacked, model.config.layers)
 
-    def cache(self, rows: int, slots: int) -> Caches:
+    def rows_for(self, going: int, rows: int, left: int) -> int:
+        """Rows to go on with where `going` of `rows` haven't ended and at most `left` tokens are to come.
+
+        A power of two, where what is spared is worth compiling for; never by the clock, so the same in every run.
+        """
+        size = 1 << (going - 1).bit_length()
+        spared = (rows - size) * left * sum(array.size for array in jax.tree.leaves(self.state))
+        return size if spared >= self.worth else rows
+
+    def cache(self, rows: int, slots: int) -> tuple[Cache, ...]:
         """Room for keys and values of so many rows: of all layers, or one for each."""
         m = self.model.config
         parts = len(self.layers) or 1
@@ -85,7 +97,9 @@ class Decoder:
         put = jnp.array if self.everywhere is None else functools.partial(jax.device_put, device=self.everywhere)
         return tuple(Cache(put(empty), put(empty)) for _ in range(parts))
 
-    def step(self, tokens: Any, positions: Any, mask: Any, caches: Caches, at: int) -> tuple[Array, Caches]:
+    def step(
+        self, tokens: Any, positions: Any, mask: Any, caches: tuple[Cache, ...], at: int
+    ) -> tuple[Array, tuple[Cache, ...]]:
         """Logits [B, V] after the last of tokens [B, T], all given as to `GPT.decode`; and new caches for `caches`."""
         if not self.layers:
             given = tokens, positions, mask, caches[0], at
@@ -105,11 +119,6 @@ def _by_layer(stacked: nnx.State, layers: int) -> list[nnx.State]:
     hosts = [np.asarray(array) for array in arrays]
     parts = jax.device_put([host[i] for i in range(layers) for host in hosts])  # all in one call: 10 ms for 35
     return [jax.tree.unflatten(form, parts[i * len(hosts) : (i + 1) * len(hosts)]) for i in range(layers)]
-
-
-def rows_for(going: int) -> int:
-    """Rows of the batch that goes on where so many haven't ended: the next power of two (each is compiled)."""
-    return 1 << (going - 1).bit_length()
 
 
 def keep_rows(cache: Cache, places: np.ndarray) -> Cache:

@@ -1,7 +1,7 @@
 """The GPT of the contract as Flax NNX modules: read it side by side with `torchtrain/model.py`.
 
-`abstract_model` has no twin: torch makes its parameters with the modules. `look_up` is for one program on many devices,
-`decode_start` and `decode_end` for a step of decoding that calls each layer by itself.
+`abstract_model` has no twin: torch makes its parameters with the modules. `look_up` is for one program on many devices.
+Nor have `decode_start` and `decode_end`: on a CPU decoding is a program for each part (`decode.Decoder`).
 """
 
 from __future__ import annotations

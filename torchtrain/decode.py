@@ -51,12 +51,7 @@ def generate(
             nonlocal cache
             cache = keep_rows(cache, places)
 
-        return decode(padded, slots, tokens, sampling, stop, step, keep, rows_for, on_tokens)
-
-
-def rows_for(going: int) -> int:
-    """Rows of the batch that goes on where so many haven't ended: no others."""
-    return going
+        return decode(padded, slots, tokens, sampling, stop, step, keep, lambda going, rows, left: going, on_tokens)
 
 
 def keep_rows(cache: Cache, places: np.ndarray) -> Cache:

@@ -24,15 +24,16 @@ def decode(
     stop: Collection[int],
     step: Decode,
     keep: Keep,
-    fewer: Callable[[int], int],
+    fewer: Callable[[int, int, int], int],
     on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
 ) -> list[list[int]]:
     """Up to `tokens` new ids after each prompt, each row ended by a `stop` id, which is left out.
 
     `step` is called with the prompts, then with one token for each row, and keeps keys and values in so many `slots`.
-    Rows that have ended leave the batch: `fewer` says how many rows the stack goes on with where so many haven't ended,
-    and `keep` which. What a row is given (its tokens, positions, mask and random numbers) depends on no other row, so
-    that a row's text is the same in any batch but for rounding, where a product of fewer rows is computed otherwise.
+    Rows that have ended leave the batch: `fewer` says how many rows the stack goes on with (given how many haven't
+    ended, how many there are, and how many tokens at most are to come), and `keep` which. What a row is given (its
+    tokens, positions, mask and random numbers) depends on no other row, so that a row's text is the same in any batch
+    but for rounding, where a product of fewer rows is computed otherwise.
     `on_tokens` is called with each step's new ids [B] of all prompts, for streaming; a row that has ended repeats its
     last.
     """
@@ -42,8 +43,8 @@ def decode(
     ended, last = np.zeros(len(inputs), bool), np.zeros(len(inputs), np.int64)
     for index in range(tokens):
         logits = step(inputs, positions, prompts.mask(at, at + inputs.shape[1], slots), at)
-        going = np.flatnonzero(~ended[rows])
-        last[rows[going]] = choose_tokens(logits[going], sampling, index, rows[going])
+        places = np.flatnonzero(~ended[rows])
+        last[rows[places]] = choose_tokens(logits[places], sampling, index, rows[places])
         ended |= np.isin(last, list(stop))
         for row in np.flatnonzero(~ended):
             results[row].append(int(last[row]))
@@ -53,8 +54,9 @@ def decode(
             on_tokens(last.copy())
         at += inputs.shape[1]
         positions = positions[:, -1:] + 1
-        size = fewer(int((~ended).sum()))
-        if size < len(rows) and index + 1 < tokens:
+        going, left = int((~ended).sum()), tokens - index - 1
+        size = fewer(going, len(rows), left) if left else len(rows)
+        if size < len(rows):
             places = np.sort(np.argsort(ended[rows], kind="stable")[:size])  # some that have ended may fill it up
             keep(places)
             rows, prompts, positions = rows[places], prompts.of(places), positions[places]

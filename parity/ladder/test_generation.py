@@ -99,8 +99,9 @@ def test_sampled_tokens(pair, sampling):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 0, 1.0, 3)], ids=["greedy", "sampled"])
-def test_stop_tokens_end_a_row_and_are_left_out(pair, sampling):
-    """What others say doesn't change when a row ends and leaves the batch."""
+def test_stop_tokens_end_a_row_and_are_left_out(pair, sampling, monkeypatch):
+    """What others say doesn't change when a row ends and leaves the batch, also where that isn't worth it."""
+    monkeypatch.setitem(jaxtrain.decode.WORTH, "cpu", 1)
     free = pair.torch.generate(PROMPTS, NEW, sampling, ())
     stop = (free[0][2], free[1][6]) if sampling.temperature else (free[1][0],)
     for stack in pair.stacks:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import jaxtrain.attention
@@ -117,7 +118,8 @@ def run_ends(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """Tokens drawn for prompts of which the first ends early, and then the second: what is left goes on alone."""
     config = make_config(VARIANTS[variant])
     stack, sampling = s.trainer.Trainer(config, weights_of(config, state)), SAMPLINGS[1]
-    with traced_afresh(shared):
+    with traced_afresh(shared), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(jaxtrain.decode.WORTH, "cpu", 1)
         free = stack.generate(PROMPTS, NEW, sampling, ())
         rows = stack.generate(PROMPTS, NEW, sampling, (free[0][2], free[1][6]))
     return {"free": np.array(free), "ended": np.array([row + [-1] * (NEW - len(row)) for row in rows])}

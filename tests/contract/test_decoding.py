@@ -88,7 +88,7 @@ def test_defaults_and_limits():
 class Told:
     """A model that says what it was told: at step n it wants `wanted[n]` of each row. Its cache: the rows' numbers."""
 
-    def __init__(self, wanted: list[list[int]], fewer=lambda going: going) -> None:
+    def __init__(self, wanted: list[list[int]], fewer=lambda going, rows, left: going) -> None:
         self.wanted, self.fewer, self.seen, self.cache = wanted, fewer, list[tuple](), np.arange(len(wanted[0]))
 
     def __call__(self, tokens, positions, mask, at) -> np.ndarray:
@@ -141,7 +141,7 @@ def test_a_row_that_has_ended_leaves_and_the_last_one_ends_it_all():
 def test_a_stack_may_go_on_with_more_rows_than_it_must():
     """Three of six go on, in a batch of four: the first that has ended fills it up, and says what it said last."""
     wanted = [[9, 1, 9, 2, 9, 3], [8, 4, 8, 5, 8, 6], [8, 9, 8, 7, 8, 8], [8, 8, 8, 1, 8, 2]]
-    model, said = Told(wanted, lambda going: 4 if going > 2 else 2), list[list[int]]()
+    model, said = Told(wanted, lambda going, rows, left: 4 if going > 2 else 2), list[list[int]]()
     found = model.says(pad_prompts([[1]] * 6, 10, 9, 4), 5, 4, {9}, lambda ids: said.append(ids.tolist()))
     assert found == [[], [1, 4], [], [2, 5, 7, 1], [], [3, 6, 8, 2]]
     assert [tokens for tokens, *_ in model.seen] == [[[1]] * 6, [[9], [1], [2], [3]], [[9], [4], [5], [6]], [[7], [8]]]
@@ -149,10 +149,18 @@ def test_a_stack_may_go_on_with_more_rows_than_it_must():
     assert model.cache.tolist() == [3, 5]
 
 
-def test_no_rows_leave_after_the_last_step():
-    model = Told([[9, 1], [9, 1]])
-    assert model.says(pad_prompts([[1], [2]], 10, 9, 1), 2, 1, {9}) == [[], [1]]
-    assert model.cache.tolist() == [0, 1]
+def test_a_stack_is_told_what_is_left():
+    """How many go on, of how many in the batch, for how many tokens at most. No rows leave after the last step."""
+    told = []
+
+    def fewer(*given):
+        told.append(given)
+        return 2
+
+    model = Told([[9, 1, 2], [9, 1, 2], [9, 9, 2]], fewer)
+    assert model.says(pad_prompts([[1], [2], [3]], 10, 9, 3), 4, 3, {9}) == [[], [1, 1], [2, 2, 2]]
+    assert told == [(2, 3, 2), (2, 2, 1)]
+    assert model.cache.tolist() == [1, 2]
 
 
 def test_a_row_draws_the_same_numbers_whatever_the_others_do():

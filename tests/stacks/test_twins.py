@@ -62,8 +62,8 @@ ONE_SIDED = {
     "step.py": {"gradients_of", "Told", "told_of"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
-    # JAX: a length is compiled for; layers lie stacked, and on a CPU each is decoded by a call of its own
-    "decode.py": {"cache_slots", "Caches", "Decoder"},
+    # JAX: a length is compiled for, and so is a number of rows; on a CPU each layer is a call of its own
+    "decode.py": {"cache_slots", "Decoder", "WORTH"},
     # torch: what is cut out of an update's masks and put on a device; JAX does both inside its program
     # JAX: a kernel gathered for its use, and when its gradient is made
     "layers.py": {"Dropout.of", "Dropout.to", "Linear.whole"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -145,9 +146,18 @@ def test_the_cache_of_rows_that_stay(module):
             assert kept.keys.data_ptr() == arrays[0].data_ptr()
 
 
-def test_rows_that_a_batch_goes_on_with():
-    assert [torchtrain.decode.rows_for(n) for n in (1, 2, 3, 5, 32)] == [1, 2, 3, 5, 32]
-    assert [jaxtrain.decode.rows_for(n) for n in (1, 2, 3, 4, 5, 17, 32)] == [1, 2, 4, 4, 8, 32, 32]
+def test_rows_that_jax_goes_on_with(small_config, monkeypatch):
+    """Powers of two, where that spares enough: of a small model nothing is worth a second of compiling."""
+    model = JaxTrainer(small_config()).whole_model()
+    numbers = sum(array.size for array in jax.tree.leaves(nnx.state(model)))
+    decoder = jaxtrain.decode.Decoder(model)
+    assert [decoder.rows_for(n, 32, 200) for n in (1, 16, 32)] == [32, 32, 32]
+    monkeypatch.setitem(jaxtrain.decode.WORTH, "cpu", 20 * 100 * numbers)
+    decoder = jaxtrain.decode.Decoder(model)
+    assert [decoder.rows_for(9, 36, left) for left in (99, 100)] == [36, 16]
+    monkeypatch.setitem(jaxtrain.decode.WORTH, "cpu", 1)
+    decoder = jaxtrain.decode.Decoder(model)
+    assert [decoder.rows_for(n, 33, 1) for n in (1, 2, 3, 4, 5, 17, 32, 33)] == [1, 2, 4, 4, 8, 32, 32, 33]
 
 
 def test_layers_are_views_of_the_weights(small_config):
