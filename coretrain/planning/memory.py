@@ -142,7 +142,10 @@ def footprint(
     ):  # gradients of all logits are kept, and its own made of them
         head = head / PIECES + max(0, rows - c.execution.loss_chunk) * n.embedding / c.model.width * compute
     moments = {
-        "in the loss": {"activations": kept.saved + kept.last, "copies": kept.copies + n.embedding * kept.cast}
+        "in the loss": {
+            "activations": kept.saved + kept.last,
+            "copies": kept.copies * (not shared) + n.embedding * kept.cast,
+        }
         | {"logits": logits, "gradients": standing + head + (fresh * n.embedding / n.total if shared else 0.0)},
         "at the start of the backward pass": {"activations": kept.saved + kept.block + (0.0 if jax else kept.last)}
         | {"copies": kept.copies}  # a compiled program is done with the final norm before the blocks' loop
@@ -249,7 +252,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
         if stack == "jax" and layout.fsdp > 1 and config.adapter.kind == "none":
             # a matrix' gradient is sent before the next is made: by then what it was made of is gone
             heads, hidden = (2 * m.heads + 2 * m.kv) * m.head, (3 if m.mlp == "swiglu" else 2) * m.hidden
-            block = 2 * m.width * wide + (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
+            block = (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
     if quantized := quantized_parameters(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
