@@ -137,9 +137,7 @@ def footprint(
     logits = _logits(c, layout, stack, compute, master)
     flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     rows = _tokens(c, layout)
-    if (
-        shared and rows * compute <= c.model.width * master
-    ):  # gradients of all logits are kept, and its own made of them
+    if shared and rows * compute <= c.model.width * master:  # made of all logits' gradients, which are kept
         head = head / PIECES + max(0, rows - c.execution.loss_chunk) * n.embedding / c.model.width * compute
     moments = {
         "in the loss": {
