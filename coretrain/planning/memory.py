@@ -139,12 +139,13 @@ def footprint(
     logits = _logits(c, layout, stack, compute, master)
     flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
     rows = _tokens(c, layout)
-    if (
-        shared and rows * compute <= c.model.width * master
-    ):  # gradients of all logits are kept, and its own made of them
+    if shared and rows * compute <= c.model.width * master:  # made of all logits' gradients, which are kept
         head = head / PIECES + max(0, rows - c.execution.loss_chunk) * n.embedding / c.model.width * compute
     moments = {
-        "in the loss": {"activations": kept.saved + kept.last, "copies": kept.copies + n.embedding * kept.cast}
+        "in the loss": {
+            "activations": kept.saved + kept.last,
+            "copies": kept.copies * (not shared) + n.embedding * kept.cast,
+        }
         | {"logits": logits, "gradients": standing + head + (fresh * n.embedding / n.total if shared else 0.0)},
         "at the start of the backward pass": {"activations": kept.saved + kept.block + (0.0 if jax else kept.last)}
         | {"copies": kept.copies}  # a compiled program is done with the final norm before the blocks' loop
@@ -251,7 +252,7 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
         if stack == "jax" and layout.fsdp > 1 and config.adapter.kind == "none":
             # a matrix' gradient is sent before the next is made: by then what it was made of is gone
             heads, hidden = (2 * m.heads + 2 * m.kv) * m.head, (3 if m.mlp == "swiglu" else 2) * m.hidden
-            block = 2 * m.width * wide + (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
+            block = (3 * m.width + (heads + hidden) / layout.tensor) * compute + 4 * form
     if quantized := quantized_parameters(config):
         # no copy is kept, and of one matrix at a time there is a whole one: in torch in float32 too
         each = compute + (4.0 if stack == "torch" else 0.0)
