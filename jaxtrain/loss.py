@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from coretrain.data.batch import IGNORED
 from jaxtrain.parallel.sharding import FSDP, Sharding
+from jaxtrain.wide import over_tokens
 
 PIECES = 8
 """In so many pieces, at most, a head's gradient goes to the devices that share its width."""
@@ -227,8 +228,7 @@ def _over_chunks(
     (loss, d_head), d_rows = jax.lax.scan(step, start, (rows, labels, counts))
     if scatter is not None and kept:
         d_rows, d_logits, scaled = (part.reshape(-1, part.shape[-1]) for part in d_rows)
-        product = functools.partial(jnp.matmul, preferred_element_type=master)
-        d_head = _in_pieces(len(head), lambda at: scatter(product(scaled.T, at(d_logits.T).T)))
+        d_head = _in_pieces(len(head), lambda at: scatter(over_tokens(scaled, at(d_logits.T).T, master)))
     elif scatter is not None and trained:
         d_head = _in_pieces(len(head), lambda at: scatter(at(d_head).T))
     d_hidden = d_rows.reshape(-1, width)[: hidden.size // width].reshape(hidden.shape) if trained else d_rows

@@ -36,7 +36,18 @@ product.defvjp(_product_forward, _product_backward)
 def over_tokens(x: Float[Array, "... a"], y: Float[Array, "... b"], dtype: jnp.dtype) -> Float[Array, "a b"]:
     """Sum of x's rows times y's over all tokens: a matrix' gradient, in `dtype`."""
     rows = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), preferred_element_type=dtype)
+    over = ((rows, rows), ((), ()))
+
+    def widened(x: Array, y: Array) -> Array:
+        return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), over)
+
+    def summed(x: Array, y: Array) -> Array:
+        return jax.lax.dot_general(x, y, over, preferred_element_type=dtype)
+
+    if x.dtype == dtype:
+        return summed(x, y)
+    # XLA's CPU compiler has no product of bfloat16 numbers that sums in float32; the numbers are the same
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=summed)
 
 
 def plus(x: Float[Array, "... out"], bias: Float[Array, " out"]) -> Float[Array, "... out"]:

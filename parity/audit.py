@@ -298,7 +298,10 @@ def _walk(jaxpr, found, width, function="", phase="forward"):
                 narrowed[eqn.outvars[0]] = own, before
             elif now == "forward" and narrowed.get(eqn.invars[0]) == (own, after):
                 found.add(Op("round trip", own, now, (after, before)))
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+        params = dict(eqn.params)
+        if params.get("branches_platforms"):  # what any other platform than the CPU does stands last
+            params["branches"] = params["branches"][-1:]
+        for value in jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 _walk(inner, found, width, own, now)
