@@ -277,6 +277,12 @@ def decoding_ops(ours, theirs):
     return watch.found, found
 
 
+def _sums_over_rows(eqn):
+    """Whether a product sums over the first axis of both factors, as a matrix' gradient does over tokens."""
+    contracted, _ = eqn.params.get("dimension_numbers", (((), ()), ()))
+    return all(0 in axes for axes in contracted)
+
+
 def _walk(jaxpr, found, width, function="", phase="forward"):
     narrowed: dict[object, tuple[str, str]] = {}
     for eqn in jaxpr.eqns:
@@ -288,7 +294,7 @@ def _walk(jaxpr, found, width, function="", phase="forward"):
         name = eqn.primitive.name
         if op := classify(name, own, now, dtypes, shape, width):
             found.add(op)
-            if op[:3] == ("matmul", "linear layers", "backward") and len(shape) == 2:  # a matrix' gradient
+            if op[:3] == ("matmul", "linear layers", "backward") and _sums_over_rows(eqn):
                 found.add(op._replace(kind="gradient sum", dtypes=(str(eqn.outvars[0].aval.dtype),)))
         if name == "convert_element_type":
             before, after = dtypes[0], str(eqn.outvars[0].aval.dtype)
