@@ -99,7 +99,7 @@ def _local_masks(patch: pytest.MonkeyPatch, world: World) -> None:
             made.rows = made.rows % (config.micro_batch // grid_of(config).layout.sharing_rows)
         return made
 
-    patch.setattr(torchtrain.parallel.trainer, "dropout_masks", masks)
+    patch.setattr(torchtrain.step, "dropout_masks", masks)
 
 
 def _untied(patch: pytest.MonkeyPatch, world: World) -> None:
