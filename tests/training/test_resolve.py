@@ -170,8 +170,8 @@ def test_nothing_changes_a_config_after_it_is_resolved(stack, kind, argv, base, 
     """The trainer's is the resolved one itself, and so is what the run's folder keeps."""
     ready, made = [], []
 
-    def noting(command, world):
-        ready.append(resolve(command, world, "torch"))
+    def noting(command, world, name):
+        ready.append(resolve(command, world, name))
         return ready[0]
 
     def make(config, tensors):
