@@ -204,7 +204,9 @@ def test_two_hundred_updates(pair):
                 stack.adopt(state, applied)
     window = list(monitors[0].losses), list(monitors[0].norms)
     usual = slice(-32 - policy.lag, len(losses) - policy.lag)  # none was skipped so late
-    hold(HEALTH, int(window != (losses[usual], norms[usual])), "torch's window: the last applied updates but the newest")
+    hold(
+        HEALTH, int(window != (losses[usual], norms[usual])), "torch's window: the last applied updates but the newest"
+    )
     assert losses[-1] < losses[0] - 0.5, "it must have learned something, or equality proves nothing"
     hold(TRAJECTORY, *largest_error(pair.states(), pair.start, pair.excluded))
 

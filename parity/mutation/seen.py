@@ -104,8 +104,8 @@ class Seen:
         for test_file in {test.partition("::")[0] for test in self.seconds}:
             if (path := self.root / test_file).is_file():
                 nodes = ast.walk(ast.parse(path.read_bytes()))
-                froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-                found[test_file] = {(str(node.module), name.name) for node in froms for name in node.names}
+                imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+                found[test_file] = {(str(node.module), name.name) for node in imports for name in node.names}
         return found
 
     def _at(self, file: str, first: int, last: int, function: str = "") -> set[str]:
