@@ -62,10 +62,6 @@ class History:
         """What `update` was made on, as the folder says."""
         return next((one.device for one in reversed(self.segments) if one.first <= update), "")
 
-    def made_with(self, update: int) -> Mapping[str, str]:
-        """What the bits of `update` depend on besides code and config, as the folder says; empty where it doesn't."""
-        return next((one.made_with for one in reversed(self.segments) if one.first <= update), {})
-
     def of_one_stack(self, first: int, stop: int) -> int:
         """Where the updates [first, stop) end that the stack of the first one made, however often it was resumed."""
         stack = self.stack(first)

@@ -51,16 +51,22 @@ class Side:
         """Whether all of it came out bit for bit."""
         return bool(self.retraced) and all(one.equal for one in self.retraced) and not self.left
 
-    @property
-    def of_other_code(self) -> bool:
+    def device_of(self, one: Retraced, bench: Bench) -> str:
+        """What a stretch was trained again on."""
+        first = one.stretch.first
+        return str(bench.trainer(self.history.stack(first), alone(self.history.config)).device_name)
+
+    def of_other_code(self, bench: Bench) -> bool:
         """Whether it isn't equal though processor, libraries and environment are those that it was made with: on a CPU
         the same code gives the same bits then.
         """
-        if alone(self.history.config) != self.history.config:
+        if alone(self.history.config) != self.history.config or not self.history.segments:
             return False  # it was shared by several processes, or made by another engine
-        odd = [one.stretch.first for one in self.retraced if not one.equal]
-        here = made_with()
-        return any(self.history.device(at) == "cpu" and self.history.made_with(at) == here for at in odd)
+        last, here = self.history.segments[-1], made_with()
+        # before a resume the config may have been another
+        odd = [one for one in self.retraced if not one.equal and one.stretch.first >= last.first]
+        alike = last.device == "cpu" and last.made_with == here
+        return alike and any(self.device_of(one, bench) == "cpu" for one in odd)
 
     def covers(self, update: int) -> bool:
         """Whether `update` was trained again."""
@@ -107,7 +113,7 @@ def weighed(
         return told(Verdict("algorithm", "", apart.what, apart.error, apart.allowed, traps=_traps(apart)))
     if look and look.kind == ROUNDING and not look.error <= FACTOR * look.floor:
         return told(replace(look, kind=KERNEL))
-    other = [name for name, side in zip(SIDES, sides, strict=True) if side.of_other_code]
+    other = [name for name, side in zip(SIDES, sides, strict=True) if side.of_other_code(bench)]
     if other and not differing:
         runs = f"the {' and the '.join(other)} run{'s' * (len(other) > 1)}"
         texts.append(
@@ -126,8 +132,7 @@ def weighed(
 
 def _same_device(side: Side, fault: Retraced, bench: Bench) -> bool:
     """Whether the run was made on such a device as it was trained again on."""
-    device = side.history.device(fault.stretch.first)
-    return device in {trainer.device_name for trainer in bench.made.values()}
+    return side.history.device(fault.stretch.first) == side.device_of(fault, bench)
 
 
 def _came_out(name: str, side: Side) -> str:
