@@ -10,7 +10,6 @@ stand-in until it ends.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
 import sys
@@ -33,6 +32,7 @@ import torchtrain.parallel.trainer
 import torchtrain.trainer
 from coretrain.contract.choices import Choice
 from coretrain.contract.parameters import initial_parameters
+from coretrain.contract.update import Limits, Orders, Standing
 from coretrain.data.batch import Batch, windows
 from coretrain.planning.traffic import traffic
 from coretrain.processes.layout import layout_of
@@ -122,22 +122,9 @@ def _raises(read: Callable[[], Any]) -> bool:
 def _update(trainer: Trainer, rows: Batch) -> torch.Tensor:
     """From a batch in the host's memory to the optimizer's step, without the host's verdict between; what can be read
     then."""
-    if hasattr(trainer, "update"):  # whose verdict is the device's
-        contract = importlib.import_module("coretrain.contract.update")
-        limits, standing = contract.Limits(math.inf, math.inf), contract.Standing(0, 0, False)
-        trainer.update(rows, 0, contract.Orders(1e-3, limits, 1.0, standing, True), lambda: None)
-        return trainer.standing.applied
-    masks = torchtrain.step.dropout_masks(trainer.config, 0, len(rows))
-    masks = masks and masks.to(trainer.device)
-    batch = trainer._on_device(rows)
-    if isinstance(trainer, ParallelTrainer):
-        scale = torchtrain.step.target_scale(trainer.config, batch, 1.0)
-        trainer._forget_gradients()
-        loss, _ = trainer._reduce(trainer._over_micro_batches(batch, scale, masks))
-    else:
-        loss, _ = torchtrain.step.gradients(trainer.config, trainer.model, trainer.loss, batch, 1.0, masks)
-    trainer.apply(1e-3, 0.5, 0)
-    return loss
+    orders = Orders(1e-3, Limits(math.inf, math.inf), 1.0, Standing(0, 0, False), alone=True)
+    trainer.update(rows, 0, orders, lambda: None)  # whose verdict is the device's
+    return trainer.standing.applied
 
 
 def _noted() -> list[tuple[str, str, int, int]]:

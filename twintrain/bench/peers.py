@@ -145,7 +145,7 @@ def training(one: Contender, shape: Shape, folder: Path | None, lr: float) -> tu
         ids, labels = (torch.from_numpy(part).to(place, torch.long) for part in (rows[:, :-1], rows[:, 1:]))
         with torch.autocast(place, torch.bfloat16) if half else contextlib.nullcontext():
             loss = peer.loss(ready, ids, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
