@@ -1,0 +1,1 @@
+"""Data engineering: raw pages in, documents out, and the reasons beside them."""

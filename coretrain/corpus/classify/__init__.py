@@ -1,0 +1,1 @@
+"""Whether a text is like good examples or like bad ones."""

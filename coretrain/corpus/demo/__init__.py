@@ -1,0 +1,1 @@
+"""A small crawl that every machine can make: real text, real damage, and known answers."""

@@ -1,0 +1,1 @@
+"""Rules over signals, and edits of the text."""

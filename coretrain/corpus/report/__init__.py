@@ -1,0 +1,1 @@
+"""What became of the documents: report.html and the data card."""

@@ -1,0 +1,1 @@
+"""Numbers a document, by rules over whole batches of text."""
