@@ -69,17 +69,21 @@ class Way:
     stack: str
     axis: str
     zero: int = 0
+    engine: str = "deepspeed"
 
     @property
     def fields(self) -> Fields:
         """Its part of the config."""
         shared: Fields = {f"parallel.{self.axis}": PROCESSES}
-        return shared | ({"parallel.zero": self.zero} if self.zero else {})
+        if self.zero:
+            shared |= {"parallel.zero": self.zero, "parallel.zero_engine": self.engine}
+        return shared
 
 
 TORCH = [
     Way("torch, data", "torch", "data"),
     *(Way(f"torch, ZeRO {stage}", "torch", "data", stage) for stage in (1, 2, 3)),
+    *(Way(f"torch, ZeRO {stage} by FSDP2", "torch", "data", stage, "fsdp2") for stage in (1, 2, 3)),
     Way("torch, tensor", "torch", "tensor"),
     Way("torch, pipeline", "torch", "pipeline"),
 ]

@@ -7,6 +7,7 @@ of JAX's step on virtual devices. `loop`: the times of `coretrain.training.loop`
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import json
@@ -23,12 +24,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from bench.memory import MMAP_THRESHOLD, resident
 from coretrain.base.errors import UserError
 from coretrain.config.load import load_config
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import windows
 from coretrain.processes.launch import environment_alone, free_port
-from twintrain.bench.turns import updates_of
+from twintrain.bench.turns import peak_memory, updates_of
 
 LR = 1e-4
 """Learning rate of all that is timed: it changes nothing about speed or bytes."""
@@ -80,23 +82,34 @@ def training(stack: str, config: RunConfig) -> Callable[[], None]:
 
 
 def train(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
-    """For each number on stdin: so many updates, then their seconds and the bytes that this process sent for them."""
+    """For each number on stdin: so many updates, then their seconds, the processor's seconds for all of them, the bytes
+    that this process sent for them, and the most that it has held: with `tight` in them alone, and what is freed leaves
+    the process at once, which takes time."""
+    if task.get("tight"):
+        import torchtrain.trainer as module
+
+        module.keep_freed_memory = module.give_back_freed_memory = lambda: False
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
     update = training(task["stack"], config_of(task["fields"]))
     for line in sys.stdin:
-        before, seconds = sent_bytes(), []
+        if task.get("tight"):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        before, seconds, cpu = sent_bytes(), [], time.process_time()
         for _ in range(int(line)):
             begun = time.perf_counter()
             update()
             seconds.append(time.perf_counter() - begun)
         after = sent_bytes()
-        answer({"seconds": seconds, "sent": None if before is None or after is None else after - before})
+        sent = None if before is None or after is None else after - before
+        peak = resident("VmHWM") if task.get("tight") else peak_memory()[0]
+        answer({"seconds": seconds, "sent": sent, "peak": peak, "cpu": time.process_time() - cpu})
 
 
 def compiled(task: dict[str, Any], answer: Callable[[Any], None]) -> None:
     """Bytes that one of the virtual devices sends in an update, by kind of collective, and how often each runs."""
     import jax
 
-    from coretrain.planning.hlo import collectives
+    from coretrain.planning.hlo.collectives import collectives
     from jaxtrain.aot.step import abstract_step
 
     config = config_of(task["fields"])

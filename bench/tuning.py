@@ -1,6 +1,6 @@
-"""Speed and memory of adapters and of generation in both stacks, against PEFT and transformers.
+"""Speed and memory of adapters, generation and rollouts in both stacks, against PEFT and transformers.
 
-Usage: python -m bench.tuning training|generation [PRESET] [--rounds 5] [--only WORD ...] [--without NAME ...]
+Usage: python -m bench.tuning training|generation|rollouts [PRESET] [--rounds 5] [--only WORD ...] [--without NAME ...]
                                       [--json FILE] [--section.field VALUE ...]
 
 The model has PRESET's shape (smollm2-135m) and made-up weights, which change nothing about speed. Every contender is a
@@ -43,6 +43,9 @@ LR = 1e-4
 RANK, ALPHA = 16, 32
 PROMPT, NEW = 32, 64
 """Tokens of the prompt and tokens that follow it."""
+ANSWERS, GROUP, ANSWER = 32, 8, 16
+"""Rows of a rollout, of which so many have the same prompt, of PROMPT tokens or fewer; and tokens of an answer, at
+temperature 1."""
 PACKAGES = ("torch", "jax", "transformers", "peft", "bitsandbytes")
 
 
@@ -67,8 +70,8 @@ class Contender:
     @property
     def rival(self) -> str:
         """Label of the row that it is compared with."""
-        if self.part == "generation":
-            return "transformers"
+        if self.part != "training":
+            return "transformers" if self.part == "generation" else "transformers, rollouts"
         return "PEFT, QLoRA (bitsandbytes)" if self.quantize != "none" else "PEFT, LoRA"
 
 
@@ -87,6 +90,9 @@ CONTENDERS = {
         Contender("transformers, static cache", "generation", "peer", cache="static"),
         Contender("torch", "generation", "torch"),
         Contender("JAX", "generation", "jax"),
+        Contender("transformers, rollouts", "rollouts", "peer"),
+        Contender("torch, rollouts", "rollouts", "torch"),
+        Contender("JAX, rollouts", "rollouts", "jax"),
     )
 }
 
@@ -99,7 +105,7 @@ def config_of(task: dict[str, Any], contender: Contender) -> RunConfig:
     fields = {
         "precision.compute": "float32",
         "train.accumulation": 1,
-        "train.batch_size": 4,
+        "train.batch_size": ANSWERS if contender.part == "rollouts" else 4,
         "model.context": 256,
         "execution.compile": "on" if contender.compile else "off",
     }
@@ -118,8 +124,16 @@ def ours(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], obje
     if contender.part == "generation":
         greedy = Sampling(0.0, 0, 1.0, 0)
         return lambda rows: trainer.generate([rows[0, :PROMPT].tolist()], NEW, greedy, ())
+    if contender.part == "rollouts":
+        numbers = itertools.count()  # other answers each time
+        return lambda rows: trainer.sample(prompts(rows), ANSWER, Sampling(1.0, 0, 1.0, next(numbers)), ())
     counter, update = itertools.count(), updates_of(trainer, LR)
     return lambda rows: update(windows(rows), next(counter))
+
+
+def prompts(rows: np.ndarray) -> list[list[int]]:
+    """Prompts of unequal lengths, each as often as there are answers in a group."""
+    return [rows[number // GROUP][: PROMPT - number // GROUP].tolist() for number in range(len(rows))]
 
 
 def peer(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], object]:
@@ -153,6 +167,20 @@ def peer(contender: Contender, config: RunConfig) -> Callable[[np.ndarray], obje
                 model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, **options)
 
         return text
+    if contender.part == "rollouts":
+        model.eval()
+        model.generation_config.eos_token_id = None  # all answers are as long as ours
+
+        def rollout(rows: np.ndarray) -> None:
+            padded = [[0] * (PROMPT - len(ids)) + ids for ids in prompts(rows)]
+            seen = torch.tensor([[int(at >= PROMPT - len(ids)) for at in range(PROMPT)] for ids in prompts(rows)])
+            options: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
+            with torch.inference_mode():
+                model.generate(
+                    torch.tensor(padded), attention_mask=seen, max_new_tokens=ANSWER, do_sample=True, **options
+                )
+
+        return rollout
     if contender.quantize != "none":
         quantized(model)
     from peft import LoraConfig, get_peft_model
@@ -239,7 +267,7 @@ def measured(
     found = in_turns(children, rounds, 1, say)
     for child in children.values():
         child.close()
-    tokens = config.train.batch_size * config.model.context if part == "training" else NEW
+    tokens = {"training": config.train.batch_size * config.model.context, "generation": NEW}.get(part, ANSWERS * ANSWER)
     for name, child in children.items():
         if child.error:
             rows[name]["status"] = f"failed: {child.error}"
@@ -286,7 +314,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, then print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=("training", "generation"), nargs="?")
+    parser.add_argument("part", choices=("training", "generation", "rollouts"), nargs="?")
     parser.add_argument("preset", nargs="?", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (default %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows whose names hold all these words")
@@ -298,7 +326,7 @@ def main() -> int:
         serve(given.child, make)
         return 0
     if given.part is None:
-        parser.error("say training or generation")
+        parser.error("say training, generation or rollouts")
     task = {"preset": given.preset, "fields": given_fields(rest)}
     result = measured(given.part, task, given.only, max(1, given.rounds), given.without)
     if given.json:

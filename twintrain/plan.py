@@ -113,7 +113,7 @@ def command_line(best: Setting, on: Machine, name: str, overrides: tuple[tuple[s
     return shlex.join([*start, "-m", "torchtrain.run", *words])
 
 
-def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
+def compile_for(config: RunConfig, topology: str, table: Path = TABLE) -> dict[str, Any]:
     """What the TPU's compiler says of the real step, in a process of its own.
 
     An installed libtpu makes JAX look for a TPU and ask Google's metadata server: there it is told not to.
@@ -126,7 +126,7 @@ def compile_for(config: RunConfig, topology: str) -> dict[str, Any]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    asked = json.dumps({"config": config.to_json(), "topology": topology})
+    asked = json.dumps({"config": config.to_json(), "topology": topology, "accelerators": str(table.resolve())})
     leave = "(--no-compile leaves it out)"
     # what the compiler writes beside its answer goes with the folder, also where the process is ended
     with tempfile.TemporaryDirectory(prefix="twintrain-plan-") as folder:
@@ -209,7 +209,7 @@ def make_plan(argv: Sequence[str], program: str = PROGRAM) -> tuple[Plan, argpar
         elif importlib.util.find_spec("libtpu") is None:
             remark = NO_COMPILER
         else:
-            compiled = compile_for(best.config, str(on))
+            compiled = compile_for(best.config, str(on), given.accelerators)
     price = priced(on, given.price, given.device_price)
     line = command_line(best, on, name, asked.overrides)
     return Plan(config.name, on, found, best, price, given.served, line, assumed, compiled, remark), given

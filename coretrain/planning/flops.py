@@ -23,9 +23,9 @@ def parameter_count(model: ModelConfig) -> int:
 
 @functools.cache
 def matmul_parameters(model: ModelConfig) -> int:
-    """Parameters that each token is multiplied by: the blocks' matrices and the output head."""
+    """Parameters that each token is multiplied by: the blocks' matrices, the output head, and a score head."""
     blocks = sum(row.size for row in parameter_table(model) if row.layer is not None and len(row.shape) == 2)
-    return blocks + model.vocabulary * model.width
+    return blocks + (model.vocabulary + model.score_head) * model.width
 
 
 def flops_per_token(model: ModelConfig, context: int | None = None, halve_causal: bool = False) -> float:
@@ -76,13 +76,21 @@ def money(config: RunConfig, flops_per_second: float, price_per_hour: float) -> 
     return hours(config, flops_per_second) * price_per_hour
 
 
-def batch_sentence(config: RunConfig, train_tokens: int | None = None) -> str:
-    """The batch arithmetic, in words."""
+def batch_sentence(config: RunConfig, train_tokens: int | None = None, prompts: int | None = None) -> str:
+    """The batch arithmetic, in words; `prompts` is how many there are, where answers to them are sampled."""
     t = config.train
     micro = "1 micro-batch" if t.accumulation == 1 else f"{t.accumulation} micro-batches"
     rows = "1 row" if config.micro_batch == 1 else f"{config.micro_batch} rows"
     total = config.tokens_per_update * t.updates
     epochs = f", {total / train_tokens:.2f} epochs of {train_tokens:,}" if train_tokens else ""
+    if prompts is not None:
+        align = config.aligned
+        answers, rollouts = t.batch_size * align.minibatches, -(-t.updates // (align.epochs * align.minibatches))
+        asked = answers // (align.group or 1)
+        epochs = (
+            f"; {rollouts:,} rollout{'s' * (rollouts != 1)} of {answers:,} answers to {asked:,} prompts, "
+            f"{rollouts * asked / prompts:.2f} epochs of {prompts:,}"
+        )
     return (
         f"{t.batch_size} rows x {config.row_tokens} tokens = {config.tokens_per_update:,} tokens an update "
         f"({micro} of {rows}); {t.updates:,} updates = {total:,} tokens{epochs}"

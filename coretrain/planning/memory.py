@@ -60,6 +60,8 @@ class Sizes:
     layer: int
     """One block's."""
     blocks: int
+    matrices: int
+    """All blocks' matrices."""
     largest: int
     """One block's largest matrix."""
     embedding: int
@@ -82,15 +84,16 @@ def _sizes(m: ModelConfig, multiple: int, tensor: int, pipeline: int) -> Sizes:
     rest = sum(r.size for r in rows if r.layer is None and "vocab" not in r.axes)
     ends = embedding if m.tied or pipeline > 1 else 2 * embedding
     blocks = layer * m.layers // pipeline
-    largest = max(r.size // tensor for r in rows if r.layer == 0 and len(r.shape) == 2)
-    return Sizes(layer, blocks, largest, embedding, blocks + ends + rest)
+    matrices = [r.size // tensor for r in rows if r.layer == 0 and len(r.shape) == 2]
+    all_of_them = sum(matrices) * m.layers // pipeline
+    return Sizes(layer, blocks, all_of_them, max(matrices), embedding, blocks + ends + rest)
 
 
 def blockwise(config: RunConfig, layout: Layout) -> bool:
     """Whether the TPU's attention kernel, which makes no whole scores, takes these shapes (jaxtrain/attention.py)."""
     m, share = config.model, config.row_tokens // layout.context
     prefix = config.adapter.virtual_tokens if config.adapter.kind == "prefix" else 0
-    if config.execution.attention not in ("auto", "splash") or (prefix and config.data.format == "chat"):
+    if config.execution.attention not in ("auto", "splash") or (prefix and config.data.packed):
         return False
     return (m.head == 64 or m.head % 128 == 0) and share % 128 == 0 and prefix % 128 == 0
 
@@ -116,8 +119,9 @@ def footprint(
         "moments": 2 * trained * master * share[0],
         "gradients": trained * master * share[1],
     }
-    if zero:
-        state["weights"] += n.total * master * share[0]  # DeepSpeed clones its partition, also in float32
+    if zero and (c.parallel.zero_engine == "deepspeed" or zero < 3):
+        # DeepSpeed clones its partition, also in float32; FSDP2 has the rows that it gathers whole weights from
+        state["weights"] += n.total * master * share[0]
     # a save copies what it writes to the host, but what is offloaded lies there; copies of the model take turns
     copies = 1 if stack == "jax" or zero else layout.data
     host = 3 * trained * master * (share[0] / copies)
@@ -138,7 +142,7 @@ def footprint(
     head = n.embedding * master if _head_trains(c) else 0.0
     logits = _logits(c, layout, stack, compute, master)
     flat = min(trained, max(FLAT, n.embedding)) * master if not jax and not zero and layout.data > 1 else 0.0
-    rows = _tokens(c, layout)
+    rows = device_tokens(c, layout)
     if shared and rows * compute <= c.model.width * master:  # made of all logits' gradients, which are kept
         head = head / PIECES + max(0, rows - c.execution.loss_chunk) * n.embedding / c.model.width * compute
     moments = {
@@ -260,13 +264,20 @@ def _kept(config: RunConfig, layout: Layout, n: Sizes, stack: StackName, compute
     return _Kept(tokens * saved * flying, tokens * last, tokens * block, copies, cast, layer)
 
 
-def _tokens(config: RunConfig, layout: Layout) -> int:
-    """Of a micro-batch on one device."""
+def device_tokens(config: RunConfig, layout: Layout) -> int:
+    """Tokens of a micro-batch on one device."""
     return config.micro_batch // layout.sharing_rows * config.row_tokens // layout.context
 
 
+def exchanges_embedding(config: RunConfig, layout: Layout) -> bool:
+    """Whether JAX's devices look tokens up for each other instead of gathering the embedding (jaxtrain/model.py)."""
+    rows = padded_vocab(config.model, config.execution.vocab_multiple) // layout.tensor
+    at_once = config.train.accumulation if layout.pipeline > 1 else 1  # all micro-batches before the first stage
+    return layout.fsdp > 1 and at_once * device_tokens(config, layout) <= rows
+
+
 def _logits(config: RunConfig, layout: Layout, stack: StackName, compute: int, master: int) -> float:
-    tokens = _tokens(config, layout)
+    tokens = device_tokens(config, layout)
     chunk = min(config.execution.loss_chunk, tokens)
     columns = padded_vocab(config.model, config.execution.vocab_multiple) / layout.tensor
     # torch: one buffer in float32; below, the buffer, and while a chunk is cast what is left of the one before
@@ -287,6 +298,9 @@ def _buffers(
     JAX casts a device's shares of all blocks and of the head before their loops. The embedding isn't gathered, the head
     for the loss alone; where tokens are many enough that it is, its whole gradient comes to as much.
     """
+    if zero and config.parallel.zero_engine == "fsdp2":
+        # two blocks: weights in stage 3, where the ends' are whole all the time, or else gradients, as made and as sent
+        return (2.0 * n.layer + (n.total - n.blocks) * (zero == 3)) * master
     if zero:
         bucket = min(BUCKET, n.total) * master
         return bucket + (2 * max(n.layer, n.embedding) * master if zero == 3 else bucket)
@@ -296,8 +310,8 @@ def _buffers(
         )  # bytes aren't gathered
         ahead = 0 if none else n.largest * compute
         cast = (n.blocks + n.embedding) / layout.fsdp * compute if compute < 4 else 0.0
-        table = 0.0 if _tokens(config, layout) <= padded_vocab(config.model, config.execution.vocab_multiple) else 1.0
-        return ahead + cast + table * n.embedding * master
+        table = 0.0 if exchanges_embedding(config, layout) else n.embedding * master
+        return ahead + cast + table
     return 0.0
 
 

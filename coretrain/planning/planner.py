@@ -76,8 +76,9 @@ class Setting:
 
     def __str__(self) -> str:
         p, c = self.config.parallel, self.config
+        by = " by FSDP2" if p.zero and p.zero_engine == "fsdp2" else ""
         words = [
-            f"ZeRO {p.zero}" if self.stack == "torch" and (p.zero or self.layout.data > 1) else "",
+            f"ZeRO {p.zero}{by}" if self.stack == "torch" and (p.zero or self.layout.data > 1) else "",
             str(self.layout),
         ]
         words += [f"offload {p.offload}" if p.offload != "none" else ""]
@@ -258,7 +259,7 @@ def settings(
                 for policy in policies:
                     tried = sharing.changed(execution__checkpoint_activations=policy)
                     found.append(estimate(tried, layout, machine, stack, assumed))
-    if not found and fixed & PARALLEL:
+    if not found and fixed & (PARALLEL | {"parallel.zero_engine"}):
         raise refusals[0]
     if not found:
         raise UserError(

@@ -185,35 +185,36 @@ def compiled_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = [("compiled for", f"{plan.machine} ({found['device']}), {found['layout']}, {found['kernel']} attention")]
     if not found["fits"]:
         return [*rows, ("fits", f"no: {found['reason']}")]
-    total = compiled_bytes(plan.config, found)
-    gradients = found["gradients"]
+    total, update = compiled_bytes(found), found["update"]
+    moments = update["moments"]
     rows += [
         ("fits", f"yes: {in_gib(total)} of {plan.machine.accelerator.memory:g} on a device"),
-        ("arguments", f"{in_gib(gradients['arguments'])} (weights, batch)"),
-        ("moments", in_gib(moments_of(found))),
-        ("results", f"{in_gib(gradients['results'])} (gradients)"),
-        ("scratch", f"{in_gib(gradients['scratch'])} (activations, logits, gathered weights: the heap)"),
+        ("arguments", f"{in_gib(update['arguments'] - moments)} (weights, batch), {in_gib(moments)} (moments)"),
+        ("scratch", f"{in_gib(update['scratch'])} (activations, logits, gradients, gathered weights: the heap)"),
         ("analytic", f"{in_gib(plan.best.memory.total)}, {plan.best.memory.total / total - 1:+.0%} of that"),
     ]
-    for kind, size in gradients["sent"].items():
-        rows.append((kind, f"{gradients['calls'][kind]:,} an update, {_size(size)} sent by a device"))
+    for shares, bound in found["bounds"].items():
+        waited = ", ".join(f"{seconds:.3g} s {cause}" for cause, seconds in bound["seconds"].items())
+        rows.append(
+            (
+                f"bound, {shares}",
+                f"{bound['update_seconds']:.3g} s an update, MFU at most {bound['mfu']:.0%}: {waited} "
+                f"(all collectives take {bound['sending']:.3g} s; what isn't hidden counts)",
+            )
+        )
+    rows.append(("analytic time", f"{plan.best.update:.3g} s"))
+    for kind, size in update["sent"].items():
+        rows.append((kind, f"{update['calls'][kind]:,} an update, {_size(size)} sent by a device"))
     loops = "each loop's body counted as often as the text says it runs"
-    if gradients["loops_without_count"]:
-        loops += f" ({gradients['loops_without_count']} loops don't say, counted once)"
-    rows.append(("counting", f"{loops}; {gradients['seconds'] + found['update']['seconds']:.0f} s to compile"))
+    if update["loops_without_count"]:
+        loops += f" ({update['loops_without_count']} loops don't say, counted once)"
+    rows.append(("counting", f"{loops}; {update['seconds']:.0f} s to compile"))
     return rows
 
 
-def moments_of(found: dict[str, Any]) -> float:
-    """Bytes of the moments: what the update takes beyond gradients and weights that train, which are as many."""
-    return float(found["update"]["arguments"] - 2 * found["gradients"]["results"])
-
-
-def compiled_bytes(config: RunConfig, found: dict[str, Any]) -> float:
-    """Peak bytes of a device: the gradients' program with the moments beside it, or the update's."""
-    first = sum(found["gradients"][part] for part in ("arguments", "results", "scratch", "code")) + moments_of(found)
-    second = sum(found["update"][part] for part in ("arguments", "results", "scratch", "code"))
-    return float(max(first, second))
+def compiled_bytes(found: dict[str, Any]) -> float:
+    """Peak bytes of a device in an update: arguments, what of the results isn't in their place, heap and code."""
+    return float(sum(found["update"][part] for part in ("arguments", "results", "scratch", "code")))
 
 
 def as_object(plan: Plan) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class AbstractStep:
     update: Any
     """Jitted: the optimizer's update, which takes parameters and moments for its own."""
     update_inputs: tuple[Any, ...]
+    devices: tuple[Any, ...]
+    """Its devices, in the order in which the compiled text counts them."""
 
 
 def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractStep:
@@ -69,7 +71,7 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
     scalar = array((), wide)
     keys = array(run_keys(config, 0).shape, jnp.uint32)
     dropout = Dropout(keys, array(cut, jnp.uint32, *split)) if run_uses_dropout(config) else None
-    batch = Batch(tokens, tokens, tokens if config.data.format == "chat" else None)
+    batch = Batch(tokens, tokens, tokens if config.data.packed else None)
     count, flag = array((), jnp.int32), array((), jnp.bool_)
     told = Told(scalar, Limits(scalar, scalar), scalar, count, array((config.health.lag + 1, 2), wide, None, None))
     return AbstractStep(
@@ -81,4 +83,5 @@ def abstract_step(config: RunConfig, devices: Sequence[jax.Device]) -> AbstractS
         (made.params, made.frozen, batch, scalar, dropout),
         made.step,
         (made.params, made.moments, made.params, scalar, scalar, (scalar, scalar)),
+        tuple(place.mesh.devices.flat) if isinstance(place, Sharding) else (first,),
     )

@@ -6,7 +6,9 @@ This file has no twin: torch has no compiler for devices that aren't there. It i
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import sys
 import tempfile
@@ -19,8 +21,14 @@ import jax
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
-from coretrain.planning.hlo import collectives, heap_bytes
-from jaxtrain.aot.step import abstract_step
+from coretrain.planning.accelerators import TABLE, machine
+from coretrain.planning.flops import update_flops_per_token
+from coretrain.planning.hlo.collectives import collectives
+from coretrain.planning.hlo.links import Rates
+from coretrain.planning.hlo.memory import heap_bytes
+from coretrain.planning.hlo.roofline import roofline
+from coretrain.planning.planner import Assumptions, dtype_peak
+from jaxtrain.aot.step import AbstractStep, abstract_step
 
 
 def topology(name: str) -> Any:
@@ -38,8 +46,8 @@ def topology(name: str) -> Any:
         ) from None
 
 
-def compiled(config: RunConfig, name: str) -> dict[str, Any]:
-    """Memory on one device and collectives of `gradients` and of `update`, as the compiler gives them."""
+def compiled(config: RunConfig, name: str, table: Path = TABLE) -> dict[str, Any]:
+    """Memory on one device and collectives of a whole update, one program, by the compiler; and bounds on its time."""
     devices = topology(name)
     # "highest" is of float32: with it Mosaic refuses the splash kernel's bfloat16 products
     exact = config.precision.compute in ("float32", "float64") and not config.precision.fast_matmul
@@ -51,34 +59,53 @@ def compiled(config: RunConfig, name: str) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "libtpu": _libtpu(),
     }
-    for part, function, arguments in (
-        ("gradients", step.gradients, step.gradients_inputs),
-        ("update", step.update, step.update_inputs),
+    begun = time.perf_counter()
+    try:
+        program, heap = _compiled(step.program.lower(*step.program_inputs))
+    except jax.errors.JaxRuntimeError as error:
+        words = re.sub(r"\s+", " ", str(error))
+        if "RESOURCE_EXHAUSTED" not in words:
+            raise
+        # the compiler refuses what doesn't fit, and says by how much
+        used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", words)
+        return found | {"fits": False, "reason": used[0] if used else words[:300]}
+    memory = program.memory_analysis()
+    text = program.as_text()
+    counted = collectives(text)
+    found["update"] = {
+        "seconds": time.perf_counter() - begun,
+        "arguments": memory.argument_size_in_bytes,
+        "moments": _on_a_device(step.program_inputs[1]),
+        # parameters and moments are donated: they lie where the arguments lay
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "scratch": memory.temp_size_in_bytes if heap is None else heap,
+        "temp_size": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "calls": dict(counted.calls),
+        "sent": dict(counted.sent),
+        "loops_without_count": counted.loops_without_count,
+    }
+    return found | {"fits": True, "bounds": bounds(text, step, config, name, table)}
+
+
+def bounds(text: str, step: AbstractStep, config: RunConfig, name: str, table: Path = TABLE) -> dict[str, Any]:
+    """The least time of an update from its text, at the peaks of `table` and at the shares that the planner assumes."""
+    on, assumed = machine(name, table), Assumptions()
+    peak = dtype_peak(config, on)
+    axes = len((on.topology or "1").split("x"))
+    places = [tuple(device.coords)[:axes] for device in step.devices]
+    shape = tuple(max(device.coords[axis] for device in topology(name)) + 1 for axis in range(axes))
+    model = update_flops_per_token(config) * config.tokens_per_update / len(step.devices)
+    found: dict[str, Any] = {}
+    for words, shares in (
+        ("peaks", (1.0, 1.0, 1.0)),
+        ("assumed", (assumed.compute, assumed.bandwidth, assumed.link)),
     ):
-        begun = time.perf_counter()
-        try:
-            program, heap = _compiled(function.lower(*arguments))
-        except jax.errors.JaxRuntimeError as error:
-            words = re.sub(r"\s+", " ", str(error))
-            if "RESOURCE_EXHAUSTED" not in words:
-                raise
-            # the compiler refuses what doesn't fit, and says by how much
-            used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", words)
-            return found | {"fits": False, "reason": used[0] if used else words[:300], "in": part}
-        memory = program.memory_analysis()
-        counted = collectives(program.as_text())
-        found[part] = {
-            "seconds": time.perf_counter() - begun,
-            "arguments": memory.argument_size_in_bytes,
-            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "scratch": memory.temp_size_in_bytes if heap is None else heap,
-            "temp_size": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes,
-            "calls": dict(counted.calls),
-            "sent": dict(counted.sent),
-            "loops_without_count": counted.loops_without_count,
-        }
-    return found | {"fits": True}
+        bound = roofline(text, dataclasses.replace(Rates.of(on, peak, *shares), shape=shape), places)
+        found[words] = {"update_seconds": bound.update, "mfu": model / (bound.update * peak)} | dataclasses.asdict(
+            bound
+        )
+    return found
 
 
 def _compiled(lowered: Any) -> tuple[Any, int | None]:
@@ -94,6 +121,12 @@ def _compiled(lowered: Any) -> tuple[Any, int | None]:
     return program, max(heaps, default=None)
 
 
+def _on_a_device(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device, without the padding of tiles."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def _libtpu() -> str:
     from importlib.metadata import version
 
@@ -102,9 +135,9 @@ def _libtpu() -> str:
 
 @exits_cleanly
 def main() -> int:
-    """Read {config, topology} as JSON from stdin, print what `compiled` gives as JSON."""
+    """Read {config, topology, accelerators} as JSON from stdin, print what `compiled` gives as JSON."""
     asked = json.load(sys.stdin)
-    print(json.dumps(compiled(config_from_json(asked["config"]), asked["topology"])))
+    print(json.dumps(compiled(config_from_json(asked["config"]), asked["topology"], Path(asked["accelerators"]))))
     return 0
 
 

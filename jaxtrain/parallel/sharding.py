@@ -23,6 +23,7 @@ from coretrain.adapters.targets import adapter_parameters, all_parameters
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.processes.layout import Layout
+from jaxtrain.wide import Sums, over_tokens
 
 FSDP = ("fsdp", "fsdp_y", "fsdp_z")
 """The devices of `parallel.fsdp`, by the axes of a TPU's torus that they lie along; elsewhere all are on the first."""
@@ -70,13 +71,13 @@ class ShardingRules:
 def jax_axes(config: RunConfig) -> Mapping[str, tuple[str | None, ...]]:
     """Logical axes of every parameter as jaxtrain holds it, by dotted path.
 
-    A vector's width is not shared, nor is an adapter: too small to be worth gathering.
+    A vector's width is not shared, nor is a score head's or an adapter: too small to be worth gathering.
     """
     found: dict[str, tuple[str | None, ...]] = {}
     adapter = {row.jax_path for row in adapter_parameters(config)}
     for row in all_parameters(config):
         axes: tuple[str | None, ...] = tuple(reversed(row.axes)) if row.transposed else row.axes
-        if axes == ("width",) or row.jax_path in adapter:
+        if axes in (("width",), ("score", "width")) or row.jax_path in adapter:
             axes = (None,) * len(axes)
         found[row.jax_path] = axes if row.layer is None else ("layers", *axes)
     return found
@@ -135,11 +136,12 @@ class Sharding:
         split = self.split("width")
         gathered = (split[1:], split) if len(split) > 2 else (split,)
         front = ("width", *(axis for axis in axes if axis != "width"))
+        first = len(split) if self._sums_apart(path) else 1  # then it comes at its place
         way = Way(
             tuple(self.named(*axes, without=done) for done in gathered),
             self.named(*axes),
             axes.index("width"),
-            tuple(self.named(*front, without=split[done:]) for done in range(1, len(split) + 1)),
+            tuple(self.named(*front, without=split[done:]) for done in range(first, len(split) + 1)),
         )
         return _gather(leaf, dtype, summed, way)
 
@@ -152,6 +154,26 @@ class Sharding:
         if self.size(*FSDP) > 1 and self.config.adapter.kind == "none":  # a frozen matrix has none
             before, leaf = _together(before, leaf)
         return before, self.in_use(path, leaf, before[0].dtype)
+
+    def sums(self, path: str) -> Sums | None:
+        """How the gradient of a block's matrix is summed over tokens, where three axes of a torus share them."""
+        if not self._sums_apart(path):
+            return None
+        axes = self._axes(path)[1:]
+        rows, time, part = self.rules.batch, self.rules.time, self.named("width", *(a for a in axes if a != "width"))
+        return AxisByAxis(
+            (self.size(*rows), self.size(*time)),
+            NamedSharding(self.mesh, P(rows, None, time, None, P.UNCONSTRAINED)),
+            NamedSharding(self.mesh, P(rows, time, None, part.spec[1])),
+            part,
+            axes.index("width"),
+            self.split("width"),
+            tuple(axis for axis in self.token_axes if axis not in self.split("width")),
+        )
+
+    def _sums_apart(self, path: str) -> bool:
+        torus = len(self.split("width")) > 2 and self.size("stage") == 1
+        return torus and path.startswith("blocks.") and self.config.adapter.kind == "none"
 
     @property
     def token_axes(self) -> MeshAxes:
@@ -192,6 +214,46 @@ class Way(NamedTuple):
     scattered: tuple[NamedSharding, ...]
     """Of the gradient with that axis in front, one axis of the torus after another: over two at once, or where what is
     left of the last axis isn't a tile, a TPU's compiler makes an all-reduce and a cut, which send twice as much."""
+
+
+@dataclass(frozen=True)
+class AxisByAxis:
+    """How a matrix' gradient is summed over the three axes of a torus that share the tokens: over one after another.
+
+    A sharding can't say that a sum is made in part: after that over the first axis the compiler makes all others at
+    once, as all-reduces. So each device has a gradient of its own tokens first.
+    """
+
+    devices: tuple[int, int]
+    """That share rows, and that share a row's tokens."""
+    tokens: NamedSharding
+    """Of activations [devices, rows of a device, devices, tokens of a device, features]."""
+    own: NamedSharding
+    """Of the devices' own gradients [devices, devices, width, features]."""
+    part: NamedSharding
+    """Of their sum [width, features]."""
+    width: int
+    """The matrix' axis that is shared."""
+    split: MeshAxes
+    """The mesh axes that share it."""
+    others: MeshAxes
+    """Those that share tokens alone."""
+
+    def __call__(self, x: Array, y: Array, dtype: jnp.dtype) -> Array:
+        """The sum over tokens of x [B, T, a] times y [B, T, b], at its place."""
+        (B, T), (rows, time) = x.shape[:2], self.devices
+        cut = [each.reshape(rows, B // rows, time, T // time, -1) for each in (x, y)]
+        x, y = (jax.lax.with_sharding_constraint(each, self.tokens) for each in cut)
+        own = over_tokens(*((x, y) if self.width == 0 else (y, x)), dtype, apart=(0, 2))
+        mesh, given, made = self.own.mesh, self.own.spec, self.part.spec
+        summed = jax.shard_map(self._summed, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
+        return jnp.moveaxis(summed(own), 0, self.width)
+
+    def _summed(self, own: Array) -> Array:
+        part = own[0, 0]
+        for axis in self.split:
+            part = jax.lax.psum_scatter(part, axis, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(part, self.others)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

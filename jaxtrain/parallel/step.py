@@ -15,7 +15,7 @@ from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
 from jaxtrain.layers import Dropout
 from jaxtrain.optimizer import global_norm
-from jaxtrain.step import MicroLoss, target_scale
+from jaxtrain.step import MicroLoss, differentiated, target_scale, told_shape
 
 
 def sharded_gradients(
@@ -33,7 +33,7 @@ def sharded_gradients(
     `places` are the gradients' shardings.
     """
     scale = target_scale(config, batch, loss_scale)
-    value_and_grad = jax.value_and_grad(loss)
+    value_and_grad = differentiated(config, loss)
 
     def micro(total: Any, part: tuple[Batch, Array | None]) -> tuple[Any, None]:
         piece, rows = part
@@ -48,6 +48,6 @@ def sharded_gradients(
         piece, rows = jax.tree.map(lambda array: array[0], (batch, rows))
         total, grads = value_and_grad(params, piece, scale, dropout and Dropout(dropout.keys, rows))
     else:
-        start = jnp.zeros((), scale.dtype), jax.tree.map(jnp.zeros_like, params)
+        start = jnp.zeros(told_shape(config), scale.dtype), jax.tree.map(jnp.zeros_like, params)
         (total, grads), _ = jax.lax.scan(micro, start, (batch, rows))
     return total, global_norm(jax.tree.leaves(grads)), grads

@@ -5,6 +5,7 @@ What differs from one device stands here: where the devices and the inputs lie. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,13 +49,13 @@ class ParallelTrainer(Trainer):
 
     def _on_device(self, batch: Batch, scale: Any, dropout: Any) -> tuple[Any, ...]:
         """The inputs of `gradients` on the mesh, in micro-batches [A, B / A, T]: their rows are what is shared."""
-        on_mesh = batch.map(lambda array: self._put(array, "batch", "time"))
+        on_mesh = batch.map(lambda array: self._put(array, "batch", _time(batch, array)))
         return on_mesh, scale, dropout and Dropout(dropout.keys, self._put(dropout.rows, "batch"))
 
     def _everywhere(self, standing: Standing) -> Any:
         return Standing(*map(self.sharding.put, standing))
 
-    def _put(self, rows: np.ndarray, *axes: str) -> Array:
+    def _put(self, rows: np.ndarray, *axes: str | None) -> Array:
         """Rows [B, ...] in micro-batches [A, B / A, ...], on the mesh."""
         micro = rows.reshape(self.config.train.accumulation, self.config.micro_batch, *rows.shape[1:])
         return self.sharding.put(micro, None, *axes)
@@ -62,13 +63,16 @@ class ParallelTrainer(Trainer):
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         """Micro-batches on the mesh: as many rows in each, some of them without a target at the end."""
         several = self.devices.layout.pipeline > 1  # as its program takes them
-        axes: tuple[str | None, ...] = (None, "batch", "time") if several else ("batch", "time")
+        lead: tuple[str | None, ...] = (None, "batch") if several else ("batch",)
         for piece in batch.cut(self.config.micro_batch):
             padded = piece.padded(self.config.micro_batch)
-            padded = padded.map(lambda array: array[None]) if several else padded
-            yield padded.map(lambda array: self.sharding.put(array, *axes))
+            whole = padded.map(lambda array: array[None]) if several else padded
+            yield whole.map(functools.partial(self._put_piece, piece, lead))
 
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
+    def _put_piece(self, piece: Batch, lead: tuple[str | None, ...], array: np.ndarray) -> Array:
+        return self.sharding.put(array, *lead, _time(piece, array))
+
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
         """Log-probability of each label of the whole batch [B, T], without dropout, on all processes.
 
         Raises `UserError` where layers lie in stages.
@@ -79,7 +83,30 @@ class ParallelTrainer(Trainer):
                 f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
                 "stages; set parallel.pipeline = 1",
             )
-        return super().token_logprobs(batch)
+        return super().token_logprobs(batch, temperature)
+
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Each label's log-probability, and 1 where no id is likelier, of the whole batch [B, T, 2], on all processes.
+
+        Raises `UserError` where layers lie in stages.
+        """
+        if self.devices.layout.pipeline > 1:
+            return self.token_logprobs(batch)
+        pieces = [self.programs.scores(self.params, self.frozen, piece) for piece in self._pieces(batch)]
+        return np.concatenate([np.asarray(piece) for piece in pieces])[: len(batch)]
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """What the score head gives at each position of the whole batch [B, T], without dropout, on all processes.
+
+        Raises `UserError` where there is none, or layers lie in stages.
+        """
+        if self.devices.layout.pipeline > 1:
+            raise UserError(
+                "jax/pipeline-without-values",
+                f"parallel.pipeline = {self.config.parallel.pipeline}: scores of positions are not computed in stages; "
+                "set parallel.pipeline = 1",
+            )
+        return super().values(batch)
 
     def whole_model(self) -> GPT:
         """The model with all of its weights, without a sharding of its own: the compiler follows the weights' places.
@@ -92,3 +119,8 @@ class ParallelTrainer(Trainer):
     def export(self) -> Mapping[str, Tensors]:
         """As on one device, but in the order of the arrays, each of which is fetched once."""
         return self._exported()
+
+
+def _time(batch: Batch, array: np.ndarray) -> str | None:
+    """The second axis of one of a batch's arrays: its tokens; or its pairs or sequences, which no devices share."""
+    return "time" if array.shape[-1] == batch.labels.shape[-1] else None

@@ -27,14 +27,14 @@ from coretrain.planning.memory import footprint
 
 
 def made(name: str = "gpt2-124m", **more: object) -> RunConfig:
-    given = {"model.vocab": 50257} if name.startswith(("gpt2", "course", "tiny")) else {}
+    given = {"model.vocab": 50257} if name.startswith(("gpt2", "course", "tiny", "sort")) else {}
     given |= {key.replace("__", "."): value for key, value in more.items()}
     return load_config(name, [(key, str(value)) for key, value in given.items()])
 
 
 def parameter_kinds(model: ModelConfig) -> dict[str, int]:
     """Parameters by kind; their sum is `parameter_count`. A tied head has none of its own."""
-    kinds = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "head": 0}
+    kinds = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "head": 0, "score": 0}
     for row in parameter_table(model):
         part = row.name.split(".")[2 if row.layer is not None else 0]
         kind = "norms" if part.startswith("norm") else part
@@ -51,6 +51,7 @@ def test_kinds_of_gpt2_by_hand():
         "mlp": layers * (8 * d * d + 5 * d),
         "norms": (2 * layers + 1) * 2 * d,
         "head": 0,
+        "score": 0,
     }
     assert parameter_kinds(made(model__tied="false").model)["head"] == 50257 * d
 
@@ -162,6 +163,12 @@ def test_the_batch_in_words():
     more = made("tiny", train__accumulation=8)
     assert "(8 micro-batches of 1 row);" in batch_sentence(more)
     assert batch_sentence(c, 1_638_400).endswith("819,200 tokens, 0.50 epochs of 1,638,400")
+
+
+def test_a_policys_batch_in_words():
+    """100 rollouts of 128 answers, 8 to a prompt: 1,600 prompts are asked."""
+    c = made("tiny", train__batch_size=32).changed(train__objective="grpo", align__minibatches=4, align__epochs=2)
+    assert batch_sentence(c, prompts=3200).endswith("; 100 rollouts of 128 answers to 16 prompts, 0.50 epochs of 3,200")
 
 
 @pytest.mark.parametrize(

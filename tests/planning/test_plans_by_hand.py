@@ -107,12 +107,18 @@ def test_buffers_of_zero_by_hand():
 
 
 def test_gradients_in_jax_are_sent_in_the_dtype_of_their_sum():
-    """On 8 devices 7/8 of all numbers a micro-batch: 4 bytes each, or in the compute dtype 2; so much is whole too."""
+    """On 8 devices 7/8 of all matrices a micro-batch: 4 bytes each, or in the compute dtype 2; so much is whole too.
+
+    A vector's is summed everywhere. With as many tokens the embedding is gathered, in float32, and the head once."""
     c = made("llama-7b", train__accumulation=4)
     rounded, layout, n = c.changed(parallel__gradient_sum="compute"), Layout(fsdp=8), sizes(c, Layout(fsdp=8))
+    blocks, head, vectors = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 32000 * 4096, 65 * 4096
+    assert n.total == blocks + 2 * head + vectors
     for config, size in ((c, 4), (rounded, 2)):
-        assert traffic(config, layout, "jax")["gradients"] == 4 * 7 / 8 * n.total * size
-        assert traffic(config, layout, "jax")["weights"] == 2 * 4 * 7 / 8 * n.total * 2
+        found = traffic(config, layout, "jax")
+        assert found["gradients"] == 4 * 7 / 8 * ((blocks + head) * size + (head + 2 * vectors) * 4)
+        assert found["weights"] == 4 * 7 / 8 * ((2 * blocks + head) * 2 + head * 4)
+        assert "embedding" not in found
     one, other = (footprint(config, layout, "jax").kinds["gradients"] for config in (c, rounded))
     assert one - other == 4096 * 11008 * 2, "of the largest matrix"
 
@@ -141,13 +147,18 @@ def test_what_a_tpu_adds_to_narrow_heads_by_hand(head, lanes):
     assert less(128) - less(head) == tokens * 12 * 2 * (12 + 12) * lanes * 2
 
 
-@pytest.mark.parametrize(("policy", "passes"), [("none", 2), ("matmuls", 2), ("full", 3)])
-def test_what_is_sent_in_each_pass_by_hand(policy, passes):
+@pytest.mark.parametrize(("policy", "passes", "sums"), [("none", 2, 4), ("matmuls", 2, 5), ("full", 3, 5)])
+def test_what_is_sent_in_each_pass_by_hand(policy, passes, sums):
     """Recomputed blocks send once more. Tensor: two all-reduces of a block's activations a pass and two at the ends, of
-    twice 3/4 of [tokens, 2048] in 2 bytes. Context: the keys and values of 8 heads of 64, gathered by 4 devices."""
+    twice 3/4 of [tokens, 2048] in 2 bytes; but torch does the second anew only for dropout's sake. Context: the keys
+    and values of 8 heads of 64, gathered by 4 devices."""
     c = made("llama-1b", execution__checkpoint_activations=policy)
     tokens = c.tokens_per_update
-    assert traffic(c, Layout(tensor=4)) == {"tensor": (2 * passes * 16 + 2) * 2 * 3 / 4 * tokens * 2048 * 2}
+    one = 2 * 3 / 4 * tokens * 2048 * 2
+    assert traffic(c, Layout(tensor=4)) == {"tensor": (sums * 16 + 2) * one}
+    dropped = c.changed(model=c.model.model_copy(update={"residual_dropout": 0.1}))
+    assert traffic(dropped, Layout(tensor=4)) == {"tensor": ((4 if sums == 4 else 6) * 16 + 2) * one}
+    assert traffic(c, Layout(tensor=4), "jax") == {"tensor": (2 * passes * 16 + 2) * one}
     assert traffic(c, Layout(context=4), "jax")["context"] == passes * 16 * 3 / 4 * 2 * 8 * 64 * tokens * 2
 
 
@@ -160,6 +171,20 @@ def test_what_zero_sends_by_hand(zero):
     gradients, weights = {0: (2, 0), 1: (2, 1), 2: (8, 1), 3: (4, 8)}[zero]
     found = {"gradients": gradients * whole, "weights": weights * whole}
     assert traffic(c, Layout(data=8)) == {kind: size for kind, size in found.items() if size}
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_what_fsdp2_sends_and_holds_by_hand(zero):
+    """Gradients are reduced to their owners, once an update or once a micro-batch; stage 3 gathers a micro-batch's
+    weights once, and 11 blocks' of 12 once more. No clone; two blocks are whole, and in stage 3 the ends."""
+    c = made("gpt2-124m", train__accumulation=4, parallel__zero=zero, parallel__zero_engine="fsdp2")
+    n = sizes(c, Layout(data=8))
+    gathered = {1: n.total, 2: n.total, 3: 4 * (n.total + 11 * n.layer)}[zero]
+    found = {"gradients": 7 / 8 * n.total * 4 * (1 if zero == 1 else 4), "weights": 7 / 8 * gathered * 4}
+    assert traffic(c, Layout(data=8)) == pytest.approx(found)
+    kinds, ends = footprint(c, Layout(data=8)).kinds, n.total - 12 * n.layer
+    assert kinds["weights"] == 4 * n.total * (1 / 8 if zero == 3 else 9 / 8)
+    assert kinds["buffers"] == 4 * (2 * n.layer + (ends if zero == 3 else 0))
 
 
 @pytest.mark.parametrize(("compute", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])

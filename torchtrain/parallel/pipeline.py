@@ -45,7 +45,7 @@ class Stage(GPT):
             self.embed.register_parameter("token", None)
         if not self.last:
             self.register_module("norm", None)
-            self.head = None
+            self.head = self.score = None
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]  # torch's schedule
         """Hidden states [B, T, D] after this stage, for token ids [B, T] or the hidden states before it.
@@ -77,7 +77,9 @@ class Stage(GPT):
             dist.send(x.contiguous(), group=self.pipeline.group, group_dst=self.pipeline.index + 1)
         return x
 
-    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
+    def decode(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int | Tensor
+    ) -> tuple[Tensor, Cache]:
         """Decode as `GPT.decode` does, from stage to stage; hidden states are whole on the last one."""
         if self.first:
             learned = self.embed.position

@@ -59,12 +59,24 @@ class PipelineTrainer(ParallelTrainer):
     def _evaluated(self, piece: Batch, scale: Tensor) -> Tensor:
         return self.pipeline.evaluate(piece, scale)
 
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Not to be had from stages. Raises `UserError`."""
+        return self.token_logprobs(batch)
+
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
         """Not to be had from stages. Raises `UserError`."""
         raise UserError(
             "torch/pipeline-without-log-probs",
             f"parallel.pipeline = {self.config.parallel.pipeline}: log-probabilities of tokens are not computed in "
             "stages; set parallel.pipeline = 1",
+        )
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """Not to be had from stages. Raises `UserError`."""
+        raise UserError(
+            "torch/pipeline-without-values",
+            f"parallel.pipeline = {self.config.parallel.pipeline}: scores of positions are not computed in stages; set "
+            "parallel.pipeline = 1",
         )
 
     def save(self, folder: Path) -> Future[None]:

@@ -79,11 +79,12 @@ def _part() -> None:
 
 def _refuse(config: RunConfig) -> None:
     check_combination(config, "torch")
-    if config.parallel.zero and importlib.util.find_spec("deepspeed") is None:
+    engine = config.parallel.zero_engine
+    if config.parallel.zero and engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "torch/deepspeed-package-missing",
             f"parallel.zero = {config.parallel.zero} needs DeepSpeed: pip install 'twintrain[deepspeed]', "
-            "or set parallel.zero = 0",
+            "or set parallel.zero_engine = fsdp2, or parallel.zero = 0",
         )
 
 

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coretrain.alignment.planes import check_planes
 from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import InitialParameters
+from coretrain.contract.parameters import InitialParameters, check_score_head
 from coretrain.data.batch import Batch
 from coretrain.processes.layout import rows_of
 from torchtrain.checkpoint import save_native
 from torchtrain.layers import Dropout, master_dtype
 from torchtrain.model import build_model
-from torchtrain.objective import label_logprobs
+from torchtrain.objective import label_logprobs, label_scores
 from torchtrain.optimizer import Optimizer, global_norm, replicated_names
 from torchtrain.parallel.processes import grid_of
-from torchtrain.step import gradients_of, target_scale
+from torchtrain.step import gradients_of, loss_in, target_scale
 from torchtrain.trainer import Trainer
 
 
@@ -60,14 +61,14 @@ class ParallelTrainer(Trainer):
         for number, rows in enumerate(shares, 1):
             micro = self.loss(batch.rows(rows), scale, dropout and dropout.of(rows))
             self._backward(micro, last=number == len(shares))
-            loss += micro.detach()
+            loss = loss + micro.detach()
         return loss
 
     def _forget_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
 
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+    def _backward(self, told: Tensor, last: bool) -> None:
+        loss_in(told).backward()
 
     def _reduce(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm of the whole batch from this process's part, the same bits on all processes."""
@@ -78,10 +79,10 @@ class ParallelTrainer(Trainer):
         twice = replicated_names(self.config) if self.grid.tensor.size > 1 else frozenset()
         own = global_norm([g for name, g in gradients.items() if name not in twice] or [nothing])
         shared = global_norm([g for name, g in gradients.items() if name in twice] or [nothing])
-        table = self.grid.table(loss, own**2, shared**2)
+        table = self.grid.table(own**2, shared**2, *loss.reshape(-1))
         holders = self._holders
-        norm = (table[holders, :, :, 1].sum() + table[holders, :, 0, 2].sum()).sqrt()
-        return table[:, :, 0, 0].sum(), norm
+        norm = (table[holders, :, :, 0].sum() + table[holders, :, 0, 1].sum()).sqrt()
+        return torch.stack([table[:, :, 0, at].sum() for at in range(2, table.shape[-1])]).view_as(loss), norm
 
     def _summed_gradients(self) -> dict[str, Tensor]:
         """What this process has of the summed gradients, by parameter, each number of them on one of its row once."""
@@ -95,15 +96,17 @@ class ParallelTrainer(Trainer):
         return slice(1)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> float:
-        """Sum of the losses of the whole batch's targets, without dropout; the same on all processes."""
+    def measure(self, batch: Batch) -> list[float]:
+        """Sum of the losses of the whole batch's targets, and its figures, without dropout; alike on all processes."""
+        check_planes(self.config.train.objective, batch)
         one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
         total = torch.zeros((), dtype=torch.float64)
         self.model.eval()
         for piece in self._own_rows(batch):
-            total += self._evaluated(piece, one).cpu()
+            total = total + self._evaluated(piece, one).cpu()
         self.model.train()
-        return self.grid.table(total.to(self.device))[:, :, 0, 0].sum().item()
+        table = self.grid.table(*total.reshape(-1).to(self.device))
+        return [table[:, :, 0, at].sum().item() for at in range(table.shape[-1])]
 
     def _own_rows(self, batch: Batch) -> Iterable[Batch]:
         """This process's rows of each micro-batch: as many on all, some of them without a target at the end."""
@@ -117,11 +120,34 @@ class ParallelTrainer(Trainer):
         return self.loss(piece, scale, None)
 
     @torch.no_grad()
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
         """Log-probability of each label of the whole batch [B, T], without dropout, on all processes."""
         self.model.eval()
         pieces = [
-            self.grid.data.stacked(label_logprobs(self.model, self.config, own))[: len(piece)]
+            self.grid.data.stacked(label_logprobs(self.model, self.config, own, None, temperature))[: len(piece)]
+            for piece, own in zip(batch.cut(self.config.micro_batch), self._own_rows(batch), strict=True)
+        ]
+        self.model.train()
+        return torch.cat(pieces).cpu().numpy()
+
+    @torch.no_grad()
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Each label's log-probability, and 1 where no id is likelier, of the whole batch, [B, T, 2]."""
+        self.model.eval()
+        pieces = [
+            self.grid.data.stacked(label_scores(self.model, self.config, own))[: len(piece)]
+            for piece, own in zip(batch.cut(self.config.micro_batch), self._own_rows(batch), strict=True)
+        ]
+        self.model.train()
+        return torch.cat(pieces).cpu().numpy()
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> np.ndarray:
+        """What the score head gives at each position of the whole batch [B, T], without dropout, on all processes."""
+        check_score_head(self.config.model)
+        self.model.eval()
+        pieces = [
+            self.grid.data.stacked(self._values(own))[: len(piece)]
             for piece, own in zip(batch.cut(self.config.micro_batch), self._own_rows(batch), strict=True)
         ]
         self.model.train()

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from torchtrain.optimizer import adamw, fragment, moment
 from torchtrain.parallel.processes import ProcessGrid
 from torchtrain.step import MicroLoss
 
+Found = TypeVar("Found")
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
 
 
@@ -46,8 +47,8 @@ class ShardRange:
     at: int
 
 
-class _MicroLoss(nn.Module):
-    """The loss of a micro-batch as one module, which is what DeepSpeed wraps."""
+class LossModule(nn.Module):
+    """The loss of a micro-batch as one module, which is what an engine wraps."""
 
     def __init__(self, model: GPT, compute: MicroLoss) -> None:
         super().__init__()
@@ -55,6 +56,10 @@ class _MicroLoss(nn.Module):
 
     def forward(self, batch: Batch, scale: Tensor, dropout: Dropout | None) -> Tensor:
         return self.compute(batch, scale, dropout)
+
+    def whole(self, call: Callable[[], Found]) -> Found:
+        """What `call` gives."""
+        return call()
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,13 @@ class Zero:
             shards = grid.data.group if units else None  # none: all processes
             with deepspeed.zero.Init(config_dict_or_path=settings, data_parallel_group=shards, mpu=units):
                 self.model = GPT(config, kernel, grid.tensor)
-                module = _MicroLoss(self.model, loss_of(self.model))
+                module = LossModule(self.model, loss_of(self.model))
             for user in (self.model, module):  # both use weights that belong to modules inside them
                 for weight in _used_from_above(self.model):
                     deepspeed.zero.register_external_parameter(user, weight)
         else:
             self.model = build_model(config, kernel, tensors, device, grid.tensor)
-            module = _MicroLoss(self.model, loss_of(self.model))
+            module = LossModule(self.model, loss_of(self.model))
         self.model.sparse = False  # DeepSpeed's buckets are dense
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.engine, self.inner, *_ = deepspeed.initialize(
@@ -162,6 +167,11 @@ class Zero:
             assert at == piece.at
             yield piece, part.view(-1)[: piece.stop - piece.start]
             at += part.numel()
+
+    @property
+    def in_step(self) -> bool:
+        """Always: DeepSpeed's step waits for the device itself."""
+        return True
 
     def step(self, lr: float, factor: float) -> None:
         """One update with the summed gradients, first multiplied by `factor` (clip and loss scale together)."""
@@ -237,22 +247,22 @@ class Zero:
                 values = torch.from_numpy(local_shard(self.config, row, value, self.grid.tensor).reshape(-1))
                 flat[piece.at : piece.at + piece.stop - piece.start].copy_(values[piece.start : piece.stop])
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within, the embeddings and the head are whole on each process; layers gather theirs as they are called."""
+    def whole(self, call: Callable[[], Found]) -> Found:
+        """What `call` gives, while embeddings and head are whole; layers gather theirs as they are called."""
         self.engine.eval()
-        if self.stage == 3:
-            with self.deepspeed.zero.GatheredParameters(list(_used_from_above(self.model))):
-                yield
-        else:
-            yield
+        gathered = list(_used_from_above(self.model)) if self.stage == 3 else []
+        with self.deepspeed.zero.GatheredParameters(gathered) if gathered else contextlib.nullcontext():
+            found = call()
         self.engine.train()
+        return found
 
 
 def _used_from_above(model: GPT) -> Iterator[nn.Parameter]:
     yield from (p for p in (model.embed.token, model.embed.position) if p is not None)
     if model.head is not None:
         yield model.head.weight
+    if model.score is not None:
+        yield model.score.weight
 
 
 def _deepspeed(device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The stack under DeepSpeed's ZeRO: the state is sharded over the data axis, and DeepSpeed sums the gradients.
+"""The stack under ZeRO: the state is sharded over the data axis, by DeepSpeed or FSDP2, which sum the gradients too.
 
 This file has no twin: in JAX sharded arrays do this (jaxtrain/parallel/sharding.py).
 """
@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -17,20 +18,32 @@ from torch import Tensor
 from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.checkpoint.fragments import Fragment
+from coretrain.contract.decoding import Sampled
 from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import Batch
 from torchtrain.checkpoint import save_native
 from torchtrain.parallel.trainer import ParallelTrainer
 from torchtrain.parallel.zero import Zero
+from torchtrain.step import loss_in
+
+if TYPE_CHECKING:
+    from torchtrain.parallel.fsdp import FullyShard
 
 
 class ZeroTrainer(ParallelTrainer):
     """A `ParallelTrainer` whose moments, gradients or weights are shards (`parallel.zero` 1, 2 or 3)."""
 
-    optimizer: Zero  # type: ignore[assignment]  # no Optimizer, but all that isn't overridden here is `step`, alike
+    optimizer: Zero | FullyShard  # type: ignore[assignment]  # no Optimizer, but all that isn't overridden here is `step`, alike
 
     def _make(self, tensors: Tensors) -> None:
-        self.zero = Zero(self.config, self.kernel.name, self.device, self.grid, tensors, self._loss_of)
+        where = (self.config, self.kernel.name, self.device, self.grid, tensors)
+        self.zero: Zero | FullyShard
+        if self.config.parallel.zero_engine == "fsdp2":
+            from torchtrain.parallel.fsdp import FullyShard  # torch's own part takes a second to import
+
+            self.zero = FullyShard(*where, self.compiled.name == "on")
+        else:
+            self.zero = Zero(*where, self._loss_of)
         self.model, self.optimizer, self.loss = self.zero.model, self.zero, self.zero.loss
 
     def describe(self) -> Sequence[tuple[str, str]]:
@@ -39,14 +52,14 @@ class ZeroTrainer(ParallelTrainer):
 
     @property
     def in_step(self) -> bool:
-        """Always: DeepSpeed's step waits for the device itself."""
-        return True
+        """As the engine has it."""
+        return self.zero.in_step
 
     def _forget_gradients(self) -> None:
         self.zero.drop()
 
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        self.zero.backward(loss, last)
+    def _backward(self, told: Tensor, last: bool) -> None:
+        self.zero.backward(loss_in(told), last)
 
     def _summed_gradients(self) -> dict[str, Tensor]:
         return self.zero.gradients()
@@ -56,10 +69,17 @@ class ZeroTrainer(ParallelTrainer):
         """Each process of the data axis has its own shard of the gradients."""
         return slice(None)
 
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
         """Log-probability of each label of the whole batch [B, T], without dropout, on all processes."""
-        with self.zero.whole():
-            return super().token_logprobs(batch)
+        return self.zero.whole(functools.partial(super().token_logprobs, batch, temperature))
+
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Each label's log-probability, and 1 where no id is likelier, of the whole batch, [B, T, 2]."""
+        return self.zero.whole(functools.partial(super().token_scores, batch))
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """What the score head gives at each position of the whole batch [B, T], without dropout, on all processes."""
+        return self.zero.whole(functools.partial(super().values, batch))
 
     def generate(
         self,
@@ -70,8 +90,24 @@ class ZeroTrainer(ParallelTrainer):
         on_tokens: Callable[[np.ndarray], None] | None = None,
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt; embeddings and head are gathered for it."""
-        with self.zero.whole():
-            return super().generate(prompts, tokens, sampling, stop, on_tokens)
+        return self.zero.whole(functools.partial(super().generate, prompts, tokens, sampling, stop, on_tokens))
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Sampled]:
+        """As `generate`, with the stop id and each id's log-probability; all processes take all rows."""
+        return self.zero.whole(functools.partial(super().sample, prompts, tokens, sampling, stop, numbers))
+
+    def replay(
+        self, prompts: Sequence[Sequence[int]], tokens: int, temperature: float, answers: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """The log-probabilities of the ids that `sample` gave, by the same steps."""
+        return self.zero.whole(functools.partial(super().replay, prompts, tokens, temperature, answers))
 
     def save(self, folder: Path) -> Future[None]:
         """Start writing this process's shards into `folder`, in the background."""

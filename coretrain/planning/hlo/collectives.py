@@ -1,8 +1,7 @@
-"""What a compiled program's texts say: its collectives, the bytes that one device sends for them, and its heap.
+"""A compiled program's collectives: how often each kind runs, the bytes that one device sends, and who takes part.
 
-XLA writes a loop's body once. What stands in it is counted as often as the loop runs, loops within loops multiplied:
-the text's `known_trip_count`, or else the one integer that the loop's condition compares its counter with (a scan
-counts from 0 by 1). A loop that says neither counts once and is reported.
+What stands in a loop's body is counted as often as the loop runs, loops within loops multiplied. A loop that doesn't
+say how often counts once and is reported.
 
 Two forms are the TPU compiler's own. A collective that runs beside matmuls stands in several fusions, all with one
 `chain_id`: it counts where it is started. A reduce-scatter stands as an all-reduce in a computation that is named
@@ -16,25 +15,25 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from coretrain.planning.hlo.text import SIZES, computations, trips
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-SIZES |= {"f64": 8, "s64": 8, "u64": 8}
 FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 """How the TPU's compiler begins the name of a computation that reduces and keeps one part."""
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OP = re.compile(r"%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _STARTED = re.compile(r'custom-call\(([^)]*)\), custom_call_target="AsyncCollectiveStart"')
 _NAME = re.compile(r"%([\w.\-]+)")
-_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_HEAP = re.compile(r"^allocation \d+: size (\d+)(?:, page \d+)?(, color \d+)?, preallocated-temp:", re.MULTILINE)
-_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Collectives:
 
 def collectives(text: str) -> Collectives:
     """Count the collectives of a compiled module's text, in rings: see `coretrain.planning.traffic.ring`."""
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     found = Collectives()
 
     def walk(name: str, times: int) -> None:
@@ -57,16 +56,16 @@ def collectives(text: str) -> Collectives:
         for line in lines:
             op = _OP.search(line)
             if op and ("chain_id=" not in line or op["name"] in started):
-                kind, sent = op["kind"], _sent(op["kind"], op["type"], bool(op["start"]), line)
+                kind, sent = op["kind"], sent_bytes(op["kind"], op["type"], bool(op["start"]), line)
                 if kind == "all-reduce" and name.startswith(FUSED_REDUCE_SCATTER):
                     kind, sent = "reduce-scatter", sent / 2  # an all-reduce is a reduce-scatter and a gather
                 found.calls[kind] += times
                 found.sent[kind] += times * sent
             inner = times
             if " while(" in line:
-                trips = _trips(line, bodies)
-                found.loops_without_count += trips is None
-                inner = times * (trips or 1)
+                often = trips(line, bodies)
+                found.loops_without_count += often is None
+                inner = times * (often or 1)
             for called in _CALLS.findall(line):
                 walk(called, inner)
             if branches := _BRANCHES.search(line):
@@ -77,38 +76,8 @@ def collectives(text: str) -> Collectives:
     return found
 
 
-def heap_bytes(assignment: str) -> int | None:
-    """Bytes of a device's memory that a program takes beside arguments and results, from the compiler's own table of
-    its buffers (the dumped `*buffer-assignment.txt`); None where the text has no line of that kind.
-
-    A `color` is another memory: the TPU's vector or scalar memory. Newer compilers name a `page` too.
-    """
-    found = _HEAP.findall(assignment)
-    return sum(int(size) for size, color in found if not color) if found else None
-
-
-def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    condition = _CONDITION.search(line)
-    limits = {int(n) for text in bodies.get(condition[1], ()) for n in _LIMIT.findall(text)} if condition else set()
-    return limits.pop() if len(limits) == 1 else None
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        # a lone brace may close a kernel's own text within an instruction: only the next header ends a computation
-        if header := _HEADER.match(line):
-            current = bodies.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif current is not None and ("(" in line):
-            current.append(line)
-    return bodies, entry
-
-
-def _sent(kind: str, shape: str, started: bool, line: str) -> float:
+def sent_bytes(kind: str, shape: str, started: bool, line: str) -> float:
+    """Bytes that one device sends for a collective with such a result type, which its line may say is `started`."""
     parts = [
         SIZES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in _SHAPE.findall(shape)
     ]
@@ -130,3 +99,22 @@ def _sent(kind: str, shape: str, started: bool, line: str) -> float:
     if kind == "reduce-scatter":
         return float(size * (many - 1))  # the result is the scattered part
     return size * (many - 1) / many * (2 if kind == "all-reduce" else 1)
+
+
+def members(line: str) -> list[int]:
+    """Devices of a collective's first group; none where the text names none."""
+    if listed := _LISTED.search(line):
+        return [int(n) for n in listed[1].split(",")]
+    if iota := _IOTA.search(line):
+        dims = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in iota[4].split(",")] if iota[4] else list(range(len(dims)))
+        ids = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(int(iota[1]), int(iota[2]))
+        return [int(n) for n in ids[0]]
+    if mesh := _MESH.search(line):
+        axes = re.findall(r"'(\w+)'=(\d+)", mesh[1])
+        along = set(re.findall(r"'(\w+)'", mesh[2]))
+        ids = np.arange(math.prod(int(size) for _, size in axes)).reshape([int(size) for _, size in axes])
+        return [int(n) for n in ids[tuple(slice(None) if name in along else 0 for name, _ in axes)].ravel()]
+    if pair := _PAIRS.search(line):
+        return [int(pair[1]), int(pair[2])]
+    return []
