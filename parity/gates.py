@@ -145,6 +145,20 @@ CACHE = Gate(
     "logits out of the cache", 1e-13, 1e-15, "a slot or a position off by one, a mask that leaks padding", "generation"
 )
 SAMPLES = Gate("generated tokens that differ", 0, 0, "a tie broken otherwise, a random number used twice", "generation")
+SAMPLED = Gate(
+    "sampler's log-probabilities against the trainer's, nats a token",
+    1e-13,
+    1e-14,
+    "another row's, another temperature's, the last token's; positions that count padding",
+    "generation",
+)
+SCORED = Gate(
+    "scores of continuations against the formulas, nats a token",
+    1e-13,
+    2e-15,
+    "labels shifted, another row's padding, an id of the context counted",
+    "generation",
+)
 SPLIT = Gate("gradients however computed", 1e-13, 6e-15, "a mean of means, padding that counts", "invariance")
 X64 = Gate("float32 with x64 off, elements that differ", 0, 0, "a constant that is float64 in tests only", "invariance")
 # Inductor's code for AVX2 and for AVX512 is as far off; bfloat16 anywhere is above 1e-3.
@@ -180,11 +194,29 @@ PACKED = Gate(
     "attention across samples, positions that run on, an average over rows",
     "identity",
 )
+OBJECTIVES = Gate(
+    "objectives of alignment, loss and gradients",
+    1e-13,
+    5e-15,
+    "a KL outside its mask, a clip on the wrong side, lengths that count a token more, chosen and rejected swapped",
+    "identity",
+)
+FIGURES = Gate(
+    "objectives of alignment, figures", 1e-12, 5e-15, "a figure of padding, an entropy of other logits", "identity"
+)
+ROLLOUTS = Gate(
+    "GRPO and PPO with their rollouts, displacement",
+    1e-11,
+    8e-15,
+    "an advantage, a value or a random number that isn't the other stack's; a rollout that a resume makes anew",
+    "identity",
+)
 GATES = [
     TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
-    HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, PACKED, NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK,
-    DTYPES, KERNEL_64, KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SPLIT, MERGED, X64, COMPILED, SHARED,
-    SHARED_32, APART,
+    HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, PACKED, OBJECTIVES, FIGURES, ROLLOUTS,
+    NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK,
+    DTYPES, KERNEL_64, KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SAMPLED, SCORED, SPLIT, MERGED, X64, COMPILED,
+    SHARED, SHARED_32, APART,
 ]  # fmt: skip
 """Every gate but those of `budget`."""
 BUDGETS = Path(__file__).with_name("budgets.toml")

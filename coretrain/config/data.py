@@ -32,27 +32,29 @@ class DataConfig(Section):
         (), description='Several sources with weights, instead of source: [{source = "a", weight = 95}, ...].'
     )
     text_field: str = Field("text", description="The field that holds the text, in jsonl, parquet and datasets.")
-    format: Literal["text", "chat"] = Field(
+    format: Literal["text", "chat", "pairs", "labels", "prompts"] = Field(
         "text",
         description="text; chat: rows of messages, or of prompt and completion, in .jsonl or .parquet, of which the "
-        "assistant's turns are learnt, packed into rows of context tokens.",
+        "assistant's turns are learnt, packed into rows of context tokens; pairs: a prompt, a chosen and a rejected "
+        "answer; labels: a prompt, an answer, true or false; prompts: alone, for answers that are sampled.",
     )
     chat_template: str | None = Field(
         None,
-        description="File of the Jinja template that turns messages into text. Unset: the base's or the run's own, "
-        "else ChatML where the tokenizer has its special tokens, else a plain one.",
+        description="File of the Jinja template that turns messages into text; `bare`: prompt and completion as they "
+        "are. Unset: the base's or the run's own, else ChatML where the tokenizer has its special tokens, else plain.",
     )
     chat_date: datetime.date = Field(
         CHAT_DATE,
         description="Date that a template's strftime_now tells, the same on every day: data must not change by itself.",
     )
     row_tokens: Positive | None = Field(
-        None, description="Tokens of a row of chat samples, at most model.context (unset: as many)."
+        None,
+        description="Tokens of a row of packed samples (chat, pairs, labels), at most model.context (unset: as many).",
     )
     misfits: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What to do about a chat row that can't be used: no answer, longer than a row, refused by the "
-        "template; drop counts them.",
+        description="What to do about a row of chat, pairs, labels or prompts that can't be used: no answer, too long, "
+        "equal answers, refused by the template; drop counts them.",
     )
     tokenizer: str = Field(
         "trained",
@@ -70,3 +72,8 @@ class DataConfig(Section):
     cache: str = Field("~/.cache/twintrain", description="Folder of prepared shards and trained tokenizers.")
     prepare_processes: Count = Field(0, le=1024, description="Processes that tokenize (0: one for each core).")
     workers: Count = Field(0, le=1024, description="Loader workers during training (0: in the trainer's own process).")
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are samples of their own, several to a row, each with its positions."""
+        return self.format in ("chat", "pairs", "labels")

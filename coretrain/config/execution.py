@@ -69,8 +69,12 @@ class ParallelConfig(Section):
     )
     zero: Literal[0, 1, 2, 3] = Field(
         0,
-        description="torch: DeepSpeed's ZeRO stage over the data axis. 1 shards moments, 2 gradients too, 3 weights "
-        "too; 0 needs no DeepSpeed.",
+        description="torch: ZeRO's stage over the data axis. 1 shards moments, 2 gradients too, 3 weights too.",
+    )
+    zero_engine: Literal["deepspeed", "fsdp2"] = Field(
+        "deepspeed",
+        description="torch, with ZeRO: what shards. deepspeed: can offload; fsdp2: torch's own fully_shard, needs no "
+        "other package, sends less in stages 1 and 2, and is compiled block by block.",
     )
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="torch, with ZeRO: keep the optimizer's state, or weights too (stage 3), in host memory."

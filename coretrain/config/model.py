@@ -60,6 +60,9 @@ class ModelConfig(Section):
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP: GELU (tanh form) or SwiGLU.")
     bias: bool = Field(True, description="Biases on every linear layer, and on layernorm.")
     tied: bool = Field(True, description="The output head shares the token embedding.")
+    score_head: bool = Field(
+        False, description="A score for each position beside the logits: of a reward model, or PPO's values."
+    )
     init_std: float = Field(
         0.02, gt=0, description="Std of initial weights; residual outputs get std/sqrt(2 x layers)."
     )

@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 from coretrain.base.errors import UserError
 from coretrain.base.parse import shown
 from coretrain.config.adapter import AdapterConfig
+from coretrain.config.align import AlignConfig
 from coretrain.config.data import DataConfig
 from coretrain.config.execution import ExecutionConfig, ParallelConfig
 from coretrain.config.fields import Section, conflict
 from coretrain.config.model import ModelConfig
+from coretrain.config.objectives import check_objective
 from coretrain.config.training import (
     CheckpointConfig,
     HealthConfig,
@@ -46,6 +48,7 @@ class RunConfig(Section):
     execution: ExecutionConfig = Field(default_factory=lambda: ExecutionConfig())
     parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
+    align: AlignConfig = Field(default_factory=lambda: AlignConfig())
     health: HealthConfig = Field(default_factory=lambda: HealthConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
     journal: JournalConfig = Field(default_factory=lambda: JournalConfig())
@@ -77,6 +80,7 @@ class RunConfig(Section):
                 f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
                 "lower it (a tenth of lr is usual)",
             )
+        check_objective(self.train, self.align, self.model, self.data, self.parallel, self.adapter)
         return self
 
     @property
@@ -86,9 +90,13 @@ class RunConfig(Section):
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a row of a batch: the model's context, or fewer where rows of chat samples are to have."""
-        chat = self.data.format == "chat"
-        return (self.data.row_tokens if chat else None) or self.model.context
+        """Tokens of a row of a batch: the model's context, or fewer where rows of packed samples are to have."""
+        return (self.data.row_tokens if self.data.packed else None) or self.model.context
+
+    @property
+    def aligned(self) -> AlignConfig:
+        """`[align]` with the values that this run's objective gives to what isn't set."""
+        return self.align.settled(self.train.objective)
 
     @property
     def tokens_per_update(self) -> int:

@@ -55,8 +55,15 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """How long, how much at once, how often to look."""
 
-    objective: Literal["cross_entropy"] = Field(
-        "cross_entropy", description="What an update makes smaller: the cross-entropy of the next token."
+    objective: Literal["cross_entropy", "reward", "dpo", "ipo", "simpo", "kto", "orpo", "ppo", "grpo"] = Field(
+        "cross_entropy",
+        description="What an update makes smaller: cross_entropy of the next token; of preference pairs reward (a "
+        "reward model), dpo, ipo, simpo or orpo; of labelled answers kto; of sampled answers ppo or grpo.",
+    )
+    start: str | None = Field(
+        None,
+        description="The weights that a new run begins with, and their tokenizer: a run's folder, or `preset:NAME`. "
+        "Unset: fresh ones.",
     )
     updates: Positive = Field(600, description="Optimizer updates in the run.")
     batch_size: Positive = Field(

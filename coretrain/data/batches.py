@@ -11,7 +11,7 @@ import numpy as np
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import IGNORED, Batch, stacked
-from coretrain.data.order import parts_at, rows_of_update
+from coretrain.data.order import Int64s, parts_at, rows_of_update
 from coretrain.data.splits import Data, Split
 
 
@@ -43,11 +43,13 @@ class Updates:
 
     def batch(self, update: int) -> Batch:
         """Item `update`, also beyond the run's last; only these rows are read."""
+        rows = self.rows(update)[self.start : self.stop]
+        return stacked([self.splits[part].read(int(window), self.context) for part, window in rows])
+
+    def rows(self, update: int) -> Int64s:
+        """The rows of update n's global batch as pairs (part, window), int64 [B, 2]."""
         windows = [split.windows(self.context) for split in self.splits]
-        rows = rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
-        return stacked(
-            [self.splits[part].read(int(window), self.context) for part, window in rows[self.start : self.stop]]
-        )
+        return rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
 
 
 def updates_of(
@@ -91,13 +93,7 @@ def validation_batches(data: Data, config: RunConfig) -> list[Batch]:
     At most `train.eval_batches` batches of `train.batch_size` rows; fewer where the split has fewer.
     """
     context, batch_size = config.row_tokens, config.train.batch_size
-    windows = [part.validation.windows(context) for part in data.parts]
-    parts, counts = parts_at(np.arange(config.train.eval_batches * batch_size), data.weights)
-    rows = [
-        data.parts[part].validation.read(int(count), context)
-        for part, count in zip(parts, counts, strict=True)
-        if count < windows[part]
-    ]
+    rows = [data.parts[part].validation.read(window, context) for part, window in validation_rows(data, config)]
     if not rows:
         raise UserError(
             "data/context-exceeds-validation",
@@ -105,6 +101,14 @@ def validation_batches(data: Data, config: RunConfig) -> list[Batch]:
             "tokens: lower it, or raise data.validation_fraction",
         )
     return [stacked(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
+
+
+def validation_rows(data: Data, config: RunConfig) -> list[tuple[int, int]]:
+    """The rows of the validation set as pairs (part, window), in order."""
+    windows = [part.validation.windows(config.row_tokens) for part in data.parts]
+    parts, counts = parts_at(np.arange(config.train.eval_batches * config.train.batch_size), data.weights)
+    places = zip(parts.tolist(), counts.tolist(), strict=True)
+    return [(part, count) for part, count in places if count < windows[part]]
 
 
 def validation_bytes_per_token(data: Data, config: RunConfig) -> float:

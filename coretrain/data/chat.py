@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from coretrain.base.errors import UserError
 from coretrain.base.files import short_hash
 from coretrain.config.run import RunConfig
 from coretrain.data.chat_rows import MISFITS, conversation_of, unread_fields
-from coretrain.data.sources import Source, open_rows
+from coretrain.data.preferences.forms import plain
+from coretrain.data.rows import open_rows
+from coretrain.data.sources import Source
+from coretrain.tasks.registry import is_task
 from coretrain.tokenizers.chat_template import (
     SampleError,
     Template,
@@ -52,13 +55,21 @@ def chat_source(name: str, misfits: str = "refuse") -> Source:
                 unread.update(fields)
             yield document
 
-    return Source(name, ("chat", 2, *found.listing), documents, found.size, unread, found.passed_over)
+    key = _asked if is_task(name) else None
+    return Source(name, ("chat", 2, *found.listing), documents, found.size, unread, found.passed_over, split_key=key)
+
+
+def _asked(document: str) -> str:
+    """A task's prompt, as pairs and prompts have it too: what is held out there is held out here."""
+    if _is_misfit(document):
+        return document
+    return json.dumps([plain(message) for message in Conversation.load(document).messages[:-1]], sort_keys=True)
 
 
 def _document(row: Any, where: str, misfits: str) -> tuple[str, set[str]]:
     try:
         talk = conversation_of(row, where)
-        return _dumped(talk, where), unread_fields(row, talk)
+        return dumped(talk, where), unread_fields(row, talk)
     except UserError as fault:
         if misfits == "refuse" or fault.code not in MISFITS:
             raise
@@ -66,9 +77,17 @@ def _document(row: Any, where: str, misfits: str) -> tuple[str, set[str]]:
         return json.dumps({MISFIT: row_hash}), set()
 
 
-def _dumped(talk: Conversation, where: str) -> str:
+class Dumps(Protocol):
+    """What of a row becomes a document."""
+
+    def dump(self) -> str:
+        """As one line of JSON. Raises TypeError for values that JSON hasn't got."""
+
+
+def dumped(one: Dumps, where: str) -> str:
+    """The document of a row. Raises `UserError` that says `where` it isn't to be had."""
     try:
-        return talk.dump()
+        return one.dump()
     except (TypeError, RecursionError):
         raise UserError(
             "data/row-not-json",
@@ -96,12 +115,22 @@ def _is_misfit(document: str) -> bool:
 @contextlib.contextmanager
 def located(source: Source, misfits: str) -> Iterator[None]:
     """Turn what a `ConversationEncoder` says about a conversation into a `UserError` with its file and line."""
+    with placed(source, "chat", lambda row, where: _document(row, where, misfits)[0]):
+        yield
+
+
+@contextlib.contextmanager
+def placed(source: Source, form: str, document_of: Callable[[Any, str], str]) -> Iterator[None]:
+    """Turn a `TemplateError` with a reason and a document into a `UserError` with its file and line.
+
+    `form` is data.format, and `document_of` makes the document of a row.
+    """
     try:
         yield
     except TemplateError as error:
         reason, document = error.args
-        for where, row in open_rows(source.name).rows():
-            if _document(row, where, misfits)[0] == document:
+        for where, row in open_rows(source.name, form).rows():
+            if document_of(row, where) == document:
                 raise UserError("data/sample-refused", f"{where}: {reason}") from None
         raise UserError(
             "data/source-changed-since-read",
@@ -171,9 +200,14 @@ class ConversationEncoder:
 def open_encoder(config: RunConfig, tokenizer: Tokenizer) -> ConversationEncoder:
     """The coder of a run's conversations. Raises `UserError` where its template can't be used with its tokenizer."""
     template = open_template(config.data.chat_template, tokenizer, config.data.chat_date)
+    check_row_tokens(config)
+    return ConversationEncoder(template, config.row_tokens, config.data.misfits)
+
+
+def check_row_tokens(config: RunConfig) -> None:
+    """Raise `UserError` where packed rows would be longer than the model's context."""
     if config.row_tokens > config.model.context:
         raise UserError(
             "data/row-tokens-exceed-context",
             f"data.row_tokens = {config.row_tokens} is more than model.context = {config.model.context}: lower it",
         )
-    return ConversationEncoder(template, config.row_tokens, config.data.misfits)

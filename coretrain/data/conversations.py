@@ -35,7 +35,7 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
     for source, (_, weight) in zip(sources, names, strict=True):
         with located(source, misfits):
             folder = prepared_folder(source, coder, config.data, say)
-        parts.append(_known(open_part(folder, source.name, weight, kind), coder.template))
+        parts.append(known(open_part(folder, source.name, weight, kind), coder.template))
     for part in parts:
         for split in (part.train, part.validation):
             if not split.windows(config.row_tokens):
@@ -49,7 +49,7 @@ def open_conversations(config: RunConfig, names: Sequence[tuple[str, float]], sa
     return Data(tokenizer, tuple(parts), coder.template, passed_over)
 
 
-def _known(part: Part, template: Template) -> Part:
+def known(part: Part, template: Template) -> Part:
     """`part` whose unread fields are those that this template doesn't read either.
 
     Raises `UserError` where it would read one, were it given: transformers passes no field of a row to a template.

@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coretrain.base.errors import UserError
-from coretrain.base.interrupts import ctrl_c_for_parent
+from coretrain.base.interrupts import ctrl_c_for_parent, end_with_parent
 
 CHUNK = 2**20
 WORTH_A_PROCESS = 64 * 2**20
@@ -128,18 +127,6 @@ _worker_tokenizer: list[Encoder] = []
 def _start(tokenizer: Encoder) -> None:
     _worker_tokenizer[:] = [tokenizer]
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Make this worker process exit as soon as the one that started it is gone, also when that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_and_exit, args=(parent.sentinel,), daemon=True).start()
-
-
-def _wait_and_exit(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 def _encode_all(texts: list[str]) -> list[npt.NDArray[Any]]:

@@ -53,12 +53,16 @@ class Prepared(BaseModel):
     fingerprint: Hash
     unread: list[str] = []
     """Fields of chat rows that are in no shard."""
+    corpus: Hash | None = None
+    """Fingerprint of the source, where `twintrain corpus` made it."""
 
 
 def manifest_of(
-    source: str, tokenizer: Encoder, shards: list[dict[str, Any]], unread: Collection[str] = ()
+    source: str, tokenizer: Encoder, shards: list[dict[str, Any]], unread: Collection[str] = (), corpus: str = ""
 ) -> dict[str, Any]:
-    """The manifest of a source's shards, those of each split in order; `unread`: fields of its rows in no shard."""
+    """The manifest of a source's shards, those of each split in order; `unread`: fields of its rows in no shard;
+    `corpus`: the source's own fingerprint, if it has one.
+    """
     return {
         "version": VERSION,
         "source": source,
@@ -69,6 +73,7 @@ def manifest_of(
         "shards": shards,
         "fingerprint": _fingerprint(tokenizer.fingerprint, shards),
         **({"unread": sorted(unread)} if unread else {}),
+        **({"corpus": corpus} if corpus else {}),
     }
 
 

@@ -26,6 +26,14 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
         from coretrain.data.conversations import open_conversations
 
         return open_conversations(config, names, say)
+    if config.data.format in ("pairs", "labels"):
+        from coretrain.data.preferences.open import open_preferences
+
+        return open_preferences(config, names, say)
+    if config.data.format == "prompts":
+        from coretrain.data.prompts.open import open_prompts
+
+        return open_prompts(config, names, say)
     sources = [open_source(name, config.data.text_field) for name, _ in names]
     if config.data.tokenizer == "trained":
         tokenizer = trained_tokenizer(sources, config.data, say)

@@ -31,7 +31,8 @@ def open_part(folder: Path, source: str, weight: float, kind: Callable[[str, Seq
         {entry.file: entry.sha256 for entry in manifest.shards},
     )
     train, validation = (kind(split, splits[split]) for split in SPLITS)
-    return Part(source, weight, folder, manifest.fingerprint, train, validation, tuple(manifest.unread))
+    unread = tuple(manifest.unread)
+    return Part(source, weight, folder, manifest.fingerprint, train, validation, unread, manifest.corpus or "")
 
 
 def _verify(folder: Path, shards: list[Shard], sha256: dict[str, str]) -> None:

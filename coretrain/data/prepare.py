@@ -50,12 +50,14 @@ class SourceChanged(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """A text, its UTF-8 length, its blake2b hash, and the split that the hash puts it in."""
+    """A text, its UTF-8 length, its blake2b hash, and the split that the hash of its key puts it in."""
 
     text: str
     text_bytes: int
     digest: bytes
     split: str
+    key: bytes
+    """Hash of what decides its split: `digest`, unless the source says otherwise."""
 
 
 @dataclass
@@ -138,14 +140,16 @@ def documents_of(source: Source, data: DataConfig, forced: dict[bytes, str]) -> 
     for given in islice(texts, data.max_documents or None):
         text = well_formed(given)
         raw = text.encode()
-        digest = hashlib.blake2b(raw, digest_size=32).digest()
-        share = int.from_bytes(digest[:8], "little") / 2**64
+        digest = key = hashlib.blake2b(raw, digest_size=32).digest()
+        if source.split_key:
+            key = hashlib.blake2b(source.split_key(text).encode(), digest_size=32).digest()
+        share = int.from_bytes(key[:8], "little") / 2**64
         split = "validation" if share < data.validation_fraction else "train"
-        yield Document(text, len(raw), digest, forced.get(digest, split))
+        yield Document(text, len(raw), digest, forced.get(key, split), key)
 
 
 def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
-    """Documents whose split must be forced so that none is empty: in a tiny corpus one, otherwise none.
+    """Keys of documents whose split must be forced so that none is empty: in a tiny corpus one, otherwise none.
 
     The forced one depends on the documents, not on their order. Raises `UserError` when there are fewer than two.
     """
@@ -154,8 +158,8 @@ def survey(source: Source, data: DataConfig) -> dict[bytes, str]:
         splits.add(document.split)
         if len(splits) == 2:
             return {}
-        lowest = min(lowest or document.digest, document.digest, key=_by_share)
-        highest = max(highest or document.digest, document.digest, key=_by_share)
+        lowest = min(lowest or document.key, document.key, key=_by_share)
+        highest = max(highest or document.key, document.key, key=_by_share)
     if not splits:
         raise UserError("data/source-without-text", f"data.source = {source.name} has no text: give another source")
     if lowest == highest:
@@ -273,7 +277,8 @@ def _prepare(source: Source, tokenizer: Encoder, data: DataConfig, folder: Path)
             raise SourceChanged
         writer.flush()
     shards = [entry for writer in writers.values() for entry in writer.finished]
-    facts = manifest_of(source.name, tokenizer, shards, source.unread)
+    corpus = source.listing[1] if source.listing[:1] == ("corpus",) else ""
+    facts = manifest_of(source.name, tokenizer, shards, source.unread, corpus)
     write_atomically(folder / MANIFEST, json.dumps(facts, indent=1).encode())
     remove([folder / PROGRESS])
 

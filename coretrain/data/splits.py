@@ -85,6 +85,8 @@ class Part:
     validation: Split
     unread: tuple[str, ...] = ()
     """Fields of its rows that nothing reads."""
+    corpus: str = ""
+    """The fingerprint of what `twintrain corpus` made, if it is that."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Data:
         any_unread = any(part.unread for part in self.parts)
         return [
             ("source", ", ".join(names)),
+            *(("corpus", f"fingerprint {part.corpus[:16]}") for part in self.parts if part.corpus),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
             *(("not read", words) for words in self.passed_over),
             *([("template", self.template.name)] if self.template else []),

@@ -10,8 +10,8 @@ __all__ = ["FEW", "MUTANTS", "SUBJECTS"]
 
 SUBJECTS = (
     "norms", "attention", "model", "loss", "initial", "dropout", "optimizer", "clip", "schedule", "data", "checkpoint",
-    "generation", "health", "dtypes", "contract", "budgets", "ways", "adapters", "adapter_kinds", "quantized", "chat",
-    "equivalents",
+    "generation", "sampler", "health", "dtypes", "contract", "budgets", "ways", "adapters", "adapter_kinds",
+    "quantized", "chat", "policy", "preferences", "equivalents",
 )  # fmt: skip
 """The modules of this package, in the order in which their bugs are registered."""
 
@@ -34,6 +34,8 @@ FEW = {
         "weights rounded to float32 on export",
         "finite mask value",
         "numbers keyed by the place in the batch",
+        "the smaller of two losses",
+        "lengths count one token more",
     ),
     "jax": (
         "attention scale off by a millionth",
@@ -46,6 +48,8 @@ FEW = {
         "rows permuted inside a batch",
         "moments left out on adoption",
         "kept rows of the cache exchanged",
+        "padding in the mean",
+        "second pair of a row the wrong way round",
     ),
 }
 """What `pytest parity` runs by default: of every area some, on both sides, chosen for what they cost to compile."""

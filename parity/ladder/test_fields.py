@@ -98,12 +98,14 @@ TABLE = {
 }
 SECTIONS = ("model", "optimizer", "schedule", "train", "precision", "health")
 ELSEWHERE = {
-    "train.objective": "has one value",
+    "model.score_head": "as train.objective asks: other objectives (parity/ladder/test_alignment.py, test_sampler.py)",
+    "train.objective": "other losses than this one (parity/ladder/test_alignment.py)",
+    "train.start": "where the weights come from (tests/alignment)",
     "train.log_interval": "lines of the terminal (tests/journal)",
     "train.sample_prompt": "text at a run's end (tests/training)",
     "train.sample_tokens": "text at a run's end (tests/training)",
 }
-"""Fields of these sections that change no number."""
+"""Fields of these sections that change no number here."""
 
 
 SPARED = {

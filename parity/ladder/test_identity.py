@@ -112,8 +112,9 @@ def test_evaluation_of_a_last_piece_with_fewer_rows(side):
     config = make_config(VARIANTS["gpt2-like"], execution__loss_chunk=1)
     stack = make(side, config, WEIGHTS["perturbed"](config), frozenset())
     if side is JAX:
-        own = {part: quick_jit(getattr(stack.programs, part).__wrapped__) for part in ("evaluate", "logprobs")}
-        stack.programs = dataclasses.replace(stack.programs, **own)
+        evaluate = quick_jit(stack.programs.evaluate.__wrapped__)
+        logprobs = quick_jit(stack.programs.logprobs.__wrapped__, static_argnums=3)
+        stack.programs = dataclasses.replace(stack.programs, evaluate=evaluate, logprobs=logprobs)
     batch = batches(config.changed(train__batch_size=5), 1)[0]
     assert len(batch) % config.micro_batch == 1
     known = exact(config.model, WEIGHTS["perturbed"](config), batch)

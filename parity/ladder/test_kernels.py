@@ -64,8 +64,8 @@ def flash_attn_func(
     return torch.einsum("bhts,bshc->bthc", scores.masked_fill(late, -torch.inf).softmax(-1), v)
 
 
-LONG = [(333, 333, 6, 2), (5, 301, 6, 3), (1, 417, 3, 1)]
-"""The same for real rows: training, and a prompt's end or one token behind what a cache holds."""
+LONG = [(333, 333, 6, 2), (5, 301, 6, 3), (1, 417, 3, 1), (330, 347, 4, 2)]
+"""The same for real rows: training, and a prompt's end, one token or a long piece behind what a cache holds."""
 PACKED = [1, 127, 130, 75]
 """Tokens of the samples of a packed row; another row is one sample."""
 
@@ -193,7 +193,7 @@ def test_a_product_of_few_rows_by_several_threads(threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rng = np.random.default_rng(0)
     weight, bias = rng.standard_normal((18, 7)), rng.standard_normal(18)
-    for shape in ((7,), (1, 7), (2, 1, 7), (1, 4, 7), (5, 7)):
+    for shape in ((7,), (1, 7), (2, 1, 7), (1, 4, 7), (16, 7), (17, 7)):
         x = rng.standard_normal(shape)
         for b in (None, bias):
             given = [None if a is None else torch.from_numpy(a) for a in (x, weight, b)]

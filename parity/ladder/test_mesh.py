@@ -42,6 +42,9 @@ SHAPES: list[Case] = [
     (ADAPTER, {"data": 2, "fsdp": 2, "tensor": 2}, None),
     (GPT, {"pipeline": 2, "data": 2, "tensor": 2}, None),
     (LLAMA, {"pipeline": 4, "fsdp": 2}, None),
+    ("dpo", {"data": 2, "tensor": 4}, None),
+    ("reward", {"fsdp": 2, "tensor": 2}, None),
+    ("ppo", {"fsdp": 2, "context": 2, "tensor": 2}, None),
     (SUMS, {"data": 2, "tensor": 2}, None),
     (SUMS, {"data": 2, "fsdp": 2}, None),
 ]

@@ -15,6 +15,8 @@ from parity.gates import (
     APART,
     COMPILED,
     GATES,
+    ROLLOUTS,
+    SCORED,
     SHARED,
     SHARED_32,
     budget,
@@ -134,6 +136,8 @@ def test_the_set_is_what_it_says():
 
 SPARED = {
     COMPILED: "what a compiler makes of right code can't be planted in Python; it is held against the same code eager",
+    SCORED: "its bugs are planted in tests/evaluation, where continuations are made and read",
+    ROLLOUTS: "its bugs are planted in what rollouts are made of, by tests/alignment; test_rollouts.py shows it sees",
     **dict.fromkeys((SHARED, SHARED_32, APART), "its bugs are planted in processes of their own, by test_zero.py"),
 }
 """Gates that no bug declares, and why."""

@@ -16,6 +16,7 @@ from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.errors import largest_error
 from parity.gates import APART, SHARED, SHARED_32
 from parity.outcomes import hold
+from parity.probes.alignment import aligned_fields
 from parity.workers.torch_processes import (
     LLAMA,
     Case,
@@ -32,6 +33,8 @@ SINGLE = {"precision.compute": "float32"}
 HALF = 10
 BAD = 7
 """An update in which one number of one process is none: skipped by all, and nothing is left of it."""
+FSDP2 = {"parallel.zero_engine": "fsdp2"}
+
 DOUBLE = {
     "dp": {},
     "tp": {"parallel.tensor": 2},
@@ -39,9 +42,22 @@ DOUBLE = {
     "pp": {"parallel.pipeline": 2},
     "pp llama": {"parallel.pipeline": 2, **LLAMA},
     "dp dora": {"adapter.kind": "dora", "adapter.rank": 3, "adapter.dropout": 0.1},
+    "fsdp2 1": {"parallel.zero": 1, **FSDP2, "execution.vocab_multiple": 1},  # 51 rows of the vocabulary, and 50
+    "fsdp2 2 llama": {"parallel.zero": 2, **FSDP2, **LLAMA, "execution.checkpoint_activations": "full"},
+    "fsdp2 3": {"parallel.zero": 3, **FSDP2},
+    "dp kto": aligned_fields("kto"),
+    "tp ppo": {"parallel.tensor": 2, **aligned_fields("ppo")},
+    "tp reward llama": {"parallel.tensor": 2, **LLAMA, **aligned_fields("reward")},
+    "fsdp2 3 dpo llama": {"parallel.zero": 3, **FSDP2, **LLAMA, **aligned_fields("dpo")},
+    "fsdp2 1 reward llama": {"parallel.zero": 1, **FSDP2, **LLAMA, **aligned_fields("reward")},
 }
 ZERO = {f"zero {stage}": {**SINGLE, "parallel.zero": stage} for stage in (1, 2, 3)}
 ZERO["zero 3 in host memory"] = ZERO["zero 3"] | {"parallel.offload": "all"}
+ZERO |= {
+    "zero 2 grpo": ZERO["zero 2"] | aligned_fields("grpo"),
+    "zero 3 reward llama": ZERO["zero 3"] | LLAMA | aligned_fields("reward"),
+}
+HALVES = {"tp": "dp half", "pp": "dp half", "fsdp2 1": "fsdp2 3 half", "fsdp2 3": "dp half"}
 PLANTED = [
     ("gradients averaged", "dp"),
     ("loss of the rank", "dp"),
@@ -57,6 +73,10 @@ PLANTED = [
     ("gradients averaged by DeepSpeed", "zero 2"),
     ("norm of the shard", "zero 2"),
     ("shards swapped", "zero 3"),
+    ("gradients averaged by FSDP2", "fsdp2 2 llama"),
+    ("norm of the shard", "fsdp2 3"),
+    ("rows swapped", "fsdp2 3"),
+    ("weights of the update before", "fsdp2 1"),
 ]
 
 
@@ -64,7 +84,8 @@ def cases(halves):
     """What a group of two trains in one start: starting takes longer than all the trainings."""
     made = [Case(name, fields, bad=BAD) for name, fields in (DOUBLE | ZERO).items()]
     made += [Case("dp half", {}, HALF, bad=BAD), Case("zero 2 half", ZERO["zero 2"], HALF, bad=BAD)]
-    for name, source in (("tp", "dp half"), ("pp", "dp half"), ("zero 1", "zero 2 half"), ("zero 3", "zero 2 half")):
+    made.append(Case("fsdp2 3 half", DOUBLE["fsdp2 3"], HALF, bad=BAD))
+    for name, source in (HALVES | {"zero 1": "zero 2 half", "zero 3": "zero 2 half"}).items():
         made.append(Case(f"{name} from {source}", (DOUBLE | ZERO)[name], start=HALF, load=str(halves / source)))
     return made + [Case(f"{bug} ({name})", (DOUBLE | ZERO)[name], 6, bug=bug) for bug, name in PLANTED]
 
@@ -89,7 +110,7 @@ def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
 
     def train(case, double=False):
-        fields = {k: v for k, v in case.fields.items() if not k.startswith("parallel.")}
+        fields = {k: v for k, v in case.fields.items() if not k.startswith(("parallel.", "execution."))}
         fields |= {"precision.compute": "float64"} if double else {}
         return _one(folder, tuple(sorted(fields.items())), case.updates, case.bad)
 
@@ -104,6 +125,10 @@ def distance(case, ours, theirs):
     finite = np.isfinite(wanted)
     assert (np.isfinite(seen) == finite).all(), "a skip that one of them didn't make"
     errors = {"losses and norms": float((abs(seen - wanted)[finite] / abs(wanted[finite])).max())}
+    if any(expected["figures"]):
+        kept = finite.all(1)  # in a faulty update they are those of another row
+        seen, wanted = (np.array(r["figures"], np.float64)[-len(finite) :][kept] for r in (result, expected))
+        errors["figures"] = float((abs(seen - wanted) / np.maximum(abs(wanted), 0.1)).max())
     errors["evaluation"] = abs(result["value"] / expected["value"] - 1)
     keys = frozenset(name for name in right["parameters"] if name.endswith("k.bias"))  # noise: see parity.pair
     config = case.config()
@@ -119,7 +144,7 @@ def agreed(result):
     return result["agree"].count(False)
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, "tp from dp half", "pp from dp half"])
+@pytest.mark.parametrize("name", [*DOUBLE, *(f"{name} from {half}" for name, half in HALVES.items())])
 def test_float64_is_that_of_one_process(two, one, name):
     results, folder = two
     case = next(case for case in cases(folder) if case.name == name)
@@ -158,10 +183,14 @@ def test_a_planted_bug_is_seen(two, one, bug, name):
 
 def test_one_process_goes_on_from_two(two, one, tmp_path):
     _, folder = two
-    for name, half, gate in (("dp", "dp half", SHARED), ("zero 1", "zero 2 half", None)):
+    for name, half, gate in (
+        ("dp", "dp half", SHARED),
+        ("dp", "fsdp2 3 half", SHARED),
+        ("zero 1", "zero 2 half", None),
+    ):
         case = Case(name, (DOUBLE | ZERO)[name], start=HALF, bad=BAD, load=str(folder / half))
-        result = alone(dataclasses.replace(case, bad=-1), tmp_path / name)
-        ours = result, state_of(tmp_path / name)
+        result = alone(dataclasses.replace(case, bad=-1), tmp_path / half)
+        ours = result, state_of(tmp_path / half)
         exact = one(case, double=True)
         error, where = distance(case, ours, exact)
         if gate:
@@ -200,6 +229,9 @@ def test_four_processes(two, one, tmp_path):
         Case("dp x pp", {"parallel.pipeline": 2}, bad=BAD),
         Case("tp x pp", {"parallel.tensor": 2, "parallel.pipeline": 2}, bad=BAD),
         Case("from two", {"parallel.tensor": 2}, start=HALF, load=str(folder / "dp half")),
+        Case("fsdp2 3", DOUBLE["fsdp2 3"], start=HALF, load=str(folder / "fsdp2 3 half")),
+        Case("fsdp2 3 x tp", {**DOUBLE["fsdp2 3"], "parallel.tensor": 2}, bad=BAD),
+        Case("fsdp2 1 x tp llama", {**FSDP2, **LLAMA, "parallel.zero": 1, "parallel.tensor": 2}, bad=BAD),
         *(Case(name, fields, bad=BAD) for name, fields in ZERO.items()),
         *(Case(f"{n} from two", ZERO[n], start=HALF, load=str(folder / "zero 2 half")) for n in ("zero 1", "zero 3")),
         *(Case(f"{n} x tp", {**ZERO[n], "parallel.tensor": 2}, bad=BAD) for n in ("zero 1", "zero 2", "zero 3")),

@@ -105,7 +105,7 @@ class Course:
         limit = -math.inf if skipped else math.inf
         standing = Standing(self.at.applied, 0, False)
         orders = Orders(row["lr"], Limits(limit, limit), scale, standing, alone=True)
-        loss, norm, applied = self.trainer.update(batch, update, orders, lambda: None)()
+        loss, norm, applied, _ = self.trainer.update(batch, update, orders, lambda: None)()
         if skipped:
             if self.scale and row["grad_norm"] is None and row["loss"] is not None:
                 self.scale.overflowed()

@@ -87,8 +87,8 @@ def _obstacle(seen: Examined) -> str | None:
     configs = [history.config for history in seen.histories]
     if any(config.adapter.kind != "none" for config in configs):
         return "an adapter's base isn't trained, and the replay takes whole models"
-    if any(config.data.format == "chat" for config in configs):
-        return "the replay takes rows of text, and these are packed conversations"
+    if other := next((config.data.format for config in configs if config.data.format != "text"), None):
+        return f"the replay takes rows of text, and these are of data.format = {other}"
     shapes = [{row.name: row.shape for row in parameter_table(config.model)} for config in configs]
     if shapes[0] != shapes[1]:
         return "their models have other tensors"

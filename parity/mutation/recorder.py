@@ -16,6 +16,7 @@ from typing import Any
 import coverage
 import pytest
 from coverage.data import CoverageData
+from coverage.exceptions import DataError
 
 from coretrain.base.files import write_atomically
 from parity.mutation.seen import PACKAGES, fingerprints
@@ -73,7 +74,10 @@ class Recorder:
         whole = CoverageData(str(self.data))
         for program in sorted(self.parts.glob("program.*")):
             data = CoverageData(str(program))
-            data.read()
+            try:
+                data.read()
+            except DataError:  # a program that a test killed while it wrote this
+                continue
             whole.update(data)
         shutil.rmtree(self.parts, ignore_errors=True)
         facts: dict[str, Any] = {"root": str(self.root), "marks": self.expression, "tests": self.tests}

@@ -98,6 +98,11 @@ class Seen:
         return found
 
     @functools.cached_property
+    def _idle(self) -> set[str]:
+        """Tests that execute nothing of any package."""
+        return self.seconds.keys() - set().union(*self.files.values())
+
+    @functools.cached_property
     def _imports(self) -> dict[str, set[tuple[str, str]]]:
         """(module, name) that each recorded file of tests imports."""
         found: dict[str, set[tuple[str, str]]] = {}
@@ -157,13 +162,13 @@ class Seen:
         return all(file in self.recorded for file in files_of_tests(self.root) if not _is_long(self.root / file))
 
     def shared(self, place: Place, direct: Iterable[str]) -> list[str]:
-        """Tests that may take what `direct` ones have made, as what is compiled is traced once: those of their files
-        that have been in the same package.
+        """Tests that may take what `direct` ones have made: those of their files that have been in the same package, as
+        what is compiled is traced once, or in none, as they look at what a fixture of their file has let run.
         """
         direct = set(direct)
         files = {test.partition("::")[0] for test in direct}
-        package = place.file.partition("/")[0]
-        more = (t for t in self.files[package] - direct if t.partition("::")[0] in files and t in self.seconds)
+        near = self.files[place.file.partition("/")[0]] | self._idle
+        more = (t for t in near - direct if t.partition("::")[0] in files and t in self.seconds)
         return sorted(more, key=lambda test: (self.seconds[test], test))
 
 

@@ -35,6 +35,7 @@ from jaxtrain.parallel.trainer import ParallelTrainer
 from parity.errors import largest_error
 from parity.forms import GPT2_FORM, LLAMA_FORM, Fields
 from parity.pair import noise_only
+from parity.probes.alignment import aligned_fields, alignment_batch
 from parity.workers.mesh_bugs import planted
 
 UPDATES, UPDATES_WITH_A_BUG = 20, 4
@@ -79,6 +80,9 @@ VARIANTS: dict[str, Fields] = {
         "execution.scan_layers": "false",
         "execution.checkpoint_activations": "full",
     },
+    "dpo": {**LLAMA_FORM, "model.kv_heads": 4, **aligned_fields("dpo")},
+    "reward": {**GPT2_FORM, **aligned_fields("reward")},
+    "ppo": {**LLAMA_FORM, **aligned_fields("ppo"), "optimizer.clip": 0.01},
     "adapter": {
         **LLAMA_FORM,
         "adapter.kind": "dora",
@@ -130,7 +134,7 @@ def train(config: RunConfig, updates: int) -> Outcome:
 
     def settle(left: int) -> None:
         while len(begun) > left:
-            loss, norm, applied = begun.pop(0)()
+            loss, norm, applied, _ = begun.pop(0)()
             assert applied == (math.isfinite(loss) or math.isfinite(norm))
             seen.append((loss, norm) if applied else (SKIPPED, SKIPPED))
 
@@ -138,8 +142,11 @@ def train(config: RunConfig, updates: int) -> Outcome:
         ids = rng.integers(0, config.model.vocabulary, rows, dtype=np.int32)
         ids[0, :2] = 0, config.model.vocabulary - 1
         ids[:3, -1] = -100  # devices and micro-batches with unequal numbers of targets
-        batch = windows(ids)
-        if config.model.mlp == "swiglu":  # of the forms, some with factors of targets, which are cut as labels are
+        aligned = config.train.objective != "cross_entropy"
+        batch = alignment_batch(config, update) if aligned else windows(ids)
+        if (
+            config.model.mlp == "swiglu" and not aligned
+        ):  # of the forms, some with factors of targets, which are cut as labels are
             factors = np.random.default_rng(update).random(batch.labels.shape, np.float32)
             batch = dataclasses.replace(batch, weights=factors)
         settle(0 if update in (BAD, BAD + 1) else 1)
@@ -153,7 +160,7 @@ def train(config: RunConfig, updates: int) -> Outcome:
         if update + 1 in (updates, UPDATES_WITH_A_BUG):
             settle(0)
             states[update + 1] = {group: dict(tensors) for group, tensors in trainer.export().items()}
-    return Outcome(seen, trainer.evaluate(batch.rows(slice(config.micro_batch + 3))), states)
+    return Outcome(seen, trainer.evaluate(batch.rows(slice(min(config.micro_batch + 3, len(batch) - 1)))), states)
 
 
 def one_nan(params: Any) -> Any:

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed.fsdp
 import torch.nn.functional as F
 
 import torchtrain.checkpoint
@@ -54,6 +56,33 @@ def _mean_by_deepspeed(patch: pytest.MonkeyPatch, world: World) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     patch.setattr(torchtrain.parallel.zero.Zero, "backward", backward)
+
+
+def _mean_by_fsdp2(patch: pytest.MonkeyPatch, world: World) -> None:
+    """FSDP2's average, left as it is."""
+    patch.setattr(torch.distributed.fsdp.FSDPModule, "set_gradient_divide_factor", lambda self, factor: None)
+
+
+def _swapped_rows(patch: pytest.MonkeyPatch, world: World) -> None:
+    """A process takes its neighbour's rows of what is loaded."""
+    from torchtrain.parallel.fsdp import RowsOptimizer
+
+    def own(self, row, value):
+        start, mine = self.starts[row.name], self.parameters[row.name]
+        part = torchtrain.model.local_shard(self.config, row, value, self.tensor)
+        return torch.from_numpy(np.roll(part, len(mine), 0)[start : start + len(mine)]).to(mine)
+
+    patch.setattr(RowsOptimizer, "own", own)
+
+
+def _old_weights(patch: pytest.MonkeyPatch, world: World) -> None:
+    """What was gathered for an update is still used in the next one."""
+    from torchtrain.parallel.fsdp import FullyShard
+
+    unit = torch.distributed.fsdp.FSDPModule
+    plain = unit.set_reshard_after_backward
+    patch.setattr(unit, "set_reshard_after_backward", lambda self, last: plain(self, False))
+    patch.setattr(FullyShard, "step", lambda self, *given: self.optimizer.step(*given))
 
 
 def _norm_of_shard(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -161,6 +190,9 @@ BUGS = {
     "masks by local row": _local_masks,
     "tied weight untied": _untied,
     "shards swapped": _swapped_shards,
+    "gradients averaged by FSDP2": _mean_by_fsdp2,
+    "rows swapped": _swapped_rows,
+    "weights of the update before": _old_weights,
     "no sum in the backward pass": _no_sum_backward,
     "replicated counted twice": _replicated_twice,
     "bias on each": _bias_each,

@@ -30,6 +30,7 @@ import torchtrain.loss
 import torchtrain.model
 import torchtrain.trainer
 from coretrain.adapters.targets import with_adapter
+from coretrain.base.errors import exit_now
 from coretrain.checkpoint.fragments import write_fragments
 from coretrain.checkpoint.interchange import load_interchange
 from coretrain.config.load import load_config
@@ -41,9 +42,11 @@ from coretrain.contract.schedule import clip_factor, learning_rate
 from coretrain.data.batch import Batch, windows
 from coretrain.processes.world import World
 from parity.forms import GPT2_FORM, LLAMA_FORM
+from parity.probes.alignment import alignment_batch
 from torchtrain.checkpoint import load_native
 from torchtrain.parallel.choose import make_trainer
 from torchtrain.parallel.processes import join
+from torchtrain.parallel.zero import Zero
 from torchtrain.parallel.zero_trainer import ZeroTrainer
 from torchtrain.trainer import Trainer
 
@@ -103,7 +106,10 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 def batches(config: RunConfig) -> list[Batch]:
-    """Four batches; the first rows' last label is ignored, so that shares are unequal; two have weights."""
+    """Four batches; the first rows' last label is ignored, so that shares are unequal; two have weights. Of alignment
+    those of its probe."""
+    if config.train.objective != "cross_entropy":
+        return [alignment_batch(config, seed) for seed in range(4)]
     rng = np.random.default_rng(0)
     shape = (4, config.train.batch_size, config.model.context + 1)
     made = rng.integers(0, config.model.vocabulary, shape, dtype=np.int32)
@@ -123,6 +129,7 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
         trainer = make_trainer(config, weights(config))
         applied = max(0, case.start - 1)
         if case.load:
+            trainer.evaluate(batches(config)[1])  # of which nothing may stay
             folder = Path(case.load)
             native = (folder / "state").is_dir()
             if native:
@@ -130,19 +137,21 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
             else:
                 trainer.adopt(load_interchange(folder).groups, applied)
         seen: list[tuple[float, float]] = []
+        figures: list[list[float]] = []
         data, last = batches(config), world.rank == world.size - 1
         for update in range(case.start, case.updates):
             batch = data[update % 4]
             with one_nan(trainer) if update == case.bad and last else contextlib.nullcontext():
                 loss, norm = trainer.gradients(batch, update, 1.0)
+            figures.append(list(trainer.more))
             if math.isfinite(norm):
                 trainer.apply(learning_rate(config, update), clip_factor(norm, config.optimizer.clip), applied)
                 applied += 1
             seen.append((loss, norm))
         value = trainer.evaluate(data[0].rows(slice(3)))
         text = trainer.generate([[1, 2, 3]], 4, GREEDY, ())
-        said = [repr(x) for x in (seen, value, text)]
-        result = {"seen": seen, "applied": applied, "value": value, "text": text}
+        said = [repr(x) for x in ((seen, figures), value, text)]
+        result = {"seen": seen, "figures": figures, "applied": applied, "value": value, "text": text}
         result["agree"] = [len(set(world.gather(words))) == 1 for words in said]
         if save is not None:
             world.on_rank0(lambda: save.mkdir(parents=True, exist_ok=True))
@@ -151,7 +160,7 @@ def train(case: Case, world: World, save: Path | None) -> dict[str, Any]:
                 trainer.gradients(data[0], case.updates, 1.0)
                 trainer.apply(1.0, 1.0, applied)  # which must not be in what is written
                 world.ended(saving)
-        if isinstance(trainer, ZeroTrainer):
+        if isinstance(trainer, ZeroTrainer) and isinstance(trainer.zero, Zero):
             trainer.zero.engine.destroy()
     return result
 
@@ -242,7 +251,8 @@ def main() -> None:
     results = {case.name: train(case, world, folder / case.name) for case in cases}
     if world.first:
         (folder / "results.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
+    world.shutdown()
+    exit_now(0)  # as a run does: FSDP2 keeps the group's threads, which may abort an interpreter that ends
 
 
 if __name__ == "__main__":

@@ -31,7 +31,11 @@ from coretrain.planning.flops import (
 from coretrain.planning.memory import footprint
 from tests.support.refusal import refused
 
-SIZES = {"trained": 4096, "gpt2": 50257}
+SIZES = {"trained": 4096, "gpt2": 50257, "bytes": 257}
+
+
+LAPTOPS = ("tiny", "smollm2-lora", "smollm2-dpo", "smollm2-grpo")
+"""Presets that are made for one, as all of the sort task are."""
 
 
 def sized(name: str) -> RunConfig:
@@ -243,7 +247,7 @@ def test_a_presets_header_says_what_the_budget_computes(name):
     header = (PRESETS / f"{name}.toml").read_text().split("version")[0]
     memory = footprint(config).total / 2**30
     facts = [f"{parameter_count(config.model):,} parameters", batch_sentence(config), f"{run_flops(config):.2e} FLOPs"]
-    if name in ("tiny", "smollm2-lora"):  # made for a laptop
+    if name in LAPTOPS or name.startswith("sort-"):
         facts += [f"{hours(config, 100e9) * 60:.1f} minutes at an assumed 100 GFLOP/s", f"About {memory:.2f} GiB"]
     else:
         facts += [f"{hours(config, 0.4 * 989e12):,.1f} hours on one H100", f"About {memory:,.0f} GiB"]

@@ -10,7 +10,7 @@ from coretrain.config.load import load_config
 from coretrain.config.model import ModelConfig
 from coretrain.contract.parameters import parameter_table
 from coretrain.contract.sampling import Sampling, choose_tokens
-from coretrain.data.sources import json_rows
+from coretrain.data.files import json_rows
 from tests.support.nested import DEEP
 from tests.support.refusal import refused
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coretrain.data.batch import IGNORED, Batch, batch_hash, stacked, windows
-from tests.support.batches import arrays_of, same
+from tests.support.batches import arrays_of, same, with_array
 
 B, T = 5, 7
 ROWS = np.random.default_rng(0).integers(0, 300, (B, T + 1), dtype=np.int32)
@@ -20,7 +20,11 @@ PACKED = Batch(TEXT.tokens, LABELS, POSITIONS)
 WEIGHTS = np.random.default_rng(1).random((B, T)).astype(np.float32)
 WEIGHTED = replace(TEXT, weights=WEIGHTS)
 FULL = replace(PACKED, weights=WEIGHTS)
-KINDS = pytest.mark.parametrize("batch", [TEXT, PACKED, WEIGHTED, FULL], ids=["text", "packed", "weighted", "full"])
+SEGMENTS = np.tile(np.array([0, 0, 0, 1, 1, 2, -1], np.int32), (B, 1))
+ALIGNED = replace(PACKED, segments=SEGMENTS).with_planes(share=WEIGHTS[:, :5], reference=WEIGHTS - 1)
+KINDS = pytest.mark.parametrize(
+    "batch", [TEXT, PACKED, WEIGHTED, FULL, ALIGNED], ids=["text", "packed", "weighted", "full", "aligned"]
+)
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -75,7 +79,9 @@ def test_padding_is_rows_without_a_target(batch):
     for name, array in arrays_of(padded).items():
         assert array.dtype == before[name].dtype, name
         assert np.array_equal(arrays_of(batch)[name], before[name]), f"{name} of the batch itself has changed"
-        if name != "labels":
+        if name == "segments":
+            assert (array[B:] == -1).all(), "padding belongs to no sequence"
+        elif name != "labels":
             assert not array[B:].any(), name
     assert batch.padded(B) is batch
 
@@ -100,11 +106,16 @@ def test_the_hash_is_the_plain_formulas():
     assert batch_hash(TEXT) == digest(ROWS.astype("<i4"))
     assert batch_hash(PACKED) == digest(np.stack([PACKED.tokens, PACKED.labels, PACKED.positions], 1).astype("<i4"))
     assert batch_hash(WEIGHTED) == digest(ROWS.astype("<i4"), WEIGHTS.astype("<f4"))
+    names = [plane.encode() + ALIGNED.planes[plane].astype("<f4").tobytes() for plane in ("reference", "share")]
+    whole = hashlib.blake2b(digest_size=8, person=b"batch")
+    for part in (np.stack([PACKED.tokens, PACKED.labels, PACKED.positions], 1).tobytes(), SEGMENTS.tobytes(), *names):
+        whole.update(part)
+    assert batch_hash(ALIGNED) == whole.hexdigest()
     assert len(batch_hash(TEXT)) == 16
 
 
 def test_the_hash_is_of_values_not_of_how_they_lie():
-    for batch in (TEXT, PACKED, FULL):
+    for batch in (TEXT, PACKED, FULL, ALIGNED):
         wide = batch.map(lambda array: array.astype(np.int64) if array.dtype == np.int32 else array.astype(np.float64))
         assert batch_hash(batch.map(np.asfortranarray)) == batch_hash(wide) == batch_hash(batch)
 
@@ -119,7 +130,7 @@ def changed(array: np.ndarray) -> np.ndarray:
 def test_the_hash_shows_every_change(batch):
     hashes = {batch_hash(batch), batch_hash(batch.rows(slice(None, None, -1)))}
     for name, array in arrays_of(batch).items():
-        hashes.add(batch_hash(replace(batch, **{name: changed(array)})))
+        hashes.add(batch_hash(with_array(batch, name, changed(array))))
     assert len(hashes) == 2 + len(arrays_of(batch))
 
 
@@ -132,3 +143,21 @@ def test_the_hash_tells_kinds_of_batches_apart():
     rest = [replace(TEXT, labels=last), replace(TEXT, labels=masked)]
     ones = replace(TEXT, weights=np.ones_like(WEIGHTS))
     assert len({batch_hash(batch) for batch in (TEXT, PACKED, WEIGHTED, FULL, ones, *rest)}) == 7
+
+
+def test_planes_are_added_in_the_width_that_is_asked():
+    assert ALIGNED.planes["share"].dtype == np.float32
+    more = ALIGNED.with_planes(True, old=[[0.1] * T] * B, share=np.float16(1) * SEGMENTS)
+    assert {name: plane.dtype.name for name, plane in more.planes.items()} == {
+        "share": "float64",
+        "reference": "float32",
+        "old": "float64",
+    }
+    assert more.planes["old"].shape == (B, T)
+    assert np.array_equal(ALIGNED.planes["share"], WEIGHTS[:, :5]), "the batch itself stays"
+
+
+def test_the_hash_tells_planes_by_their_names():
+    one, other = TEXT.with_planes(old=WEIGHTS), TEXT.with_planes(reference=WEIGHTS)
+    assert len({batch_hash(batch) for batch in (TEXT, one, other)}) == 3
+    assert batch_hash(one.with_planes(share=WEIGHTS)) == batch_hash(TEXT.with_planes(share=WEIGHTS, old=WEIGHTS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coretrain.data.batch import batch_hash, windows
-from coretrain.data.order import parts_at, permute, rows_of_update, whole_weights
+from coretrain.data.order import parts_at, permute, rows_at, rows_of_update, whole_weights
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 1000, 4097])
@@ -97,3 +97,14 @@ def test_the_order_is_pinned() -> None:
     """Logged batch hashes of earlier runs stay comparable only while this never changes."""
     assert rows_of_update([1000, 30], [95, 5], "fingerprint", 1337, 5, 8).tolist() == PINNED_ROWS
     assert batch_hash(windows(np.arange(6).reshape(2, 3))) == PINNED_HASH
+
+
+def test_a_batch_that_one_part_takes_whole() -> None:
+    """Nothing is left for the parts after it, nor where no position is asked for."""
+    assert rows_at(np.arange(1), [5, 5, 5], [8, 1, 1], "f", 0)[:, 0].tolist() == [0]
+    assert rows_at(np.arange(0), [5, 5, 5], [8, 1, 1], "f", 0).shape == (0, 2)
+
+
+def test_a_part_without_windows_is_named() -> None:
+    with pytest.raises(ValueError, match=r"every part needs a window: \[5, 0\]"):
+        rows_at(np.arange(4), [5, 0], [1, 1], "f", 0)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from coretrain.base.errors import UserError
-from coretrain.data.sources import open_rows, open_source, pieces
+from coretrain.data.rows import open_rows
+from coretrain.data.sources import open_source, pieces
 from tests.support.corpora import configure, make_texts, quiet, tokens_of
 from tests.support.refusal import refused
 

@@ -27,7 +27,7 @@ from twintrain.command import main
 
 ENDS = (
     *("coretrain.training.runner.resolve", "coretrain.training.spawn.subprocess.Popen"),
-    *("coretrain.training.generate.open_for_generation", "coretrain.training.generate.open_adapters"),
+    *("coretrain.inference.generate.open_for_generation", "coretrain.inference.generate.open_adapters"),
     *("coretrain.runs.convert.import_run", "coretrain.runs.convert.export_run", "coretrain.runs.adapted.merge_run"),
     *("twintrain.convert.import_run", "twintrain.convert.export_run", "twintrain.convert.merge_run"),
     *("torchtrain.onnx_export.export_onnx", "coretrain.data.open.open_data", "twintrain.prepare.open_data"),

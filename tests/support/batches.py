@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from coretrain.config.run import RunConfig
@@ -18,8 +20,14 @@ def random_text(config: RunConfig, rows: int | None = None, seed: int = 0) -> Ba
 
 
 def arrays_of(batch: Batch) -> dict[str, np.ndarray]:
-    """The arrays that a batch has, by name."""
-    return {name: array for name, array in vars(batch).items() if array is not None}
+    """The arrays that a batch has, by name, its planes among them."""
+    own = {name: array for name, array in vars(batch).items() if array is not None and name != "planes"}
+    return {**own, **batch.planes}
+
+
+def with_array(batch: Batch, name: str, array: np.ndarray) -> Batch:
+    """The batch with another array of one name."""
+    return replace(batch, **{"planes": {**batch.planes, name: array}} if name in batch.planes else {name: array})
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -28,7 +28,7 @@ from tests.support.nested import DEEP
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261130"))
-WEIGHTS = 171
+WEIGHTS = 256
 """Of all tests together."""
 SECONDS, MEMORY = 20, 2**31
 """That one input may take: the limits are far above what any takes, and far below what a machine has."""

@@ -42,5 +42,5 @@ def train(book: Journal, start: int, stop: int, loss: float | None = None, secon
         value = 5.0 + 1 / (n + 3) if loss is None else loss
         book.update(n, value, norm, 1e-3 / (n + 1), 2048 * (n + 1), f"{n:016x}", seconds)
         if (n + 1) % 4 == 0:
-            book.evaluation(n + 1, 5.5 - 0.1 * n, 2.0 - 0.01 * n)
+            book.evaluation(n + 1, 5.5 - 0.1 * n, {"bits_per_byte": 2.0 - 0.01 * n})
             book.event(n + 1, "checkpoint", f"update-{n + 1}")

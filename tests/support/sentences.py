@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "structure" / "error_sentences.txt"
 PACKAGES = ("coretrain", "torchtrain", "jaxtrain", "parity", "twintrain", "bench")
-KINDS = ("UserError", "PeerError", "DamagedCheckpoint", "conflict")
+KINDS = ("UserError", "PeerError", "DamagedCheckpoint", "Fault", "Refused", "conflict")
 
 
 def written(node: ast.expr) -> str:

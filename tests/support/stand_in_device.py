@@ -23,11 +23,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.pipelining.stage import InferenceMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+import torchtrain.parallel.fsdp
+import torchtrain.parallel.pipeline_trainer
 import torchtrain.parallel.trainer
 import torchtrain.trainer
 from coretrain.contract.choices import Choice
@@ -38,10 +41,14 @@ from coretrain.planning.traffic import traffic
 from coretrain.processes.layout import layout_of
 from tests.support.configs import small_config
 from torchtrain.parallel import processes
-from torchtrain.parallel.trainer import ParallelTrainer
+from torchtrain.parallel.choose import make_trainer
+from torchtrain.parallel.fsdp import FullyShard
 from torchtrain.trainer import Trainer
 
 DEVICE = "stand_in:0"
+COMPILE = torch.compile
+NAMES = ("all_reduce", "all_gather", "broadcast", "all_gather_single", "reduce_scatter_single")
+CALLS = {name: getattr(dist, name) for name in NAMES}
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,6 @@ class Task:
     """What it has other than `small_config`."""
     processes: int = 1
     rank: int = 0
-    compiled: bool = False
-    """Whether its loss is compiled, as one graph."""
 
 
 class NothingRead(TorchDispatchMode):
@@ -90,16 +95,16 @@ def traced(task: Task) -> dict[str, Any]:
         return graph
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        trainer = (Trainer if task.processes == 1 else ParallelTrainer)(config, tensors)
-        if task.compiled:
-            trainer.loss = torch.compile(trainer.loss, fullgraph=True, dynamic=False, backend=kept)
+        torch.compile = functools.partial(COMPILE, fullgraph=True, backend=kept)
+        trainer = make_trainer(config, tensors)
         calls = _noted()
         with NothingRead():
             result = _update(trainer, rows)
             refused = [way for way in ("item", "cpu", "tolist", "__bool__") if _raises(getattr(result, way))]
     names = {}
     if task.processes > 1:
-        axes = {"data": trainer.grid.data, "tensor": trainer.grid.tensor}
+        grid = processes.grid_of(config)
+        axes = {"data": grid.data, "tensor": grid.tensor, "pipeline": grid.pipeline}
         names = {axis.group.group_name: name for name, axis in axes.items() if axis.size > 1}
         dist.destroy_process_group()
         processes._grid.cache_clear()
@@ -131,19 +136,56 @@ def _noted() -> list[tuple[str, str, int, int]]:
     """A list to which each collective from now on is added."""
     calls: list[tuple[str, str, int, int]] = []
 
-    def noting(name: str, call: Callable[..., Any], tensor_at: int) -> Callable[..., Any]:
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def noted(*given: Any, **named: Any) -> Any:
-            group, tensor = named.get("group"), given[tensor_at]
-            size = tensor.numel() * tensor.element_size()
+            group, tensors = named.get("group"), tree_leaves((given, named))
+            size = max(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
             calls.append((name, "" if group is None else group.group_name, dist.get_world_size(group), size))
             return call(*given, **named)
 
         return noted
 
-    for name, tensor_at in (("all_reduce", 0), ("all_gather", 1), ("broadcast", 0)):
-        setattr(dist, name, noting(name, getattr(dist, name), tensor_at))
+    for name, call in CALLS.items():
+        setattr(dist, name, noting(name, call))
+
+    def batch_p2p(ops: list[dist.P2POp], desc: str | None = None) -> list[dist.Work]:
+        """Notes what stages pass on; the process group knows no stand-in."""
+        for op in ops:
+            noting(op.op.__name__, lambda *given, **named: None)(op.tensor, group=op.group)
+        return []
+
+    torch.distributed.pipelining.schedules._batch_p2p = batch_p2p
     return calls
+
+
+def _unfaked(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, which then makes real tensors, and reads them."""
+
+    def made(*given: Any, **named: Any) -> Any:
+        with unset_fake_temporarily():
+            return make(*given, **named)
+
+    return made
+
+
+def _agreed(schedule: Any, stages: list[Any], has_backward: bool, p2p_done: bool) -> None:
+    """For `Schedule1F1B._warmup_p2p`: stages vote, once, by a tensor whose value they read.
+
+    All of ours have said what they send, and so vote alike.
+    """
+    for stage in stages:
+        stage._inference_mode = InferenceMode.STATIC
+
+
+class Module(_DummyBackendModule):
+    """What torch asks a device's module for: FSDP2 for streams and events, in which nothing is done; recomputation for
+    the dtypes of autocast, which is off; a pipeline's schedule for random numbers, which nothing draws."""
+
+    Stream, Event = torch.cpu.Stream, torch.cpu.Event
+    stream, current_stream = staticmethod(torch.cpu.stream), staticmethod(torch.cpu.current_stream)
+    get_rng_state, set_rng_state = staticmethod(lambda device: None), staticmethod(lambda *given: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
 
 
 def _faked(make: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
@@ -169,11 +211,20 @@ def _form_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    _setup_privateuseone_for_python_backend("stand_in")
+    _setup_privateuseone_for_python_backend("stand_in", Module())
     torchtrain.trainer.choose_device = lambda config: Choice(DEVICE, "a stand-in")
-    Trainer.in_step, adamw = False, torch.optim.AdamW  # as on CUDA, like its fused kernel
+    Trainer.in_step = FullyShard.in_step = False
+    adamw = torch.optim.AdamW  # as on CUDA, like its fused kernel
     torch.optim.AdamW = lambda groups, **options: adamw(groups, **options | {"fused": True})
     for owner in (torchtrain.trainer, torchtrain.parallel.trainer):
         owner.build_model = _faked(owner.build_model)
+    stages = torchtrain.parallel.pipeline_trainer
+    stages.Stage, stages.materialize = _unfaked(stages.Stage), _faked(stages.materialize)
+    stages.PipelineTrainer.in_step = False
+    torchtrain.parallel.pipeline.Schedule1F1B._warmup_p2p = _agreed
+    fsdp = torchtrain.parallel.fsdp
+    fsdp.without_numbers = _faked(fsdp.without_numbers)
+    fsdp.DeviceMesh.from_group = _unfaked(fsdp.DeviceMesh.from_group)
+    fsdp.LossModule.to_empty = lambda module, device: module  # it is there already
     for given in json.loads(sys.argv[1]):
         print(json.dumps(traced(Task(**given))), flush=True)

@@ -1,0 +1,1 @@
+"""Alignment: what is not differentiated, once for both stacks, in numpy."""

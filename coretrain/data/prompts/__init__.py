@@ -1,0 +1,1 @@
+"""Prompts that a policy answers, with the fields by which a reward judges the answers."""

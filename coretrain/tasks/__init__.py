@@ -1,0 +1,1 @@
+"""Tasks whose answers a program can check: prompts, right and wrong answers, and a score, all generated."""
