@@ -1,7 +1,7 @@
 """Text from a model: prefill, then one token at a time out of a key/value cache.
 
-`cache_slots` has no twin: torch compiles nothing for a length. Nor has `Decoder`: torch compiles nothing for a number
-of rows either, and has a list of layers, each with weights of its own.
+`cache_slots` and `MANY` have no twin: torch compiles nothing for a length. Nor has `Decoder`: torch compiles nothing
+for a number of rows either, and has a list of layers, each with weights of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coretrain.base.malloc import keep_freed_memory
-from coretrain.contract.decoding import decode
-from coretrain.contract.sampling import Sampling, pad_prompts
+from coretrain.contract import decoding
+from coretrain.contract.decoding import Decode, Fewer, Keep, Sampled, row_numbers, shared_prompts
+from coretrain.contract.sampling import PaddedPrompts, Sampling, pad_prompts
 from jaxtrain.layers import Block, Cache
 from jaxtrain.model import GPT
 
@@ -38,26 +39,68 @@ def generate(
     `on_tokens` is called with each step's new ids [B], for streaming. Raises `UserError` where prompt and tokens exceed
     the model's context.
     """
+    padded, slots, step, keep, fewer = _steps(model, prompts, tokens)
+    return decoding.decode(padded, slots, tokens, sampling, stop, step, keep, fewer, on_tokens)
+
+
+def sample(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+    numbers: Sequence[int] | None = None,
+) -> list[Sampled]:
+    """As `generate`, with the stop id, and with the log-probability of each id under logits / temperature.
+
+    `numbers` are the rows' numbers in a larger set of prompts (default: 0, 1, ...), by which random numbers are drawn.
+    """
+    padded, slots, step, keep, fewer = _steps(model, prompts, tokens)
+    return decoding.sample(padded, slots, tokens, sampling, stop, step, keep, fewer, row_numbers(numbers, len(prompts)))
+
+
+def replay(
+    model: GPT, prompts: Sequence[Sequence[int]], tokens: int, temperature: float, answers: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The log-probabilities of `answers`, which `sample` gave for these prompts, by the same steps: the same bits."""
+    padded, slots, step, keep, fewer = _steps(model, prompts, tokens)
+    return decoding.replay(padded, slots, tokens, temperature, answers, step, keep, fewer)
+
+
+def _steps(model: GPT, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[PaddedPrompts, int, Decode, Keep, Fewer]:
+    """The padded prompts, the cache's slots, and what `decoding.decode` asks of a stack."""
     m = model.config
     padded = pad_prompts(prompts, m.vocabulary, m.context, tokens)
-    slots = cache_slots(padded.tokens.shape[1] + tokens, m.context)
+    if len(prompts) >= MANY:
+        longest = padded.tokens.shape[1]
+        padded = padded.wider(min(-longest % 8, m.context - tokens - longest))  # few lengths are compiled for
+    slots = cache_slots(padded.tokens.shape[1] + tokens, m.context, len(prompts))
     decoder = Decoder(model)
     if decoder.on_cpu:
         keep_freed_memory()  # nothing is made or loaded any more
-    caches = decoder.cache(len(prompts), slots)
+    places, which = shared_prompts(padded)
+    places = np.resize(places, 1 << (len(places) - 1).bit_length())  # few numbers of rows are compiled for
+    shares = len(places) < len(prompts)
+    caches = decoder.cache(len(places) if shares else len(prompts), slots)
 
     def step(inputs: np.ndarray, positions: np.ndarray, mask: np.ndarray, at: int) -> np.ndarray:
         nonlocal caches  # whose memory each step takes over
-        logits, caches = decoder.step(inputs, positions, mask, caches, at)
-        return np.asarray(logits)
+        if at > 0 or not shares:
+            logits, caches = decoder.step(inputs, positions, mask, caches, at)
+            return np.asarray(logits)
+        logits, caches = decoder.step(inputs[places], positions[places], mask[places], caches, 0)
+        caches = tuple(_kept(cache, which, decoder.everywhere) for cache in caches)
+        return np.asarray(logits)[which]
 
     def keep(places: np.ndarray) -> None:
         nonlocal caches
         caches = tuple(keep_rows(cache, places) for cache in caches)
 
-    return decode(padded, slots, tokens, sampling, stop, step, keep, decoder.rows_for, on_tokens)
+    return padded, slots, step, keep, decoder.rows_for
 
 
+MANY = 8
+"""Rows, as of a rollout, from which a step's time is that of its slots and not that of its weights."""
 WORTH = {"cpu": 1e10, "elsewhere": 1e14}
 """Tokens that rows needn't be taken through, times the model's numbers, from which another program pays. On a CPU of 2
 cores compiling takes 0.9 s, and a token 1.5e-10 s for each number; elsewhere from 100 TFLOP/s, not measured."""
@@ -143,12 +186,13 @@ def cast_once(model: GPT) -> tuple[nnx.State, Array]:
     return nnx.from_flat_state(cast), model.head_weight.astype(model.dtype)
 
 
-def cache_slots(needed: int, context: int) -> int:
-    """Slots of the cache for so many tokens: a power of two of at least 256, or the context where that is smaller.
+def cache_slots(needed: int, context: int, rows: int = 1) -> int:
+    """Slots of the cache for so many tokens: a power of two, or the context where that is smaller.
 
-    Not as many as needed: one compiled step serves many lengths. Nor the context's: a step reads all of them.
+    Not as many as needed: one compiled step serves many lengths; of few rows 256 at least. Nor the context's: a step
+    reads all of them, for each row.
     """
-    return min(context, max(256, 1 << (needed - 1).bit_length()))
+    return min(context, max(256 if rows < MANY else 32, 1 << (needed - 1).bit_length()))
 
 
 def _everywhere(state: nnx.State | Cache) -> NamedSharding | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from coretrain.base.errors import exits_cleanly
 from coretrain.base.interrupts import loading_modules
-from coretrain.training.generate_options import options
+from coretrain.inference.generate_options import options
 from coretrain.training.help import asks_for_help
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from coretrain.config.run import RunConfig
     from coretrain.contract.sampling import Sampling
-    from coretrain.training.generate import Prompts
+    from coretrain.inference.generate import Prompts
     from jaxtrain.trainer import Trainer
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, program: str = "", chat: bool = Fals
         options(program or "python -m jaxtrain.generate", chat).print_help()
         return 0
     with loading_modules():
-        from coretrain.training.generate import generate_text
+        from coretrain.inference.generate import generate_text
         from jaxtrain.trainer import Trainer
 
     generate_text(words, "jax", Trainer, generate_each, program, chat)

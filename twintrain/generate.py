@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from coretrain.training.generate_options import options as common_options
+from coretrain.inference.generate_options import options as common_options
 from coretrain.training.help import asks_for_help
 from twintrain.loading import loaded
 from twintrain.stacks import add_stack, chosen

@@ -11,8 +11,8 @@ from coretrain.base.numbers import real_number, whole_number
 
 CHATS = """\
 Answers of a trained run, by either stack: its chat template is used. Without a
-question, each line that you type is one, answered by itself; an empty line or
-Ctrl-D ends."""
+question a conversation begins, in which /help says what there is. Of what is
+piped in each line is a question, answered by itself."""
 
 
 def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
@@ -22,14 +22,22 @@ def options(program: str, chat: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("run", type=typed_path, help="folder of a run; its best checkpoint is used")
     if chat:
         parser.add_argument(
-            "prompts", nargs="*", default=[], metavar="question", help="one or more (none: they are typed)"
+            "prompts", nargs="*", default=[], metavar="question", help="one or more (none: a conversation)"
         )
         parser.set_defaults(chat=True)
     else:
         parser.add_argument("prompts", nargs="*", default=[], help="one or more prompts (none: a fresh document)")
         parser.add_argument(
-            "--chat", action="store_true", help="the prompts are questions: the run's chat template is used"
+            "--chat",
+            action="store_true",
+            help="the prompts are questions, for the run's chat template (none: a conversation begins)",
         )
+    parser.add_argument(
+        "--history",
+        type=typed_path,
+        metavar="FILE",
+        help="keep what is typed in a conversation in this file (default: nowhere)",
+    )
     parser.add_argument(
         "--adapter",
         type=typed_path,

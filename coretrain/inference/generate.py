@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from coretrain.config.execution import ParallelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import BlankParameters
 from coretrain.contract.sampling import Sampling
+from coretrain.inference.chat import converse
+from coretrain.inference.generate_options import options
 from coretrain.runs.adapted import adapter_config, open_adapters, with_base
 from coretrain.runs.chat import chat_prompts, template_changed
 from coretrain.runs.folder import change_told, changed_since, open_run
 from coretrain.tokenizers.registry import load_tokenizer
 from coretrain.tokenizers.tokenizer import Tokenizer, well_formed
-from coretrain.training.generate_options import options
+from coretrain.training.references import MakeStack
 from coretrain.training.restore import restore
-from coretrain.training.runner import MakeStack
 from coretrain.training.stack import Stack
 
 GenerateEach = Callable[..., Iterator[list[list[int]]]]
@@ -93,17 +93,24 @@ def generate_text(
     """The whole of `python -m torchtrain.generate` or its twin: text from a run, streamed for a single prompt.
 
     With several adapters each prompt is answered by each, over one base, and asked in each one's own form. With `chat`
-    the prompts are questions, and where there are none they are read from the terminal. `program` is what was typed.
+    the prompts are questions, and where there are none a conversation begins in the terminal; of what is piped in each
+    line is answered by itself. `program` is what was typed.
     """
     program = program or f"python -m {MODULES[stack_name]}.generate"
     given = options(program, chat).parse_intermixed_args(argv)  # options may stand before the prompts
     sampling = Sampling(given.temperature, given.top_k, given.top_p, given.seed)
     answering = given.adapter or [given.run]
-    conversing = chat and not given.prompts
+    conversing = given.chat and not given.prompts
+    typed = conversing and sys.stdin is not None and sys.stdin.isatty()
+    if given.history and not typed:
+        raise UserError(
+            "inference/history-without-conversation",
+            "--history is of a conversation in a terminal: leave it out, or give --chat and no question",
+        )
     if conversing:
         if len(answering) > 1:
             raise UserError(
-                "training/several-adapters-without-line",
+                "inference/several-adapters-without-line",
                 "several adapters answer questions that stand on the line: add one, or give one --adapter",
             )
         encode_prompts(answering[0], ["?"], True)  # a run without a template is refused before its model is opened
@@ -124,6 +131,9 @@ def generate_text(
         left = shortest - max(len(prompt) for one in each_asked for prompt in one.prompts)
         return int(given.tokens) if given.tokens is not None else max(0, min(200, left))
 
+    if typed:
+        converse(stack, answering[0], sampling, given.tokens, shortest, given.history)
+        return
     if conversing:
         for question in questions():
             with _said():
@@ -148,16 +158,12 @@ def generate_text(
 
 
 def questions() -> Iterator[str]:
-    """Lines of the terminal, or of what is piped in, up to an empty one, the end (Ctrl-D) or Ctrl-C."""
+    """Lines of what is piped in, up to an empty one, the end or Ctrl-C."""
     if sys.stdin is None:  # closed: there is nothing to read
         return
     ready_input()
-    terminal = sys.stdin.isatty()
-    if terminal:
-        with contextlib.suppress(ImportError):  # Python may be built without it
-            importlib.import_module("readline")  # with it, `input` has a history and the arrow keys
     try:
-        while line := input("> " if terminal else "").strip():
+        while line := input().strip():
             yield well_formed(line)
     except (EOFError, KeyboardInterrupt):
         print()

@@ -132,6 +132,8 @@ def test_what_is_cast_once_is_what_each_step_would_cast(make, kind, small_config
 def test_slots_of_the_cache(needed, slots):
     assert cache_slots(needed, 8192) == slots
     assert cache_slots(min(needed, 96), 96) == 96
+    of_many = {257: 512, 256: 256, 1: 32}
+    assert [cache_slots(one, 8192, rows=8) for one in of_many] == list(of_many.values())
 
 
 @pytest.mark.parametrize("module", [torchtrain, jaxtrain], ids=["torch", "jax"])

@@ -1,0 +1,1 @@
+"""Text from a trained run: prompts and options, many requests at once, a conversation in the terminal."""
