@@ -3,8 +3,13 @@
 from setuptools import find_packages, setup
 
 PRESETS = "coretrain.config.presets"
+RECIPES = f"{PRESETS}.data"
 
 setup(
-    packages=[*find_packages(include=["coretrain*", "jaxtrain*", "torchtrain*", "parity*", "twintrain*"]), PRESETS],
-    package_dir={PRESETS: "configs"},
+    packages=[
+        *find_packages(include=["coretrain*", "jaxtrain*", "torchtrain*", "parity*", "twintrain*"]),
+        PRESETS,
+        RECIPES,
+    ],
+    package_dir={PRESETS: "configs", RECIPES: "configs/data"},
 )

@@ -212,7 +212,7 @@ def _splash_obstacle(config: RunConfig, device: jax.Device) -> str | None:
     share = config.row_tokens // config.parallel.context
     if share % 128:
         return f"a device's {share} tokens of a row are not a multiple of 128"
-    if config.adapter.kind == "prefix" and config.data.format == "chat":
+    if config.adapter.kind == "prefix" and config.data.packed:
         return "its segments have no place for a prefix that all samples of a row see"
     if config.adapter.kind == "prefix" and config.adapter.virtual_tokens % 128:
         return f"a prefix of {config.adapter.virtual_tokens} is not a multiple of 128"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import grain
 from absl import flags
 
+from coretrain.base.interrupts import end_with_parent
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
-from coretrain.data.encode import end_with_parent
 from coretrain.data.splits import Data
 
 PREFETCH = 2

@@ -111,7 +111,8 @@ class Linear(nnx.Module):
             y = self.held(x)
         else:
             (x,), kernel = self.whole(x) if kernel is None else ((x,), kernel)
-            y = product(self._rows(x), kernel).reshape(*x.shape[:-1], -1)
+            sums = None if self.sharding is None else self.sharding.sums(self.path)
+            y = product(self._rows(x), kernel, sums).reshape(*x.shape[:-1], -1)
         y = y if self.bias is None else plus(y, self.bias[...])
         if self.adapter is None:
             return y

@@ -58,13 +58,48 @@ def count_targets(labels: Array, weights: Array | None = None) -> Array:
 
 
 def token_logprobs(
-    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], labels: Int[Array, "B T"], vocab: int, chunk: int
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    labels: Int[Array, "B T"],
+    vocab: int,
+    chunk: int,
+    temperature: float = 1.0,
 ) -> Float[Array, "B T"]:
-    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
+    """log softmax(hidden @ head^T / temperature)[label] of each position, in at least float32; 0 without a target.
 
     The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
     in the backward pass. Chunks are cut along T, so that on a mesh every device works on its own rows of each.
     """
+    return _logprobs(hidden, head, labels, vocab, chunk, temperature, "")[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    labels: Int[Array, "B T"],
+    vocab: int,
+    chunk: int,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`token_logprobs`, and beside them the entropy in nats of each distribution, which is not differentiated."""
+    logprobs, entropy = _logprobs(hidden, head, labels, vocab, chunk, temperature, "entropy")
+    return logprobs, jax.lax.stop_gradient(entropy)
+
+
+def token_logprobs_and_likeliest(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    labels: Int[Array, "B T"],
+    vocab: int,
+    chunk: int,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`token_logprobs`, and beside them 1 where no id is likelier than the label, else 0."""
+    return _logprobs(hidden, head, labels, vocab, chunk, 1.0, "likeliest")
+
+
+def _logprobs(
+    hidden: Array, head: Array, labels: Array, vocab: int, chunk: int, temperature: float, beside: str
+) -> tuple[Array, Array]:
     B, T = labels.shape
     size = max(1, min(T, chunk // B))
     extra = -T % size
@@ -72,15 +107,28 @@ def token_logprobs(
     wanted = jnp.pad(labels, ((0, 0), (0, extra)), constant_values=IGNORED).reshape(B, -1, size).swapaxes(0, 1)
 
     @jax.checkpoint
-    def one(item: tuple[Array, Array]) -> Array:
+    def one(item: tuple[Array, Array]) -> tuple[Array, Array]:
         h, label = item
         logits = (h @ head.astype(h.dtype).T).astype(jnp.promote_types(h.dtype, jnp.float32))
-        logits = jnp.where(jnp.arange(head.shape[0]) >= vocab, -jnp.inf, logits)
+        if temperature != 1:
+            logits = logits / temperature
+        columns = jnp.arange(head.shape[0]) < vocab
+        logits = jnp.where(columns, logits, -jnp.inf)
         valid = label != IGNORED
         target = jnp.take_along_axis(logits, jnp.where(valid, label, 0)[..., None], -1)[..., 0]
-        return jnp.where(valid, target - jax.nn.logsumexp(logits, -1), 0)
+        normal = jax.nn.logsumexp(logits, -1)
+        logprob = jnp.where(valid, target - normal, 0)
+        if beside == "likeliest":
+            return logprob, (valid & (target >= logits.max(-1))).astype(logprob.dtype)
+        if not beside:
+            return logprob, logprob
+        each = jax.lax.stop_gradient(logits - normal[..., None])
+        entropy = -jnp.where(columns, jnp.exp(each) * each, 0).sum(-1)
+        return logprob, jnp.where(valid, entropy, 0)
 
-    return jax.lax.map(one, (pieces, wanted)).swapaxes(0, 1).reshape(B, -1)[:, :T]
+    parts = jax.lax.map(one, (pieces, wanted))
+    logprobs, more = (part.swapaxes(0, 1).reshape(B, -1)[:, :T] for part in parts)
+    return logprobs, more
 
 
 def _computed(

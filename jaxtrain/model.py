@@ -59,6 +59,13 @@ class Head(nnx.Module):
         self.adapter: LowRank | None = nnx.data(None)
 
 
+class Score(nnx.Module):
+    """A score head [1, D]."""
+
+    def __init__(self, m: ModelConfig, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.empty((1, m.width), dtype))
+
+
 class GPT(nnx.Module):
     """The decoder. Its parameters' paths are the table's `jax_path`s."""
 
@@ -72,6 +79,7 @@ class GPT(nnx.Module):
         self.blocks = Block(m, kernel, dtype, sharding)
         self.norm = Norm(m, (), dtype)
         self.head = None if m.tied else Head(m, rows, dtype)
+        self.score = Score(m, dtype) if m.score_head else None
         attach(config, self)
         allocate(config, self)
 
@@ -147,6 +155,15 @@ class GPT(nnx.Module):
         head = self.head_weight if head is None else head
         logits = hidden @ head[: self.config.vocabulary].astype(hidden.dtype).T
         return tap("logits", logits.astype(jnp.promote_types(hidden.dtype, jnp.float32)))
+
+    def scores(self, hidden: Array) -> Array:
+        """The score head on hidden states of each position [..., D]: [...], in at least float32."""
+        assert self.score is not None, "asked for of models with a score head"
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        own = hidden[..., : self.config.width].astype(
+            wide
+        )  # what an adapter of the head has beside it is not for scores
+        return own @ self.score.weight[...][0].astype(wide)
 
     def _positions(self, at: slice | Array) -> Array | None:
         """Learned positions: the first of them, or those of packed rows; where they are none, nothing."""

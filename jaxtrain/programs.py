@@ -18,7 +18,7 @@ from jaxtrain import step
 from jaxtrain.adapters import combine, partition
 from jaxtrain.layers import Dropout
 from jaxtrain.model import abstract_model
-from jaxtrain.objective import OBJECTIVES, label_logprobs
+from jaxtrain.objective import OBJECTIVES, label_logprobs, label_scores
 from jaxtrain.optimizer import Optimizer
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.parallel.step import sharded_gradients
@@ -41,14 +41,19 @@ class Programs:
     gradients: Any
     """(params, frozen, batch, loss scale, dropout) -> loss, norm, gradients."""
     evaluate: Any
-    """(params, frozen, batch, scale) -> loss, without dropout."""
+    """(params, frozen, batch, scale) -> loss, or loss and figures, without dropout."""
     logprobs: Any
-    """(params, frozen, batch) -> log-probability of each label, without dropout."""
+    """(params, frozen, batch, temperature) -> log-probability of each label, without dropout."""
+    scores: Any
+    """(params, frozen, batch) -> each label's log-probability, and 1 where no id is likelier, without dropout."""
+    values: Any
+    """(params, frozen, batch) -> what the score head gives at each position, without dropout."""
     step: Any
     """(params, moments, gradients, lr, factor, corrections) -> params, moments; takes the first two for its own."""
     update: Any
-    """(params, moments, standing, frozen, batch, dropout, told) -> (params, moments, standing), (loss, norm, applied);
-    takes the first two for its own. What a run runs: both of the above, and the verdict between them."""
+    """(params, moments, standing, frozen, batch, dropout, told) -> (params, moments, standing), (loss, norm, applied),
+    with the objective's figures behind these where it has some; takes the first two for its own. What a run runs: both
+    of the above, and the verdict between them."""
 
 
 def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> Programs:
@@ -77,16 +82,23 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
         loss, norm, grads = summed(params, frozen, batch, told.scale, dropout)
         return step.update(config, optimizer, (params, moments, standing), grads, loss, norm, told)
 
-    def logprobs(params: Any, frozen: Any, batch: Batch) -> Array:
-        return label_logprobs(nnx.merge(graph, combine(params, frozen)), config, batch)
+    def logprobs(params: Any, frozen: Any, batch: Batch, temperature: float) -> Array:
+        return label_logprobs(nnx.merge(graph, combine(params, frozen)), config, batch, None, temperature)
 
-    out: dict[str, dict[str, Any]] = {"gradients": {}, "step": {}, "update": {}, "logprobs": {}}
+    def scores(params: Any, frozen: Any, batch: Batch) -> Array:
+        return label_scores(nnx.merge(graph, combine(params, frozen)), config, batch)
+
+    def values(params: Any, frozen: Any, batch: Batch) -> Array:
+        model = nnx.merge(graph, combine(params, frozen))
+        return model.scores(model(batch.tokens, None, batch.positions))
+
+    out: dict[str, dict[str, Any]] = {"gradients": {}, "step": {}, "update": {}, "rows": {}}
     if sharded:
         everywhere = device.named()
         out["gradients"] = {"out_shardings": (everywhere, everywhere, param_places)}
         out["step"] = {"out_shardings": (param_places, moment_places)}
         out["update"] = {"out_shardings": ((param_places, moment_places, everywhere), everywhere)}
-        out["logprobs"] = {"out_shardings": everywhere}
+        out["rows"] = {"out_shardings": everywhere}
     return Programs(
         graph,
         params,
@@ -95,7 +107,9 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
         optimizer,
         jax.jit(summed, **out["gradients"]),
         jax.jit(loss),
-        jax.jit(logprobs, **out["logprobs"]),
+        jax.jit(logprobs, static_argnums=3, **out["rows"]),
+        jax.jit(scores, **out["rows"]),
+        jax.jit(values, **out["rows"]),
         jax.jit(optimizer.step, donate_argnums=(0, 1), **out["step"]),
         jax.jit(update, donate_argnums=(0, 1), **out["update"]),
     )

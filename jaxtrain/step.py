@@ -3,7 +3,8 @@
 Five parts: the scale of a target, the dropout masks, the sum over micro-batches, the norm, and the verdict with what
 follows from it. Where several devices share an update, `parallel/step.py` puts the same parts together.
 
-`Told` and `told_of` have no twin: torch takes the loop's orders as they are.
+`Told` and `told_of` have no twin: torch takes the loop's orders as they are. Nor have `differentiated` and
+`told_shape`: torch differentiates what it is given.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jax import Array
 from jaxtyping import Float
 
 from coretrain.adapters.targets import run_keys, run_uses_dropout
+from coretrain.alignment.figures import FIGURES
 from coretrain.config.run import RunConfig
 from coretrain.contract.schedule import clip_factor
 from coretrain.contract.update import Limits, Orders, Standing, corrections, judged
@@ -27,7 +29,8 @@ from jaxtrain.loss import count_targets
 from jaxtrain.optimizer import Optimizer, global_norm
 
 MicroLoss = Callable[[Any, Batch, Array, Dropout | None], Array]
-"""(what trains, rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar."""
+"""(what trains, rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar, or a vector with
+figures."""
 
 
 class Told(NamedTuple):
@@ -44,13 +47,14 @@ class Told(NamedTuple):
 
 def gradients(
     config: RunConfig, params: Any, loss: MicroLoss, batch: Batch, loss_scale: Array, dropout: Dropout | None
-) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
+) -> tuple[Float[Array, "*n"], Float[Array, ""], Any]:
     """Mean loss over a global batch's targets, the norm of its gradients, and these, all times `loss_scale`.
 
-    `dropout` are the masks of all rows. A pure function, to be compiled.
+    `dropout` are the masks of all rows. Where the objective has figures, loss and figures are one vector; the figures
+    are sums as they are. A pure function, to be compiled.
     """
     scale = target_scale(config, batch, loss_scale)
-    value_and_grad = jax.value_and_grad(loss)
+    value_and_grad = differentiated(config, loss)
     steps = config.train.accumulation
 
     def micro(total: Any, part: tuple[Batch, Array | None]) -> tuple[Any, None]:
@@ -61,15 +65,47 @@ def gradients(
     if steps == 1:
         total, grads = value_and_grad(params, batch, scale, dropout)
     else:
-        start = jnp.zeros((), scale.dtype), jax.tree.map(jnp.zeros_like, params)
+        start = jnp.zeros(told_shape(config), scale.dtype), jax.tree.map(jnp.zeros_like, params)
         parts = batch, dropout and dropout.rows
         in_steps = jax.tree.map(lambda array: array.reshape(steps, config.micro_batch, *array.shape[1:]), parts)
         (total, grads), _ = jax.lax.scan(micro, start, in_steps)
     return total, global_norm(jax.tree.leaves(grads)), grads
 
 
+def loss_in(told: Array) -> Float[Array, ""]:
+    """The loss of what an objective gives: a scalar, or a vector of it and figures."""
+    return told[0] if told.ndim else told
+
+
+def differentiated(config: RunConfig, loss: MicroLoss) -> Callable[..., tuple[Array, Any]]:
+    """What `loss` gives, and the gradients of the loss in it."""
+    if config.train.objective == "cross_entropy":
+        return jax.value_and_grad(loss)
+
+    def with_figures(*inputs: Any) -> tuple[Array, Array]:
+        told = loss(*inputs)
+        return loss_in(told), told
+
+    def value_and_grad(*inputs: Any) -> tuple[Array, Any]:
+        (_, told), grads = jax.value_and_grad(with_figures, has_aux=True)(*inputs)
+        return told, grads
+
+    return value_and_grad
+
+
+def told_shape(config: RunConfig) -> tuple[int, ...]:
+    """Of what an objective gives."""
+    figures = FIGURES[config.train.objective]
+    return (1 + len(figures),) if figures else ()
+
+
 def target_scale(config: RunConfig, batch: Batch, loss_scale: Array) -> Array:
-    """What each target counts: every one of the global batch alike, whatever micro-batch it is in."""
+    """What each target counts: every one of the global batch alike, whatever micro-batch it is in.
+
+    In alignment the batch's own shares say so, and this is the loss scale.
+    """
+    if config.train.objective != "cross_entropy":
+        return loss_scale
     wide = loss_scale.dtype
     weights = None if batch.weights is None else batch.weights.astype(wide)  # added up in it, as the losses are
     return loss_scale / count_targets(batch.labels, weights).astype(wide)
@@ -84,18 +120,20 @@ def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:
 
 def update(
     config: RunConfig, optimizer: Optimizer, state: Any, gradients: Any, loss: Array, norm: Array, told: Told
-) -> tuple[Any, tuple[Array, Array, Array]]:
-    """The verdict on an update, and the state after it: (params, moments, standing), and (loss, norm, applied).
+) -> tuple[Any, tuple[Array, ...]]:
+    """The verdict on an update, and the state after it: (params, moments, standing), and (loss, norm, applied), with
+    the objective's figures behind them where it has some.
 
     Loss, norm and gradients are times the loss scale. Where it isn't applied, every number is the old one.
     """
     params, moments, standing = state
-    loss, norm = loss / told.scale, norm / told.scale
+    more = (loss[1:],) if loss.ndim else ()
+    loss, norm = loss_in(loss) / told.scale, norm / told.scale
     fine, after = judged(config.health, standing, loss, norm, told.limits, jnp.isfinite)
     factor = clip_factor(norm, config.optimizer.clip, jnp.minimum) / told.scale
     one, two = told.corrections[standing.applied - told.applied]
     params, moments = optimizer.step(params, moments, gradients, told.lr, factor, (one, two), fine)
-    return (params, moments, after), (loss, norm, fine)
+    return (params, moments, after), (loss, norm, fine, *more)
 
 
 def told_of(config: RunConfig, orders: Orders) -> tuple[Told, Standing]:

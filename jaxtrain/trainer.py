@@ -16,12 +16,14 @@ import numpy as np
 from flax import nnx
 
 from coretrain.adapters.targets import trainable_parameters, with_adapter
+from coretrain.alignment.planes import check_planes
 from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
+from coretrain.contract.decoding import Sampled
 from coretrain.contract.optimizer import bias_corrections
-from coretrain.contract.parameters import initial_parameters
+from coretrain.contract.parameters import check_score_head, initial_parameters
 from coretrain.contract.sampling import Sampling
 from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch
@@ -33,7 +35,8 @@ from jaxtrain.attention import choose_kernel
 from jaxtrain.checkpoint import load_native, save_native
 from jaxtrain.choices import choose_compile, choose_device, configure_jax
 from jaxtrain.data import train_batches
-from jaxtrain.decode import generate
+from jaxtrain.decode import generate, replay, sample
+from jaxtrain.lanes import Lanes
 from jaxtrain.layers import master_dtype
 from jaxtrain.model import GPT, build_model
 from jaxtrain.parallel.sharding import Sharding
@@ -70,6 +73,7 @@ class Trainer:
         self.params, self.frozen = partition(self.config, state)
         self.moments: Any = None
         self.last_gradients: Any = None
+        self.more: Sequence[float] = ()
         self.standing: Any = None
 
     def describe(self) -> Sequence[tuple[str, str]]:
@@ -98,6 +102,7 @@ class Trainer:
         """Begin an update: gradients, verdict, and, where it is healthy, the optimizer's step."""
         if self.device.platform == "cpu":
             keep_freed_memory()  # from the first update on
+        check_planes(self.config.train.objective, batch)
         told, standing = step.told_of(self.config, orders)
         on_device, _, dropout = self._on_device(batch, None, step.dropout_masks(self.config, update, len(batch)))
         change()
@@ -110,7 +115,12 @@ class Trainer:
         self.params, self.moments, self.standing = state
         for figure in figures:
             figure.copy_to_host_async()
-        return lambda: Figures(float(figures[0]), float(figures[1]), bool(figures[2]))
+
+        def read() -> Figures:
+            loss, norm, applied, *more = figures
+            return Figures(float(loss), float(norm), bool(applied), tuple(np.asarray(more[0]).tolist()) if more else ())
+
+        return read
 
     def _everywhere(self, standing: Standing) -> Any:
         """Scalars where the next update leaves them: from elsewhere they would have it compiled once more."""
@@ -120,10 +130,12 @@ class Trainer:
         """Mean of the objective over the batch's targets, and the global gradient norm, both unscaled."""
         if self.device.platform == "cpu":
             keep_freed_memory()  # from the first update on
+        check_planes(self.config.train.objective, batch)
         dropout, wide = step.dropout_masks(self.config, update, len(batch)), master_dtype(self.config)
         inputs = self._on_device(batch, wide.type(loss_scale), dropout)
-        loss, norm, self.last_gradients = self.programs.gradients(self.params, self.frozen, *inputs)
-        return float(loss) / loss_scale, float(norm) / loss_scale
+        told, norm, self.last_gradients = self.programs.gradients(self.params, self.frozen, *inputs)
+        loss, *self.more = np.asarray(told).reshape(-1).tolist()
+        return loss / loss_scale, float(norm) / loss_scale
 
     def _on_device(self, batch: Batch, scale: Any, dropout: Any) -> tuple[Any, ...]:
         return batch, scale, dropout  # the call itself puts them on the one device
@@ -150,16 +162,33 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
+        return self.measure(batch)[0]
+
+    def measure(self, batch: Batch) -> list[float]:
+        """That sum, and the objective's figures, without dropout."""
+        check_planes(self.config.train.objective, batch)
         one, pieces = master_dtype(self.config).type(1), self._pieces(batch)
-        losses = [self.programs.evaluate(self.params, self.frozen, piece, one) for piece in pieces]
-        return sum(map(float, losses))  # read when all are begun
+        told = [self.programs.evaluate(self.params, self.frozen, piece, one) for piece in pieces]
+        read = [np.asarray(each).reshape(-1).tolist() for each in told]  # when all are begun
+        return [sum(column) for column in zip(*read, strict=True)]
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         return batch.cut(self.config.micro_batch)
 
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
-        """Log-probability of each label [B, T], without dropout; 0 where there is no target."""
-        pieces = [self.programs.logprobs(self.params, self.frozen, piece) for piece in self._pieces(batch)]
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
+        """Log-probability of each label [B, T], of logits / temperature, without dropout; 0 without a target."""
+        pieces = [self.programs.logprobs(self.params, self.frozen, piece, temperature) for piece in self._pieces(batch)]
+        return np.concatenate([np.asarray(piece) for piece in pieces])[: len(batch)]
+
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Log-probability of each label, and 1 where no id is likelier, [B, T, 2], without dropout; 0 without one."""
+        # as a whole: who scores says how many rows fit
+        return np.asarray(self.programs.scores(self.params, self.frozen, batch))
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """What the score head gives at each position [B, T], without dropout. Raises `UserError` without one."""
+        check_score_head(self.config.model)
+        pieces = [self.programs.values(self.params, self.frozen, piece) for piece in self._pieces(batch)]
         return np.concatenate([np.asarray(piece) for piece in pieces])[: len(batch)]
 
     def generate(
@@ -172,6 +201,27 @@ class Trainer:
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt; see `decode.generate`."""
         return generate(self.whole_model(), prompts, tokens, sampling, stop, on_tokens)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Sampled]:
+        """As `generate`, with the stop id and each id's log-probability; see `decode.sample`."""
+        return sample(self.whole_model(), prompts, tokens, sampling, stop, numbers)
+
+    def replay(
+        self, prompts: Sequence[Sequence[int]], tokens: int, temperature: float, answers: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """The log-probabilities of the ids that `sample` gave, by the same steps; see `decode.replay`."""
+        return replay(self.whole_model(), prompts, tokens, temperature, answers)
+
+    def lanes(self, rows: int, slots: int) -> Lanes:
+        """Rows of a cache for requests that come and go one by one, each of at most so many tokens."""
+        return Lanes(self.config, self.whole_model(), rows, slots)
 
     def whole_model(self) -> GPT:
         """The model with all of its weights, those that train and those that don't."""

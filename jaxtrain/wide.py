@@ -9,34 +9,47 @@ This file has no twin: in torch each process has a gradient of its own, and thos
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+Sums = Callable[[Array, Array, jnp.dtype], Array]
+"""(x [..., a], y [..., b], dtype) -> the sum over all tokens of their products [a, b], as `over_tokens` gives it."""
 
-@jax.custom_vjp
-def product(x: Float[Array, "... into"], kernel: Float[Array, "into out"]) -> Float[Array, "... out"]:
-    """x @ kernel in the dtype of x; the kernel's gradient comes out of its matmul in the kernel's dtype."""
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "... into"], kernel: Float[Array, "into out"], sums: Sums | None = None
+) -> Float[Array, "... out"]:
+    """x @ kernel in the dtype of x; the kernel's gradient comes out of its matmul in the kernel's dtype.
+
+    A mesh may have `sums` of its own for that gradient.
+    """
     return x @ kernel.astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _product_forward(x: Array, kernel: Array, sums: Sums | None) -> tuple[Array, tuple[Array, Array]]:
     return x @ kernel.astype(x.dtype), (x, kernel)  # not its cast: what was gathered is gathered again
 
 
-def _product_backward(saved: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
+def _product_backward(sums: Sums | None, saved: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return upstream @ kernel.astype(x.dtype).T, over_tokens(x, upstream, kernel.dtype)
+    return upstream @ kernel.astype(x.dtype).T, (sums or over_tokens)(x, upstream, kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def over_tokens(x: Float[Array, "... a"], y: Float[Array, "... b"], dtype: jnp.dtype) -> Float[Array, "a b"]:
-    """Sum of x's rows times y's over all tokens: a matrix' gradient, in `dtype`."""
-    rows = tuple(range(x.ndim - 1))
-    over = ((rows, rows), ((), ()))
+def over_tokens(
+    x: Float[Array, "... a"], y: Float[Array, "... b"], dtype: jnp.dtype, apart: tuple[int, ...] = ()
+) -> Float[Array, "*n a b"]:
+    """Sum of x's rows times y's over all tokens: a matrix' gradient, in `dtype`. Axes `apart` stay, in front."""
+    rows = tuple(axis for axis in range(x.ndim - 1) if axis not in apart)
+    over = ((rows, rows), (apart, apart))
 
     def widened(x: Array, y: Array) -> Array:
         return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), over)

@@ -56,8 +56,8 @@ def choose_compile(config: RunConfig, device: torch.device) -> Choice:
         obstacle = "no C++ compiler is installed"
     if config.parallel.tensor > 1 or config.parallel.pipeline > 1:
         obstacle = "tensor and pipeline parallelism communicate inside the model"
-    if config.parallel.zero == 3:
-        obstacle = "ZeRO 3 gathers weights by hooks on modules"
+    if config.parallel.zero == 3 and config.parallel.zero_engine == "deepspeed":
+        obstacle = "DeepSpeed's ZeRO 3 gathers weights by hooks on modules"
     if device.type == "mps":
         obstacle = "compiled LayerNorm gradients are wrong on MPS in torch 2.13"
     if wanted == "on" and obstacle:

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset
 
+from coretrain.base.interrupts import end_with_parent
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
 from coretrain.data.batches import updates_of
-from coretrain.data.encode import end_with_parent
 from coretrain.data.splits import Data
 
 PREFETCH = 2

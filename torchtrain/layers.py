@@ -230,7 +230,9 @@ class Block(nn.Module):
 
     def __init__(self, m: ModelConfig, layer: int, kernel: str, tensor: Axis = ALONE) -> None:
         super().__init__()
-        self.site, self.rate, self.layer, self.layers = 1 + 2 * layer, m.residual_dropout, layer, m.layers
+        self.rate, self.layer, self.layers = m.residual_dropout, layer, m.layers
+        # not added up in `forward`: torch.compile would make a program for each layer of it, dropout or not
+        self.site, self.mlp_site = 1 + 2 * layer, 2 + 2 * layer
         self.norm1 = Norm(m)
         self.attention = Attention(m, kernel, tensor)
         self.norm2 = Norm(m)
@@ -248,17 +250,28 @@ class Block(nn.Module):
         mixed = self.attention(normed, rotary, masks, positions)
         x = tap("blocks.#.residual1", x + drop(mixed, self.rate, dropout, self.site))
         normed = tap("blocks.#.norm2", self.norm2(x))
-        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, self.site + 1))
+        return tap("blocks.#.residual2", x + drop(self.mlp(normed, masks), self.rate, dropout, self.mlp_site))
 
     def decode(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor, keys: Tensor, values: Tensor, at: int
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        at: int | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode x [B, T, D] whose keys and values are put into slots [at, at + T) of keys and values [B, S, K, C].
 
-        `mask` [B, T, S'] is of the first S' slots; what lies behind is not read.
+        With `at` [B], T is 1 and each row has a slot of its own. `mask` [B, T, S'] is of the first S' slots; what lies
+        behind is not read.
         """
         q, k, v = self.attention.heads(self.norm1(x), rotary)
-        keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
+        if isinstance(at, Tensor):
+            rows = torch.arange(len(x), device=x.device)
+            keys[rows, at], values[rows, at] = k[:, 0], v[:, 0]
+        else:
+            keys[:, at : at + x.shape[1]], values[:, at : at + x.shape[1]] = k, v
         seen, theirs = self.attention.prefixed(keys[:, : mask.shape[-1]], values[:, : mask.shape[-1]])
         mask = F.pad(mask, (seen.shape[1] - mask.shape[-1], 0), value=True)
         x = x + self.attention.project(masked_attention(q, seen, theirs, mask).flatten(2))

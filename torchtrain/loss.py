@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from coretrain.data.batch import IGNORED
-from torchtrain.parallel.axes import ALONE, Axis, copy_to_tensor_region, reduce_from_tensor_region
+from torchtrain.parallel.axes import ALONE, Axis, copy_to_tensor_region
 
 
 def cross_entropy(
@@ -54,29 +54,129 @@ def token_logprobs(
     vocab: int,
     chunk: int,
     tensor: Axis = ALONE,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "B T"]:
-    """log softmax(hidden @ head^T)[label] of each position, in at least float32; 0 where there is no target.
+    """log softmax(hidden @ head^T / temperature)[label] of each position, in at least float32; 0 without a target.
 
     The arguments are those of `cross_entropy`. The result can be differentiated: a chunk's logits are made once more
     in the backward pass.
     """
+    return _logprobs(hidden, head, labels, vocab, chunk, tensor, temperature, "")[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
+    vocab: int,
+    chunk: int,
+    tensor: Axis = ALONE,
+    temperature: float = 1.0,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """`token_logprobs`, and beside them the entropy in nats of each distribution, which is not differentiated."""
+    return _logprobs(hidden, head, labels, vocab, chunk, tensor, temperature, "entropy")
+
+
+def token_logprobs_and_likeliest(
+    hidden: Float[Tensor, "B T D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "B T"],
+    vocab: int,
+    chunk: int,
+    tensor: Axis = ALONE,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """`token_logprobs`, and beside them 1 where no id is likelier than the label, else 0."""
+    return _logprobs(hidden, head, labels, vocab, chunk, tensor, 1.0, "likeliest")
+
+
+def _logprobs(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    vocab: int,
+    chunk: int,
+    tensor: Axis,
+    temperature: float,
+    beside: str,
+) -> tuple[Tensor, Tensor]:
     rows, flat = copy_to_tensor_region(hidden, tensor).flatten(0, -2), labels.flatten()
-    parts = (slice(start, start + chunk) for start in range(0, len(rows), chunk))
-    each = [checkpoint(_logprobs, rows[p], head, flat[p], vocab, tensor, use_reentrant=False) for p in parts]
-    return torch.cat(each).view(labels.shape)
+    valid = flat != IGNORED
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():  # where asking how many there are isn't free
+        found = _TokenLogprobs.apply(rows, head, flat, vocab, chunk, tensor, temperature, beside)
+        logprobs, more = (each.where(valid, 0) for each in found)
+    else:  # prompts and padding never meet the head
+        at = valid.nonzero().squeeze(1)
+        found = _TokenLogprobs.apply(rows[at], head, flat[at], vocab, chunk, tensor, temperature, beside)
+        logprobs, more = (each.new_zeros(len(flat)).index_put((at,), each) for each in found)
+    return logprobs.view(labels.shape), more.view(labels.shape)
 
 
-def _logprobs(rows: Tensor, head: Tensor, labels: Tensor, vocab: int, tensor: Axis) -> Tensor:
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        vocab: int,
+        chunk: int,
+        tensor: Axis,
+        temperature: float,
+        beside: str,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        logprobs, normal, more = torch.zeros(3, len(rows), dtype=wide, device=rows.device)
+        for part, logits, label, here in _chunks(rows, head, labels, vocab, chunk, tensor, temperature):
+            target = tensor.sum(logits.gather(1, label).where(here, 0))
+            shifted = logits.sub_(peak := tensor.largest(logits.amax(1, keepdim=True)))
+            weights = shifted.exp() if beside == "entropy" else shifted.exp_()
+            total = tensor.sum(weights.sum(1, keepdim=True))
+            normal[part] = (total.log() + peak).squeeze(1)
+            logprobs[part] = target.squeeze(1) - normal[part]
+            if beside == "entropy":  # log total less the mean of what is in the exponents
+                mean = tensor.sum((weights * shifted).sum(1, keepdim=True)) / total
+                more[part] = (total.log() - mean).squeeze(1)
+            elif beside == "likeliest":
+                more[part] = (target >= peak).squeeze(1).to(wide)
+        ctx.save_for_backward(rows, head, labels, normal)
+        ctx.settings = (vocab, chunk, tensor, temperature)
+        ctx.mark_non_differentiable(more)
+        return logprobs, more
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, head, labels, normal = ctx.saved_tensors
+        weight = head.to(rows.dtype)
+        d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        d_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None  # not below an adapter
+        factor = (upstream[0] / ctx.settings[-1]).unsqueeze(1)
+        for part, logits, label, here in _chunks(rows, head, labels, *ctx.settings):
+            weights = logits.sub_(normal[part].unsqueeze(1)).exp_()
+            d_logits = weights.scatter_add_(1, label, -here.to(weights.dtype)).mul_(-factor[part]).to(rows.dtype)
+            if d_rows is not None:
+                torch.mm(d_logits, weight, out=d_rows[part])
+            if d_head is not None:
+                d_head += d_logits.T @ rows[part]
+        return d_rows, d_head, None, None, None, None, None, None
+
+
+def _chunks(
+    rows: Tensor, head: Tensor, labels: Tensor, vocab: int, chunk: int, tensor: Axis, temperature: float
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Some of the rows after the others: which they are, their logits [n, V], their labels [n, 1] among this process's
+    columns, and whether they are there. The logits of the vocabulary's padding are too small to count.
+    """
+    wide, weight = torch.promote_types(rows.dtype, torch.float32), head.to(rows.dtype)
+    buffer = rows.new_empty(min(chunk, len(rows)), len(head))  # one for all chunks, as in the cross-entropy
     first = tensor.index * len(head)
-    logits = (rows @ head.to(rows.dtype).T).to(torch.promote_types(rows.dtype, torch.float32))
-    columns = torch.arange(first, first + len(head), device=rows.device)
-    logits = logits.masked_fill(columns >= vocab, -torch.inf)
-    valid = labels != IGNORED
-    here = valid & (labels >= first) & (labels < first + len(head))
-    target = logits.gather(1, (labels - first).where(here, 0).unsqueeze(1)).squeeze(1).where(here, 0)
-    peak = tensor.largest(logits.detach().amax(1))
-    total = reduce_from_tensor_region((logits - peak.unsqueeze(1)).exp().sum(1), tensor)
-    return (reduce_from_tensor_region(target, tensor) - peak - total.log()).where(valid, 0)
+    for start in range(0, len(rows), chunk):
+        part = slice(start, min(start + chunk, len(rows)))
+        logits = torch.mm(rows[part], weight.T, out=buffer[: part.stop - start]).to(wide)
+        if temperature != 1:
+            logits /= temperature
+        logits[:, max(0, vocab - first) :] = torch.finfo(wide).min / 2  # finite: 0 times it is 0 in the entropy
+        here = (labels[part] >= first) & (labels[part] < first + len(head))
+        yield part, logits, (labels[part] - first).where(here, 0).unsqueeze(1), here.unsqueeze(1)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -1,13 +1,14 @@
 """The GPT of the contract as PyTorch modules: read it side by side with `jaxtrain/model.py`.
 
 `materialize`, `load_tensors`, `local_shard` and `shard_bounds` have no twin: each process holds its part of a tensor,
-where JAX has whole arrays with a sharding. `exported` stands with JAX's arrays in `jaxtrain/arrays.py`.
+where JAX has whole arrays with a sharding. Nor has `compile_blocks`: JAX scans layers. `exported` stands with JAX's
+arrays in `jaxtrain/arrays.py`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -64,6 +65,14 @@ class Head(nn.Module):
         self.adapter: LowRank | None = None
 
 
+class Score(nn.Module):
+    """A score head [1, D]."""
+
+    def __init__(self, m: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, m.width))
+
+
 class GPT(nn.Module):
     """The decoder. Its parameters' names are the table's canonical names.
 
@@ -86,6 +95,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(m, i, kernel, tensor) for i in range(m.layers))
         self.norm = Norm(m)
         self.head = None if m.tied else Head(m, rows)
+        self.score = Score(m) if m.score_head else None
         attach(config, self)
         allocate(config, self)
         if m.position == "rope":
@@ -122,8 +132,13 @@ class GPT(nn.Module):
             x = checkpointed(block, self.policy)(x, rotary, dropout, positions)
         return self._for_head(tap("norm", self.norm(x)), dropout)
 
-    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int) -> tuple[Tensor, Cache]:
-        """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S]."""
+    def decode(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache, at: int | Tensor
+    ) -> tuple[Tensor, Cache]:
+        """Decode tokens [B, T] at `positions` [B, T] into slots [at, at + T) of the cache, under `mask` [B, T, S].
+
+        With `at` [B], each row's one token goes into a slot of its own.
+        """
         x = self._embed(tokens, None if self.embed.position is None else F.embedding(positions, self.embed.position))
         rotary = (self.cos[positions], self.sin[positions]) if self.config.position == "rope" else None
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -135,6 +150,13 @@ class GPT(nn.Module):
         logits = linear(hidden, (self.head_weight if head is None else head).to(hidden.dtype))
         logits = (logits if self.tensor.size == 1 else self.tensor.joined(logits))[..., : self.config.vocabulary]
         return tap("logits", logits.to(torch.promote_types(hidden.dtype, torch.float32)))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """The score head on hidden states of each position [..., D]: [...], in at least float32."""
+        assert self.score is not None, "asked for of models with a score head"
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        own = hidden[..., : self.config.width].to(wide)  # what an adapter of the head has beside it is not for scores
+        return F.linear(own, self.score.weight.to(wide)).squeeze(-1)
 
     def _positions(self, at: slice | Tensor) -> Tensor | None:
         """Learned positions: the first of them, or those of packed rows; where they are none, nothing."""
@@ -169,6 +191,20 @@ def checkpointed(block: nn.Module, policy: str) -> Any:
     context = functools.partial(create_selective_checkpoint_contexts, _save_matmuls) if policy == "matmuls" else None
     options: dict[str, Any] = {} if context is None else {"context_fn": context}
     return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compile the blocks' forward pass in training: few programs for all of them, but with dropout one for each."""
+    limit: dict[str, Any] = {"recompile_limit": 8 + len(model.blocks)}  # torch's types don't know it yet
+    for block in model.blocks:
+        plain = block.forward
+        compiled = torch.compile(plain, dynamic=False, **limit)
+        # an evaluation would have it compiled once more
+        block.forward = functools.partial(_in_training, compiled, plain)
+
+
+def _in_training(compiled: Callable[..., Tensor], plain: Callable[..., Tensor], *given: Any) -> Tensor:
+    return (compiled if torch.is_grad_enabled() else plain)(*given)
 
 
 def _save_matmuls(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

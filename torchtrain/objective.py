@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
 from torchtrain.layers import Dropout
-from torchtrain.loss import cross_entropy, token_logprobs
+from torchtrain.loss import cross_entropy, token_logprobs, token_logprobs_and_likeliest
 from torchtrain.model import GPT
+from torchtrain.objectives.policy import grpo_loss, ppo_loss
+from torchtrain.objectives.preferences import dpo_loss, ipo_loss, kto_loss, orpo_loss, reward_loss, simpo_loss
 
 Objective = Callable[[GPT, RunConfig, Batch, Tensor, Dropout | None], Tensor]
-"""(model, config, batch, scale, dropout) -> scale x the sum over the batch's targets, a scalar."""
+"""(model, config, batch, scale, dropout) -> scale x the sum over the batch's targets, a scalar; but for cross-entropy a
+vector, of that and of the figures that `coretrain.alignment.figures` names, as they are."""
 
 
 def cross_entropy_loss(
@@ -25,11 +29,31 @@ def cross_entropy_loss(
     return cross_entropy(hidden, head, batch.labels, vocabulary, chunk, scale, batch.weights, model.tensor)
 
 
-def label_logprobs(model: GPT, config: RunConfig, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-    """Log-probability of each label [B, T], 0 where there is no target; can be differentiated."""
+def label_logprobs(
+    model: GPT, config: RunConfig, batch: Batch, dropout: Dropout | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each label [B, T], of logits / temperature; 0 without a target; can be differentiated."""
     hidden, chunk = model(batch.tokens, dropout, batch.positions), config.execution.loss_chunk
-    return token_logprobs(hidden, model.head_weight, batch.labels, config.model.vocabulary, chunk, model.tensor)
+    vocabulary, head = config.model.vocabulary, model.head_weight
+    return token_logprobs(hidden, head, batch.labels, vocabulary, chunk, model.tensor, temperature)
 
 
-OBJECTIVES: Mapping[str, Objective] = {"cross_entropy": cross_entropy_loss}
+def label_scores(model: GPT, config: RunConfig, batch: Batch) -> Tensor:
+    """Each label's log-probability, and 1 where no id is likelier, [B, T, 2]; 0 without a target."""
+    hidden, chunk = model(batch.tokens, None, batch.positions), config.execution.loss_chunk
+    vocabulary, head = config.model.vocabulary, model.head_weight
+    return torch.stack(token_logprobs_and_likeliest(hidden, head, batch.labels, vocabulary, chunk, model.tensor), -1)
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "cross_entropy": cross_entropy_loss,
+    "reward": reward_loss,
+    "dpo": dpo_loss,
+    "ipo": ipo_loss,
+    "simpo": simpo_loss,
+    "kto": kto_loss,
+    "orpo": orpo_loss,
+    "ppo": ppo_loss,
+    "grpo": grpo_loss,
+}
 """By the name that `train.objective` takes."""

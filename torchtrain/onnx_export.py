@@ -26,6 +26,7 @@ from coretrain.config.run import RunConfig
 from coretrain.runs.adapted import load_on
 from coretrain.runs.convert import whole_model
 from coretrain.runs.folder import check_config
+from coretrain.runs.score_head import VALUES_LEFT, check_form_has_scores
 from torchtrain.model import GPT, build_model
 
 LARGEST_FILE = 2**31 - 2**26
@@ -71,13 +72,17 @@ def export_onnx(
     check_config(source)
     path = newest_interchange(source)
     loaded = load_on(path, base)
-    network = Logits(_model(*whole_model(source, loaded, merge), quantization)).eval()
+    config, tensors = whole_model(source, loaded, merge)
+    check_form_has_scores(config, "onnx")
+    left = [VALUES_LEFT] if loaded.config.model.score_head else []
+    network = Logits(_model(config, tensors, quantization)).eval()
     with folder_beside(target) as temporary:
         _write(network, temporary / target.name)
         said = _checked(network, temporary / target.name, CAPS[quantization])
         for file in sorted(temporary.iterdir(), reverse=True):  # the weights before the file that names them
             os.replace(file, target.with_name(file.name))
-    return [f"wrote {target}: {path} (after update {loaded.progress.update}, written by {loaded.stack})", said]
+    done = f"wrote {target}: {path} (after update {loaded.progress.update}, written by {loaded.stack})"
+    return [done, said, *left]
 
 
 def _model(config: RunConfig, tensors: Mapping[str, np.ndarray], quantization: str) -> GPT:

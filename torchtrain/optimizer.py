@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coretrain.adapters.targets import trainable_parameters
 from coretrain.base.lazy import LazyTensors
@@ -69,9 +69,11 @@ class Optimizer:
     bias-corrected (Loshchilov and Hutter 2019). Muon (match_rms_adamw scaling) takes the blocks' matrices.
     """
 
-    def __init__(self, config: RunConfig, model: GPT) -> None:
+    def __init__(self, config: RunConfig, model: GPT, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
+        """`parameters`: what this process has of the model's, where it isn't the model's own."""
         self.config, self.tensor = config, model.tensor
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        own = model.named_parameters() if parameters is None else parameters.items()
+        self.parameters = {name: p for name, p in own if p.requires_grad}
         table = [row for row in trainable_parameters(config) if row.name in self.parameters]
         self.muon = [r.name for r in table if takes_muon(config, r)]
         self.momentum = {name: torch.zeros_like(self.parameters[name]) for name in self.muon}
@@ -140,18 +142,19 @@ class Optimizer:
                 continue
             parameter = self.parameters[row.name]
 
-            def padded(group: str, row: Parameter = row, parameter: Tensor = parameter) -> Tensor:
-                value = local_shard(self.config, row, moments[group][row.name], self.tensor)
-                return torch.from_numpy(value).to(parameter)
-
             if row.name in self.momentum:
-                self.momentum[row.name].copy_(padded("momentum"))
+                self.momentum[row.name].copy_(self.own(row, moments["momentum"][row.name]))
             else:
                 self.adam.state[parameter] = {
                     "step": torch.tensor(float(applied), device=parameter.device),
-                    "exp_avg": padded("first_moment"),
-                    "exp_avg_sq": padded("second_moment"),
+                    "exp_avg": self.own(row, moments["first_moment"][row.name]),
+                    "exp_avg_sq": self.own(row, moments["second_moment"][row.name]),
                 }
+
+    def own(self, row: Parameter, value: np.ndarray) -> Tensor:
+        """What this process has of a whole canonical tensor, on its device."""
+        part = local_shard(self.config, row, value, self.tensor)
+        return torch.from_numpy(part).to(self.parameters[row.name])
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -26,15 +26,16 @@ from torchtrain.model import GPT
 from torchtrain.optimizer import Optimizer, global_norm
 
 MicroLoss = Callable[[Batch, Tensor, Dropout | None], Tensor]
-"""(rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar."""
+"""(rows of a batch, scale, their masks) -> scale x the sum over their targets, a scalar, or a vector with figures."""
 
 
 def gradients(
     config: RunConfig, model: GPT, loss: MicroLoss, batch: Batch, loss_scale: float, dropout: Dropout | None
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
     """Mean loss over a global batch's targets and the norm of its gradients, both times `loss_scale`.
 
-    The gradients themselves are left in `.grad`. `dropout` are the masks of all rows.
+    The gradients themselves are left in `.grad`. `dropout` are the masks of all rows. Where the objective has figures,
+    loss and figures are one vector; the figures are sums as they are.
     """
     scale = target_scale(config, batch, loss_scale)
     model.zero_grad(set_to_none=True)
@@ -42,14 +43,24 @@ def gradients(
     for start in range(0, len(batch), config.micro_batch):
         rows = slice(start, start + config.micro_batch)
         micro = loss(batch.rows(rows), scale, dropout and dropout.of(rows))
-        micro.backward()
-        total += micro.detach()
+        loss_in(micro).backward()
+        total = total + micro.detach()
     return total, global_norm(gradients_of(model).values())
 
 
+def loss_in(told: Tensor) -> Float[Tensor, ""]:
+    """The loss of what an objective gives: a scalar, or a vector of it and figures."""
+    return told[0] if told.ndim else told
+
+
 def target_scale(config: RunConfig, batch: Batch, loss_scale: float | Tensor) -> Tensor:
-    """What each target counts: every one of the global batch alike, whatever micro-batch it is in."""
+    """What each target counts: every one of the global batch alike, whatever micro-batch it is in.
+
+    In alignment the batch's own shares say so, and this is the loss scale.
+    """
     wide = master_dtype(config)
+    if config.train.objective != "cross_entropy":
+        return torch.as_tensor(loss_scale, dtype=wide, device=batch.labels.device)
     weights = None if batch.weights is None else batch.weights.to(wide)  # added up in it, as the losses are
     return loss_scale / count_targets(batch.labels, weights).to(wide)
 
@@ -66,17 +77,18 @@ def dropout_masks(config: RunConfig, update: int, rows: int) -> Dropout | None:
 def update(
     config: RunConfig, optimizer: Optimizer, standing: Standing, loss: Tensor, norm: Tensor, orders: Orders
 ) -> tuple[Standing, Tensor]:
-    """The verdict on an update, and the optimizer's step: the standing after it, and loss, norm and whether it was
-    applied.
+    """The verdict on an update, and the optimizer's step: the standing after it, and loss, norm, whether it was
+    applied, and the objective's figures.
 
     Loss, norm and the gradients in `.grad` are times the loss scale. Where it isn't applied, every number is the old
     one. Nothing is read from the device.
     """
-    loss, norm = loss / orders.scale, norm / orders.scale
+    more = loss[1:] if loss.ndim else loss.new_empty(0)
+    loss, norm = loss_in(loss) / orders.scale, norm / orders.scale
     fine, after = judged(config.health, standing, loss, norm, orders.limits, torch.isfinite)
     factor = clip_factor(norm, config.optimizer.clip, lambda most, ratio: ratio.clamp(max=most)) / orders.scale
     optimizer.step(orders.lr, factor, fine)
-    return after, torch.stack([value.to(norm.dtype) for value in (loss, norm, fine)])
+    return after, torch.cat([torch.stack([value.to(norm.dtype) for value in (loss, norm, fine)]), more.to(norm.dtype)])
 
 
 def gradients_of(model: GPT) -> dict[str, Tensor]:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from coretrain.adapters.targets import trainable_parameters, with_adapter
+from coretrain.alignment.planes import check_planes
 from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
 from coretrain.config.run import RunConfig
-from coretrain.contract.parameters import initial_parameters
+from coretrain.contract.decoding import Sampled
+from coretrain.contract.parameters import check_score_head, initial_parameters
 from coretrain.contract.sampling import Sampling
 from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch
@@ -31,10 +33,11 @@ from torchtrain.attention import choose_kernel
 from torchtrain.checkpoint import load_native, save_native
 from torchtrain.choices import choose_compile, choose_device
 from torchtrain.data import train_batches
-from torchtrain.decode import generate
+from torchtrain.decode import generate, replay, sample
+from torchtrain.lanes import Lanes
 from torchtrain.layers import Dropout, master_dtype
-from torchtrain.model import GPT, build_model, exported, load_tensors
-from torchtrain.objective import OBJECTIVES, label_logprobs
+from torchtrain.model import GPT, build_model, compile_blocks, exported, load_tensors
+from torchtrain.objective import OBJECTIVES, label_logprobs, label_scores
 from torchtrain.optimizer import Optimizer
 
 
@@ -69,6 +72,9 @@ class Trainer(InStep):
 
     def _loss_of(self, model: GPT) -> step.MicroLoss:
         loss = functools.partial(OBJECTIVES[self.config.train.objective], model, self.config)
+        if self.compiled.name == "on" and self.config.adapter.quantize != "none":
+            compile_blocks(model)  # as one program, 30 layers of quantized weights take minutes to compile
+            return loss
         return torch.compile(loss, dynamic=False) if self.compiled.name == "on" else loss
 
     def describe(self) -> Sequence[tuple[str, str]]:
@@ -107,12 +113,14 @@ class Trainer(InStep):
 
     def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         """Mean of the objective over the batch's targets, and the global gradient norm, both unscaled."""
-        loss, norm = self._gradients(batch, update, loss_scale)
-        return loss.item() / loss_scale, norm.item() / loss_scale
+        told, norm = self._gradients(batch, update, loss_scale)
+        loss, *self.more = told.reshape(-1).tolist()
+        return loss / loss_scale, norm.item() / loss_scale
 
     def _gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[Tensor, Tensor]:
         if self.device.type == "cpu":
             keep_freed_memory()  # from the first update on
+        check_planes(self.config.train.objective, batch)
         masks = step.dropout_masks(self.config, update, len(batch))
         masks = masks and Dropout(self._carried(masks.keys), self._carried(masks.rows))
         return self._summed(self._on_device(batch), loss_scale, masks)
@@ -152,17 +160,41 @@ class Trainer(InStep):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
+        return self.measure(batch)[0]
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> list[float]:
+        """That sum, and the objective's figures, without dropout."""
+        check_planes(self.config.train.objective, batch)
         one = torch.ones((), dtype=master_dtype(self.config), device=self.device)
         loss = OBJECTIVES[self.config.train.objective]
         pieces = self._on_device(batch).cut(self.config.micro_batch)
-        losses = [loss(self.model, self.config, piece, one, None) for piece in pieces]
-        return sum(each.item() for each in losses)  # read when all are begun
+        told = [loss(self.model, self.config, piece, one, None).reshape(-1) for piece in pieces]
+        read = [each.tolist() for each in told]  # when all are begun
+        return [sum(column) for column in zip(*read, strict=True)]
 
     @torch.no_grad()
-    def token_logprobs(self, batch: Batch) -> np.ndarray:
-        """Log-probability of each label [B, T], without dropout; 0 where there is no target."""
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
+        """Log-probability of each label [B, T], of logits / temperature, without dropout; 0 without a target."""
         pieces = self._on_device(batch).cut(self.config.micro_batch)
-        return torch.cat([label_logprobs(self.model, self.config, piece) for piece in pieces]).cpu().numpy()
+        each = [label_logprobs(self.model, self.config, piece, None, temperature) for piece in pieces]
+        return torch.cat(each).cpu().numpy()
+
+    @torch.no_grad()
+    def token_scores(self, batch: Batch) -> np.ndarray:
+        """Log-probability of each label, and 1 where no id is likelier, [B, T, 2], without dropout; 0 without one."""
+        # as a whole: who scores says how many rows fit
+        return label_scores(self.model, self.config, self._on_device(batch)).cpu().numpy()
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> np.ndarray:
+        """What the score head gives at each position [B, T], without dropout. Raises `UserError` without one."""
+        check_score_head(self.config.model)
+        pieces = self._on_device(batch).cut(self.config.micro_batch)
+        return torch.cat([self._values(piece) for piece in pieces]).cpu().numpy()
+
+    def _values(self, piece: Batch) -> Tensor:
+        return self.model.scores(self.model(piece.tokens, None, piece.positions))
 
     def generate(
         self,
@@ -174,6 +206,27 @@ class Trainer(InStep):
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt; see `decode.generate`."""
         return generate(self.whole_model(), prompts, tokens, sampling, stop, on_tokens)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Sampled]:
+        """As `generate`, with the stop id and each id's log-probability; see `decode.sample`."""
+        return sample(self.whole_model(), prompts, tokens, sampling, stop, numbers)
+
+    def replay(
+        self, prompts: Sequence[Sequence[int]], tokens: int, temperature: float, answers: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """The log-probabilities of the ids that `sample` gave, by the same steps; see `decode.replay`."""
+        return replay(self.whole_model(), prompts, tokens, temperature, answers)
+
+    def lanes(self, rows: int, slots: int) -> Lanes:
+        """Rows of a cache for requests that come and go one by one, each of at most so many tokens."""
+        return Lanes(self.config, self.whole_model(), rows, slots)
 
     def whole_model(self) -> GPT:
         """The model that this process holds, with the weights that train and those that don't."""
@@ -226,7 +279,7 @@ def _read_later(figures: Tensor) -> Read:
     def read() -> Figures:
         if event is not None:
             event.synchronize()
-        loss, norm, applied = figures.tolist()
-        return Figures(loss, norm, bool(applied))
+        loss, norm, applied, *more = figures.tolist()
+        return Figures(loss, norm, bool(applied), tuple(more))
 
     return read

@@ -31,6 +31,8 @@ OPTIONAL = {
     "libtpu": "tpu",
     "jax-cuda13-plugin": "cuda",
     "transformers": "bench",
+    "fastwarc": "corpus",
+    "ray": "ray",
     "gguf": "export",
     "onnxruntime": "export",
     "pytest": "parity",

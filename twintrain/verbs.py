@@ -40,6 +40,7 @@ _TEXT: dict[str, Values] = {
     "--top-k": ANY,
     "--top-p": ANY,
     "--seed": ANY,
+    "--history": ANY,
 }
 _FORMS: Values = ("hf", "huggingface", "peft", "gguf", "onnx", "interchange")
 
@@ -52,7 +53,29 @@ VERBS = {
         words=PRESETS,
     ),
     "generate": Verb("twintrain.generate", "text from a run", {**_TEXT, "--chat": SWITCH}),
-    "chat": Verb("twintrain.chat", "questions to a run: on the line, or typed one after the other", _TEXT),
+    "chat": Verb("twintrain.chat", "questions to a run on the line, or a conversation with it", _TEXT),
+    "serve": Verb(
+        "twintrain.serve",
+        "a run as a server: OpenAI's endpoints, and a page to talk to it",
+        {
+            "--stack": STACKS,
+            "--adapter": ANY,
+            "--host": ANY,
+            "--port": ANY,
+            "--api-key-file": ANY,
+            "--rows": ANY,
+            "--waiting": ANY,
+            "--slots": ANY,
+            "--tokens": ANY,
+            "--timeout": ANY,
+        },
+    ),
+    "evaluate": Verb(
+        "twintrain.evaluate",
+        "how good a run is: tasks, running text, another run beside it",
+        {"--stack": STACKS, "--tasks": ANY, "--compare": ANY, "--adapter": ANY, "--task-folder": ANY, "--few-shot": ANY}
+        | {"--limit": ANY, "--seed": ANY, "--chat": SWITCH, "--output": ANY, "--samples": ANY},
+    ),
     "prepare": Verb(
         "twintrain.prepare", "make a run's tokenizer and shards of its data, ahead of it", fields=True, words=PRESETS
     ),
@@ -61,6 +84,19 @@ VERBS = {
         "models in and runs out: Hugging Face, PEFT, GGUF, ONNX",
         {"--to": _FORMS, "--format": _FORMS, "--quantize": ("none", "f16", "q8_0", "q4_0"), "--merge": SWITCH},
         fields=True,
+    ),
+    "corpus": Verb(
+        "twintrain.corpus",
+        "raw pages to documents for training: read, clean, deduplicate",
+        {
+            "--input": ANY,
+            "--output": ANY,
+            "--set": ANY,
+            "--workers": ANY,
+            "--engine": ANY,
+            "--fresh": SWITCH,
+        }
+        | {"--why": ANY},
     ),
     "plan": Verb(
         "twintrain.plan",

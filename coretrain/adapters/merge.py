@@ -15,8 +15,9 @@ from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
 from coretrain.contract.parameters import check_rows, parameter_table
 
-FREE = ("residual_dropout", "embedding_dropout", "context")
-"""Fields of the model that an adapter may have otherwise than its base; its context may only be shorter."""
+FREE = ("residual_dropout", "embedding_dropout", "context", "score_head")
+"""Fields of the model that an adapter may have otherwise than its base; its context may only be shorter, and a score
+head, which trains whole beside it, it may have where its base has none."""
 
 
 def other_field(ours: ModelConfig, theirs: ModelConfig) -> str | None:

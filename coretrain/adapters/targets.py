@@ -2,8 +2,8 @@
 
 y = W x + scale B A drop(x) (Hu et al. 2021), names and starts as PEFT has them: of a linear layer A [rank, in] is
 U(+-1/sqrt(in)) and B [out, rank] zero; of an embedding [V, D], A [rank, V] is zero and B [D, rank] normal, and its rows
-change by scale (B A)^T. The other kinds stand in `adapter_kinds`. Only an adapter's tensors and the biases that
-`adapter.bias` asks for train, have moments and are saved.
+change by scale (B A)^T. The other kinds stand in `adapter_kinds`. Only an adapter's tensors, the biases that
+`adapter.bias` asks for and a score head train, have moments and are saved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.contract.dropout import dropout_keys, uses_dropout
-from coretrain.contract.parameters import Parameter, initial_value, parameter_table
+from coretrain.contract.parameters import SCORE, Parameter, initial_value, parameter_table
 from coretrain.contract.randomness import MASK_32, stream_key
 
 PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
@@ -168,17 +168,21 @@ def all_parameters(config: RunConfig) -> tuple[Parameter, ...]:
 
 @functools.cache
 def trainable_parameters(config: RunConfig) -> tuple[Parameter, ...]:
-    """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for."""
+    """What trains, has moments and is saved: all parameters; with an adapter, its own and the biases asked for, and a
+    score head as a whole, as PEFT's modules_to_save have it: the base may have none."""
     if config.adapter.kind == "none":
         return parameter_table(config.model)
     beside = {target.module for target in adapter_targets(config)}
-    biases = [
+    whole = [
         row
         for row in parameter_table(config.model)
-        if row.name.endswith(".bias")
-        and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
+        if row.name == SCORE
+        or (
+            row.name.endswith(".bias")
+            and (config.adapter.bias == "all" or (config.adapter.bias == "lora_only" and row.name[:-5] in beside))
+        )
     ]
-    return adapter_parameters(config) + tuple(biases)
+    return adapter_parameters(config) + tuple(whole)
 
 
 @functools.cache
@@ -206,15 +210,17 @@ def _magnitudes(config: RunConfig) -> dict[str, Target]:
 
 
 def with_adapter(config: RunConfig, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-    """`tensors` of the base, with the adapter's start where they lack one."""
-    if config.adapter.kind == "none":
+    """`tensors` of the base, with the start of the adapter, and of a score head, where they lack one."""
+    if config.adapter.kind == "none" and not config.model.score_head:
         return tensors
     here = frozenset(tensors)  # asking a lazy mapping whether it has one may read it
-    start: dict[str, Array] = {n: value for n, value in initial_adapter(config).items() if n not in here}
+    heads = [row for row in parameter_table(config.model) if row.name == SCORE]
+    fresh = {row.name: initial_value(row, config.train.seed) for row in heads} | initial_adapter(config)
+    start: dict[str, Array] = {n: value for n, value in fresh.items() if n not in here}
     for name, target in _magnitudes(config).items():
         if name not in here:
             start[name] = magnitudes(tensors[target.row.name], target.embedding)
-    return ChainMap(start, cast(dict[str, Array], tensors))  # which is only read, one tensor at a time
+    return ChainMap(start, cast(dict[str, Array], tensors)) if start else tensors  # read one tensor at a time
 
 
 def adapter_keys(config: RunConfig, update: int) -> NDArray[np.uint32]:

@@ -80,16 +80,19 @@ class Progress:
     """State of float16's scaler."""
     best: dict[str, Any] | None = None
     """The lowest validation loss so far: {"update", "val_loss"}."""
+    align: dict[str, Any] = field(default_factory=dict)
+    """State of the source of batches, where those depend on more than the data order, as rollouts do."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; floats keep every bit."""
-        return asdict(self)
+        raw = asdict(self)
+        return raw if self.align else {name: value for name, value in raw.items() if name != "align"}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Progress:
         """The inverse of `to_json`. Raises `DamagedCheckpoint` unless it has exactly these fields."""
         names = {f.name for f in fields(Progress)}
-        if odd := sorted(names ^ set(raw)):
+        if odd := sorted(names ^ {*raw, "align"}):
             raise DamagedCheckpoint(
                 "checkpoint/progress-fields-wrong",
                 f"the checkpoint's progress is damaged: its fields {', '.join(odd)} are not this version's",

@@ -60,4 +60,4 @@ def _obstacle_of(kernel: Kernel, config: RunConfig, device: Any) -> str | None:
     """Why a kernel can't run here, packed rows among the reasons."""
     if obstacle := kernel.obstacle(config, device):
         return obstacle
-    return "it keeps no samples of a packed row apart" if config.data.format == "chat" and not kernel.packed else None
+    return "it keeps no samples of a packed row apart" if config.data.packed and not kernel.packed else None

@@ -75,12 +75,15 @@ class HealthMonitor:
                 return Verdict("stop", f"{reason}; {self.rollbacks} rollbacks did not get past update {self.furthest}")
             self.rolled_back_at, self.furthest = update, max(update, self.furthest)
             self.rollbacks += 1
-        if action == "skip":
-            self.consecutive += 1
-            if self.consecutive >= self.config.max_consecutive:
-                return Verdict("stop", f"{reason}; {self.consecutive} updates in a row were skipped")
-            self._remember(None)
-        return Verdict(action, reason)
+        return self.pass_over(reason) if action == "skip" else Verdict(action, reason)
+
+    def pass_over(self, reason: str) -> Verdict:
+        """Skip an update that isn't to be made; stop where it is the last of too many in a row."""
+        self.consecutive += 1
+        if self.consecutive >= self.config.max_consecutive:
+            return Verdict("stop", f"{reason}; {self.consecutive} updates in a row were skipped")
+        self._remember(None)
+        return Verdict("skip", reason)
 
     def limits(self, ahead: int = 0) -> Limits:
         """The largest loss and norm that are no spike, for the update that has `ahead` undecided ones before it.

@@ -22,6 +22,8 @@ from coretrain.contract.randomness import normal_rows, uniform_rows
 
 LARGEST = 2**44
 """Numbers of one parameter: what is larger couldn't be held, and doesn't fit the arithmetic of arrays' sizes."""
+SCORE = "score.weight"
+"""The score head, of models that have one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Parameter:
     decay: bool
     """Weight decay applies: matrices and embeddings."""
     axes: tuple[str, ...]
-    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden, rank, virtual, bottleneck."""
+    """Logical axis of each dimension: vocab, position, width, heads, kv_heads, hidden, score, rank, virtual,
+    bottleneck."""
     jax_path: str
     """Place in jaxtrain's tree: `blocks.attention.q.kernel`."""
     layer: int | None
@@ -117,6 +120,19 @@ def _rows(m: ModelConfig) -> Iterator[Parameter]:
     if not m.tied:
         yield Parameter(
             "head.weight", (m.vocabulary, m.width), "normal", std, True, ("vocab", "width"), "head.weight", None, False
+        )
+    if m.score_head:
+        # a start of N(0, 1 / (D + 1)), as in Stiennon et al. 2020
+        std = 1 / math.sqrt(m.width + 1)
+        yield Parameter(SCORE, (1, m.width), "normal", std, True, ("score", "width"), SCORE, None, False)
+
+
+def check_score_head(model: ModelConfig) -> None:
+    """Raise `UserError` where a model has no score head."""
+    if not model.score_head:
+        raise UserError(
+            "contract/score-head-missing",
+            "this model has no score head, which gives rewards and values: train one with model.score_head = true",
         )
 
 

@@ -40,6 +40,8 @@ class Figures(NamedTuple):
     norm: float
     """Gradient norm, before the clip."""
     applied: bool
+    more: tuple[float, ...] = ()
+    """What else an objective tells of the batch, as `coretrain.alignment.figures` names it."""
 
 
 Read = Callable[[], Figures]

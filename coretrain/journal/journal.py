@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,8 @@ from rich.text import Text
 from coretrain.base.files import write_atomically
 from coretrain.base.machine import made_with
 from coretrain.config.run import RunConfig
+from coretrain.journal.answers import keep_answers
+from coretrain.journal.figures import best_words, evaluated_words, told, validation_key
 from coretrain.journal.metrics import (
     METRICS,
     SAMPLE,
@@ -76,7 +78,7 @@ class Journal:
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
         begin_segment(folder, Segment(start_update, stack, device_name, made_with(processes)))
         self.last: dict[str, Any] = {}
-        self.final: tuple[float | None, float | None] | None = None
+        self.final: Mapping[str, Any] | None = None
         self._remember()
         self.boards = self._boards()
 
@@ -125,30 +127,41 @@ class Journal:
         row |= {"batch_hash": batch_hash, "smoothed_loss": smooth, "seconds": seconds}
         self._write(row | extra)
         self.last = row
+        more = {f"align/{name}": value for name, value in extra.items() if isinstance(value, int | float)}
         self.recent = [*self.recent[-19:], max(seconds, 1e-9)]
         speed = self.config.tokens_per_update / (sum(self.recent) / len(self.recent))
         self._board(update, {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr})
-        self._board(update, {"train/tokens_per_second": self.config.tokens_per_update / max(seconds, 1e-9)})
+        self._board(update, {"train/tokens_per_second": self.config.tokens_per_update / max(seconds, 1e-9)} | more)
         done, total = update + 1, self.config.train.updates
         left = (total - done) * self.config.tokens_per_update / speed
         mfu = f"  MFU {speed * self.flops / self.peak:.1%}" if self.peak else ""
         line = (
             f"update {done:>{len(str(total))}}/{total}  loss {loss:.4f}  smoothed {smooth:.4f}  norm {grad_norm:.3f}  "
-            f"lr {lr:.2e}  {speed:,.0f} tokens/s{mfu}  {clock(left)} left"
+            f"lr {lr:.2e}{told(self.config, extra)}  {speed:,.0f} tokens/s{mfu}  {clock(left)} left"
         )
         if self.console.is_terminal:
             self._show_live(line, done / total)
         elif update == self.first or done == total or done % self.config.train.log_interval == 0:
             self._say(line)
 
-    def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
-        """Journal an evaluation after `update` updates: nats a token, and bits a byte of text."""
-        self._write({"update": update, "val_loss": val_loss, "bits_per_byte": bits_per_byte})
-        self._board(update, {"validation/loss": val_loss, "validation/bits_per_byte": bits_per_byte})
-        self.final = val_loss, bits_per_byte
+    def evaluation(self, update: int, val_loss: float, figures: Mapping[str, float]) -> None:
+        """Journal an evaluation after `update` updates: the loss that the best one has lowest, and its figures.
+
+        Of text these are nats a token, and bits a byte.
+        """
+        row = {"update": update, "val_loss": val_loss} | {validation_key(name): v for name, v in figures.items()}
+        self._write(row)
+        self._board(update, {"validation/loss": val_loss} | {f"validation/{name}": v for name, v in figures.items()})
+        self.final = row
+        first, *others = evaluated_words(self.config, row)
         self.console.print(
-            f"after {update} updates: [bold]validation loss {val_loss:.4f}[/], {bits_per_byte:.4f} bits per byte"
+            Text.assemble(f"after {update} updates: ", (first, "bold"), "".join(f", {o}" for o in others))
         )
+
+    def answers(self, update: int, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Keep some of the answers that were sampled after `update` updates, for the report."""
+        if answers:
+            keep_answers(self.folder, update, answers)
 
     def event(self, update: int, kind: str, text: str) -> None:
         """Journal something that happened after `update` updates: checkpoint, skip, rollback, warning."""
@@ -189,11 +202,11 @@ class Journal:
             smooth = self.last.get("smoothed_loss")
             rows.append(("training", f"loss {number(self.last['loss'])}, smoothed {number(smooth)}"))
         if self.final:
-            rows.append(("validation", f"loss {number(self.final[0])}, {number(self.final[1])} bits per byte"))
+            rows.append(("validation", ", ".join(evaluated_words(self.config, self.final)).removeprefix("validation ")))
         if best:
             path = self.folder / "checkpoints" / f"update-{best['update']:08d}"
             where = str(path) if path.exists() else f"after {best['update']} updates, not kept"
-            rows.append(("best", f"{where} (validation loss {number(best['val_loss'])})"))
+            rows.append(("best", f"{where} ({best_words(self.config, best['val_loss'])})"))
         rows.append(("report", str(report)))
         rows.append(("metrics", str(self.folder / METRICS)))
         if self.config.journal.tensorboard:
@@ -212,7 +225,7 @@ class Journal:
         self.last = updates[-1] if updates else {}
         self.final = None
         if self.evaluations:
-            self.final = self.evaluations[-1]["val_loss"], self.evaluations[-1]["bits_per_byte"]
+            self.final = self.evaluations[-1]
 
     def _smooth(self, loss: float | None) -> None:
         if loss is not None and math.isfinite(loss):
@@ -267,8 +280,11 @@ class SilentJournal(Journal):
     def update(self, *_: Any, **__: Any) -> None:
         """Say nothing."""
 
-    def evaluation(self, update: int, val_loss: float, bits_per_byte: float) -> None:
+    def evaluation(self, update: int, val_loss: float, figures: Mapping[str, float]) -> None:
         """Say nothing."""
+
+    def answers(self, update: int, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Keep nothing."""
 
     def event(self, update: int, kind: str, text: str) -> None:
         """Say nothing."""

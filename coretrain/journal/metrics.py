@@ -34,7 +34,7 @@ class _Update(_Row):
 
 class _Evaluation(_Row):
     val_loss: float | None
-    bits_per_byte: float | None
+    bits_per_byte: float | None = None
 
 
 class _Event(_Row):

@@ -13,7 +13,9 @@ from typing import Any
 from coretrain.base.files import write_atomically
 from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
+from coretrain.journal.answers import read_answers
 from coretrain.journal.chart import Line, chart
+from coretrain.journal.figures import JUDGED, OF_TEXT, REWARDED, WHEN_THE_LOSS_IS_0, charts_of, evaluated_words
 from coretrain.journal.segments import Segment, read_segments, trained_where
 
 SHOWN_EVENTS = 200
@@ -39,6 +41,11 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
     ]
     if updates:
         parts.append('<div class="plots">' + "".join(_charts(config, updates, evaluations, events)) + "</div>")
+    if config.train.objective in REWARDED:
+        title = "What to look at when the loss is 0"
+        parts.append(f"<section><details><summary>{title}</summary><p>{WHEN_THE_LOSS_IS_0}</p></details></section>")
+    if answers := read_answers(folder):
+        parts.append(f"<section><h2>Sampled answers</h2>{_answers(answers)}</section>")
     sample = folder / SAMPLE
     if sample.exists():
         parts.append(f"<section><h2>Sample</h2><pre>{_sample(config, sample)}</pre></section>")
@@ -129,7 +136,7 @@ def _cards(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row]
     cards = []
     if evaluations:
         last = evaluations[-1]
-        cards += [("validation loss", number(last["val_loss"])), ("bits per byte", number(last["bits_per_byte"]))]
+        cards += _evaluated(config, last)
     if updates:
         speed = statistics.median(_speeds(config, updates))
         cards += [
@@ -149,20 +156,81 @@ def _charts(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row
     troubles = sorted({e["update"] + 1 for e in events if e["event"] in ("skip", "rollback", "stop")})
     troubles = [t for t in troubles if x[0] <= t <= x[-1]]
     raw, smooth = "each update", "smoothed"
+    of_text = config.train.objective == "cross_entropy"
+    if config.train.objective in REWARDED:
+        marks = []
     return [
         chart(
             "Loss",
-            "nats a token",
+            "nats a token" if of_text else config.train.objective,
             x,
             [Line(raw, loss, "faint"), Line(smooth, _smooth(loss))],
             marks,
             troubles[-SHOWN_EVENTS:],
             wide=True,
         ),
+        *_own_charts(x, updates, evaluations),
         chart("Learning rate", "", x, [Line(raw, lr)]),
         chart("Gradient norm", "before the clip", x, [Line(raw, norm, "faint"), Line(smooth, _smooth(norm))], log=True),
         chart("Throughput", "tokens a second", x, [Line(raw, speed, "faint"), Line(smooth, _smooth(speed))]),
     ]
+
+
+def _own_charts(x: Sequence[int], updates: Sequence[Row], evaluations: Sequence[Row]) -> list[str]:
+    """The charts of the figures that the run's objective adds."""
+    fields = list(dict.fromkeys(name for row in updates for name in row if name not in OF_TEXT))
+    drawn, zeros = list[str](), list[str]()
+    for one in charts_of(fields):
+        if not any(row.get(field) for row in updates for field in one.fields):
+            zeros.append(f"{one.title} ({one.unit})" if one.unit else one.title)
+            continue
+        looks = ("main", "faint") if len(one.fields) > 1 else ("main",)
+        lines = [
+            Line(name, [_finite(row.get(field)) for row in updates], look)
+            for (field, name), look in zip(one.fields.items(), looks, strict=True)
+        ]
+        points = [(e["update"], _finite(e[one.validation])) for e in evaluations if one.validation in e]
+        drawn.append(chart(one.title, one.unit, x, lines, points))
+    told = f'<p class="sub wide">Always 0: {html.escape("; ".join(zeros))}.</p>'
+    return [*_held_out(evaluations), *drawn, *([told] if zeros else [])]
+
+
+def _held_out(evaluations: Sequence[Row]) -> list[str]:
+    """The chart of the rewards of answers to held-out prompts, evaluation by evaluation; none where none were asked."""
+    asked = [row for row in evaluations if any(key in row for key in JUDGED)]
+    names = [key for key in JUDGED if any(key in row for row in asked)]
+    if len(asked) < 2:
+        return []
+    lines = [
+        Line(
+            JUDGED[key], [_finite(row.get(key)) for row in asked], "faint" if key == "val_reward_likeliest" else "main"
+        )
+        for key in names
+    ]
+    return [chart("Answers to held-out prompts", "mean reward", [row["update"] for row in asked], lines)]
+
+
+def _evaluated(config: RunConfig, row: Row) -> list[tuple[str, str]]:
+    """The cards of the last evaluation: a value and what it is."""
+    cards = list[tuple[str, str]]()
+    for words in evaluated_words(config, row):
+        first, _, rest = words.partition(" ")
+        if rest == "bits per byte":
+            cards.append((rest, first))
+        else:
+            name, _, value = words.rpartition(" ")
+            cards.append((name, value))
+    return cards[:3]
+
+
+def _answers(rows: Sequence[Row]) -> str:
+    """A table of sampled answers, the newest evaluation first."""
+    lines = ["<tr><th>after</th><th>prompt</th><th>answer</th><th>reward</th></tr>"]
+    for row in sorted(rows, key=lambda row: -row["update"]):
+        cells = (f"{row['update']:,}", row["prompt"], row["answer"] + ("" if row["ended"] else " ..."), row["reward"])
+        words = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("<tr>" + "".join(f"<td>{html.escape(word)}</td>" for word in words) + "</tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _speeds(config: RunConfig, updates: Sequence[Row]) -> list[float]:

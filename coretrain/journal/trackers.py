@@ -54,7 +54,7 @@ class Trackers:
         self.writer.add_event(start)
         for row in evaluations:
             if row["update"] == start_update:  # counted in updates done, it would be dropped with what followed it
-                values = {"validation/loss": row["val_loss"], "validation/bits_per_byte": row["bits_per_byte"]}
+                values = {f"validation/{key.removeprefix('val_')}": row[key] for key in row if key != "update"}
                 self._scalars(start_update, {tag: math.nan if v is None else v for tag, v in values.items()})
 
     def add(self, update: int, values: Mapping[str, float]) -> None:

@@ -29,17 +29,17 @@ def check_combination(config: RunConfig, stack: StackName, layout: Layout | None
 
 
 def _packed(config: RunConfig) -> list[tuple[bool, str]]:
-    p, chat = config.parallel, config.data.format == "chat"
+    p, form, packed = config.parallel, config.data.format, config.data.packed
     return [
         (
-            chat and p.pipeline > 1,
-            f"parallel.pipeline = {p.pipeline} passes hidden states alone from stage to stage, and data.format = chat "
-            "has positions beside them: use parallel.data",
+            packed and p.pipeline > 1,
+            f"parallel.pipeline = {p.pipeline} passes hidden states alone from stage to stage, and data.format = "
+            f"{form} has positions beside them: use parallel.data",
         ),
         (
-            chat and p.context > 1,
-            f"parallel.context = {p.context} cuts rows without regard to the samples in them: with data.format = chat "
-            "use parallel.data",
+            packed and p.context > 1,
+            f"parallel.context = {p.context} cuts rows without regard to the samples in them: with data.format = "
+            f"{form} use parallel.data",
         ),
     ]
 
@@ -94,6 +94,15 @@ def _in_torch(config: RunConfig, layout: Layout | None) -> list[tuple[bool, str]
             "use optimizer.name = adamw, or parallel.tensor = 1",
         ),
         (
+            p.zero_engine != "deepspeed" and p.zero == 0,
+            f"parallel.zero_engine = {p.zero_engine} shards nothing with parallel.zero = 0: set parallel.zero = 1, 2 "
+            "or 3, or leave zero_engine out",
+        ),
+        (
+            p.offload != "none" and p.zero_engine != "deepspeed",
+            f"parallel.offload = {p.offload} needs DeepSpeed: set parallel.zero_engine = deepspeed, or offload = none",
+        ),
+        (
             p.offload != "none" and p.zero == 0,
             f"parallel.offload = {p.offload} needs DeepSpeed: set parallel.zero = 1, 2 or 3",
         ),
@@ -103,13 +112,13 @@ def _in_torch(config: RunConfig, layout: Layout | None) -> list[tuple[bool, str]
         ),
         (
             p.zero > 0 and muon,
-            f"parallel.zero = {p.zero} cuts matrices into flat shards, which Muon can't orthogonalize: "
+            f"parallel.zero = {p.zero} cuts matrices into shards, which Muon can't orthogonalize: "
             "use optimizer.name = adamw, or parallel.zero = 0",
         ),
         (
-            p.zero > 0 and config.precision.compute == "float64",
+            p.zero > 0 and p.zero_engine == "deepspeed" and config.precision.compute == "float64",
             f"parallel.zero = {p.zero} keeps DeepSpeed's shards in float32: "
-            "precision.compute = float64 needs parallel.zero = 0",
+            "precision.compute = float64 needs parallel.zero = 0, or parallel.zero_engine = fsdp2",
         ),
         (
             p.zero > 0 and lone,
@@ -126,6 +135,11 @@ def _in_jax(config: RunConfig) -> list[tuple[bool, str]]:
             p.zero > 0,
             f"parallel.zero = {p.zero} is for torch: in JAX set parallel.fsdp to the number of devices that share "
             "weights, gradients and moments, and parallel.zero = 0",
+        ),
+        (
+            p.zero_engine != "deepspeed",
+            f"parallel.zero_engine = {p.zero_engine} is for torch: in JAX leave it at deepspeed, which is its default "
+            "and means nothing there",
         ),
         (
             p.offload != "none",

@@ -122,6 +122,12 @@ class Base:
                 f"model.{other} = {getattr(config.model, other)}, the base {self.place} has "
                 f"{getattr(base.model, other)}: it is another model; give the base that the adapter belongs to",
             )
+        if base.model.score_head and not config.model.score_head:
+            raise UserError(
+                "runs/base-has-score-head",
+                f"adapter.base = {self.place} has a score head (model.score_head), for which train.objective = "
+                f"{config.train.objective} has no use: give the run that it began with",
+            )
         check_context(config, base)
 
 

@@ -37,6 +37,15 @@ def chat_prompts(
 
     Raises `UserError` where the run has no template, or it refuses a question.
     """
+    template, ends = open_chat(folder, tokenizer)
+    try:
+        return [template.question(text) for text in questions], ends
+    except TemplateError as error:
+        raise UserError("runs/question-refused", f"{error}: ask another question") from None
+
+
+def open_chat(folder: Path, tokenizer: Tokenizer) -> tuple[Template, tuple[int, ...]]:
+    """A run's chat template, and the ids that end an answer. Raises `UserError` where it has none that can be used."""
     path = run_of(folder) / CHAT_TEMPLATE
     if not path.is_file():
         raise UserError(
@@ -44,8 +53,4 @@ def chat_prompts(
             f"{folder} has no {CHAT_TEMPLATE}: train it with data.format = chat, or put its model's there",
         )
     template = open_template(str(path), tokenizer, open_run(folder).data.chat_date)
-    ends = (*tokenizer.ends, template.end())
-    try:
-        return [template.question(text) for text in questions], tuple(dict.fromkeys(ends))
-    except TemplateError as error:
-        raise UserError("runs/question-refused", f"{error}: ask another question") from None
+    return template, tuple(dict.fromkeys((*tokenizer.ends, template.end())))

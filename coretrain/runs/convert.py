@@ -43,6 +43,7 @@ from coretrain.runs.begin import check_free, new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import check_config, run_of
 from coretrain.runs.peft import export_adapter, import_adapter
+from coretrain.runs.score_head import VALUES_LEFT, check_form_has_scores, with_own_head, without_values
 from coretrain.tokenizers.chat_template import turn_end
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
 from coretrain.tokenizers.huggingface import read_tokenizer
@@ -130,6 +131,7 @@ def export_run(
         return [f"wrote {target}: {done} with {', '.join(loaded.groups)}"]
     tokenizer = tokenizer_folder(path)
     if form == "peft":
+        check_form_has_scores(loaded.config, form)
         if merge:
             raise UserError(
                 "runs/peft-takes-no-merge",
@@ -138,8 +140,10 @@ def export_run(
         beside, how = base_export(loaded.config)
         return [f"wrote {target}: {done}", *export_adapter(source, target, loaded, beside, how, quantization == "f16")]
     config, parameters = whole_model(source, loaded, merge)
+    left = [VALUES_LEFT] if loaded.config.model.score_head and not config.model.score_head else []
     if form == "gguf":
-        return _export_gguf(source, target, config, parameters, tokenizer, quantization, done)
+        check_form_has_scores(config, form)
+        return [*_export_gguf(source, target, config, parameters, tokenizer, quantization, done), *left]
     parameters = parameters if quantization == "none" else HalfPrecision(parameters)
     card = model_card(loaded, quantization, merge)
     export_huggingface(target, config.model, parameters, tokenizer, card=card)
@@ -147,13 +151,19 @@ def export_run(
     say = "with its tokenizer" if tokenizer else f"without a tokenizer: no {SAVED_FACTS} beside it"
     return [
         f"wrote {target}: {done}, {say}",
-        f"load it with transformers.AutoModelForCausalLM.from_pretrained({quoted(target)})",
+        f"load it with transformers.{_auto_class(config)}.from_pretrained({quoted(target)})",
+        *left,
     ]
+
+
+def _auto_class(config: RunConfig) -> str:
+    return "AutoModelForSequenceClassification" if config.model.score_head else "AutoModelForCausalLM"
 
 
 def whole_model(source: Path, loaded: Interchange, merge: bool = False) -> tuple[RunConfig, Mapping[str, Array]]:
     """The model of a checkpoint, as config and tensors: as it is, or, with `merge`, an adapter's base with it.
 
+    Without the value head of PPO, which is no part of what it trained.
     Raises `UserError` where there is an adapter and it isn't to be merged, or the other way round.
     """
     if (loaded.config.adapter.kind != "none") != merge:
@@ -163,7 +173,8 @@ def whole_model(source: Path, loaded: Interchange, merge: bool = False) -> tuple
             if merge
             else f"{source} holds an adapter alone: add --merge to write it and its base as one, or give --to peft",
         )
-    return merged_model(loaded) if merge else (loaded.config, loaded.groups["parameters"])
+    config, tensors = merged_model(loaded) if merge else (loaded.config, loaded.groups["parameters"])
+    return without_values(config, tensors)
 
 
 def _export_gguf(
@@ -237,19 +248,21 @@ def import_run(
     template = first_template(config, found.chat_template)
     ends = [*tokenizer.ends, turn_end(template, tokenizer)]
     remarks = found.remarks([end for end in ends if end is not None])
+    tensors, remark = with_own_head(config, found.tensors)
     with new_run(folder):
         target = interchange_of(folder, "update-00000000")
-        save_interchange(target, config, {"parameters": found.tensors}, Progress(), "import")
+        save_interchange(target, config, {"parameters": tensors}, Progress(), "import")
         tokenizer.save(folder)
         if template:
             write_atomically(folder / CHAT_TEMPLATE, template)
         write_atomically(folder / "config.json", config.to_json())
     say = f"tokenizer {asked} is the run's" if asked else "its tokenizer is the run's"
     say += ", its chat template too" if found.chat_template else ""
-    size = sum(row.size for row in parameter_table(found.model))
+    size = sum(row.size for row in parameter_table(config.model))
     return [
         f"wrote {folder}: {source} as a run at update 0, {size:,} parameters",
         say,
+        *remark,
         *(f"note: {remark}" for remark in remarks),
         f"train it on {config.data.source} with: python -m torchtrain.run --resume {_words(folder)} (or jaxtrain.run)",
     ]

@@ -19,7 +19,7 @@ def with_own_files(config: RunConfig, run: Path | None) -> RunConfig:
     own: dict[str, str] = {}
     if run is not None and (tokenizer := saved_tokenizer(run)):
         own["tokenizer"] = str(tokenizer.absolute())
-    if run is not None and config.data.format == "chat" and (run / CHAT_TEMPLATE).is_file():
+    if run is not None and config.data.format != "text" and (run / CHAT_TEMPLATE).is_file():
         own["chat_template"] = str((run / CHAT_TEMPLATE).absolute())
     return config.changed(**{f"data__{name}": path for name, path in own.items()})
 

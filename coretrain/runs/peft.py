@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from coretrain.base.arrays import Array
 from coretrain.base.errors import UserError
 from coretrain.base.files import quoted, write_atomically
 from coretrain.base.half_precision import HalfPrecision
@@ -24,6 +23,7 @@ from coretrain.runs.base import base_run, keep_base
 from coretrain.runs.begin import new_run
 from coretrain.runs.files import first_template
 from coretrain.runs.folder import open_run
+from coretrain.runs.score_head import VALUES_LEFT, without_values
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE, read_chat_template
 from coretrain.tokenizers.huggingface import read_tokenizer
 from coretrain.tokenizers.merges import SAMPLES
@@ -36,19 +36,20 @@ def export_adapter(
 ) -> list[str]:
     """Write the adapter of a checkpoint of `source` as a folder of PEFT that looks for its base in `base`, where
     `convert.py` puts it with the words `how`; lines to print. With `half` its tensors are float16."""
-    config = loaded.config
+    config, parameters = without_values(loaded.config, loaded.groups["parameters"])
+    left = [VALUES_LEFT] if config.model != loaded.config.model else []
     if config.adapter.kind not in ("lora", "dora"):
         what = "a whole model" if config.adapter.kind == "none" else f"an adapter of kind {config.adapter.kind}"
         raise UserError(
             "runs/peft-needs-low-rank", f"{source} holds {what}, not low-rank adapters: give --to hf or gguf"
         )
-    tensors: Mapping[str, Array] = loaded.groups["parameters"]
     weights = functools.cache(lambda: on_its_base(config)[1].groups["parameters"])
-    tensors = HalfPrecision(tensors) if half else tensors
+    tensors = HalfPrecision(parameters) if half else parameters
     card = model_card(loaded, "f16" if half else "none")
     export_peft(target, config, tensors, str(base), weights, card)
     say = "" if base.is_dir() else f", to be written with: twintrain convert {how}"
-    return [f"load it with peft.AutoPeftModelForCausalLM.from_pretrained({quoted(target)}); its base is {base}{say}"]
+    how = f"load it with peft.AutoPeftModelForCausalLM.from_pretrained({quoted(target)}); its base is {base}{say}"
+    return [how, *left]
 
 
 def import_adapter(
@@ -68,6 +69,12 @@ def import_adapter(
             "runs/import-base-is-adapter",
             f"adapter.base = {given.adapter.base} is itself an adapter's run: merge it first, with twintrain convert "
             "merge",
+        )
+    if base.model.score_head:
+        raise UserError(
+            "runs/import-base-has-score-head",
+            f"adapter.base = {given.adapter.base} has a score head, for which PEFT's file has no tensor: give the run "
+            "that it began with",
         )
     words = saved_tokenizer(base_run(given.adapter.base)) is not None
     fixed = (key for key, _ in overrides if key.startswith("model.") or (words and key == "data.tokenizer"))

@@ -34,6 +34,13 @@ PLAIN = (
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 """For a tokenizer that has no special token but the end of a text."""
+BARE_NAME = "bare"
+"""Names `BARE` as data.chat_template: a file of that name is ./bare."""
+BARE = (
+    "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+"""No template: a prompt, its completion and the end of a text, nothing between them."""
 QUESTION, ANSWER = "Is it 4711?", "It is 1174."
 TRIAL = Conversation([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}])
 """What a template is tried out with."""
@@ -43,6 +50,8 @@ BLANKS = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) 
 """Unicode's white space, which is less than Python's."""
 FIRST_PLACEHOLDER = 0xF0000  # Unicode's private plane: what comes after the mark is the special token's number
 OTHER_WORDS = "Something else, 1147."
+INSIDE = "\0"
+"""What stands before a text that begins neither a document nor behind a special token."""
 
 
 class SampleError(TemplateError):
@@ -177,22 +186,44 @@ class Template:
     def question(self, text: str) -> list[int]:
         """Ids after which the answer to `text` comes."""
         mark, hidden = self._hide(Conversation([{"role": "user", "content": text}]))
+        return [int(token) for token in self._head(mark, hidden)]
+
+    def _head(self, mark: str, hidden: Conversation) -> Ids:
         asked = self.render(hidden, prompt=True)
         _refuse_escaped(asked, mark)
-        return [int(token) for token in self.ids(asked, mark)]
+        return self.ids(asked, mark)
+
+    def asked(self, talk: Conversation) -> Ids:
+        """Ids after which the assistant's answer to a conversation comes, uint32 [n], as `sample` has them before it.
+
+        Raises `SampleError` where the template refuses the conversation, or leaves out something of it.
+        """
+        if self._is_bare(talk, "user"):
+            return self.ids(talk.messages[0]["content"])
+        try:
+            mark, hidden = self._hide(talk)
+            self._check_written(hidden, self.render(hidden))
+            return self._head(mark, hidden)
+        except TemplateError as error:
+            raise error if isinstance(error, SampleError) else SampleError(error.args[0]) from None
+        except RecursionError:
+            raise SampleError("its values are nested too deeply") from None
 
     def end(self) -> int:
         """The special token that ends an assistant's turn."""
         return int(self.ids(self._spans(TRIAL, self.render(TRIAL))[-1])[-1])
 
-    def sample(self, talk: Conversation) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def sample(self, talk: Conversation, apart: bool = False) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
         """Ids of a conversation up to its last answer's end, and which of them are to be learnt, both [n].
 
         An answer is what stands between the head of its turn and the last special token that the template writes in
         it, that one included. Raises `SampleError` where the template refuses the conversation, leaves out something
         of it or writes its turns so that answers can't be told apart; or where an answer's first token would reach
-        into its head.
+        into its head: with `apart`, head and answer are then encoded one by one, as a model that answers writes them.
+        Without a template (`BARE`) a prompt and its completion always are.
         """
+        if (pair := self._bare(talk)) is not None:
+            return pair
         try:
             mark, hidden = self._hide(talk)
             whole = self.render(hidden)
@@ -208,13 +239,33 @@ class Template:
             _refuse_escaped(head + answer, mark)
             given, ids = (self.ids(text, mark, after) for text in (head, head + answer))
             after = self._specials.findall(answer)[-1]
-            if not np.array_equal(given, ids[: len(given)]):
+            if not np.array_equal(given, ids[: len(given)]) and apart:
+                ids = np.concatenate([given, self.ids(answer, mark, INSIDE)])
+            elif not np.array_equal(given, ids[: len(given)]):
                 raise SampleError(
                     "an answer begins with characters that form one token with the text before them: strip it", True
                 )
             turns.append(ids)
             targets.append(np.arange(len(ids)) >= len(given))
         return np.concatenate(turns), np.concatenate(targets)
+
+    def _bare(self, talk: Conversation) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]] | None:
+        """What `sample` gives for a prompt and its completion alone, by `BARE`."""
+        if not self._is_bare(talk, "user", "assistant"):
+            return None
+        asked, said = (message["content"] for message in talk.messages)
+        head, answer = self.ids(asked), self.ids(said + self._roles["eos_token"], after=INSIDE)
+        return np.concatenate([head, answer]), np.arange(len(head) + len(answer)) >= len(head)
+
+    def _is_bare(self, talk: Conversation, *roles: str) -> bool:
+        """Whether there is no template and nothing but plain messages of these roles, which needn't be rendered."""
+        return (
+            self.source == BARE
+            and not (talk.tools or talk.documents or talk.variables or talk.unlearnt)
+            and [message["role"] for message in talk.messages] == list(roles)
+            and all(message.keys() == {"role", "content"} for message in talk.messages)
+            and not talk.holds(self._specials.search)
+        )
 
     def _spans(self, talk: Conversation, whole: str) -> list[str]:
         """The text in turns: what the assistant is given, what it says, what it is given then, and so on.
@@ -225,7 +276,8 @@ class Template:
         for number, message in enumerate(talk.messages):
             if message["role"] != "assistant" or number in talk.unlearnt:
                 continue
-            head, turn = self.render(talk.upto(number), prompt=True), self.render(talk.upto(number + 1))
+            head, last = self.render(talk.upto(number), prompt=True), number + 1 == len(talk.messages)
+            turn = whole if last else self.render(talk.upto(number + 1))
             if not turn.startswith(head):
                 raise TemplateError(
                     f"{self.name} begins answer {number + 1} otherwise than the head that it writes for one to come"
@@ -309,6 +361,8 @@ def open_template(path: str | None, tokenizer: Tokenizer, date: datetime.date = 
         chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.specials.keys()
         source, name = (CHATML, "the ChatML template") if chatml else (PLAIN, "the plain chat template")
         return checked(Template(source, name, tokenizer, date))
+    if path == BARE_NAME:
+        return checked(Template(BARE, "the bare chat template", tokenizer, date))
     try:
         source = typed_path(path).read_text(encoding="utf-8")
     except (OSError, ValueError):

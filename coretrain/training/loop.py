@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from coretrain.alignment.figures import counted, named
+from coretrain.alignment.sources import Source
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
@@ -28,12 +30,12 @@ from coretrain.contract.sampling import Sampling
 from coretrain.contract.schedule import learning_rate
 from coretrain.contract.update import Figures, Orders, Read, Standing
 from coretrain.data.batch import Batch, batch_hash
-from coretrain.data.batches import validation_batches, validation_bytes_per_token
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal
 from coretrain.processes.world import World
-from coretrain.training.saver import Saver
+from coretrain.training.saver import Saver, kept_arrays
 from coretrain.training.stack import Stack
+from coretrain.training.text import Text
 
 SCALE_GROWS_AFTER = 2000
 
@@ -64,6 +66,19 @@ class Begun:
     lr: float
     batch_hash: str
     read: Read
+    fault: str
+    """Why its batch isn't to be learnt from, or ''."""
+    said: Mapping[str, float]
+    """What the source says of the batch."""
+    totals: Mapping[str, float]
+    """What the batch's shares add up to."""
+    related: bool
+    """Whether the batch has a reference, without which there is no KL to tell."""
+
+
+def _nothing() -> Figures:
+    """Of an update that wasn't made."""
+    return Figures(math.nan, math.nan, False)
 
 
 class Preemption:
@@ -101,10 +116,13 @@ class Loop:
         progress: Progress,
         world: World | None = None,
         at: Callable[[str], None] = lambda place: None,
+        source: Source | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         """`world` are the processes that run this loop in step; all of them see the same loss and norm.
 
-        `at` is told what the loop is about to do.
+        `at` is told what the loop is about to do. `source` gives the batches; by default they are the data's text.
+        `kept` is remembered in checkpoints beside its state.
         """
         self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
         self.progress, self.world, self.at = progress, world or World(), at
@@ -115,6 +133,8 @@ class Loop:
         self.scale = LossScale(**(progress.loss_scale or {"scale": config.precision.loss_scale})) if scaled else None
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
         self.saver = Saver(config, stack, self.checkpoints, journal, self.world, at)
+        self.source: Source = source or Text(config, stack, data)
+        self.kept = dict(kept or {})
         self.begun: deque[Begun] = deque()
         self.ended = 0.0
 
@@ -155,9 +175,11 @@ class Loop:
     def ahead(self) -> int:
         """Updates that may be begun before the figures of the one before them are read.
 
-        None where the stack reads them itself, nor in float16, whose next loss scale depends on them.
+        None where the stack reads them itself, nor in float16, whose next loss scale depends on them, nor where the
+        next batch is made with the weights that the update leaves.
         """
-        return 0 if self.stack.in_step or self.scale else self.config.health.lag
+        waits = self.stack.in_step or self.scale or self.source.follows_weights
+        return 0 if waits else self.config.health.lag
 
     def may_begin(self) -> bool:
         """Whether one more update may be begun before the oldest is ended: not past what comes after an update."""
@@ -184,8 +206,10 @@ class Loop:
             Standing(self.progress.applied, self.health.consecutive, False),
             alone=not ahead,
         )
-        read = self.stack.update(batch, update, orders, change)
-        self.begun.append(Begun(started, orders.lr, batch_hash(batch), read))
+        fault = self.source.fault()
+        read = _nothing if fault else self.stack.update(batch, update, orders, change)
+        said, totals, related = self.source.figures(), counted(batch), "reference" in batch.planes
+        self.begun.append(Begun(started, orders.lr, batch_hash(batch), read, fault, said, totals, related))
 
     def end(self, one: Begun) -> tuple[Figures, Verdict]:
         """Read what an update came to, and judge it. Raises RuntimeError where the stack has judged it otherwise."""
@@ -193,8 +217,10 @@ class Loop:
         if not self.stack.in_step:
             self.at(f"the figures of update {update}")
         figures = one.read()
-        loss, norm, applied = figures
-        if self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
+        loss, norm, applied = figures.loss, figures.norm, figures.applied
+        if one.fault:
+            verdict = self.health.pass_over(one.fault)
+        elif self.scale and not math.isfinite(norm) and math.isfinite(loss) and self.scale.scale > 1:
             self.scale.overflowed()
             verdict = Verdict("skip", f"float16 overflow: loss scale halved to {self.scale.scale:g}")
         else:
@@ -225,6 +251,9 @@ class Loop:
             tokens=p.tokens + self.config.tokens_per_update,
         )
         begun, self.ended = max(one.started, self.ended), time.perf_counter()
+        more = named(self.config.train.objective, figures.more, one.totals) if figures.more else {}
+        if not one.related:
+            more.pop("kl", None)
         return {
             "update": p.update,
             "loss": figures.loss,
@@ -233,6 +262,8 @@ class Loop:
             "tokens": self.progress.tokens,
             "batch_hash": one.batch_hash,
             "seconds": self.ended - begun,
+            **more,
+            **one.said,
         }
 
     def report(self, row: Mapping[str, Any], preemption: Preemption) -> str:
@@ -247,18 +278,14 @@ class Loop:
     def batches(self) -> Iterator[Batch]:
         """The batches that are left, from the data cursor on."""
         start, left = self.progress.data_index, self.config.train.updates - self.progress.update
-        return self.stack.batches(self.data, start, start + left)
+        return self.source.batches(start, start + left)
 
     def evaluate(self) -> float:
-        """Validation loss in nats a token, journalled with bits per byte."""
+        """What the source is judged by, lower is better; journalled with its figures."""
         self.at(f"the evaluation after update {self.progress.update}")
-        total, weight = 0.0, 0.0
-        for batch in validation_batches(self.data, self.config):
-            total += self.stack.evaluate(batch)
-            weight += batch.target_weight
-        loss = total / weight
-        bits = loss / math.log(2) / validation_bytes_per_token(self.data, self.config)
-        self.journal.evaluation(self.progress.update, loss, bits)
+        loss, figures = self.source.evaluate()
+        self.journal.evaluation(self.progress.update, loss, figures)
+        self.journal.answers(self.progress.update, self.source.answers())
         return loss
 
     def save(self, validation: float | None = None, wait: bool = False) -> None:
@@ -267,9 +294,12 @@ class Loop:
         if validation is not None and math.isfinite(validation) and (not best or validation < best["val_loss"]):
             self.progress = replace(self.progress, best={"update": self.progress.update, "val_loss": validation})
         self.progress = replace(
-            self.progress, health=self.health.state(), loss_scale=dict(vars(self.scale)) if self.scale else {}
+            self.progress,
+            health=self.health.state(),
+            loss_scale=dict(vars(self.scale)) if self.scale else {},
+            align={**self.source.state(), **self.kept},
         )
-        self.saver.start(self.progress)
+        self.saver.start(self.progress, self.source.arrays())
         if wait:
             self.saver.finish()
 
@@ -280,6 +310,8 @@ class Loop:
         bad = self.progress.data_index
         folder, progress = self.checkpoints.first_that_loads(self._load, self._warn, self.world)
         self.health.roll_back_to(progress.health)
+        state = {name: value for name, value in progress.align.items() if name not in self.kept}
+        self.source.load(state, kept_arrays(folder))
         self.progress = replace(progress, data_index=bad + 1)
         self.journal.rewind(progress.update)
         self.journal.event(progress.update, "rollback", f"back to {folder.name}, data goes on at index {bad + 1}")

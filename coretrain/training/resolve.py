@@ -13,6 +13,7 @@ from pathlib import Path
 from coretrain.adapters.merge import FREE
 from coretrain.adapters.targets import adapter_targets
 from coretrain.base.errors import UserError
+from coretrain.config.objectives import POLICY, REFERRED
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
 from coretrain.contract.quantization import quantized_parameters
@@ -23,6 +24,7 @@ from coretrain.runs.adapted import check_tokenizer, with_base
 from coretrain.runs.base import BaseTensors, base_run, check_context
 from coretrain.runs.files import with_own_files
 from coretrain.runs.folder import open_run
+from coretrain.runs.start import StartTensors, check_same_tokenizer, like_start, open_start
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.registry import saved_tokenizer
 from coretrain.training.command_line import Command
@@ -37,6 +39,8 @@ class ResolvedRun:
     data: Data
     base: BaseTensors | None
     """The frozen weights under an adapter; None where the whole model trains."""
+    start: StartTensors | None
+    """The weights that a new run begins with, and that a reference is; None where they are fresh."""
     folder: Path
     resumed: bool
     compute: Choice | None = None
@@ -44,7 +48,7 @@ class ResolvedRun:
 
 
 def completed(command: Command) -> Command:
-    """`command` with what a new adapter's run takes from its base: model, tokenizer and chat template.
+    """`command` with what a new run takes from its start or its adapter's base: model, tokenizer and chat template.
 
     Any other command is returned as it is. Raises `UserError` where there is no such base, or a field contradicts it.
     """
@@ -55,8 +59,12 @@ def completed(command: Command) -> Command:
             f"adapter.base = {adapter.base} is set, and adapter.kind = none trains a whole model without it: set "
             "adapter.kind = lora, or adapter.base = none",
         )
-    if adapter.kind == "none" or command.resume is not None:
+    if command.resume is not None:
         return command
+    if adapter.kind == "none":
+        if command.config.train.start is None:
+            return command
+        return replace(command, config=like_start(command.config, {key for key, _ in command.overrides}))
     if adapter.base is None:
         raise UserError(
             "training/adapter-without-base",
@@ -78,7 +86,7 @@ def completed(command: Command) -> Command:
     if "data.tokenizer" not in given and (saved := saved_tokenizer(folder)):
         config = config.changed(data__tokenizer=str(saved.absolute()))
     template = folder / CHAT_TEMPLATE
-    if config.data.format == "chat" and config.data.chat_template is None and template.is_file():
+    if config.data.format != "text" and config.data.chat_template is None and template.is_file():
         config = config.changed(data__chat_template=str(template.absolute()))
     adapter_targets(config)  # a wrong pattern or rank ends here, before any data is prepared
     quantized_parameters(config)  # and a matrix that isn't whole blocks
@@ -91,6 +99,7 @@ def _free_fields(command: Command, given: set[str]) -> dict[str, object]:
     of_file = {name for name in command.config.adapter.model_fields_set if f"adapter.{name}" not in given}
     stated = command.config.model.model_fields_set if of_file else set()
     chosen = [name for name in FREE if f"model.{name}" in given or name in stated]
+    chosen.append("score_head")  # which its objective asks for, whatever the base has
     return {f"model__{name}": getattr(command.config.model, name) for name in chosen}
 
 
@@ -108,11 +117,27 @@ def resolve(command: Command, world: World, stack_name: str) -> ResolvedRun:
     data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
     world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
     final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
+    start = world.collectively(lambda: _start_of(final, command, data.tokenizer.fingerprint))
+    if start is not None:  # this checkpoint, also where its run goes on
+        final = final.changed(train__start=str(start.folder))
     # of several processes absolute: they may be started in different places
     here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
     folder = Path(world.broadcast(str(here)))
     world.assert_same(data.fingerprint, "data fingerprint")
-    return ResolvedRun(final, data, base, folder, command.resume is not None, compute)
+    return ResolvedRun(final, data, base, start, folder, command.resume is not None, compute)
+
+
+def _start_of(config: RunConfig, command: Command, tokenizer: str) -> StartTensors | None:
+    """The weights of the start, where they are needed: a run that goes on needs them as its reference alone."""
+    if config.train.start is None or (command.resume is not None and not needs_start(config)):
+        return None
+    check_same_tokenizer(config.train.start, "train.start", tokenizer)
+    return open_start(config)
+
+
+def needs_start(config: RunConfig) -> bool:
+    """Whether the weights that a run began with are needed for as long as it goes on: as its reference."""
+    return config.train.objective in (*REFERRED, *POLICY) and config.align.reference is None
 
 
 def run_folder(command: Command) -> Path:

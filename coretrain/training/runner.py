@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coretrain.base.arrays import Tensors
 from coretrain.base.errors import (
     RESUME,
     UserError,
@@ -21,11 +20,14 @@ from coretrain.base.errors import (
 )
 from coretrain.base.files import TEMPORARY, remove, write_atomically
 from coretrain.base.locks import held
+from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress
 from coretrain.checkpoint.translate import MODULES
+from coretrain.config.objectives import POLICY
 from coretrain.config.run import RunConfig
 from coretrain.contract.choices import Choice
 from coretrain.contract.parameters import BlankParameters
+from coretrain.data.prompts.open import prompts_of
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal, SilentJournal
 from coretrain.planning.flops import batch_sentence, rate_sentence, summary
@@ -39,8 +41,12 @@ from coretrain.runs.adapted import (
 from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
 from coretrain.runs.folder import change_told, changed_since
+from coretrain.runs.start import keep_start
 from coretrain.training.command_line import Command, parse
+from coretrain.training.feeds import Feed, check_reference, open_feed
 from coretrain.training.loop import Loop
+from coretrain.training.presets import with_presets
+from coretrain.training.references import MakeStack
 from coretrain.training.resolve import completed, resolve, run_folder
 from coretrain.training.restore import (
     check_resumable,
@@ -48,10 +54,9 @@ from coretrain.training.restore import (
     holds_state,
     restore,
 )
+from coretrain.training.saver import kept_arrays
 from coretrain.training.spawn import line_that_goes_on, spawn
-from coretrain.training.stack import Stack
 
-MakeStack = Callable[[RunConfig, Tensors | None], Stack]
 Join = Callable[[RunConfig], World]
 SHARED_WITHIN = 30
 """Seconds within which every process must see what the first has written."""
@@ -73,7 +78,11 @@ def run(
     """
     module = MODULES[stack_name]
     program = program or f"python -m {module}.run"
-    command = completed(parse(argv, program, "Train a GPT."))
+
+    def train(preset: str) -> int:
+        return run([preset], stack_name, make_stack, join, program)
+
+    command = completed(with_presets(parse(argv, program, "Train a GPT."), stack_name, train))
     if command.spawn and not launched():
         return spawn(f"{module}.run", argv, command, program)
     world = join(command.config)
@@ -111,8 +120,8 @@ def _run(
     config, data, base, folder, resumed = ready.config, ready.data, ready.base, ready.folder, ready.resumed
     progress = Progress(data_fingerprint=data.fingerprint, seed=config.train.seed, batch_size=config.train.batch_size)
     restored = bool(resumed and world.broadcast_bool(holds_state(folder)))
-    start = BlankParameters(config.model) if restored and base is None else base
-    stack = world.collectively(lambda: make_stack(config, start))
+    begins = BlankParameters(config.model) if restored and base is None else ready.start if base is None else base
+    stack = world.collectively(lambda: make_stack(config, begins))
     if resumed and not restored:
         warn(f"{folder} was stopped before its first checkpoint: it starts at update 0")
     elif restored:
@@ -126,6 +135,18 @@ def _run(
                 warn(f"it goes on with {change_told(unasked)}")
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
     world.assert_same(json.dumps(progress.to_json()), "place to go on from")
+    places: list[Callable[[str], None]] = []
+
+    def at(place: str) -> None:
+        for tell in places:
+            tell(place)
+
+    start = ready.start
+    # before anything is written: a reference or a reward that can't be used leaves no folder behind
+    feed = world.collectively(lambda: open_feed(config, data, stack, make_stack, base, start, world, at))
+    hold.callback(feed.close)
+    if restored:
+        take_up(feed, progress, folder)
     if not resumed:
         begun = world.gather_results(
             lambda: str(hold_run(command, ready.folder, hold, warn) if world.first else ready.folder)
@@ -133,6 +154,8 @@ def _run(
         folder = Path(begun[0])
     world.on_rank0(lambda: begin_folder(folder, config, data))
     if base and (remark := world.collectively(lambda: keep_base(config, base.folder) if world.first else "")):
+        warn(remark)
+    if start and (remark := world.collectively(lambda: keep_start(start) if world.first else "")):
         warn(remark)
     world.collectively(lambda: check_shared(folder, config, world))
     line = line_that_goes_on(f"{module}.run", folder, command, world, program)
@@ -145,13 +168,14 @@ def _run(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
                 "machine": [*stack.describe(), *chosen_compute(ready.compute)],
-                "model": [*summary(config), *adapter_summary(config)],
+                "model": [*summary(config), *started(config), *adapter_summary(config)],
                 "data": data.summary(),
-                "batch": batch_sentence(config, epoch_tokens(data, config)),
+                "batch": told_batch(config, data),
                 "learning rate": rate_sentence(config),
             }
         )
-        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at)
+        places.append(watch.at)
+        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at, feed.source, feed.kept)
         status = loop.train()
         if status == "finished":
             watch.at("the export")
@@ -162,6 +186,18 @@ def _run(
     if status != "finished" and first:
         print(f"{status} after update {loop.progress.update}; go on with: {line}")
     return 1 if status == "stopped" else 0
+
+
+def started(config: RunConfig) -> list[tuple[str, str]]:
+    """The header's row of where the weights come from; none of fresh ones."""
+    return [("start", config.train.start)] if config.train.start else []
+
+
+def take_up(feed: Feed, progress: Progress, folder: Path) -> None:
+    """Have the source of batches go on from where the run's newest checkpoint left it."""
+    check_reference(feed.kept, progress.align)
+    state = {name: value for name, value in progress.align.items() if name not in feed.kept}
+    feed.source.load(state, kept_arrays(CheckpointFolder(folder / "checkpoints").final(progress.update)))
 
 
 def chosen_compute(choice: Choice | None) -> list[tuple[str, str]]:
@@ -231,7 +267,9 @@ def open_journal(
     return world.collectively(opened)
 
 
-def epoch_tokens(data: Data, config: RunConfig) -> int:
-    """Tokens of an epoch, what is left empty of packed rows included."""
+def told_batch(config: RunConfig, data: Data) -> str:
+    """The header's batch and epochs: of tokens, what is left empty of packed rows included, or of prompts."""
+    if config.train.objective in POLICY:
+        return batch_sentence(config, prompts=prompts_of(data, config).number)
     row = config.row_tokens
-    return data.train.windows(row) * row if data.template else data.train.tokens
+    return batch_sentence(config, data.train.windows(row) * row if data.template else data.train.tokens)

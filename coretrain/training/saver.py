@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from coretrain.base.files import sha256_of
 from coretrain.base.threads import in_background
@@ -17,6 +20,9 @@ from coretrain.journal.journal import Journal
 from coretrain.processes.world import World
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.training.stack import Saves
+
+ARRAYS = "align.safetensors"
+"""What a source of batches keeps in a checkpoint beside the state, such as the rollout in progress."""
 
 
 class Saver:
@@ -37,11 +43,14 @@ class Saver:
         self._writing: Future[None] | None = None
         self._hashing: Future[dict[str, dict[str, Any]]] | None = None
 
-    def start(self, progress: Progress) -> None:
-        """Start to write the stack's present state; what was under way before is finished first."""
+    def start(self, progress: Progress, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        """Start to write the stack's present state; what was under way before is finished first.
+
+        `arrays` are what the source of batches keeps; every process has the same, and the first writes them.
+        """
         self.finish()
         self.at(f"the save after update {progress.update}")
-        self.world.on_rank0(lambda: self._begin(progress.update))
+        self.world.on_rank0(lambda: self._begin(progress.update, arrays or {}))
         folder = self.checkpoints.temporary(progress.update)
         self._pending = folder, progress
         try:
@@ -87,8 +96,10 @@ class Saver:
             self._writing = None
             self._hashing = in_background(lambda: digests(folder, self.world.rank, self.world.size))
 
-    def _begin(self, update: int) -> None:
-        self.checkpoints.begin(update)
+    def _begin(self, update: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        folder = self.checkpoints.begin(update)
+        if arrays:
+            save_file(dict(arrays), folder / ARRAYS)
 
     def _seal(self, folder: Path, progress: Progress, mine: dict[str, dict[str, Any]]) -> None:
         parts = self.world.gather(json.dumps(mine))
@@ -111,3 +122,9 @@ class Saver:
         if self._pending and self.world.first:
             self.checkpoints.abandon(self._pending[0])
         self._pending = self._writing = self._hashing = None
+
+
+def kept_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that a source keeps in the checkpoint `folder`, whose files have been checked; {} without any."""
+    path = folder / ARRAYS
+    return load_file(path) if path.is_file() else {}

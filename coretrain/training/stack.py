@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
+from coretrain.contract.decoding import Sampled
+from coretrain.contract.lanes import Lanes
 from coretrain.contract.sampling import Sampling
 from coretrain.contract.schedule import clip_factor
 from coretrain.contract.update import Figures, Orders, Read, judged
@@ -37,6 +39,8 @@ class InStep:
     """`Stack.update` of `gradients` and `apply`, between which the host reads loss and norm and judges them."""
 
     config: RunConfig
+    more: Sequence[float] = ()
+    """The objective's figures of the last gradients."""
 
     @property
     def in_step(self) -> bool:
@@ -51,7 +55,8 @@ class InStep:
         if fine:
             factor = clip_factor(norm, self.config.optimizer.clip) / orders.scale
             self.apply(orders.lr, factor, orders.standing.applied)
-        return lambda: Figures(loss, norm, fine)
+        more = tuple(self.more)
+        return lambda: Figures(loss, norm, fine, more)
 
     def gradients(self, batch: Batch, update: int, loss_scale: float) -> tuple[float, float]:
         """As in `Stack`."""
@@ -65,6 +70,7 @@ class InStep:
 class Stack(Saves, Protocol):
     """What a framework brings to the loop. The model, the moments and the last gradients live inside it."""
 
+    config: RunConfig
     device_name: str
 
     def describe(self) -> Sequence[tuple[str, str]]:
@@ -95,10 +101,25 @@ class Stack(Saves, Protocol):
     def evaluate(self, batch: Batch) -> float:
         """Sum of the losses of the batch's targets, without dropout."""
 
-    def token_logprobs(self, batch: Batch) -> NDArray[np.generic]:
-        """Log-probability of each label [B, T], without dropout; 0 where there is no target.
+    def measure(self, batch: Batch) -> Sequence[float]:
+        """That sum, and the objective's figures (`coretrain.alignment.figures`), without dropout."""
+
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> NDArray[np.generic]:
+        """Log-probability of each label [B, T], of logits / temperature, without dropout; 0 where there is no target.
 
         The loop itself asks for none. A stack whose layers lie in stages raises `UserError`.
+        """
+
+    def token_scores(self, batch: Batch) -> NDArray[np.generic]:
+        """Each label's log-probability, and 1 where no id is likelier, [B, T, 2], without dropout; 0 without a target.
+
+        A stack whose layers lie in stages raises `UserError`.
+        """
+
+    def values(self, batch: Batch) -> NDArray[np.generic]:
+        """What the score head (`model.score_head`) gives at each position [B, T], without dropout.
+
+        Raises `UserError` where the model has none, or its layers lie in stages.
         """
 
     def generate(
@@ -110,6 +131,35 @@ class Stack(Saves, Protocol):
         on_tokens: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> list[list[int]]:
         """Up to `tokens` new ids after each prompt, ended early by a `stop` id."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        stop: Collection[int],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Sampled]:
+        """As `generate`, with the stop id and each id's log-probability; the same on all processes.
+
+        A token's random number depends on seed, position and the row's number alone: its place among the prompts, or
+        `numbers` of a larger set of which these are some.
+        """
+
+    def replay(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        temperature: float,
+        answers: Sequence[Sequence[int]],
+    ) -> list[list[float]]:
+        """The log-probabilities of the ids that `sample` gave for these prompts, by the same steps once more.
+
+        On one device with the same weights they are `sample`'s, bit for bit.
+        """
+
+    def lanes(self, rows: int, slots: int) -> Lanes:
+        """Rows of a key/value cache for requests that come and go one by one; on one device."""
 
     def load(self, folder: Path, applied: int | None) -> None:
         """Take parameters and moments from what `save` wrote, after `applied` updates; with None parameters alone."""

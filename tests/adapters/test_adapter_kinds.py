@@ -18,8 +18,8 @@ from coretrain.config.adapter import AdapterConfig
 from coretrain.contract.parameters import initial_parameters
 from coretrain.contract.sampling import Sampling
 from coretrain.formats.huggingface.weights import export_huggingface
+from coretrain.inference.generate import open_for_generation
 from coretrain.runs.adapted import merge_run
-from coretrain.training.generate import open_for_generation
 from jaxtrain.trainer import Trainer as JaxTrainer
 from parity.pair import torch_gradients, torch_logits
 from tests.support.batches import random_text

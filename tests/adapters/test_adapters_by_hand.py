@@ -167,13 +167,13 @@ CHANGED = {
     "layers": 3, "width": 96, "heads": 6, "kv_heads": 1, "head_width": 8, "mlp_width": 7, "context": 8, "vocab": 301,
     "norm": "rmsnorm", "norm_eps": 1e-6, "position": "rope", "rope_theta": 5e5,
     "rope_scaling": RopeScaling(type="linear", factor=2.0), "mlp": "swiglu", "bias": False, "tied": True,
-    "init_std": 0.03, "residual_dropout": 0.1, "embedding_dropout": 0.1,
+    "score_head": True, "init_std": 0.03, "residual_dropout": 0.1, "embedding_dropout": 0.1,
 }  # fmt: skip
 
 
-def test_every_field_of_a_base_counts_but_dropout_and_context():
+def test_every_field_of_a_base_counts_but_dropout_context_and_a_score_head():
     assert set(CHANGED) == set(ModelConfig.model_fields)
-    assert set(FREE) == {"residual_dropout", "embedding_dropout", "context"}
+    assert set(FREE) == {"residual_dropout", "embedding_dropout", "context", "score_head"}
     for name, value in CHANGED.items():
         found = other_field(MODEL, MODEL.model_copy(update={name: value}))
         assert found == (None if name in FREE else name)

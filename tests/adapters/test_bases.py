@@ -16,6 +16,7 @@ from coretrain.checkpoint.interchange import interchange_of, newest_interchange,
 from coretrain.checkpoint.manifest import DamagedCheckpoint, Progress
 from coretrain.contract.parameters import initial_parameters
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
+from coretrain.inference.generate import open_for_generation
 from coretrain.runs.adapted import check_tokenizer, merge_run, with_base
 from coretrain.runs.base import Base, keep_base
 from coretrain.runs.convert import export_run, import_run
@@ -25,7 +26,6 @@ from coretrain.tokenizers.chat_template import PLAIN
 from coretrain.tokenizers.registry import bytes_tokenizer, named_tokenizer
 from coretrain.tokenizers.tokenizer import GPT2_PATTERN, Tokenizer
 from coretrain.training.command_line import Command
-from coretrain.training.generate import open_for_generation
 from coretrain.training.resolve import completed
 from tests.support.files import flip_bit
 from tests.support.refusal import refused

@@ -20,12 +20,12 @@ from coretrain.checkpoint.interchange import (
 )
 from coretrain.checkpoint.manifest import Progress
 from coretrain.contract.parameters import initial_parameters
+from coretrain.inference.generate import generate_text
 from coretrain.runs.adapted import adapter_config, merge_run, with_base
 from coretrain.runs.convert import export_run
 from coretrain.runs.folder import resumed_config
 from coretrain.tokenizers.registry import bytes_tokenizer
 from coretrain.training.command_line import Command
-from coretrain.training.generate import generate_text
 from coretrain.training.resolve import completed
 from jaxtrain.generate import generate_each as jax_each
 from jaxtrain.trainer import Trainer as JaxTrainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections import Counter
@@ -236,6 +237,19 @@ def test_compiled_torch_keeps_no_dequantized_weight():
     assert not kept(held)
     torch.testing.assert_close(x.grad, eager, rtol=0, atol=0)
     assert torch.float32 in kept(lambda x: KnownInTorch.apply(x, *vars(held.packed).values())), "or it shows nothing"
+
+
+def test_torch_compiles_few_programs_for_all_layers(small_config, monkeypatch):
+    """The compiler's own count: one, and one for the first layer, under which nothing trains; none in an evaluation."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = small_config(**QLORA | WIDE | {"model__layers": 4}, execution__compile="on")
+    stack, batch = TorchTrainer(config), random_text(config, 2)
+    stack.evaluate(batch)
+    assert not torch._dynamo.utils.counters["stats"]
+    stack.gradients(batch, 0, 1.0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize("way", ["none", "full", "matmuls"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from coretrain.base.streams import ready_input
-from coretrain.training.generate import questions
+from coretrain.inference.generate import questions
 
 TYPED = b"caf\xe9\nfor two\n"
 

@@ -20,7 +20,8 @@ from tests.support.whole_runs import arguments, rows
 
 pytestmark = pytest.mark.whole
 PACKAGES = ("coretrain", "jaxtrain", "parity", "torchtrain", "twintrain")
-PRESETS = {f"coretrain/config/presets/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
+CONFIGS = ROOT / "configs"
+PRESETS = {f"coretrain/config/presets/{path.relative_to(CONFIGS).as_posix()}" for path in CONFIGS.rglob("*.toml")}
 
 
 def sources() -> Iterator[str]:
@@ -73,7 +74,7 @@ def test_the_wheel_has_the_packages_and_the_presets_and_nothing_else(wheel):
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     assert names == PRESETS | set(sources())
     kinds = {Path(name).suffix for name in names}
-    assert {".py", ".css", ".html", ".js", ".tiktoken", ".toml", ".typed"} == kinds
+    assert {".py", ".css", ".html", ".js", ".jsonl", ".tiktoken", ".toml", ".typed"} == kinds
     assert len(PRESETS) > 10
 
 
@@ -90,7 +91,7 @@ print(json.dumps([str(PRESETS), [load_config(name).name for name in presets()]])
     files, (folder, names) = map(json.loads, done.stdout.splitlines())
     assert files == {name: str(installed.site / name / "__init__.py") for name in PACKAGES}
     assert folder == str(installed.site / "coretrain" / "config" / "presets")
-    assert names == sorted(Path(name).stem for name in PRESETS)
+    assert names == sorted(path.stem for path in CONFIGS.glob("*.toml"))
 
 
 def test_its_version_and_a_mistake(installed, wheel):

@@ -21,9 +21,9 @@ import twintrain.loading
 from coretrain.base.errors import UserError, exits_cleanly
 from coretrain.base.help import fitted
 from coretrain.formats.gguf import file as gguf_file
+from coretrain.inference.generate_options import options as generate_options
 from coretrain.processes.world import World
 from coretrain.training.command_line import FLAGS, PLACES, parse
-from coretrain.training.generate_options import options as generate_options
 from coretrain.training.spawn import line_that_goes_on
 from parity import plugin
 from parity.localize.command import OPTIONS
@@ -165,7 +165,7 @@ for module in pkgutil.iter_modules(twintrain.__path__):
     assert "[--stack torch|jax]" in out
     for program in ("torchtrain.run [CONFIG]", "jaxtrain.run [CONFIG]", "torchtrain.generate [-h]"):
         assert f"python -m {program}" in out
-    assert out.count("\n  --stack {torch,jax}") == 2
+    assert out.count("\n  --stack {torch,jax}") == 4
     assert "--model.layers" in out.partition("== shells")[2]
 
 

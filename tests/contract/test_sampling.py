@@ -154,3 +154,36 @@ def test_a_rows_token_depends_on_its_number_alone(sampling):
 def test_logits_that_are_no_numbers_are_refused(row, temperature):
     with refused("contract/logits-not-finite", "diverged"):
         choose_tokens(np.array([[0.0, 1.0], row]), Sampling(temperature, 0), 0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0, 5e-324])
+@pytest.mark.parametrize("vocab", [5, PIECE + 7])
+def test_what_is_nearly_chosen_is_what_the_weights_choose(vocab, temperature):
+    """Where it says that it is sure: far from the ends of an id's part. Near them it never is."""
+    sampling, sure = Sampling(temperature, 0, 1.0, 0), 0
+    for seed in range(4):
+        logits = np.random.default_rng(seed).normal(size=vocab) * 3
+        weights = token_weights(logits, logits.max(), temperature)
+        ends = np.cumsum(weights) / weights.sum()
+        numbers = np.random.default_rng(seed).random(20)
+        for number in numbers:
+            near, certain = contract._nearly(logits, temperature, number)
+            exact = contract._exactly(logits, sampling, number)
+            assert not certain or near == exact
+            assert contract._choose_of_all(logits, sampling, number) == exact
+            sure += certain
+        inner = ends[(ends > 0) & (ends < 1)]
+        for end in inner[:: max(1, len(inner) // 20)]:
+            for number in (end, np.nextafter(end, 0), np.nextafter(end, 1), end + 1e-12, end - 1e-12):
+                assert not contract._nearly(logits, temperature, number)[1]
+                assert contract._choose_of_all(logits, sampling, number) == contract._exactly(logits, sampling, number)
+    assert sure > 60, "else nothing is gained"
+
+
+def test_a_weight_is_within_one_of_numpy_s_exponential():
+    """The bound that what is nearly chosen rests on, at its largest: of half a unit and no more."""
+    below = np.concatenate([-np.linspace(0, 30, 20_001), [-100.0, -math.inf]])
+    for temperature in (1.0, 0.3, 7.0):
+        weights = token_weights(temperature * below + 2.5, 2.5, temperature)
+        # of 0.51, and 2^BITS x 30 x 2^-52 by which the exponents are rounded otherwise: 2e-3
+        assert np.abs(weights - 2.0**BITS * np.exp((temperature * below + 2.5 - 2.5) / temperature)).max() < 0.6

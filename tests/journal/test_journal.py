@@ -35,7 +35,7 @@ def test_every_update_is_on_disk_at_full_precision_before_the_next(tmp_path):
             {"update": 0, "loss": 0.1 + 0.2, "grad_norm": 1 / 3, "lr": 3e-4, "tokens": 2048, "batch_hash": "ab"}
             | {"smoothed_loss": 0.1 + 0.2, "learned": 7}
         ]
-        book.evaluation(1, 5.25, 2.125)
+        book.evaluation(1, 5.25, {"bits_per_byte": 2.125})
         assert lines(tmp_path)[-1] == {"update": 1, "val_loss": 5.25, "bits_per_byte": 2.125}
 
 
@@ -43,7 +43,7 @@ def test_non_finite_numbers_are_null_in_strict_json(tmp_path):
     with journal(tmp_path) as book:
         book.update(0, math.nan, math.inf, 1e-3, 2048, "ab", 0.5)
         book.update(1, 4.0, -math.inf, 1e-3, 2048, "ab", 0.0)
-        book.evaluation(2, math.nan, math.nan)
+        book.evaluation(2, math.nan, {"bits_per_byte": math.nan})
         book.close("stopped", best=None)
 
     def refuse(word: str) -> None:
@@ -305,6 +305,6 @@ def test_the_picture_of_two_runs(tmp_path):
     for name in ("a", "b"):
         with journal(tmp_path / name) as book:
             train(book, 0, 12, loss=None if name == "a" else 5.0)
-            book.evaluation(12, math.nan, math.nan)
+            book.evaluation(12, math.nan, {"bits_per_byte": math.nan})
     compare_plot([tmp_path / "a", tmp_path / "b"], ["PyTorch", "JAX"], tmp_path / "twins.png")
     assert (tmp_path / "twins.png").read_bytes().startswith(b"\x89PNG")

@@ -150,7 +150,9 @@ def seen_by(tree, **tests):
         for line in executed:
             lines.setdefault(line, []).append(names[name])
     seconds = {names[name]: took for name, (took, _) in tests.items()}
-    return Seen(tree, seconds, [Part({"coretrain/sums.py": lines}, fingerprints(tree))])
+    seen = Seen(tree, seconds, [Part({"coretrain/sums.py": lines}, fingerprints(tree))])
+    seen.files["another package"].update(names.values())
+    return seen
 
 
 def test_a_judge_with_a_survivor_a_hang_and_a_control(tree, worker, tmp_path, monkeypatch):
@@ -246,3 +248,12 @@ def test_tests_of_a_place(tree):
     assert seen.whole()
     seen.parts[0] = Part(seen.parts[0].lines, {"coretrain/sums.py": ("another", {"total": (5, 7), "unused": (9, 9)})})
     assert {place.line: seen.tests(place) for place in found}[14] == by_line[9], "an edited file: the function's tests"
+
+
+def test_tests_of_what_a_fixture_lets_run(tree):
+    """What the first of them has started is executed in its name; the others only read what came of it."""
+    seen = seen_by(tree, total=(0.5, [6]), unused=(0.1, []))
+    seen.files["another package"].remove("tests/test_sums.py::test_unused")
+    seen.seconds["tests/test_other.py::test_unused"] = 0.1
+    place = places("coretrain/sums.py", CODE.encode(), OPERATORS)[0]
+    assert seen.shared(place, ["tests/test_sums.py::test_total"]) == ["tests/test_sums.py::test_unused"]

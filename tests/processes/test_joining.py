@@ -179,6 +179,7 @@ def test_a_folder_that_not_all_see(monkeypatch, tmp_path):
         ("torch", {"hosts": 2}, None, "parallel.hosts is for JAX"),
         ("torch", {"offload": "all", "zero": 2}, None, "needs parallel.zero = 3, not 2"),
         ("jax", {"zero": 3}, None, "parallel.zero = 3 is for torch: in JAX set parallel.fsdp"),
+        ("jax", {"zero_engine": "fsdp2"}, None, "parallel.zero_engine = fsdp2 is for torch: in JAX leave it"),
         ("jax", {"offload": "optimizer"}, None, "parallel.offload = optimizer is for torch"),
     ],
 )

@@ -19,6 +19,12 @@ from torchtrain.parallel import processes
         ({"parallel__offload": "all", "parallel__zero": 2}, ["needs parallel.zero = 3, not 2"]),
         ({"parallel__zero": 1, "optimizer__name": "muon"}, ["Muon can't orthogonalize", "adamw"]),
         ({"parallel__zero": 1, "precision__compute": "float64"}, ["float64 needs parallel.zero = 0"]),
+        ({"parallel__zero_engine": "fsdp2"}, ["zero_engine = fsdp2 shards nothing", "parallel.zero = 1, 2 or 3"]),
+        (
+            {"parallel__zero_engine": "fsdp2", "parallel__zero": 3, "parallel__offload": "all"},
+            ["needs DeepSpeed", "parallel.zero_engine = deepspeed"],
+        ),
+        ({"parallel__zero_engine": "fsdp2", "parallel__zero": 2, "optimizer__name": "muon"}, ["Muon can't"]),
         ({"parallel__tensor": 2, "optimizer__name": "muon"}, ["Muon orthogonalizes whole"]),
         ({"parallel__pipeline": 2, "parallel__zero": 1}, ["set one of them to its default"]),
         ({"parallel__data": 2}, ["there are 1", "start 2 processes", "--spawn"]),

@@ -51,6 +51,12 @@ def train(stack, lag: int, scale: float = 1.0) -> list[Figures]:
     return [*seen, *(read() for read in begun)]
 
 
+def told(seen: list[Figures]) -> np.ndarray:
+    """Loss, norm and whether it was applied, of each update; cross-entropy tells no more."""
+    assert not any(figures.more for figures in seen)
+    return np.array([figures[:3] for figures in seen])
+
+
 def state(stack):
     return {(group, name): np.array(t) for group, tensors in stack.export().items() for name, t in tensors.items()}
 
@@ -71,7 +77,7 @@ def test_torch_ahead_has_the_bits_of_torch_in_step(small_config, rule, dtype):
         seen = train(stack, lag, scale)
         assert [update for update, figures in enumerate(seen) if not figures.applied] == list(FAULTS)
         counts = {float(own["step"]) for own in stack.optimizer.adam.state.values()}
-        found.append((np.array(seen), state(stack), counts))
+        found.append((told(seen), state(stack), counts))
     for seen, reached, counts in found:
         assert np.array_equal(seen, found[0][0], equal_nan=True)
         assert same(reached, found[0][1])
@@ -94,7 +100,8 @@ class Read(TorchDispatchMode):
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_torch_reads_nothing_back_before_an_update_is_begun(small_config, rule):
-    """But for one number that only the CPU's head looks at, in each micro-batch; in step it reads loss and norm too."""
+    """But for one number that only the CPU's head looks at, in each micro-batch; in step it reads the norm too, and the
+    loss with its figures, of which it makes a list, which isn't seen here."""
     counts = []
     for kind in (Ahead, torchtrain.trainer.Trainer):
         stack = kind(small_config(train__accumulation=2, optimizer__name=rule, model__residual_dropout=0.1))
@@ -103,7 +110,7 @@ def test_torch_reads_nothing_back_before_an_update_is_begun(small_config, rule):
                 orders = Orders(1e-2, FREE, 1.0, Standing(update, 0, False), alone=True)
                 stack.update(batch, update, orders, lambda: None)
         counts.append(mode.seen)
-    assert counts == [["_local_scalar_dense"] * 4, ["_local_scalar_dense"] * 8]
+    assert counts == [["_local_scalar_dense"] * 4, ["_local_scalar_dense"] * 6]
 
 
 @pytest.fixture(scope="module", params=["one device", "mesh"])
@@ -128,7 +135,7 @@ def test_jax_ahead_is_jax_in_step(jax_stack):
     found = []
     for lag in (2, 0):
         begin()
-        found.append((np.array(train(jax_stack, lag)), state(jax_stack)))
+        found.append((told(train(jax_stack, lag)), state(jax_stack)))
     assert jax_stack.programs.update._cache_size() == 1
     assert np.array_equal(found[0][0], found[1][0], equal_nan=True)
     assert same(found[0][1], found[1][1])
@@ -155,7 +162,7 @@ def test_limits_of_float32_are_compared_as_they_are(jax_stack, small_config):
     """A loss on its own limit is none beyond it, one a unit of rounding above is: on the device as in the monitor."""
     for stack in (Ahead(small_config()), jax_stack):
         batch, standing = batches()[2], Standing(0, 0, True)
-        loss, norm, _ = stack.update(batch, 0, Orders(1e-2, FREE, 1.0, standing, alone=True), lambda: None)()
+        loss, norm, *_ = stack.update(batch, 0, Orders(1e-2, FREE, 1.0, standing, alone=True), lambda: None)()
         below = float(np.nextafter(np.float32(loss), np.float32(0)))
         for limit, applied in ((loss, True), (below, False)):
             orders = Orders(0.0, Limits(limit, math.inf), 1.0, standing._replace(halted=False), alone=True)

@@ -156,3 +156,20 @@ def test_splash_keeps_samples_of_a_row_apart(kv):
     for ours, plain in zip(gradients(splash), gradients(jaxtrain.attention.KERNELS["plain"].packed), strict=True):
         # floor 4.2e-7 of the largest number; segments that begin a token late are off by 0.7
         assert float(jnp.abs(ours - plain).max()) < 4e-6 * float(jnp.abs(plain).max())
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "masks"), [(4, 4, 4), (4, 2, 2), (4, 1, 4)])
+def test_splash_has_a_mask_for_each_query_head_of_a_call(monkeypatch, heads, kv_heads, masks):
+    """The kernel takes too few masks without a word; only its documentation asks for as many."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+    seen = []
+
+    class Noted(splash_attention_mask.MultiHeadMask):
+        def __init__(self, masks):
+            seen.append(len(masks))
+            super().__init__(masks)
+
+    monkeypatch.setattr(splash_attention_mask, "MultiHeadMask", Noted)
+    jaxtrain.attention._splash_kernel(128, 128, heads, kv_heads, interpret=True)
+    assert seen[0] == masks

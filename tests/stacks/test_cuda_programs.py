@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 
@@ -74,7 +75,7 @@ def test_an_update_for_cuda(small_config, more, kernel, forward, backward):
     assert not calls, "a program that this test doesn't know"
     made = programs(config, chosen, CPU)
     params, frozen, batch, *_ = found["gradients"][1:]
-    assert foreign_calls(made.logprobs, params, frozen, batch) == forward
+    assert foreign_calls(jax.jit(functools.partial(made.logprobs, temperature=1.0)), params, frozen, batch) == forward
     assert foreign_calls(made.evaluate, params, frozen, batch, jax.ShapeDtypeStruct((), jnp.float32)) == forward
 
 

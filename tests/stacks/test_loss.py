@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import jaxtrain.loss
 import torchtrain.loss
+from tests.support.threads import on_threads
 
 B, T, D, V, ROWS = 3, 11, 8, 37, 48
 CHUNKS = pytest.mark.parametrize("chunk", [1, 7, 33, 1000])
@@ -179,3 +180,29 @@ def test_a_frozen_head_has_no_gradient_made():
         return jax.jit(gradient).lower(hidden, head).compile().as_text().count(" dot(")
 
     assert (products(0), products(0, 1)) == (2, 3)
+
+
+@DTYPES
+@pytest.mark.parametrize(("parts", "vocab"), [(2, V), (3, V), (4, V), (2, 20)])
+def test_torchs_head_cut_over_processes(dtype, parts, vocab):
+    """Each part of the rows by itself: a vocabulary that ends within the last part, before it, or in the first."""
+    hidden, head, labels = map(torch.from_numpy, problem(dtype))
+    labels = labels.where(labels < vocab, -100)
+    weights = torch.rand(B, T, generator=torch.Generator().manual_seed(1)).to(hidden.dtype)
+    scale = torch.tensor(0.25, dtype=hidden.dtype)
+
+    def run(rows, tensor):
+        h, own = hidden.clone().requires_grad_(), rows.clone().requires_grad_()
+        loss = torchtrain.loss.cross_entropy(h, own, labels, vocab, 7, scale, weights, tensor)
+        each = torchtrain.loss.token_logprobs(h.detach(), own.detach(), labels, vocab, 7, tensor)
+        loss.backward()
+        return loss.detach(), each, h.grad, own.grad
+
+    loss, each, d_hidden, d_head = run(head, torchtrain.loss.ALONE)
+    found = on_threads(parts, lambda tensor: run(head.chunk(parts)[tensor.index], tensor))
+    for one in found:
+        # floors 4e-16 and 2e-7; a part's label taken for another's is above 1e-2
+        torch.testing.assert_close(one[0], loss, rtol=TOLERANCE[dtype], atol=0)
+        for a, b in zip(one[1:3], (each, d_hidden), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=5 * TOLERANCE[dtype])
+    torch.testing.assert_close(torch.cat([one[3] for one in found]), d_head, rtol=0, atol=5 * TOLERANCE[dtype])

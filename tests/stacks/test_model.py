@@ -156,7 +156,10 @@ def test_a_kernels_gradient_sums_over_one_axis_of_tokens():
     """On a mesh tokens keep theirs; with two on one device XLA's CPU turns a factor, in a third of an MLP's time."""
 
     class Mesh:
-        """Of which the layer asks its kernel alone."""
+        """Of which the layer asks its kernel, and whether its gradient has sums of its own."""
+
+        def sums(self, path: str) -> None:
+            return None
 
         def in_use_after(self, path: str, before: Any, kernel: Any) -> Any:
             return before, kernel

@@ -90,6 +90,19 @@ def test_an_embedding_is_gathered_only_for_many_tokens(small_config):
     assert exchanges(small_config(), 4 * 5) == {"f32[80,16]", "f32[80,32]"}
 
 
+def test_over_three_axes_of_a_torus_a_gradient_is_summed_one_axis_at_a_time(small_config):
+    """Each device has its own, of which it keeps a half, a quarter, an eighth."""
+    config = small_config()
+    sharding, two = (Sharding(AbstractMesh((1, 1, 2, 2, z, 1, 1), AXES), config) for z in (2, 1))
+    x, y = (jax.ShapeDtypeStruct((16, 20, n), np.float32) for n in (64, 32))
+    assert two.sums("blocks.mlp.down.kernel") is sharding.sums("embed.position") is None
+    sums = sharding.sums("blocks.mlp.down.kernel")
+    made = jax.make_jaxpr(lambda x, y: sums(x, y, np.float32))(x, y)
+    assert made.out_avals[0].shape == (64, 32)
+    scattered = re.findall(r"f32\[([\d,]+)\] = reduce_scatter\[[^\]]*axis_name=\('(\w+)'", str(made))
+    assert scattered == [("16,64", "fsdp"), ("8,64", "fsdp_y"), ("4,64", "fsdp_z")]
+
+
 def test_a_mesh_axis_that_would_split_two_axes_is_refused(small_config):
     rules = ShardingRules(width=("tensor",))
     with refused("jax/mesh-axis-used-twice", "vocab, width", "tensor"):

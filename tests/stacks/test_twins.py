@@ -22,9 +22,11 @@ WITHOUT_A_TWIN = {
     "jaxtrain/aot/__init__.py",
     "jaxtrain/aot/step.py",
     "jaxtrain/aot/tpu.py",
-    # torch: processes that sum over axes; DeepSpeed around the update; stages as processes. In JAX all are shardings
+    # torch: processes that sum over axes; DeepSpeed or FSDP2 around the update; stages as processes. In JAX all are
+    # shardings
     "torchtrain/parallel/axes.py",
     "torchtrain/parallel/zero.py",
+    "torchtrain/parallel/fsdp.py",
     "torchtrain/parallel/zero_trainer.py",
     "torchtrain/parallel/pipeline.py",
     "torchtrain/parallel/pipeline_trainer.py",
@@ -56,14 +58,17 @@ ONE_SIDED = {
         "replicated",
         "replicated_names",
         "Optimizer.fragments",
+        "Optimizer.own",
     },
     # torch: gradients lie beside their parameters; JAX's are a value that the step gives back
-    # JAX: the host's numbers as arrays of the program's dtypes
-    "step.py": {"gradients_of", "Told", "told_of"},
+    # JAX: the host's numbers as arrays of the program's dtypes; what is differentiated is a function of the parameters
+    "step.py": {"gradients_of", "Told", "told_of", "differentiated", "told_shape"},
     # JAX: the TPU's kernel, which torch has not; rows that are split over a mesh
     "attention.py": {"splash_attention", "MeshKernel"},
     # JAX: a length is compiled for, and so is a number of rows; on a CPU each layer is a call of its own
-    "decode.py": {"cache_slots", "Decoder", "WORTH"},
+    "decode.py": {"cache_slots", "Decoder", "MANY", "WORTH"},
+    # JAX: so are the pieces of a prompt, and the slots that a step reads
+    "lanes.py": {"PIECES", "LEAST"},
     # torch: what is cut out of an update's masks and put on a device; JAX does both inside its program
     # JAX: a kernel gathered for its use, and when its gradient is made
     "layers.py": {"Dropout.of", "Dropout.to", "Linear.whole"},
@@ -71,8 +76,9 @@ ONE_SIDED = {
     "loss.py": {"PIECES"},
     # JAX: the two ends of a decoding step whose layers are calls of their own
     # torch: each process's part of a tensor, which in JAX the sharding of the arrays knows; what is exported of a state
-    # stands with JAX's arrays, in arrays.py
+    # stands with JAX's arrays, in arrays.py; layers are compiled one by one, where JAX scans them
     "model.py": {
+        "compile_blocks",
         "abstract_model",
         "look_up",
         "GPT.decode_start",
@@ -98,7 +104,7 @@ ONE_SIDED = {
     # torch: a process takes its rows and sums; JAX: weights without a sharding of their own, for decoding
     "parallel/trainer.py": {
         "ParallelTrainer.__init__",
-        "ParallelTrainer.evaluate",
+        "ParallelTrainer.measure",
         "ParallelTrainer.save",
         "ParallelTrainer.whole_model",
     },
@@ -128,6 +134,8 @@ DIFFERENT_ARGUMENTS = {
     ("checkpoint.py", "save_native"),
     ("loss.py", "cross_entropy"),
     ("loss.py", "token_logprobs"),
+    ("loss.py", "token_logprobs_and_entropy"),
+    ("loss.py", "token_logprobs_and_likeliest"),
     ("model.py", "build_model"),
     # torch fills a model's bytes in place, JAX makes arrays for its tree
     ("quantized.py", "quantize_into"),

@@ -118,3 +118,9 @@ def test_a_circle_inside_functions_is_seen(tmp_path, monkeypatch):
 def test_nothing_bends_the_path_of_imports():
     """Not in programs for other processes either: those have PYTHONPATH in their environment."""
     assert [name for name in files() if BENT.search(read(name))] == []
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Folders of tests are no packages: pytest would take the second for the first."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

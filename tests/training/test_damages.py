@@ -19,9 +19,9 @@ import pytest
 from coretrain.base.errors import UserError
 from coretrain.base.files import sha256_of
 from coretrain.checkpoint.interchange import load_interchange, newest_interchange
+from coretrain.inference.generate import generate_text
 from coretrain.journal.metrics import read_metrics
 from coretrain.runs.convert import export_run, import_run
-from coretrain.training.generate import generate_text
 from coretrain.training.runner import run
 from tests.support.damages import damage
 from tests.support.whole_runs import arguments

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import coretrain.training.loop
+import coretrain.training.text
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.load import load_config
@@ -22,6 +23,7 @@ from coretrain.journal.journal import Journal
 from coretrain.journal.metrics import read_metrics
 from coretrain.training.loop import Loop
 from coretrain.training.stack import InStep
+from coretrain.training.text import Text
 
 CONTEXT = 8
 
@@ -100,7 +102,7 @@ class Waiting(Ahead):
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: [])
+    monkeypatch.setattr(coretrain.training.text, "validation_batches", lambda data, config: [])
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
 
     def run(bad: set[int], policy: str, progress: Progress | None = None, kind: type = OneNumber, **more: object):
@@ -215,16 +217,16 @@ def test_evaluation_is_the_mean_over_all_targets(monkeypatch):
     weighted = replace(windows(rows[:1]), weights=np.array([[0.5, 0, 2, 1]], np.float32))
     sums = iter([30.0, 4.0, 7.0])
     loop = object.__new__(Loop)
-    loop.config, loop.data, loop.progress, loop.at = None, None, Progress(update=3), lambda place: None
-    loop.stack = SimpleNamespace(evaluate=lambda batch: next(sums))
+    loop.progress, loop.at = Progress(update=3), lambda place: None
+    loop.source = Text(None, SimpleNamespace(evaluate=lambda batch: next(sums)), None)
     told = []
-    loop.journal = SimpleNamespace(evaluation=lambda *values: told.append(values))
+    loop.journal = SimpleNamespace(evaluation=lambda *values: told.append(values), answers=lambda *none: None)
     made = [windows(rows), few, weighted]
-    monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: made)
-    monkeypatch.setattr(coretrain.training.loop, "validation_bytes_per_token", lambda data, config: 2.5)
+    monkeypatch.setattr(coretrain.training.text, "validation_batches", lambda data, config: made)
+    monkeypatch.setattr(coretrain.training.text, "validation_bytes_per_token", lambda data, config: 2.5)
     mean = 41.0 / (8 + 4 + 3.5)
     assert loop.evaluate() == pytest.approx(mean, rel=1e-15)
-    assert told == [(3, pytest.approx(mean), pytest.approx(mean / math.log(2) / 2.5, rel=1e-14))]
+    assert told == [(3, pytest.approx(mean), {"bits_per_byte": pytest.approx(mean / math.log(2) / 2.5, rel=1e-14)})]
 
 
 def test_the_best_checkpoint_is_the_first_with_the_lowest_loss(train, monkeypatch, tmp_path):

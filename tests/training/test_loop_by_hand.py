@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import coretrain.training.loop
+import coretrain.training.text
 from coretrain.base.threads import in_background
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress, read_sealed
@@ -244,8 +245,8 @@ def test_an_evaluation_is_the_mean_of_all_targets(tmp_path, monkeypatch):
     weighed = [np.array([[0.125, 0.25, 0.0625, 9.0]], np.float32), np.array([[0.0625, 7.0, 7.0, 7.0]], np.float32)]
     one = np.array([[4, IGNORED, IGNORED, IGNORED]], np.int32)
     batches = [Batch(labels, labels, None, weighed[0]), Batch(one, one, None, weighed[1])]
-    monkeypatch.setattr(coretrain.training.loop, "validation_batches", lambda data, config: batches)
-    monkeypatch.setattr(coretrain.training.loop, "validation_bytes_per_token", lambda data, config: 4.0)
+    monkeypatch.setattr(coretrain.training.text, "validation_batches", lambda data, config: batches)
+    monkeypatch.setattr(coretrain.training.text, "validation_bytes_per_token", lambda data, config: 4.0)
     sums = iter([0.6, 0.5])
     told: list[tuple[float, ...]] = []
     journal = SilentJournal()
@@ -253,7 +254,9 @@ def test_an_evaluation_is_the_mean_of_all_targets(tmp_path, monkeypatch):
     stack = SimpleNamespace(name="torch", evaluate=lambda batch: next(sums))
     loop = Loop(load_config("tiny"), stack, SimpleNamespace(), tmp_path, journal, Progress(update=3))
     assert loop.evaluate() == pytest.approx(2.2, rel=1e-15)
-    assert told == [(3, pytest.approx(2.2, rel=1e-15), pytest.approx(2.2 / math.log(2) / 4, rel=1e-15))]
+    assert told == [
+        (3, pytest.approx(2.2, rel=1e-15), {"bits_per_byte": pytest.approx(2.2 / math.log(2) / 4, rel=1e-15)})
+    ]
 
 
 def test_the_sample_at_the_end(tmp_path):

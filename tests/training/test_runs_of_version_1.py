@@ -20,9 +20,9 @@ from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import batch_hash
 from coretrain.data.batches import global_batch
 from coretrain.data.open import open_data
+from coretrain.inference.generate import open_for_generation
 from coretrain.journal.metrics import read_metrics
 from coretrain.runs.folder import open_run
-from coretrain.training.generate import open_for_generation
 from coretrain.training.runner import run
 
 HERE = Path(__file__).parent / "runs_of_version_1"

@@ -17,6 +17,9 @@ from coretrain.config.model import ModelConfig
 from coretrain.formats.huggingface.keys import ALIASES, FULL_ATTENTION, KEYS, ROPE, SCALING
 from coretrain.formats.keys import worded
 
+CLASSIFIER = "ForSequenceClassification"
+"""Ends the names of transformers' models with a score head."""
+
 
 def architecture(m: ModelConfig) -> str:
     """`gpt2` or `llama`, whichever computes what `m` says; `UserError` naming the field that neither can do."""
@@ -56,7 +59,7 @@ def _toml(value: object) -> str:
 
 def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str, Any]:
     """The content of `config.json`, `roles` the ids of special tokens. What transformers 5 renamed has both names."""
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": m.vocabulary,
         "tie_word_embeddings": m.tied,
         "initializer_range": m.init_std,
@@ -66,9 +69,13 @@ def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str,
         "torch_dtype": dtype,
         "use_cache": True,
     }
+    if m.score_head:  # one label, whose number is the score; pooled at the last token that isn't padding
+        pad = roles.get("pad")  # where it is the end too, the score would be read before the end: then none
+        pad = None if pad == roles.get("eos") else pad
+        common |= {"id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": pad}
     if architecture(m) == "gpt2":
         return common | {
-            "architectures": ["GPT2LMHeadModel"],
+            "architectures": [f"GPT2{CLASSIFIER}" if m.score_head else "GPT2LMHeadModel"],
             "model_type": "gpt2",
             "n_positions": m.context,
             "n_embd": m.width,
@@ -83,7 +90,7 @@ def hf_config(m: ModelConfig, dtype: str, roles: Mapping[str, int]) -> dict[str,
         }
     scaling = _rope_scaling(m)
     return common | {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [f"Llama{CLASSIFIER}" if m.score_head else "LlamaForCausalLM"],
         "model_type": "llama",
         "max_position_embeddings": m.context,
         "hidden_size": m.width,
@@ -187,6 +194,12 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     fields = _from_gpt2(given) if kind == "gpt2" else _from_llama(given)
     fields |= {"vocab": given.count("vocab_size"), "init_std": given.real("initializer_range", 0.02)}
     return build_config({"model": fields}, str(path)).model
+
+
+def is_classifier(raw: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of a sequence classifier, such as a reward model."""
+    named = raw.get("architectures")
+    return isinstance(named, list) and any(isinstance(name, str) and name.endswith(CLASSIFIER) for name in named)
 
 
 def _reaches(window: object, context: object) -> bool:

@@ -20,8 +20,8 @@ from coretrain.base.files import folder_beside, put_in_place, read_json, write_a
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.safetensors import TensorFile, TensorWriter
 from coretrain.config.model import ModelConfig
-from coretrain.contract.parameters import parameter_table
-from coretrain.formats.huggingface.config import architecture, config_remarks, hf_config, model_config
+from coretrain.contract.parameters import SCORE, parameter_table
+from coretrain.formats.huggingface.config import architecture, config_remarks, hf_config, is_classifier, model_config
 from coretrain.formats.huggingface.keys import ENDS, SAMPLING
 from coretrain.formats.huggingface.tokenizer import write_tokenizer
 from coretrain.formats.keys import worded
@@ -35,7 +35,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CARD = "README.md"
 SHARD_BYTES = 5 * 10**9
 CONFIG, GENERATION = "config.json", "generation_config.json"
-HEAD = "lm_head.weight"
+HEAD, SCORES = "lm_head.weight", "score.weight"
 SHARDS_OF_PROCESSES = "shard-*-model-*-of-*.safetensors"
 UNUSED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Buffers that old folders hold among the weights: causal masks and frequencies, which are no parameters."""
@@ -62,8 +62,7 @@ def _gpt2_maps(m: ModelConfig) -> Iterator[TensorMap]:
             yield TensorMap(f"{theirs}.mlp.c_proj.{kind}", (f"{ours}.mlp.down.{kind}",), matrix)
     yield TensorMap("transformer.ln_f.weight", ("norm.weight",))
     yield TensorMap("transformer.ln_f.bias", ("norm.bias",))
-    if not m.tied:
-        yield TensorMap(HEAD, ("head.weight",))
+    yield from _heads(m)
 
 
 def _llama_maps(m: ModelConfig) -> Iterator[TensorMap]:
@@ -78,8 +77,14 @@ def _llama_maps(m: ModelConfig) -> Iterator[TensorMap]:
             for kind in ("weight", "bias") if m.bias else ("weight",):
                 yield TensorMap(f"{theirs}.{name}.{kind}", (f"{ours}.{mine}.{kind}",))
     yield TensorMap("model.norm.weight", ("norm.weight",))
-    if not m.tied:
+    yield from _heads(m)
+
+
+def _heads(m: ModelConfig) -> Iterator[TensorMap]:
+    if not m.tied:  # beside a score head too, though transformers' classifiers pass it over
         yield TensorMap(HEAD, ("head.weight",))
+    if m.score_head:
+        yield TensorMap(SCORES, (SCORE,))
 
 
 def export_huggingface(
@@ -92,6 +97,7 @@ def export_huggingface(
 ) -> None:
     """Write `tensors` (canonical) as a folder that `AutoModelForCausalLM.from_pretrained` loads; whole or not at all.
 
+    With a score head it is one of `AutoModelForSequenceClassification`, whose one label is the score.
     `tokenizer_folder` is where `Tokenizer.save` wrote; with it `AutoTokenizer` loads too. `card` is its README. Raises
     `UserError` naming the field that Hugging Face's architectures lack, a folder that isn't empty, or a tokenizer that
     wouldn't be the same.
@@ -217,8 +223,11 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, HuggingFaceTensors]:
 
     Raises `UserError` naming the file or the field, for a switch that the contract doesn't have and for damaged files.
     """
-    config = model_config(_config(folder), folder / CONFIG)
+    raw = _config(folder)
+    config = model_config(raw, folder / CONFIG)
     files = _weight_files(folder)
+    if is_classifier(raw) and SCORES in files:
+        config = config.model_copy(update={"score_head": True})
     embedding, head = (_held(config, name, files) for name in (next(tensor_maps(config)).name, HEAD))
     if config.tied and embedding and head and not files[head].same(head, files[embedding], embedding):
         config = config.model_copy(update={"tied": False})  # as transformers: what the weights hold counts
