@@ -76,6 +76,11 @@ VERBS = {
         {"--stack": STACKS, "--tasks": ANY, "--compare": ANY, "--adapter": ANY, "--task-folder": ANY, "--few-shot": ANY}
         | {"--limit": ANY, "--seed": ANY, "--chat": SWITCH, "--output": ANY, "--samples": ANY},
     ),
+    "diagnose": Verb(
+        "twintrain.diagnose",
+        "how a run went, in words, and what to change",
+        {"--measure": SWITCH, "--stack": STACKS, "--output": ANY},
+    ),
     "prepare": Verb(
         "twintrain.prepare", "make a run's tokenizer and shards of its data, ahead of it", fields=True, words=PRESETS
     ),

@@ -23,6 +23,7 @@ from rich.text import Text
 from coretrain.base.files import write_atomically
 from coretrain.base.machine import made_with
 from coretrain.config.run import RunConfig
+from coretrain.diagnosis.read import Known, verdict_of
 from coretrain.journal.answers import keep_answers
 from coretrain.journal.figures import best_words, evaluated_words, told, validation_key
 from coretrain.journal.metrics import (
@@ -71,6 +72,8 @@ class Journal:
         self.smoothed, self.weight = 0.0, 0.0
         self.recent: list[float] = []
         self.live: Live | None = None
+        self.known: Known | None = None
+        """What the data says for the diagnosis, from whoever has opened it."""
         if config.journal.wandb:
             require_wandb()  # before anything is written
         self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
@@ -193,7 +196,7 @@ class Journal:
         """Print the last words and write report.html."""
         self._end_live()
         self.metrics.flush()
-        report = write_report(self.folder, self.stack, status, self.device_name)
+        report = write_report(self.folder, self.stack, status, self.device_name, self.known)
         rows = [("status", f"{status} in {clock(time.perf_counter() - self.started)}")]
         segments = read_segments(self.folder)
         if len({segment.stack for segment in segments}) > 1 and self.last:
@@ -207,6 +210,8 @@ class Journal:
             path = self.folder / "checkpoints" / f"update-{best['update']:08d}"
             where = str(path) if path.exists() else f"after {best['update']} updates, not kept"
             rows.append(("best", f"{where} ({best_words(self.config, best['val_loss'])})"))
+        if verdict := verdict_of(self.config, *read_metrics(self.folder), self.known):
+            rows.append(("diagnosis", f"{verdict.name}: {verdict.reasons[0]}" if verdict.reasons else verdict.name))
         rows.append(("report", str(report)))
         rows.append(("metrics", str(self.folder / METRICS)))
         if self.config.journal.tensorboard:

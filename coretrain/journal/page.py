@@ -8,7 +8,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coretrain.base.files import write_atomically
 from coretrain.config.load import config_from_json
@@ -18,15 +18,21 @@ from coretrain.journal.chart import Line, chart
 from coretrain.journal.figures import JUDGED, OF_TEXT, REWARDED, WHEN_THE_LOSS_IS_0, charts_of, evaluated_words
 from coretrain.journal.segments import Segment, read_segments, trained_where
 
+if TYPE_CHECKING:  # it needs numpy, which pictures of two runs and their help don't
+    from coretrain.diagnosis.read import Known
+    from coretrain.diagnosis.verdict import Verdict
+
 SHOWN_EVENTS = 200
 Row = Mapping[str, Any]
 
 
-def write_report(folder: Path, stack: str = "", status: str = "", device: str = "") -> Path:
+def write_report(folder: Path, stack: str = "", status: str = "", device: str = "", known: Known | None = None) -> Path:
     """Write report.html from the folder's metrics.jsonl, config.json and sample.txt; returns its path.
 
     `status` is said on the page, and where each update was made; where the folder doesn't tell, `stack` and `device`.
+    `known` is what the diagnosis takes from the data.
     """
+    from coretrain.diagnosis.read import verdict_of
     from coretrain.journal.metrics import SAMPLE, read_metrics
 
     updates, evaluations, events = read_metrics(folder)
@@ -39,6 +45,8 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
         f'<p class="sub">{html.escape(", ".join([_sentence(config), f"trained {place}".rstrip()]))}.</p>',
         '<div class="cards">' + "".join(_cards(config, updates, evaluations)) + "</div>",
     ]
+    if verdict := verdict_of(config, updates, evaluations, events, known):
+        parts.append(_diagnosis(verdict))
     if updates:
         parts.append('<div class="plots">' + "".join(_charts(config, updates, evaluations, events)) + "</div>")
     if config.train.objective in REWARDED:
@@ -221,6 +229,15 @@ def _evaluated(config: RunConfig, row: Row) -> list[tuple[str, str]]:
             name, _, value = words.rpartition(" ")
             cards.append((name, value))
     return cards[:3]
+
+
+def _diagnosis(verdict: Verdict) -> str:
+    """The verdict with its reasons, and what to change next."""
+    why, then = (
+        "".join(f"<li>{html.escape(line)}</li>" for line in lines) for lines in (verdict.reasons, verdict.next)
+    )
+    columns = f"<div><h3>Why</h3><ul>{why}</ul></div><div><h3>What to change next</h3><ul>{then}</ul></div>"
+    return f'<section><h2>Diagnosis: {html.escape(verdict.name)}</h2><div class="columns">{columns}</div></section>'
 
 
 def _answers(rows: Sequence[Row]) -> str:

@@ -29,6 +29,7 @@ from coretrain.contract.choices import Choice
 from coretrain.contract.parameters import BlankParameters
 from coretrain.data.prompts.open import prompts_of
 from coretrain.data.splits import Data
+from coretrain.diagnosis.read import known_of
 from coretrain.journal.journal import Journal, SilentJournal
 from coretrain.planning.flops import batch_sentence, rate_sentence, summary
 from coretrain.processes.heartbeat import Watch
@@ -161,6 +162,7 @@ def _run(
     line = line_that_goes_on(f"{module}.run", folder, command, world, program)
     first, p = world.first, config.parallel
     journal = open_journal(folder, config, stack_name, progress.update, stack.device_name, world)
+    journal.known = known_of(config, data) if config.train.objective == "cross_entropy" and world.first else None
     if journal.gaps:
         warn(journal.gaps)
     with journal, Watch(folder, world, p.silence, p.timeout, line) as watch:

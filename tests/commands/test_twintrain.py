@@ -165,7 +165,7 @@ for module in pkgutil.iter_modules(twintrain.__path__):
     assert "[--stack torch|jax]" in out
     for program in ("torchtrain.run [CONFIG]", "jaxtrain.run [CONFIG]", "torchtrain.generate [-h]"):
         assert f"python -m {program}" in out
-    assert out.count("\n  --stack {torch,jax}") == 4
+    assert out.count("\n  --stack {torch,jax}") == 5
     assert "--model.layers" in out.partition("== shells")[2]
 
 
