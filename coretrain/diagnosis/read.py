@@ -46,7 +46,7 @@ def _frequencies(part: Part, config: RunConfig) -> NDArray[np.float64]:
     read = [part.train.read(at, config.row_tokens) for at in np.linspace(0, rows - 1, min(rows, LOOKED_AT)).astype(int)]
     labels = np.concatenate([row.labels[row.labels >= 0] for row in read])
     counts = np.bincount(labels, minlength=config.model.vocabulary)
-    return counts / max(1, counts.sum())
+    return np.asarray(counts / max(1, counts.sum()), np.float64)
 
 
 def verdict_of(
