@@ -91,6 +91,12 @@ BUGS = {
     "a rollout that is done is kept": (
         SOURCE, "(self.index + 1) % self.updates_each != 0", "True", "a_rollout_in_progress_is_taken_up",
     ),
+    "a rollout of any size is taken up": (
+        SOURCE, "read_arrays(arrays, self.config)", "read_arrays(arrays)", "a_rollout_of_another_size_is_refused",
+    ),
+    "a fault is forgotten at a resume": (
+        SOURCE, 'str(state.get("fault", ""))', '""', "a_fault_is_told_with_each_update",
+    ),
     "the place in a rollout is forgotten": (
         SOURCE, '            self.index = int(state["index"])\n', "", "a_rollout_in_progress_is_taken_up",
     ),

@@ -12,6 +12,7 @@ import pytest
 from coretrain.contract.decoding import Sampled
 from coretrain.data.batch import IGNORED
 from tests.support.made_rollouts import run_config
+from tests.support.refusal import refused
 
 END = 9
 
@@ -217,6 +218,14 @@ def what_is_loaded_replaces_what_was_there() -> None:
     assert set(batch.planes["old"][batch.labels != IGNORED].tolist()) == {-4.5}
 
 
+def a_rollout_of_another_size_is_refused() -> None:
+    """One of 8 answers, where the run asks for 4: its updates would be twice as large."""
+    source = rollouts(ppo(), Policy())
+    next(source.batches(0, 1))
+    with refused("alignment/rollout-damaged", "8 answers", "4"):
+        rollouts(run_config("ppo", epochs=4), Policy()).load(source.state(), source.arrays())
+
+
 def a_fault_is_told_with_each_update() -> None:
     """Nothing counts, and nothing is lost: the next rollout is as it would have been."""
     reward = Reward("my_rewards:exact raised")
@@ -224,6 +233,10 @@ def a_fault_is_told_with_each_update() -> None:
     for batch in source.batches(0, 4):
         assert source.fault() == "my_rewards:exact raised"
         assert not batch.planes["share"].any()
+        if source.state().get("rollout") == 0:  # a run that goes on from here skips the rest of them too
+            other = rollouts(ppo(), Policy())
+            other.load(source.state(), source.arrays())
+            assert other.fault() == "my_rewards:exact raised"
     reward.fault = None
     next(source.batches(4, 5))
     assert source.fault() == ""
@@ -268,6 +281,7 @@ FACTS: dict[str, Callable[[], None]] = {
         the_coefficient_moves_after_a_rollout,
         a_rollout_in_progress_is_taken_up,
         what_is_loaded_replaces_what_was_there,
+        a_rollout_of_another_size_is_refused,
         a_fault_is_told_with_each_update,
         the_reward_is_asked_about_each_answer,
         an_evaluation_samples_held_out_prompts,
