@@ -77,6 +77,14 @@ BUGS = {
     "the coefficient is told after it has moved": (
         SOURCE, 'self.seen["kl_coefficient"] = used\n            nats', "nats", "the_coefficient_moves_after_a_rollout",
     ),
+    "the coefficient follows the sampler's numbers": (
+        SOURCE, 'sequence_kl("k1", arrays["old"],', 'sequence_kl("k1", arrays["sampled"],',
+        "the_coefficient_moves_after_a_rollout",
+    ),
+    "the truth of the likeliest answers": (
+        ANSWERING, "self._scored(self.truth, asked.answers)", "self._scored(self.truth, likeliest.answers)",
+        "the_truth_is_that_of_the_sampled_answers",
+    ),
     "answers are counted as updates": (
         SOURCE, "self.controller.after(used, nats, rows)", "self.controller.after(used, nats, 1)",
         "the_coefficient_moves_after_a_rollout",

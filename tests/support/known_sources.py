@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -172,6 +173,10 @@ def the_coefficient_moves_after_a_rollout() -> None:
     source = rollouts(ppo(kl_controller="adaptive", kl_target=0.3, kl_horizon=100), policy)
     told = [source.figures()["kl_coefficient"] for _ in source.batches(0, 5)]
     assert told == [0.05] * 4 + [pytest.approx(0.0508, rel=1e-15)]
+    # at temperature 0.5 the trainer's are -1 and -1.4, 0.75 nats an answer, and the sampler's stay -0.5
+    cold = rollouts(ppo(temperature=0.5, kl_controller="adaptive", kl_target=0.7, kl_horizon=100), policy)
+    list(cold.batches(0, 4))
+    assert cold.coefficient == pytest.approx(0.05 * (1 + (0.75 / 0.7 - 1) * 8 / 100), rel=1e-14)
     fixed = rollouts(ppo(), Policy())
     assert {fixed.figures()["kl_coefficient"] for _ in fixed.batches(0, 9)} == {0.05}
 
@@ -268,6 +273,24 @@ def an_evaluation_samples_held_out_prompts() -> None:
     assert policy.asked[0][1] == (source.evaluate(), policy.asked[2][1])[1], "the same numbers every time"
 
 
+def the_truth_is_that_of_the_sampled_answers() -> None:
+    """Not of the likeliest, which may be right where most of what is sampled isn't."""
+
+    class Sure(Policy):
+        def sample(self, prompts, tokens, sampling, stop, numbers=None):
+            found = super().sample(prompts, tokens, sampling, stop, numbers)
+            return [replace(one, ended=True) for one in found] if sampling.temperature == 0 else found
+
+    class Ended(Reward):
+        def score(self, answers):
+            told = np.array([float(answer.ended) for answer in answers])
+            return import_module("coretrain.alignment.rewards.reward").Scored(told, {"ended": told})
+
+    answering = import_module("coretrain.alignment.answering")
+    asked = answering.Answering(run_config("grpo"), Prompts(), Reward(), Sure(), truth=Ended())
+    assert asked.examine(4, 1.0)[0]["truth"] == 0.8
+
+
 FACTS: dict[str, Callable[[], None]] = {
     fact.__name__: fact
     for fact in (
@@ -285,5 +308,6 @@ FACTS: dict[str, Callable[[], None]] = {
         a_fault_is_told_with_each_update,
         the_reward_is_asked_about_each_answer,
         an_evaluation_samples_held_out_prompts,
+        the_truth_is_that_of_the_sampled_answers,
     )
 }
