@@ -193,6 +193,17 @@ class AlignConfig(Section):
                 "config/overlong-buffer-too-long",
                 f"align.overlong_buffer = {self.overlong_buffer} is more than align.tokens = {self.tokens}: lower it",
             )
+        if self.mask_truncated and self.missing_end:
+            raise conflict(
+                "config/penalty-of-answers-left-out",
+                f"align.missing_end = {self.missing_end:g} is taken off answers that align.mask_truncated leaves out: "
+                "leave one of them out",
+            )
+        if not self.desirable_weight + self.undesirable_weight:
+            raise conflict(
+                "config/no-answer-weighs",
+                "align.desirable_weight and align.undesirable_weight are both 0, and nothing would be learnt: raise one",
+            )
         if self.replay and self.correction != "none":
             raise conflict(
                 "config/replay-with-correction",
