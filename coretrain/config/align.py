@@ -202,7 +202,8 @@ class AlignConfig(Section):
         if not self.desirable_weight + self.undesirable_weight:
             raise conflict(
                 "config/no-answer-weighs",
-                "align.desirable_weight and align.undesirable_weight are both 0, and nothing would be learnt: raise one",
+                "align.desirable_weight and align.undesirable_weight are both 0, so that nothing would be learnt: "
+                "raise one",
             )
         if self.replay and self.correction != "none":
             raise conflict(

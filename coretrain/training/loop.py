@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from coretrain.alignment.figures import counted, named
+from coretrain.alignment.planes import as_read
 from coretrain.alignment.sources import Source
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress
@@ -209,7 +210,8 @@ class Loop:
         fault = self.source.fault()
         read = _nothing if fault else self.stack.update(batch, update, orders, change)
         said, totals, related = self.source.figures(), counted(batch), "reference" in batch.planes
-        self.begun.append(Begun(started, orders.lr, batch_hash(batch), read, fault, said, totals, related))
+        hashed = batch_hash(as_read(batch))
+        self.begun.append(Begun(started, orders.lr, hashed, read, fault, said, totals, related))
 
     def end(self, one: Begun) -> tuple[Figures, Verdict]:
         """Read what an update came to, and judge it. Raises RuntimeError where the stack has judged it otherwise."""

@@ -129,6 +129,32 @@ def test_any_other_source_is_asked_ahead(run):
     assert run(stack, Counting(stack, follows=False))[1].most == 4
 
 
+def test_a_batch_is_known_by_what_was_read_not_by_what_a_model_said_of_it(run, tmp_path):
+    """Two stacks that sample the same ids log the same hashes, whatever the last bits of their log-probabilities."""
+
+    class Told(Counting):
+        def __init__(self, stack, **planes):
+            super().__init__(stack)
+            self.planes = planes
+
+        def batches(self, start, stop):
+            for batch in super().batches(start, stop):
+                yield batch.with_planes(**{name: np.full((1, CONTEXT), value) for name, value in self.planes.items()})
+
+    def hashes(**planes):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        stack = Weight()
+        run(stack, Told(stack, **planes))
+        return [row["batch_hash"] for row in read_metrics(tmp_path)[0]]
+
+    once = hashes(share=0.25, advantages=0.5)
+    assert len(set(once)) == 12
+    measured = ("reference", "old", "advantages", "correction", "values", "returns", "kl_baseline")
+    assert hashes(share=0.25, **dict.fromkeys(measured, 0.7)) == once
+    for other in ({"share": 0.5}, {"share": 0.25, "margin": 1.0}, {"pair_share": 0.25}):
+        assert set(hashes(**other)).isdisjoint(once)
+
+
 def test_a_rollout_in_progress_is_kept_and_nothing_of_one_that_is_done(run, tmp_path):
     """The save after 4 updates falls into the second rollout, that after 12 behind the last."""
     run(Weight())
