@@ -101,7 +101,9 @@ class AlignConfig(Section):
         "token 1 / (answers x align.tokens) (Dr. GRPO).",
     )
     whiten: bool | None = Field(
-        None, description="ppo: advantages are shifted to mean 0 and scaled to variance 1. Unset: ppo yes, grpo no."
+        None,
+        description="ppo, grpo: a rollout's advantages are shifted to mean 0 and scaled to variance 1. Unset: ppo yes, "
+        "grpo no.",
     )
     whiten_rewards: bool = Field(False, description="ppo: a rollout's rewards are scaled to variance 1.")
     gamma: float = Field(1.0, gt=0, le=1, description="ppo: discount of later rewards, a token.")
