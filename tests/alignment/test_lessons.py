@@ -34,8 +34,8 @@ ASKED = ["--model.context=12", "--align.tokens=6", "--optimizer.lr=5e-4"]
 CHOSEN = ["--model.context=24", "--train.updates=40", "--train.eval_interval=20", "--optimizer.lr=1e-3"]
 
 RIGHT, LEARNT = 0.90, 0.60
-"""Least share of right answers after learning from a program's reward: of a preset, and in short. Advantages that are
-those of other answers, or 0, leave the start's .33; with their sign turned round the share is 0."""
+"""Least share of right answers after learning from a program's reward: of a preset, and in short. Advantages of the
+answers beside, or with their sign turned round, take the share to 0; where they are all 0 it stays at the start's .33."""
 
 
 def ran(place: Path, preset: str, *more: str) -> list[dict]:
