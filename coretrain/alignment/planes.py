@@ -6,6 +6,7 @@ Where a plane is of rows and tokens its index is that of the label: plane[b, t] 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from coretrain.base.errors import UserError
@@ -13,6 +14,9 @@ from coretrain.data.batch import Batch
 
 TOKENS = ("reference", "share", "old", "advantages", "correction", "values", "returns")
 """Planes [B, T]; all others are [B, P] of pairs, or [B, S] of sequences."""
+
+MEASURED = ("reference", "old", "advantages", "correction", "values", "returns", "kl_baseline")
+"""Planes of numbers that a model gave, or that are made of such: their last bits are a machine's own."""
 
 
 class Planes(NamedTuple):
@@ -37,6 +41,11 @@ PLANES: Mapping[str, Planes] = {
 much a pair should differ. reference, old: log-probabilities of the labels under the reference, and under the policy
 that sampled (none: the policy as it is, so that every ratio is 1). correction: weight of a token against a sampler that
 isn't the trainer. values, returns: of the value head before the rollout, and what it should have said."""
+
+
+def as_read(batch: Batch) -> Batch:
+    """A batch without what a model has said of it: alike in both stacks and on any devices, where its ids are."""
+    return replace(batch, planes={name: plane for name, plane in batch.planes.items() if name not in MEASURED})
 
 
 def check_planes(objective: str, batch: Batch) -> None:

@@ -159,4 +159,4 @@ class Rollouts:
         if arrays and "rollout" in state:
             self.seen = {str(name): float(value) for name, value in state.get("figures", {}).items()}
             self.index = int(state["index"])
-            self._take(int(state["rollout"]), read_arrays(arrays), str(state.get("fault", "")))
+            self._take(int(state["rollout"]), read_arrays(arrays, self.config), str(state.get("fault", "")))

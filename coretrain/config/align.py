@@ -101,7 +101,9 @@ class AlignConfig(Section):
         "token 1 / (answers x align.tokens) (Dr. GRPO).",
     )
     whiten: bool | None = Field(
-        None, description="ppo: advantages are shifted to mean 0 and scaled to variance 1. Unset: ppo yes, grpo no."
+        None,
+        description="ppo, grpo: a rollout's advantages are shifted to mean 0 and scaled to variance 1. Unset: ppo yes, "
+        "grpo no.",
     )
     whiten_rewards: bool = Field(False, description="ppo: a rollout's rewards are scaled to variance 1.")
     gamma: float = Field(1.0, gt=0, le=1, description="ppo: discount of later rewards, a token.")
@@ -192,6 +194,18 @@ class AlignConfig(Section):
             raise conflict(
                 "config/overlong-buffer-too-long",
                 f"align.overlong_buffer = {self.overlong_buffer} is more than align.tokens = {self.tokens}: lower it",
+            )
+        if self.mask_truncated and self.missing_end:
+            raise conflict(
+                "config/penalty-of-answers-left-out",
+                f"align.missing_end = {self.missing_end:g} is taken off answers that align.mask_truncated leaves out: "
+                "leave one of them out",
+            )
+        if not self.desirable_weight + self.undesirable_weight:
+            raise conflict(
+                "config/no-answer-weighs",
+                "align.desirable_weight and align.undesirable_weight are both 0, so that nothing would be learnt: "
+                "raise one",
             )
         if self.replay and self.correction != "none":
             raise conflict(

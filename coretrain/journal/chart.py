@@ -12,6 +12,10 @@ from dataclasses import dataclass
 POINTS = 600
 """Most points of a line that are drawn and can be hovered: a long run is thinned, its extremes kept."""
 
+LARGEST, LEAST = 1e300, 1e-300
+"""Size of the largest value that has a place on an axis, and of the smallest range that has more than one tick: beyond
+them differences overflow, or are 0."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -130,7 +134,7 @@ def path(frame: Frame, updates: Sequence[int], values: Sequence[float]) -> str:
 
 def drawable(value: float, log: bool) -> bool:
     """Whether a value has a place on the axis."""
-    return math.isfinite(value) and (value > 0 or not log)
+    return abs(value) <= LARGEST and (value > 0 or not log)
 
 
 def limits(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -146,7 +150,7 @@ def limits(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 def linear_ticks(low: float, high: float, most: int) -> list[float]:
     """At most `most` + 1 round numbers in a range, evenly spaced by 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if high - low < LEAST:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * m for m in (1, 2, 5, 10, 20) if (high - low) / (power * m) <= most)

@@ -16,6 +16,9 @@ from coretrain.config.run import RunConfig
 
 FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache", "adapter.base")
 """Fields of data and adapter that change nothing of what is trained; a base must have the same fingerprint."""
+ROLLOUTS = ("align.epochs", "align.minibatches", "align.group", "align.temperature")
+"""Fields by which updates are counted in rollouts, prompts in their order, and log-probabilities those of what was
+sampled: a rollout in progress would be cut, asked or weighed otherwise than it was made."""
 PLACES = ("data.source", "data.mixture", "data.tokenizer", "data.chat_template")
 """Files that may have moved since a run was trained on them: what is in them has the data's fingerprint."""
 Unlike = Mapping[str, tuple[Any, Any]]
@@ -92,7 +95,9 @@ def change_told(unlike: Unlike) -> str:
 
 
 def _may_change(field: str) -> bool:
-    return field.split(".")[0] not in ("model", "data", "adapter") or field in FREE_AT_RESUME
+    if field.split(".")[0] in ("model", "data", "adapter"):
+        return field in FREE_AT_RESUME
+    return field not in ROLLOUTS
 
 
 def _unlike_sealed(run: Path, config: RunConfig) -> tuple[str, Unlike]:
@@ -132,7 +137,7 @@ def _told(unlike: Unlike, side: int) -> str:
 def resumed_config(folder: Path, overrides: Sequence[tuple[str, str]]) -> RunConfig:
     """The run's own config with `overrides`, of which none may make it another training."""
     for key, _ in overrides:
-        if key.split(".")[0] in ("model", "data", "adapter") and key not in FREE_AT_RESUME:
+        if not _may_change(key):
             raise UserError(
                 "runs/resume-changes-field",
                 f"{key} can't change at --resume, since it would be another training: start a new run",

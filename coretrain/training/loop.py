@@ -21,7 +21,9 @@ from types import FrameType
 from typing import Any
 
 from coretrain.alignment.figures import counted, named
+from coretrain.alignment.planes import as_read
 from coretrain.alignment.sources import Source
+from coretrain.base.errors import UserError
 from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress
 from coretrain.config.run import RunConfig
@@ -197,7 +199,7 @@ class Loop:
             self.at(f"the end of update {update}")
 
         self.at(f"the batch of update {update}")
-        batch = next(batches)
+        batch = self._next(batches)
         self.at(f"the gradients of update {update}")
         orders = Orders(
             learning_rate(self.config, update),
@@ -209,7 +211,20 @@ class Loop:
         fault = self.source.fault()
         read = _nothing if fault else self.stack.update(batch, update, orders, change)
         said, totals, related = self.source.figures(), counted(batch), "reference" in batch.planes
-        self.begun.append(Begun(started, orders.lr, batch_hash(batch), read, fault, said, totals, related))
+        hashed = batch_hash(as_read(batch))
+        self.begun.append(Begun(started, orders.lr, hashed, read, fault, said, totals, related))
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch. Where a source that follows the weights can't make one, as when a reward fails, what was
+        learnt is saved before the run ends; not with other processes, of which one may be gone."""
+        try:
+            return next(batches)
+        except UserError:
+            if self.source.follows_weights and self.progress.update and self.world.size == 1:
+                self.saver.finish()
+                if not self.checkpoints.final(self.progress.update).exists():
+                    self.save(wait=True)
+            raise
 
     def end(self, one: Begun) -> tuple[Figures, Verdict]:
         """Read what an update came to, and judge it. Raises RuntimeError where the stack has judged it otherwise."""

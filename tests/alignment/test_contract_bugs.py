@@ -72,6 +72,13 @@ BUGS = {
         "np.minimum(settled, align.reward_clip)",
         "what_of_a_score_counts",
     ),
+    "penalties are within the clip": (
+        "returns",
+        "return settled - np.where(ended, 0.0, align.missing_end)",
+        "most = align.reward_clip or np.inf\n"
+        "    return np.clip(settled - np.where(ended, 0.0, align.missing_end), -most, most)",
+        "what_of_a_score_counts",
+    ),
     "the buffer begins behind the limit": (
         "returns",
         "lengths - (align.tokens - align.overlong_buffer)",

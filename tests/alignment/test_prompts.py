@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from coretrain.data.open import open_data
@@ -182,3 +185,11 @@ def test_the_clock_of_a_template_is_the_configs(tmp_path):
     )
     data, config = opened(tmp_path, GOOD, data__chat_template=str(source), data__chat_date="1999-01-02")
     assert bytes(prompts_of(data, config).prompt(0)[0]).startswith(b"1999What")
+
+
+def test_an_answer_ends_at_the_templates_mark_as_at_the_tokenizers(tmp_path):
+    """A policy that was taught another end than its tokenizer's would never end an answer."""
+    data, config = opened(tmp_path, GOOD)
+    assert prompts_of(data, config).stop == (data.tokenizer.eot,)
+    marked = replace(data, template=SimpleNamespace(end=lambda: 65))
+    assert prompts_of(marked, config).stop == (data.tokenizer.eot, 65)

@@ -134,6 +134,11 @@ BUGS = {
         'corrections(*how, arrays["sampled"], arrays["old"]',
         "weights_against_the_sampler",
     ),
+    "values of rows left out are told along": (
+        'explained_variance(arrays["values"], arrays["returns"], part)',
+        'explained_variance(arrays["values"], arrays["returns"], mask)',
+        "answers_left_out_count_nowhere",
+    ),
     "figures of rows left out": (
         'arrays["rewards"][counted]\n',
         'arrays["rewards"]\n',

@@ -77,6 +77,14 @@ BUGS = {
     "the coefficient is told after it has moved": (
         SOURCE, 'self.seen["kl_coefficient"] = used\n            nats', "nats", "the_coefficient_moves_after_a_rollout",
     ),
+    "the coefficient follows the sampler's numbers": (
+        SOURCE, 'sequence_kl("k1", arrays["old"],', 'sequence_kl("k1", arrays["sampled"],',
+        "the_coefficient_moves_after_a_rollout",
+    ),
+    "the truth of the likeliest answers": (
+        ANSWERING, "self._scored(self.truth, asked.answers)", "self._scored(self.truth, likeliest.answers)",
+        "the_truth_is_that_of_the_sampled_answers",
+    ),
     "answers are counted as updates": (
         SOURCE, "self.controller.after(used, nats, rows)", "self.controller.after(used, nats, 1)",
         "the_coefficient_moves_after_a_rollout",
@@ -90,6 +98,12 @@ BUGS = {
     ),
     "a rollout that is done is kept": (
         SOURCE, "(self.index + 1) % self.updates_each != 0", "True", "a_rollout_in_progress_is_taken_up",
+    ),
+    "a rollout of any size is taken up": (
+        SOURCE, "read_arrays(arrays, self.config)", "read_arrays(arrays)", "a_rollout_of_another_size_is_refused",
+    ),
+    "a fault is forgotten at a resume": (
+        SOURCE, 'str(state.get("fault", ""))', '""', "a_fault_is_told_with_each_update",
     ),
     "the place in a rollout is forgotten": (
         SOURCE, '            self.index = int(state["index"])\n', "", "a_rollout_in_progress_is_taken_up",

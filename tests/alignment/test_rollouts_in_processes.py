@@ -29,5 +29,6 @@ def test_two_processes_make_the_same_rollouts(tmp_path):
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     for a, b in zip([*one[0], *one[1]], [*two[0], *two[1]], strict=True):
         assert a.keys() == b.keys()
+        assert a.get("batch_hash") == b.get("batch_hash")
         for name in a.keys() - {"seconds", "batch_hash"}:
             assert a[name] == pytest.approx(b[name], rel=APART, abs=APART), name

@@ -123,6 +123,18 @@ TOGETHER = {
     "a target without a controller": ("ppo", {"kl_target": 3}, "field-without-its-owner", "align.kl_target"),
     "a penalty without a buffer": ("ppo", {"overlong_penalty": 2}, "field-without-its-owner", "align.overlong_penalty"),
     "a buffer longer than an answer": ("ppo", {"overlong_buffer": 65}, "overlong-buffer-too-long", "align.tokens = 64"),
+    "a penalty of what is left out": (
+        "grpo",
+        {"mask_truncated": "true", "missing_end": 1},
+        "penalty-of-answers-left-out",
+        "align.missing_end = 1",
+    ),
+    "no weight at all": (
+        "kto",
+        {"desirable_weight": 0, "undesirable_weight": 0},
+        "no-answer-weighs",
+        "align.undesirable_weight",
+    ),
     "a correction of a replay": (
         "ppo",
         {"replay": "true", "correction": "mask"},
@@ -147,6 +159,8 @@ def test_neighbours_of_what_is_refused_are_taken():
     made("grpo", align__ratio="sequence", align__tokens=199, align__group=8)
     made("grpo", align__group=16, align__minibatches=2)
     made("ppo", align__overlong_buffer=64, align__overlong_penalty=2, align__replay="true")
+    made("ppo", align__mask_truncated="true", align__overlong_buffer=8)
+    made("kto", align__desirable_weight=0)
     made("dpo", model__residual_dropout=0.1, adapter__kind="lora", adapter__dropout=0.1)
 
 

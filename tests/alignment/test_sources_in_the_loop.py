@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from coretrain.base.errors import UserError
 from coretrain.base.threads import in_background
+from coretrain.checkpoint.folder import CheckpointFolder
 from coretrain.checkpoint.manifest import Progress, read_sealed
 from coretrain.config.load import load_config
 from coretrain.contract.update import Figures
@@ -129,6 +131,32 @@ def test_any_other_source_is_asked_ahead(run):
     assert run(stack, Counting(stack, follows=False))[1].most == 4
 
 
+def test_a_batch_is_known_by_what_was_read_not_by_what_a_model_said_of_it(run, tmp_path):
+    """Two stacks that sample the same ids log the same hashes, whatever the last bits of their log-probabilities."""
+
+    class Told(Counting):
+        def __init__(self, stack, **planes):
+            super().__init__(stack)
+            self.planes = planes
+
+        def batches(self, start, stop):
+            for batch in super().batches(start, stop):
+                yield batch.with_planes(**{name: np.full((1, CONTEXT), value) for name, value in self.planes.items()})
+
+    def hashes(**planes):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        stack = Weight()
+        run(stack, Told(stack, **planes))
+        return [row["batch_hash"] for row in read_metrics(tmp_path)[0]]
+
+    once = hashes(share=0.25, advantages=0.5)
+    assert len(set(once)) == 12
+    measured = ("reference", "old", "advantages", "correction", "values", "returns", "kl_baseline")
+    assert hashes(share=0.25, **dict.fromkeys(measured, 0.7)) == once
+    for other in ({"share": 0.5}, {"share": 0.25, "margin": 1.0}, {"pair_share": 0.25}):
+        assert set(hashes(**other)).isdisjoint(once)
+
+
 def test_a_rollout_in_progress_is_kept_and_nothing_of_one_that_is_done(run, tmp_path):
     """The save after 4 updates falls into the second rollout, that after 12 behind the last."""
     run(Weight())
@@ -152,6 +180,30 @@ def test_a_rollback_takes_the_rollout_up_again(run):
     assert status == "finished"
     assert source.made == [(0, 0.0), (3, 6.0), (6, 16.0), (9, 40.0)]
     assert loop.progress.data_index == 12
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 6, 11])
+def test_what_was_learnt_is_saved_where_the_next_rollout_fails(run, tmp_path, at):
+    """As where a reward raises. The run goes on from there; the save after update 4 isn't made twice."""
+
+    class Failing(Counting):
+        def batches(self, start, stop):
+            for batch in super().batches(start, stop):
+                if self.index == at:
+                    self.index -= 1  # none was handed out
+                    raise UserError("alignment/any", "the reward raised")
+                yield batch
+
+    stack = Weight()
+    with pytest.raises(UserError, match="the reward raised"):
+        run(stack, Failing(stack))
+    whole = CheckpointFolder(tmp_path / "checkpoints").complete()
+    assert [path.name for path in whole] == [f"update-{n:08d}" for n in sorted({at, *range(4, at, 4)} - {0})[::-1]]
+    assert not list((tmp_path / "checkpoints").glob(".tmp*"))
+    if at:
+        saved = read_sealed(whole[0]).progress
+        assert (saved.update, json.loads((whole[0] / "state.json").read_text())) == (at, sum(range(at + 1)))
+        assert (ARRAYS in json.loads((whole[0] / "manifest.json").read_text())["files"]) is bool(at % 3)
 
 
 def test_a_batch_with_a_fault_is_passed_over_without_an_update(run, tmp_path):

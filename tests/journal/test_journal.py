@@ -292,6 +292,16 @@ def test_a_curve_keeps_its_gaps_and_spikes():
     assert heights[0] < heights[1]
 
 
+@pytest.mark.parametrize(
+    "values", [[1e308, -1e308, 1.0], [1e308], [5e-324, 1.5e-323], [1e300, -1e300], [1e16, 1e16 + 2]]
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_a_curve_of_numbers_at_the_ends_of_float64_is_drawn(values, log):
+    """As a reward function may give them. What is beyond 1e300 leaves a gap, as what isn't finite does."""
+    drawn = chart("t", "u", range(len(values)), [Line("x", values)], log=log)
+    assert not re.search("nan|inf[^o]", drawn)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 8.1), (5.01, 5.02), (1, 400), (1e-9, 3e-9)])
 def test_ticks_are_few_and_inside(low, high):
     assert 2 <= len(linear_ticks(low, high, 5)) <= 6

@@ -158,7 +158,9 @@ def answers_left_out_count_nowhere():
         assert_array_equal(batch.planes["share"][5], 0)
         assert math.isclose(batch.planes["share"].sum(), 1, rel_tol=1e-14)
         assert found["counted"].tolist() == counted.tolist()
-        other = {**found, "rewards": np.where(counted, found["rewards"], 1e9)}
+        left = {"rewards": 1e9} | ({"values": 7.0, "returns": -9.0} if objective == "ppo" else {})
+        rows = {name: counted.reshape(-1, *[1] * (found[name].ndim - 1)) for name in left}
+        other = found | {name: np.where(rows[name], found[name], value) for name, value in left.items()}
         assert rollout().rollout_figures(other) == rollout().rollout_figures(found)
     seen = found["advantages"][made.mask & counted[:, None]]  # ppo's are whitened, without those of row 5
     assert abs(seen.mean()) < 1e-14

@@ -191,4 +191,6 @@ def what_of_a_score_counts():
     many = find(align, np.ones(400), np.ones(400, bool), np.full(400, 6))
     assert many.tolist() == [0.75] * 400
     assert find(align, [1, 0], ended[1:3], np.array([2, 9])).tolist() == [1, 0 - 0.5 - 0.25]
+    # the clip is of the reward: what is taken off afterwards goes below it
+    assert find(align, [3.0, -3.0], np.zeros(2, bool), np.array([8, 8])).tolist() == [2 - 0.75, -2 - 0.75]
     assert find(AlignConfig(), [0.7, -9.0], ended[1:3], np.array([64, 1])).tolist() == [0.7, -9]

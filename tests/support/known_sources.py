@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from coretrain.contract.decoding import Sampled
 from coretrain.data.batch import IGNORED
 from tests.support.made_rollouts import run_config
+from tests.support.refusal import refused
 
 END = 9
 
@@ -171,6 +173,10 @@ def the_coefficient_moves_after_a_rollout() -> None:
     source = rollouts(ppo(kl_controller="adaptive", kl_target=0.3, kl_horizon=100), policy)
     told = [source.figures()["kl_coefficient"] for _ in source.batches(0, 5)]
     assert told == [0.05] * 4 + [pytest.approx(0.0508, rel=1e-15)]
+    # at temperature 0.5 the trainer's are -1 and -1.4, 0.75 nats an answer, and the sampler's stay -0.5
+    cold = rollouts(ppo(temperature=0.5, kl_controller="adaptive", kl_target=0.7, kl_horizon=100), policy)
+    list(cold.batches(0, 4))
+    assert cold.coefficient == pytest.approx(0.05 * (1 + (0.75 / 0.7 - 1) * 8 / 100), rel=1e-14)
     fixed = rollouts(ppo(), Policy())
     assert {fixed.figures()["kl_coefficient"] for _ in fixed.batches(0, 9)} == {0.05}
 
@@ -217,6 +223,14 @@ def what_is_loaded_replaces_what_was_there() -> None:
     assert set(batch.planes["old"][batch.labels != IGNORED].tolist()) == {-4.5}
 
 
+def a_rollout_of_another_size_is_refused() -> None:
+    """One of 8 answers, where the run asks for 4: its updates would be twice as large."""
+    source = rollouts(ppo(), Policy())
+    next(source.batches(0, 1))
+    with refused("alignment/rollout-damaged", "8 answers", "4"):
+        rollouts(run_config("ppo", epochs=4), Policy()).load(source.state(), source.arrays())
+
+
 def a_fault_is_told_with_each_update() -> None:
     """Nothing counts, and nothing is lost: the next rollout is as it would have been."""
     reward = Reward("my_rewards:exact raised")
@@ -224,6 +238,10 @@ def a_fault_is_told_with_each_update() -> None:
     for batch in source.batches(0, 4):
         assert source.fault() == "my_rewards:exact raised"
         assert not batch.planes["share"].any()
+        if source.state().get("rollout") == 0:  # a run that goes on from here skips the rest of them too
+            other = rollouts(ppo(), Policy())
+            other.load(source.state(), source.arrays())
+            assert other.fault() == "my_rewards:exact raised"
     reward.fault = None
     next(source.batches(4, 5))
     assert source.fault() == ""
@@ -255,6 +273,24 @@ def an_evaluation_samples_held_out_prompts() -> None:
     assert policy.asked[0][1] == (source.evaluate(), policy.asked[2][1])[1], "the same numbers every time"
 
 
+def the_truth_is_that_of_the_sampled_answers() -> None:
+    """Not of the likeliest, which may be right where most of what is sampled isn't."""
+
+    class Sure(Policy):
+        def sample(self, prompts, tokens, sampling, stop, numbers=None):
+            found = super().sample(prompts, tokens, sampling, stop, numbers)
+            return [replace(one, ended=True) for one in found] if sampling.temperature == 0 else found
+
+    class Ended(Reward):
+        def score(self, answers):
+            told = np.array([float(answer.ended) for answer in answers])
+            return import_module("coretrain.alignment.rewards.reward").Scored(told, {"ended": told})
+
+    answering = import_module("coretrain.alignment.answering")
+    asked = answering.Answering(run_config("grpo"), Prompts(), Reward(), Sure(), truth=Ended())
+    assert asked.examine(4, 1.0)[0]["truth"] == 0.8
+
+
 FACTS: dict[str, Callable[[], None]] = {
     fact.__name__: fact
     for fact in (
@@ -268,8 +304,10 @@ FACTS: dict[str, Callable[[], None]] = {
         the_coefficient_moves_after_a_rollout,
         a_rollout_in_progress_is_taken_up,
         what_is_loaded_replaces_what_was_there,
+        a_rollout_of_another_size_is_refused,
         a_fault_is_told_with_each_update,
         the_reward_is_asked_about_each_answer,
         an_evaluation_samples_held_out_prompts,
+        the_truth_is_that_of_the_sampled_answers,
     )
 }
