@@ -13,27 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from coretrain.evaluation.scorer import Scorer
 from coretrain.evaluation.text import encoded_pair
 from coretrain.formats.huggingface.weights import export_huggingface
-from coretrain.tokenizers.train import train_tokenizer
 from jaxtrain.trainer import Trainer as JaxTrainer
 from tests.support.models import MODELS, perturbed
+from tests.support.scored_pairs import PAIRS, pairs_tokenizer
 from torchtrain.trainer import Trainer as TorchTrainer
 
 STACKS = {"torch": TorchTrainer, "jax": JaxTrainer}
-LEARNT = "the old house by the river was empty and the door was open. there was nobody, the river ran. "
-PAIRS = [
-    *(("the old house by the river was", ending) for ending in (" empty", " open and dark", " e", " near")),
-    ("", "the river"),  # nothing before it
-    ("the river ran. ", "there"),  # a blank that belongs to the continuation
-    ("the doo", "r was open"),  # tokens that merge over the border
-    ("the ri", "v"),  # all of the continuation in a token with the end of the context
-    *((LEARNT * 2 + "the door was", ending) for ending in (" open", " nobody")),  # longer than the context
-    ("a", " " + LEARNT * 2),  # a continuation that is longer
-]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([LEARNT * 3], 300)
+    return pairs_tokenizer()
 
 
 class WideAngles(torch.nn.Module):
