@@ -10,7 +10,7 @@ from jax import Array
 
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
-from jaxtrain.layers import Dropout
+from jaxtrain.layers import Cache, Dropout
 from jaxtrain.loss import cross_entropy, token_logprobs, token_logprobs_and_likeliest
 from jaxtrain.model import GPT
 from jaxtrain.objectives.policy import grpo_loss, ppo_loss
@@ -47,6 +47,19 @@ def label_scores(model: GPT, config: RunConfig, batch: Batch) -> Array:
     hidden, chunk = model(batch.tokens, None, batch.positions), config.execution.loss_chunk
     head, vocabulary = model.head_weight, config.model.vocabulary
     return jnp.stack(token_logprobs_and_likeliest(hidden, head, batch.labels, vocabulary, chunk), -1)
+
+
+def branch_scores(
+    model: GPT, config: RunConfig, tokens: Array, positions: Array, seen: Array, places: Array, labels: Array
+) -> Array:
+    """As `label_scores`, of the labels [P] of rows that branch (`coretrain.contract.branches`): [P, 2]."""
+    m, (B, T) = model.config, tokens.shape
+    empty = jnp.zeros((m.layers, B, T, m.kv, m.head), model.dtype)
+    hidden, _ = model.decode(tokens, positions, seen, Cache(empty, empty), jnp.int32(0))
+    chunk, head = config.execution.loss_chunk, model.head_weight
+    wanted = hidden.reshape(B * T, -1)[places]
+    found = token_logprobs_and_likeliest(wanted[None], head, labels[None], m.vocabulary, chunk)
+    return jnp.stack(found, -1)[0]
 
 
 # JAX takes a batch apart into its arrays, those that are there.

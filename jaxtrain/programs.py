@@ -18,7 +18,7 @@ from jaxtrain import step
 from jaxtrain.adapters import combine, partition
 from jaxtrain.layers import Dropout
 from jaxtrain.model import abstract_model
-from jaxtrain.objective import OBJECTIVES, label_logprobs, label_scores
+from jaxtrain.objective import OBJECTIVES, branch_scores, label_logprobs, label_scores
 from jaxtrain.optimizer import Optimizer
 from jaxtrain.parallel.sharding import Sharding
 from jaxtrain.parallel.step import sharded_gradients
@@ -46,6 +46,8 @@ class Programs:
     """(params, frozen, batch, temperature) -> log-probability of each label, without dropout."""
     scores: Any
     """(params, frozen, batch) -> each label's log-probability, and 1 where no id is likelier, without dropout."""
+    branches: Any
+    """(params, frozen, tokens, positions, seen, places, labels) -> the same of rows that branch."""
     values: Any
     """(params, frozen, batch) -> what the score head gives at each position, without dropout."""
     step: Any
@@ -88,6 +90,9 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
     def scores(params: Any, frozen: Any, batch: Batch) -> Array:
         return label_scores(nnx.merge(graph, combine(params, frozen)), config, batch)
 
+    def branches(params: Any, frozen: Any, *rows: Array) -> Array:
+        return branch_scores(nnx.merge(graph, combine(params, frozen)), config, *rows)
+
     def values(params: Any, frozen: Any, batch: Batch) -> Array:
         model = nnx.merge(graph, combine(params, frozen))
         return model.scores(model(batch.tokens, None, batch.positions))
@@ -109,6 +114,7 @@ def programs(config: RunConfig, kernel: str, device: jax.Device | Sharding) -> P
         jax.jit(loss),
         jax.jit(logprobs, static_argnums=3, **out["rows"]),
         jax.jit(scores, **out["rows"]),
+        jax.jit(branches, **out["rows"]),
         jax.jit(values, **out["rows"]),
         jax.jit(optimizer.step, donate_argnums=(0, 1), **out["step"]),
         jax.jit(update, donate_argnums=(0, 1), **out["update"]),

@@ -21,6 +21,7 @@ from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import keep_freed_memory
 from coretrain.config.run import RunConfig
+from coretrain.contract.branches import Branches
 from coretrain.contract.decoding import Sampled
 from coretrain.contract.optimizer import bias_corrections
 from coretrain.contract.parameters import check_score_head, initial_parameters
@@ -184,6 +185,10 @@ class Trainer:
         """Log-probability of each label, and 1 where no id is likelier, [B, T, 2], without dropout; 0 without one."""
         # as a whole: who scores says how many rows fit
         return np.asarray(self.programs.scores(self.params, self.frozen, batch))
+
+    def branch_scores(self, rows: Branches) -> np.ndarray:
+        """The same of each label of rows whose beginnings are shared, [P, 2], without dropout."""
+        return np.asarray(self.programs.branches(self.params, self.frozen, *rows.arrays()))
 
     def values(self, batch: Batch) -> np.ndarray:
         """What the score head gives at each position [B, T], without dropout. Raises `UserError` without one."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import Batch
-from torchtrain.layers import Dropout
+from torchtrain.layers import Cache, Dropout
 from torchtrain.loss import cross_entropy, token_logprobs, token_logprobs_and_likeliest
 from torchtrain.model import GPT
 from torchtrain.objectives.policy import grpo_loss, ppo_loss
@@ -43,6 +43,21 @@ def label_scores(model: GPT, config: RunConfig, batch: Batch) -> Tensor:
     hidden, chunk = model(batch.tokens, None, batch.positions), config.execution.loss_chunk
     vocabulary, head = config.model.vocabulary, model.head_weight
     return torch.stack(token_logprobs_and_likeliest(hidden, head, batch.labels, vocabulary, chunk, model.tensor), -1)
+
+
+def branch_scores(
+    model: GPT, config: RunConfig, tokens: Tensor, positions: Tensor, seen: Tensor, places: Tensor, labels: Tensor
+) -> Tensor:
+    """As `label_scores`, of the labels [P] of rows that branch (`coretrain.contract.branches`): [P, 2]."""
+    m, (B, T) = model.config, tokens.shape
+    # keys and values of the layer that is computed: all layers have the same room for them
+    keys, values = torch.zeros(2, 1, B, T, model.kv_heads, m.head, dtype=model.dtype, device=tokens.device)
+    room = Cache(keys.expand(m.layers, -1, -1, -1, -1), values.expand(m.layers, -1, -1, -1, -1))
+    hidden, _ = model.decode(tokens, positions, seen, room, 0)
+    chunk, head = config.execution.loss_chunk, model.head_weight
+    wanted = hidden.flatten(0, 1)[places]
+    found = token_logprobs_and_likeliest(wanted, head, labels, m.vocabulary, chunk, model.tensor)
+    return torch.stack(found, -1)
 
 
 OBJECTIVES: Mapping[str, Objective] = {

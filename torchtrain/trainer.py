@@ -21,6 +21,7 @@ from coretrain.base.arrays import Tensors
 from coretrain.base.lazy import LazyTensors
 from coretrain.base.malloc import give_back_freed_memory, keep_freed_memory
 from coretrain.config.run import RunConfig
+from coretrain.contract.branches import Branches
 from coretrain.contract.decoding import Sampled
 from coretrain.contract.parameters import check_score_head, initial_parameters
 from coretrain.contract.sampling import Sampling
@@ -37,7 +38,7 @@ from torchtrain.decode import generate, replay, sample
 from torchtrain.lanes import Lanes
 from torchtrain.layers import Dropout, master_dtype
 from torchtrain.model import GPT, build_model, compile_blocks, exported, load_tensors
-from torchtrain.objective import OBJECTIVES, label_logprobs, label_scores
+from torchtrain.objective import OBJECTIVES, branch_scores, label_logprobs, label_scores
 from torchtrain.optimizer import Optimizer
 
 
@@ -185,6 +186,13 @@ class Trainer(InStep):
         """Log-probability of each label, and 1 where no id is likelier, [B, T, 2], without dropout; 0 without one."""
         # as a whole: who scores says how many rows fit
         return label_scores(self.model, self.config, self._on_device(batch)).cpu().numpy()
+
+    @torch.no_grad()
+    def branch_scores(self, rows: Branches) -> np.ndarray:
+        """The same of each label of rows whose beginnings are shared, [P, 2], without dropout."""
+        arrays = [self._carried(torch.from_numpy(array)) for array in rows.arrays()]
+        arrays = [array if array.dtype is torch.bool else array.long() for array in arrays]
+        return branch_scores(self.whole_model(), self.config, *arrays).cpu().numpy()
 
     @torch.no_grad()
     def values(self, batch: Batch) -> np.ndarray:

@@ -1,19 +1,23 @@
-"""Scores of continuations by a stack: rows of like length together, in few shapes, each different one once."""
+"""Scores of continuations by a stack: each different one once, beginnings that are shared once, in few shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coretrain.config.run import RunConfig
+from coretrain.contract.branches import Branches
 from coretrain.contract.sampling import Sampling
 from coretrain.data.batch import IGNORED, Batch
+from coretrain.evaluation.branches import Row, branches, grouped, told
 from coretrain.evaluation.requests import Continuation, Generation, Scored
 from coretrain.evaluation.text import cut
 from coretrain.tokenizers.tokenizer import Tokenizer
+
+One = TypeVar("One")
 
 BUDGET = 2048
 """Tokens of a batch: beyond these a product is no quicker, and its memory grows."""
@@ -24,6 +28,9 @@ class Scores(Protocol):
 
     def token_scores(self, batch: Batch) -> NDArray[np.generic]:
         """Each label's log-probability, and 1 where no id is likelier, [B, T, 2]; 0 without a target."""
+
+    def branch_scores(self, rows: Branches) -> NDArray[np.generic]:
+        """The same of each label of rows whose beginnings are shared, [P, 2]."""
 
     def generate(
         self,
@@ -46,36 +53,55 @@ class Scorer:
         tokenizer: Tokenizer,
         budget: int = BUDGET,
         ends: Collection[int] | None = None,
+        shares: bool = True,
     ) -> None:
         """`budget` is how many tokens a batch may have, padding included; `ends` are ids that end an answer.
 
-        Without these an answer ends where the tokenizer says.
+        Without these an answer ends where the tokenizer says. Unless it `shares`, each continuation is a row of its
+        own, which a stack on many devices divides among them.
         """
         self.stack, self.context, self.tokenizer, self.budget = stack, config.model.context, tokenizer, budget
+        self.shares = shares
         self.ends = tokenizer.ends if ends is None else ends
 
     def score(self, asked: Sequence[Continuation]) -> list[Scored]:
         """Of each continuation; the same in any order and company, but for rounding."""
-        wanted = dict.fromkeys(asked)
-        rows = [(cut(one, self.context), one) for one in wanted]
-        rows.sort(key=lambda row: len(row[0][0]), reverse=True)
-        found: dict[Continuation, Scored] = {}
-        for width, some in self._batches(rows):
-            count = 1 << (len(some) - 1).bit_length()
-            scores = self.stack.token_scores(_batch([ids for ids, _ in some], width, count))
-            for (ids, scored), one, row in zip(
-                (each for each, _ in some), (each for _, each in some), scores, strict=False
-            ):
-                found[one] = _read(row[len(ids) - 1 - scored : len(ids) - 1], scored)
+        wanted = list(dict.fromkeys(asked))
+        rows = [cut(one, self.context) for one in wanted]
+        found = dict(zip(wanted, self._shared(rows) if self.shares else self._plain(rows), strict=True))
         return [found[one] for one in asked]
 
-    def _batches(self, rows: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Rows after rows, from the longest on, with the width that they are padded to."""
+    def _shared(self, rows: Sequence[Row]) -> list[Scored]:
+        """Of rows of ids: those that begin alike are one row of the batch."""
+        found: dict[int, Scored] = {}
+        for width, groups in self._batches(grouped(rows, max(self.budget, self.context)), lambda group: group.width):
+            labels = sum(rows[place][1] for group in groups for place in group.rows)
+            shape = 1 << (len(groups) - 1).bit_length(), width
+            scores = self.stack.branch_scores(branches(groups, rows, shape, widened(labels)))
+            for place, part in told(groups, rows):
+                found[place] = _read(scores[part], rows[place][1])
+        return [found[place] for place in range(len(rows))]
+
+    def _plain(self, rows: Sequence[Row]) -> list[Scored]:
+        """Of rows of ids, each a row of the batch."""
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
+        found: dict[int, Scored] = {}
+        for widest, some in self._batches(order, lambda place: len(rows[place][0]) - 1):
+            width = min(self.context, widest)  # a row alone has no more positions
+            count = 1 << (len(some) - 1).bit_length()
+            scores = self.stack.token_scores(_batch([rows[place] for place in some], width, count))
+            for place, row in zip(some, scores, strict=False):
+                ids, scored = rows[place]
+                found[place] = _read(row[len(ids) - 1 - scored : len(ids) - 1], scored)
+        return [found[place] for place in range(len(rows))]
+
+    def _batches(self, lines: Sequence[One], length: Callable[[One], int]) -> Iterator[tuple[int, Sequence[One]]]:
+        """Lines after lines, from the longest on, with the width that they are padded to."""
         start = 0
-        while start < len(rows):
-            width = min(self.context, widened(len(rows[start][0][0]) - 1))
+        while start < len(lines):
+            width = widened(length(lines[start]))
             stop = start + self._rows(width)
-            yield width, rows[start:stop]
+            yield width, lines[start:stop]
             start = stop
 
     def _rows(self, width: int) -> int:
@@ -103,8 +129,8 @@ class Scorer:
 
 
 def widened(tokens: int) -> int:
-    """The length that so many tokens are padded to: at most a quarter more beyond 64, and few different ones."""
-    step = max(16, 1 << max(0, tokens.bit_length() - 3))
+    """The length that so many tokens are padded to: at most an eighth more beyond 128, and few different ones."""
+    step = max(16, 1 << max(0, tokens.bit_length() - 4))
     return -(-tokens // step) * step
 
 

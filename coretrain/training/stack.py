@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coretrain.base.arrays import Tensors
 from coretrain.config.run import RunConfig
+from coretrain.contract.branches import Branches
 from coretrain.contract.decoding import Sampled
 from coretrain.contract.lanes import Lanes
 from coretrain.contract.sampling import Sampling
@@ -115,6 +116,9 @@ class Stack(Saves, Protocol):
 
         A stack whose layers lie in stages raises `UserError`.
         """
+
+    def branch_scores(self, rows: Branches) -> NDArray[np.generic]:
+        """The same of each label of rows whose beginnings are shared, [P, 2], without dropout; on one device."""
 
     def values(self, batch: Batch) -> NDArray[np.generic]:
         """What the score head (`model.score_head`) gives at each position [B, T], without dropout.

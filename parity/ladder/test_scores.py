@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -51,6 +52,10 @@ def asked(pair, weights):
         greedy.append(
             int(exact(pair.config.model, weights, Batch(row[:, :-1], row[:, 1:])).logits[0, -1, :VOCAB].argmax())
         )
+    # a question with several endings, one of which begins another, and one that a longer context follows
+    question, ending = tuple(ids(7)), tuple(ids(4))
+    found += [Continuation(question, one) for one in (ending, ending[:2], tuple(ids(3)), tuple(ids(1)))]
+    found.append(Continuation((*question, *ids(3)), tuple(ids(2))))
     return [
         *found,
         Continuation(tuple(greedy[:4]), tuple(greedy[4:])),
@@ -59,11 +64,11 @@ def asked(pair, weights):
 
 
 def test_scores_are_those_of_the_formulas(made):
-    """In float64, of each stack: the batch, the padding and the rows beside change nothing."""
+    """In float64, of each stack, with beginnings computed once and each time: what stands beside changes nothing."""
     pair, weights = made
     requests = asked(pair, weights)
-    for stack in pair.stacks:
-        found = Scorer(stack, pair.config, named_tokenizer("bytes"), budget=256).score(requests)
+    for stack, shares in itertools.product(pair.stacks, (True, False)):
+        found = Scorer(stack, pair.config, named_tokenizer("bytes"), budget=256, shares=shares).score(requests)
         for one, told in zip(requests, found, strict=True):
             logprobs, likeliest = likely(pair, weights, [*one.context, *one.ids])
             scored = slice(len(one.context) - 1, None)

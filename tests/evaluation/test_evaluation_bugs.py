@@ -10,10 +10,11 @@ from coretrain.base.errors import UserError
 from tests.support.evaluation_figures import PROBES
 from tests.support.planted import planted
 
-ASK, CORE, EVALUATE, INTERVALS, SCORER, TASK, TEXT, COMPARE = (
+ASK, BRANCHES, CORE, EVALUATE, INTERVALS, SCORER, TASK, TEXT, COMPARE = (
     f"coretrain.evaluation.{name}"
-    for name in ("ask", "core", "evaluate", "intervals", "scorer", "task", "text", "compare")
+    for name in ("ask", "branches", "core", "evaluate", "intervals", "scorer", "task", "text", "compare")
 )
+CONTRACT = "coretrain.contract.branches"
 FOUND = (AssertionError, UserError, IndexError, ValueError, pytest.fail.Exception)
 
 
@@ -59,9 +60,48 @@ BUGS = {
     ),
     "rows padded to the context": Bug(
         SCORER,
-        "min(self.context, widened(len(rows[start][0][0]) - 1))",
-        "self.context",
+        "width = widened(length(lines[start]))",
+        "width = self.context",
         "scores_are_sums_of_the_continuation",
+    ),
+    "labels of a branch shifted by one": Bug(
+        BRANCHES, "labels[part] = ids[-scored:]", "labels[part] = ids[-scored - 1 : -1]", "beginnings_are_computed_once"
+    ),
+    "endings read where the first one begins": Bug(
+        BRANCHES, "at - shared + start", "at", "beginnings_are_computed_once"
+    ),
+    "endings' positions go on from one another": Bug(
+        BRANCHES,
+        "np.arange(shared, len(ids) - 1), number",
+        "np.arange(start, stop), number",
+        "beginnings_are_computed_once",
+    ),
+    "endings see one another": Bug(
+        BRANCHES,
+        "np.arange(shared, len(ids) - 1), number",
+        "np.arange(shared, len(ids) - 1), 1",
+        "beginnings_are_computed_once",
+    ),
+    "the last id of the beginning isn't shared": Bug(
+        BRANCHES, "np.where(at < shared", "np.where(at < shared - 1", "beginnings_are_computed_once"
+    ),
+    "groups that cost more": Bug(BRANCHES, "spared * 4 > alone.width and", "", "beginnings_are_computed_once"),
+    "nothing is shared": Bug(BRANCHES, "and joined.width <= most", "and False", "beginnings_are_computed_once"),
+    "what is lost by sharing less isn't counted": Bug(
+        BRANCHES, "group.width + lost + len(ids)", "group.width + len(ids)", "beginnings_are_computed_once"
+    ),
+    "groups of any width": Bug(BRANCHES, "and joined.width <= most", "", "beginnings_are_computed_once"),
+    "scores of groups in the order of the list": Bug(
+        SCORER,
+        "found[place] = _read(scores[part], rows[place][1])",
+        "found[len(found)] = _read(scores[part], rows[place][1])",
+        "beginnings_are_computed_once",
+    ),
+    "any ending is seen by those behind it": Bug(
+        CONTRACT, "(other == one)", "(other <= one)", "beginnings_are_computed_once"
+    ),
+    "what comes later is seen": Bug(
+        CONTRACT, "np.tri(T, dtype=bool)", "np.tri(T, k=1, dtype=bool)", "beginnings_are_computed_once"
     ),
     "truncated from the right": Bug(
         TEXT,
@@ -220,5 +260,5 @@ BUGS = {
 @pytest.mark.parametrize("name", list(BUGS))
 def test_a_bug_is_found(name, tmp_path):
     module, old, new, probe = BUGS[name]
-    with planted(module, old, new, ("coretrain.evaluation",)), pytest.raises(FOUND):
+    with planted(module, old, new, ("coretrain.evaluation", CONTRACT)), pytest.raises(FOUND):
         PROBES[probe](tmp_path)

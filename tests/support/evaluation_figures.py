@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.evaluation_probes import PROBES, Bigrams, byte_tokenizer, choice, outcome_of, probe, task_of, written
+from tests.support.evaluation_probes import (
+    PROBES,
+    Bigrams,
+    byte_tokenizer,
+    choice,
+    outcome_of,
+    predicted,
+    probe,
+    task_of,
+    written,
+)
 
 __all__ = ["PROBES"]
 
@@ -145,4 +155,4 @@ def core_is_scored_as_nanochat_scores_it(folder: Path) -> None:
         assert math.isclose(one.value.value, accuracy(name, rows, shots)), name
         expected.append((one.value.value - chance) / (1 - chance))
     assert math.isclose(core(found), sum(expected) / 3)
-    assert stack.seen == expected_rows
+    assert stack.before == predicted(expected_rows)

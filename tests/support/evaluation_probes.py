@@ -40,20 +40,36 @@ class Bigrams:
         logits = sharpness * np.random.default_rng(seed).standard_normal((vocab, vocab))
         self.table = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         self.shapes: list[tuple[int, ...]] = []
-        self.seen: set[tuple[tuple[int, ...], int]] = set()
-        """Every row that was scored, and how many of its last ids."""
+        self.before: set[tuple[tuple[int, ...], int]] = set()
+        """Every id that was scored, behind what it was predicted from."""
 
     def token_scores(self, batch) -> np.ndarray:
         self.shapes.append(batch.tokens.shape)
         valid = batch.labels >= 0
-        for tokens, labels, targets in zip(batch.tokens, batch.labels, valid, strict=True):
-            if targets.any():
-                end = int(targets.nonzero()[0][-1])
-                self.seen.add(((*tokens[: end + 1].tolist(), int(labels[end])), int(targets.sum())))
+        for line, at in zip(*valid.nonzero(), strict=True):
+            self.before.add((tuple(batch.tokens[line, : at + 1].tolist()), int(batch.labels[line, at])))
         label = np.where(valid, batch.labels, 0)
         found = self.table[batch.tokens, label]
         likeliest = found >= self.table[batch.tokens].max(-1)
         return np.stack([np.where(valid, found, 0), valid & likeliest], -1)
+
+    def branch_scores(self, rows) -> np.ndarray:
+        self.shapes.append(rows.tokens.shape)
+        valid = rows.labels >= 0
+        tokens, label = rows.tokens.reshape(-1)[rows.places], np.where(valid, rows.labels, 0)
+        for place, token in zip(rows.places[valid], rows.labels[valid], strict=True):
+            self.before.add((self._before(rows, int(place)), int(token)))
+        found = self.table[tokens, label]
+        likeliest = found >= self.table[tokens].max(-1)
+        return np.stack([np.where(valid, found, 0), valid & likeliest], -1)
+
+    @staticmethod
+    def _before(rows, place: int) -> tuple[int, ...]:
+        """The ids that a place sees, in the order of their positions."""
+        line, at = divmod(place, rows.tokens.shape[1])
+        seen = rows.seen[line, at].nonzero()[0]
+        assert rows.positions[line, seen].tolist() == list(range(len(seen)))
+        return tuple(rows.tokens[line, seen].tolist())
 
     def generate(self, prompts, tokens, sampling, stop, on_tokens=None) -> list[list[int]]:
         answers = []
@@ -69,12 +85,12 @@ class Bigrams:
         return float(sum(self.table[one, two] for one, two in itertools.pairwise(ids)))
 
 
-def scorer(stack: Any = None, context: int = 64, budget: int = 512):
+def scorer(stack: Any = None, context: int = 64, budget: int = 512, shares: bool = True):
     """A scorer over a stack of bigrams."""
     from coretrain.evaluation.scorer import Scorer
 
     config = SimpleNamespace(model=SimpleNamespace(context=context))
-    return Scorer(stack or Bigrams(), config, byte_tokenizer(), budget)
+    return Scorer(stack or Bigrams(), config, byte_tokenizer(), budget, shares=shares)
 
 
 def written(path: Path, rows: list[Any], settings: str = "") -> Path:
@@ -145,7 +161,7 @@ def scores_are_sums_of_the_continuation(folder: Path) -> None:
     """By hand, in any order and company, and in few shapes."""
     from coretrain.evaluation.requests import Continuation
 
-    stack, drawn = Bigrams(), random.Random(1)
+    drawn = random.Random(1)
     asked = [
         Continuation(
             tuple(drawn.randrange(256) for _ in range(drawn.randrange(1, 50))),
@@ -153,14 +169,53 @@ def scores_are_sums_of_the_continuation(folder: Path) -> None:
         )
         for _ in range(200)
     ]
-    found = scorer(stack, context=640).score(asked)
+    for shares in (True, False):
+        stack = Bigrams()
+        found = scorer(stack, 640, shares=shares).score(asked)
+        for one, told in zip(asked, found, strict=True):
+            assert math.isclose(told.logprob, stack.of((one.context[-1], *one.ids)), abs_tol=1e-9)
+            assert told.tokens == len(one.ids)
+        assert stack.before == predicted([((*one.context, *one.ids), len(one.ids)) for one in asked])
+        assert len(set(stack.shapes)) <= 8
+        again = scorer(Bigrams(), 640, shares=shares).score(asked[::-1] + asked)
+        assert [one.logprob for one in again] == [one.logprob for one in found[::-1] + found]
+        assert sum(map(math.prod, stack.shapes)) < 2 * sum(len(one.context) + len(one.ids) for one in asked)
+
+
+def predicted(rows: Any) -> set[tuple[tuple[int, ...], int]]:
+    """Of rows of ids and how many of their last are scored: each of these, behind all that is before it."""
+    return {(tuple(ids[:at]), ids[at]) for ids, scored in rows for at in range(len(ids) - scored, len(ids))}
+
+
+@probe
+def beginnings_are_computed_once(folder: Path) -> None:
+    """Endings of one question see it and themselves; an ending may begin another, a border may lie in the question."""
+    from coretrain.evaluation.requests import Continuation
+
+    drawn = random.Random(2)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(drawn.randrange(256) for _ in range(count))
+
+    description, asked = ids(16), []
+    for _ in range(20):
+        question, start = (*description, *ids(drawn.randrange(20, 34))), ids(2)
+        endings = [start, (*start, *ids(3)), *(ids(drawn.randrange(1, 9)) for _ in range(3))]
+        asked += [Continuation(question, ending) for ending in endings]
+        asked.append(Continuation(question[:-1], (question[-1], *ids(3))))  # a border that fell into the question
+        asked.append(Continuation(question[1:], endings[0]))  # cut off at its beginning
+    asked += [Continuation(question, ids(8)) for _ in range(20)]  # more than one row has room for
+    drawn.shuffle(asked)
+    stack = Bigrams()
+    found = scorer(stack, context=64, budget=128).score(asked)
     for one, told in zip(asked, found, strict=True):
         assert math.isclose(told.logprob, stack.of((one.context[-1], *one.ids)), abs_tol=1e-9)
         assert told.tokens == len(one.ids)
-    assert len(set(stack.shapes)) <= 8
-    again = scorer(Bigrams(), context=640).score(asked[::-1] + asked)
-    assert [one.logprob for one in again] == [one.logprob for one in found[::-1] + found]
-    assert sum(map(math.prod, stack.shapes)) < 4 * sum(len(one.context) + len(one.ids) for one in asked)
+    assert stack.before == predicted([((*one.context, *one.ids), len(one.ids)) for one in asked])
+    # 20 questions of 42 ids in the mean, twice (once without the first id), with 21 ids behind: 2100, and 300 of the
+    # last one's endings; padded by an eighth, and some rows more. 160 rows of their own would have 7700
+    assert sum(map(math.prod, stack.shapes)) < 3600
+    assert max(shape[0] * shape[1] for shape in stack.shapes) <= 128
 
 
 @probe
