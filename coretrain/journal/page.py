@@ -17,6 +17,8 @@ from coretrain.journal.answers import read_answers
 from coretrain.journal.chart import Line, chart
 from coretrain.journal.figures import JUDGED, OF_TEXT, REWARDED, WHEN_THE_LOSS_IS_0, charts_of, evaluated_words
 from coretrain.journal.segments import Segment, read_segments, trained_where
+from coretrain.journal.sets import drawn as drawn_sets
+from coretrain.journal.sets import section as sets_section
 
 SHOWN_EVENTS = 200
 Row = Mapping[str, Any]
@@ -41,6 +43,7 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
     ]
     if updates:
         parts.append('<div class="plots">' + "".join(_charts(config, updates, evaluations, events)) + "</div>")
+    parts.append(sets_section(evaluations, updates))
     if config.train.objective in REWARDED:
         title = "What to look at when the loss is 0"
         parts.append(f"<section><details><summary>{title}</summary><p>{WHEN_THE_LOSS_IS_0}</p></details></section>")
@@ -169,6 +172,7 @@ def _charts(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row
             troubles[-SHOWN_EVENTS:],
             wide=True,
         ),
+        *drawn_sets(evaluations),
         *_own_charts(x, updates, evaluations),
         chart("Learning rate", "", x, [Line(raw, lr)]),
         chart("Gradient norm", "before the clip", x, [Line(raw, norm, "faint"), Line(smooth, _smooth(norm))], log=True),
