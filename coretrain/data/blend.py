@@ -15,6 +15,7 @@ from coretrain.config.run import RunConfig
 from coretrain.contract.schedule import learning_rate
 from coretrain.data.order import Stage
 from coretrain.data.sources import open_source
+from coretrain.data.splits import told_shares
 
 
 def sources_of(config: RunConfig) -> list[tuple[str, float]]:
@@ -32,6 +33,31 @@ def sources_of(config: RunConfig) -> list[tuple[str, float]]:
     except UserError as error:
         raise UserError("data/replay-unreadable", f"data.replay can't be used: {error}{_way_out(config)}") from None
     return list(zip([data.replay, *names], weights, strict=True))
+
+
+def told_blend(config: RunConfig) -> list[tuple[str, str]]:
+    """What a run reads, when that changes, and what it evaluates, as rows of (label, value); none of one source alone.
+
+    Nothing is opened. Raises `UserError` as `stages_of` does.
+    """
+    data, train = config.data, config.train
+    if not config.data.named_sets:
+        return []
+    names = [part.source for part in data.mixture] or [data.source]
+    weights = with_replay([part.weight for part in data.mixture] or [1.0], config)
+    replayed = data.replay is not None
+    sources = [data.replay, *names] if data.replay is not None else names
+    rows = [("data", told_shares(sources, weights, replayed) if len(sources) > 1 else sources[0])]
+    rows += [(f"from update {s.start + 1:,}", told_shares(sources, s.weights, replayed)) for s in stages_of(config)]
+    sets = (len(sources) if len(sources) > 1 else 0) + len(data.validation)
+    most = train.eval_batches * config.tokens_per_update
+    rows.append(
+        (
+            "evaluated",
+            f"up to {sets} sets of at most {most:,} tokens, every {train.eval_interval:,} updates (not timed)",
+        )
+    )
+    return rows
 
 
 def with_replay(weights: Sequence[float], config: RunConfig) -> tuple[float, ...]:

@@ -143,10 +143,7 @@ class Data:
 
     def shares(self, weights: Sequence[float]) -> str:
         """The parts with their shares of the rows by these weights, in words."""
-        total, names = sum(weights), [part.source for part in self.parts]
-        if self.replayed:
-            names[0] = f"{names[0]} (replay)"
-        return ", ".join(f"{weight / total:.1%} {name}" for weight, name in zip(weights, names, strict=True))
+        return told_shares([part.source for part in self.parts], weights, self.replayed)
 
     def summary(self) -> list[tuple[str, str]]:
         """Lines to show: (label, value)."""
@@ -166,6 +163,12 @@ class Data:
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
+
+
+def told_shares(sources: Sequence[str], weights: Sequence[float], replayed: bool) -> str:
+    """Sources with their shares of the rows, in words; where `replayed` the first is what is replayed."""
+    names = [f"{name} (replay)" if replayed and not n else name for n, name in enumerate(sources)]
+    return ", ".join(f"{weight / sum(weights):.1%} {name}" for weight, name in zip(weights, names, strict=True))
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

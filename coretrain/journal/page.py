@@ -125,11 +125,12 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
 
 def _sentence(config: RunConfig) -> str:
     m, t = config.model, config.train
+    sources = ", ".join(part.source for part in config.data.mixture) or config.data.source
     layers = "1 layer" if m.layers == 1 else f"{m.layers} layers"
     return (
         f"{layers} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, "
         f"vocabulary {m.vocabulary:,}; "
-        f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
+        f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {sources}"
     )
 
 
