@@ -166,9 +166,10 @@ class Data:
 
 
 def told_shares(sources: Sequence[str], weights: Sequence[float], replayed: bool) -> str:
-    """Sources with their shares of the rows, in words; where `replayed` the first is what is replayed."""
+    """Sources that have a share of the rows, in words; where `replayed` the first is what is replayed."""
     names = [f"{name} (replay)" if replayed and not n else name for n, name in enumerate(sources)]
-    return ", ".join(f"{weight / sum(weights):.1%} {name}" for weight, name in zip(weights, names, strict=True))
+    there = [(weight, name) for weight, name in zip(weights, names, strict=True) if weight]
+    return ", ".join(f"{weight / sum(weights):.1%} {name}" for weight, name in there)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from coretrain.journal.figures import validation_key
@@ -70,6 +72,18 @@ def test_the_page() -> None:
     hostile = section([{"update": 0, "bits_per_byte/<b>": 1.0}], [])
     assert "<b>" not in hostile
     assert "&lt;b&gt;" in hostile
+
+
+def test_an_evaluation_before_the_first_update_has_its_place(tmp_path) -> None:
+    with journal(tmp_path) as book:
+        book.evaluation(0, 3.0, {"bits_per_byte": 1.0})
+        for n in range(4):
+            book.update(n, 2.0, 1.0, 1e-3, 8, f"{n:016x}", 1.0)
+        book.close("finished")
+    page = (tmp_path / "report.html").read_text()
+    place = re.search(r'<circle class="mark" cx="([0-9.]+)"[^>]*><title>validation after 0 updates', page)
+    assert place
+    assert float(place[1]) == 34.0, "on the axis of losses, not left of it"
 
 
 @pytest.mark.parametrize("key", ["bits_per_byte", "bits_per_byte/x"])
