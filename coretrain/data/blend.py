@@ -31,7 +31,8 @@ def sources_of(config: RunConfig) -> list[tuple[str, float]]:
     try:
         open_source(data.replay, data.text_field)
     except UserError as error:
-        raise UserError("data/replay-unreadable", f"data.replay can't be used: {error}{_way_out(config)}") from None
+        why = str(error).replace("data.source", "data.replay", 1)
+        raise UserError("data/replay-unreadable", f"{why}{_way_out(config)}") from None
     return list(zip([data.replay, *names], weights, strict=True))
 
 

@@ -73,7 +73,8 @@ def _open(
         try:
             source = open_source(wanted.source, config.data.text_field)
         except UserError as error:
-            raise UserError("data/validation-set-unreadable", f"{said} can't be used: {error}") from None
+            why = str(error).removeprefix(f"data.source = {wanted.source}: ")
+            raise UserError("data/validation-set-unreadable", f"{said}: {why}") from None
         folder = prepared_folder(source, tokenizer, config.data, say)
     part = open_part(folder, wanted.source, 1.0)
     split = part.validation
