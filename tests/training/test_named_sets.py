@@ -137,33 +137,54 @@ class Falling(SimpleNamespace):
         return nats(batch) * (1 - 0.1 * self.done)
 
 
-def test_the_first_evaluation_the_stages_and_the_table(tmp_path: Path) -> None:
+def staged(tmp_path: Path, **more: Any) -> tuple[Any, Any, Path, Path]:
+    """A run of 4 updates over two sources, whose weights change at update 2, and its data."""
     corpus = write_texts(tmp_path / "corpus", make_texts(120))
     other = write_texts(tmp_path / "other", make_texts(60, seed=4))
     mixture = f'[{{source = "{corpus}", weight = 3}}, {{source = "{other}", weight = 1}}]'
-    more = {
+    fields = {
         "data.mixture": mixture, "data.stages": "[{update = 2, weights = [1, 3]}]", "train.start": "somewhere",
         "train.updates": 4, "train.eval_interval": 2, "checkpoint.interval": 100, "journal.tensorboard": "false",
     }  # fmt: skip
-    config = configure(tmp_path, "unused", **more)
+    config = configure(tmp_path, "unused", **fields | more)
     data = quiet(config)
-    config = config.with_vocab(data.tokenizer.vocab)
-    run = tmp_path / "run"
-    run.mkdir()
+    return config.with_vocab(data.tokenizer.vocab), data, corpus, other
+
+
+def rows_from(run: Path, config: Any, data: Any, update: int) -> tuple[list[dict[str, Any]], str]:
+    """metrics.jsonl of a run that begins, or goes on, at an update; and what was printed."""
+    run.mkdir(exist_ok=True)
     (run / "config.json").write_text(config.to_json())
-    with Journal(run, config, "torch", console=Console(file=io.StringIO(), width=80)) as book:
-        loop = Loop(config, Falling(config=config), data, run, book, Progress())
+    with Journal(run, config, "torch", update, console=Console(file=io.StringIO(), width=80)) as book:
+        loop = Loop(config, Falling(config=config), data, run, book, Progress(update=update, data_index=update))
         loop.save = lambda *_, **__: None  # type: ignore[method-assign]
         assert loop.train() == "finished"
         book.close("finished")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()], printed(book)
+
+
+def test_a_run_goes_on_in_the_middle_of_either_stage(tmp_path: Path) -> None:
+    config, data, *_ = staged(tmp_path)
+    whole, _ = rows_from(tmp_path / "run", config, data, 0)
+    hashes = [row["batch_hash"] for row in whole if "batch_hash" in row]
+    assert len(set(hashes)) == 4
+    for update, told in ((1, 1), (2, 0), (3, 0)):
+        found, _ = rows_from(tmp_path / f"from-{update}", config, data, update)
+        assert [row["batch_hash"] for row in found if "batch_hash" in row] == hashes[update:]
+        assert not any(row["update"] == update for row in found if "val_loss" in row), "it is evaluated as it begins"
+        assert sum(row.get("event") == "stage" for row in found) == told
+
+
+def test_the_first_evaluation_the_stages_and_the_table(tmp_path: Path) -> None:
+    config, data, corpus, other = staged(tmp_path)
+    run = tmp_path / "run"
+    rows, said = rows_from(run, config, data, 0)
     assert [row["update"] for row in rows if "val_loss" in row] == [0, 2, 4]
     assert [(row["update"], row["text"]) for row in rows if row.get("event") == "stage"] == [
         (2, f"25.0% {corpus}, 75.0% {other}")
     ]
     before, *_, after = (row["bits_per_byte/other"] for row in rows if "val_loss" in row)
     assert after == pytest.approx(0.6 * before, rel=1e-12)
-    said = printed(book)
     assert f"  other          {before:.4f} -> {after:.4f}  gain {before - after:+.4f}  forgotten 0.0000" in said
     assert all(len(line) <= 80 for line in said.splitlines() if "->" in line or "bits per byte" in line)
     page = (run / "report.html").read_text()
