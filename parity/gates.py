@@ -34,6 +34,14 @@ MASKS = Gate(
     "dropout masks, elements that differ", 0, 0, "a mask that depends on micro-batch, device or sharding", "exact"
 )
 ROWS = Gate("rows of tokens, batches that differ", 0, 0, "rows permuted, a resume that replays or skips data", "exact")
+# Sums of a few hundred losses, divided: two stacks add them up in another order.
+SETS = Gate(
+    "named sets, nats a token and bits per byte, relative",
+    1e-13,
+    0,
+    "a last batch that counts as a whole one",
+    "identity",
+)
 DECAY = Gate(
     "weight decay, tensors treated wrongly", 0, 0, "decay on biases and gains, or none on an embedding", "exact"
 )
@@ -212,7 +220,7 @@ ROLLOUTS = Gate(
     "identity",
 )
 GATES = [
-    TABLE, INITIAL, MASKS, ROWS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
+    TABLE, INITIAL, MASKS, ROWS, SETS, DECAY, ROUND_TRIP, RATE, RATE_USED, LOGITS, LOSS, GRADIENTS, NORM, CLIP, UPDATE,
     HEALTH, TRAJECTORY, KEY_BIAS, FROZEN, PACKED, OBJECTIVES, FIGURES, ROLLOUTS,
     NORMS_32, EVEN, ALONE, ALONE_32, DECAY_32, YARDSTICK,
     DTYPES, KERNEL_64, KERNEL_32, KERNEL_16, DEEP, CACHE, SAMPLES, SAMPLED, SCORED, SPLIT, MERGED, X64, COMPILED,

@@ -11,7 +11,7 @@ import numpy as np
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
 from coretrain.data.batch import IGNORED, Batch, stacked
-from coretrain.data.order import Int64s, parts_at, rows_of_update
+from coretrain.data.order import Int64s, Stage, parts_at, rows_of_update
 from coretrain.data.splits import Data, Split
 
 
@@ -31,6 +31,7 @@ class Updates:
     start: int
     stop: int
     updates: int
+    stages: tuple[Stage, ...] = ()
 
     def __len__(self) -> int:
         return self.updates
@@ -49,7 +50,7 @@ class Updates:
     def rows(self, update: int) -> Int64s:
         """The rows of update n's global batch as pairs (part, window), int64 [B, 2]."""
         windows = [split.windows(self.context) for split in self.splits]
-        return rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size)
+        return rows_of_update(windows, self.weights, self.fingerprint, self.seed, update, self.batch_size, self.stages)
 
 
 def updates_of(
@@ -79,6 +80,7 @@ def updates_of(
         process_index * share,
         (process_index + 1) * share,
         config.train.updates if updates is None else updates,
+        data.stages,
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from coretrain.base.errors import UserError
 from coretrain.config.run import RunConfig
+from coretrain.data.blend import sources_of, stages_of
+from coretrain.data.held_out import open_held_out
 from coretrain.data.manifest import read_manifest
 from coretrain.data.parts import open_part
 from coretrain.data.prepare import prepared_folder, trained_tokenizer
@@ -20,12 +23,11 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
 
     Raises `UserError` for a source that is missing or too small, a damaged shard, a context longer than the data.
     """
-    chosen = config.data.mixture or None
-    names = [(part.source, part.weight) for part in chosen] if chosen else [(config.data.source, 1.0)]
+    names, stages = sources_of(config), stages_of(config)
     if config.data.format == "chat":
         from coretrain.data.conversations import open_conversations
 
-        return open_conversations(config, names, say)
+        return _with_sets(replace(open_conversations(config, names, say), stages=stages), config, say)
     if config.data.format in ("pairs", "labels"):
         from coretrain.data.preferences.open import open_preferences
 
@@ -53,7 +55,13 @@ def open_data(config: RunConfig, say: Callable[[str], None] = print) -> Data:
                     f"{split.name} tokens of {part.source}: lower it, give more text{way_out}",
                 )
     passed_over = tuple(source.passed_over for source in sources if source.passed_over)
-    return Data(tokenizer, tuple(parts), passed_over=passed_over)
+    replayed = config.data.replay is not None
+    data = Data(tokenizer, tuple(parts), passed_over=passed_over, stages=stages, replayed=replayed)
+    return _with_sets(data, config, say)
+
+
+def _with_sets(data: Data, config: RunConfig, say: Callable[[str], None]) -> Data:
+    return replace(data, sets=open_held_out(config, data.tokenizer, data.parts, say))
 
 
 def open_folder(folder: Path) -> Data:

@@ -4,12 +4,16 @@ Row r of update u stands at global position u x batch_size + r. In a mixture, a 
 belongs to and how many earlier positions that part has had; each part then walks its own epochs. An epoch is a fresh
 permutation of the part's windows, keyed by (fingerprint, seed, part, epoch): a Feistel network walked until it falls
 inside the range (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"), so that nothing is stored.
+
+Weights may change at given updates (`Stage`). A stage deals out its own positions by its own weights, and each part
+goes on in its epochs where the stage before left it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -22,23 +26,67 @@ UInt64s = npt.NDArray[np.uint64]
 ROUNDS = 8
 
 
+@dataclass(frozen=True)
+class Stage:
+    """From update `start` on, until the next stage's, the parts have these shares."""
+
+    start: int
+    weights: tuple[float, ...]
+
+
 def rows_of_update(
-    windows: Sequence[int], weights: Sequence[float], fingerprint: str, seed: int, update: int, batch_size: int
+    windows: Sequence[int],
+    weights: Sequence[float],
+    fingerprint: str,
+    seed: int,
+    update: int,
+    batch_size: int,
+    stages: Sequence[Stage] = (),
 ) -> Int64s:
     """The rows of one update's global batch as pairs (part, window), int64 [B, 2], in order.
 
-    `windows` has the number of windows of every part (each at least 1), `weights` the parts' shares.
+    `windows` has the number of windows of every part (each at least 1), `weights` the parts' shares until the first of
+    `stages`, whose starts rise.
     """
     start = update * batch_size
-    return rows_at(np.arange(start, start + batch_size), windows, weights, fingerprint, seed)
+    shares, begun, before = stage_at(weights, stages, update, batch_size)
+    parts, counts = parts_at(np.arange(start - begun, start - begun + batch_size), shares)
+    return _rows(parts, counts + np.array(before, np.int64)[parts], windows, fingerprint, seed)
+
+
+def stage_at(
+    weights: Sequence[float], stages: Sequence[Stage], update: int, batch_size: int
+) -> tuple[tuple[float, ...], int, list[int]]:
+    """Of the stage that an update is in: its weights, the position at which it begins, and each part's rows before."""
+    shares, begun, before = tuple(weights), 0, [0] * len(weights)
+    for stage in stages:
+        if stage.start > update:
+            break
+        position = stage.start * batch_size
+        before = [a + b for a, b in zip(before, part_counts(position - begun, shares), strict=True)]
+        shares, begun = stage.weights, position
+    return shares, begun, before
+
+
+def part_counts(rows: int, weights: Sequence[float]) -> list[int]:
+    """How many of the first `rows` positions each part gets: with two parts its share, rounded to the nearest row."""
+    left, counts, whole = rows, list[int](), whole_weights(weights)
+    for part, weight in enumerate(whole):
+        total = sum(whole[part:])
+        counts.append(int(_share(np.array([left]), weight, total)[0]) if total else 0)
+        left -= counts[-1]
+    return counts
 
 
 def rows_at(positions: Int64s, windows: Sequence[int], weights: Sequence[float], fingerprint: str, seed: int) -> Int64s:
-    """The pairs (part, window) at global positions [N], int64 [N, 2]."""
+    """The pairs (part, window) at global positions [N], int64 [N, 2], where the weights never change."""
+    return _rows(*parts_at(positions, weights), windows, fingerprint, seed)
+
+
+def _rows(parts: Int64s, counts: Int64s, windows: Sequence[int], fingerprint: str, seed: int) -> Int64s:
     if min(windows) < 1:
         raise ValueError(f"every part needs a window: {list(windows)}")
-    parts, counts = parts_at(positions, weights)
-    rows = np.empty((len(positions), 2), np.int64)
+    rows = np.empty((len(parts), 2), np.int64)
     rows[:, 0] = parts
     for part, size in enumerate(windows):
         mine = parts == part
@@ -64,6 +112,8 @@ def parts_at(positions: Int64s, weights: Sequence[float]) -> tuple[Int64s, Int64
     whole = whole_weights(weights)
     for part, weight in enumerate(whole[:-1]):
         total = sum(whole[part:])
+        if not total:
+            break  # all others weigh nothing, and none is left to them
         here = counts[left]
         before = _share(here, weight, total)
         taken = _share(here + 1, weight, total) > before

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coretrain.data.batch import Batch, windows
+from coretrain.data.order import Stage
 from coretrain.data.shards import Shard
 from coretrain.tokenizers.chat_template import Template
 from coretrain.tokenizers.tokenizer import Tokenizer
@@ -90,6 +91,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A named set that is evaluated: a part's validation split, or one of `data.validation`."""
+
+    name: str
+    source: str
+    split: Split
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Data:
     """Everything that training reads. One part, or several with weights (a mixture)."""
 
@@ -99,13 +110,20 @@ class Data:
     """That of the conversations, where these are what is trained on: batches are packed rows then."""
     passed_over: tuple[str, ...] = ()
     """Files in the sources' folders that aren't read, in words."""
+    stages: tuple[Stage, ...] = ()
+    """When the parts' weights change, and to what."""
+    sets: tuple[HeldOut, ...] = ()
+    """What is evaluated beside the validation split: each part of a mixture, and the sets of `data.validation`."""
+    replayed: bool = False
+    """Whether the first part is `data.replay`."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex hash of tokenizer and shards; of the parts' hashes and weights for a mixture."""
+        """Hex hash of tokenizer and shards; of the parts' hashes, weights and stages for a mixture."""
         if len(self.parts) == 1:
             return self.parts[0].fingerprint
         lines = [f"{part.fingerprint} {part.weight!r}" for part in self.parts]
+        lines += [f"{stage.start} {stage.weights!r}" for stage in self.stages]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
@@ -123,25 +141,35 @@ class Data:
         """The parts' shares of the rows."""
         return tuple(part.weight for part in self.parts)
 
+    def shares(self, weights: Sequence[float]) -> str:
+        """The parts with their shares of the rows by these weights, in words."""
+        return told_shares([part.source for part in self.parts], weights, self.replayed)
+
     def summary(self) -> list[tuple[str, str]]:
         """Lines to show: (label, value)."""
-        total = sum(self.weights)
-        names = [
-            part.source if len(self.parts) == 1 else f"{part.weight / total:.1%} {part.source}" for part in self.parts
-        ]
+        names = self.shares(self.weights) if len(self.parts) > 1 else self.parts[0].source
         name, vocab = self.tokenizer.name, self.tokenizer.vocab
         any_unread = any(part.unread for part in self.parts)
         return [
-            ("source", ", ".join(names)),
+            ("source", names),
+            *((f"from update {stage.start + 1:,}", self.shares(stage.weights)) for stage in self.stages),
             *(("corpus", f"fingerprint {part.corpus[:16]}") for part in self.parts if part.corpus),
             ("tokenizer", f"{name}, {vocab:,} tokens ({self.tokenizer.fingerprint[:12]})"),
             *(("not read", words) for words in self.passed_over),
             *([("template", self.template.name)] if self.template else []),
             *((split.name, split.describe()) for split in (self.train, self.validation)),
+            *((f"set {one.name}", f"{one.source}: {one.split.describe()}") for one in self.sets),
             *([("not read", _listed(sorted({name for part in self.parts for name in part.unread})))] * any_unread),
             ("fingerprint", self.fingerprint[:16]),
             ("cache", ", ".join(str(part.folder) for part in self.parts)),
         ]
+
+
+def told_shares(sources: Sequence[str], weights: Sequence[float], replayed: bool) -> str:
+    """Sources that have a share of the rows, in words; where `replayed` the first is what is replayed."""
+    names = [f"{name} (replay)" if replayed and not n else name for n, name in enumerate(sources)]
+    there = [(weight, name) for weight, name in zip(weights, names, strict=True) if weight]
+    return ", ".join(f"{weight / sum(weights):.1%} {name}" for weight, name in there)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

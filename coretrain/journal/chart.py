@@ -69,7 +69,8 @@ def chart(
     good = [value for line in lines for value in line.values if drawable(value, log)]
     good += [value for _, value in points if drawable(value, log)]
     low, high = limits(good, log)
-    frame = Frame(min(updates), max(updates), low, high, width, height, log, left=34 if wide else 46)
+    places = [*updates, *(x for x, _ in points)]  # an evaluation before the first update has a place too
+    frame = Frame(min(places), max(places), low, high, width, height, log, left=34 if wide else 46)
     end = height - frame.bottom
     parts = []
     for value in log_ticks(low, high) if log else linear_ticks(low, high, 5):

@@ -99,7 +99,7 @@ WHEN_THE_LOSS_IS_0 = (
 
 def validation_key(name: str) -> str:
     """The field of an evaluation's row for a figure of the source."""
-    return name if name == "bits_per_byte" else f"val_{name}"
+    return name if name.partition("/")[0] == "bits_per_byte" else f"val_{name}"
 
 
 def best_words(config: RunConfig, val_loss: float | None) -> str:
@@ -117,6 +117,8 @@ def evaluated_words(config: RunConfig, row: Mapping[str, Any]) -> list[str]:
     judged = [key for key in JUDGED if key in row]
     for key in [*judged, *(key for key in row if key not in judged)]:
         value = row[key]
+        if "/" in key:
+            continue  # a named set's, which has its own line
         if key == "bits_per_byte":
             words.append(f"{number(value)} bits per byte")
         elif key.startswith("val_") and key not in first:

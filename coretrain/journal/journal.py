@@ -39,6 +39,7 @@ from coretrain.journal.metrics import (
 )
 from coretrain.journal.page import write_report
 from coretrain.journal.segments import Segment, begin_segment, read_segments, trained_where
+from coretrain.journal.sets import TITLE, evaluated_lines, first_of, table
 from coretrain.journal.trackers import Trackers, require_wandb
 from coretrain.planning.flops import stated_peak, update_flops_per_token
 
@@ -81,6 +82,7 @@ class Journal:
         self.metrics = rewound(folder, start_update, ("skip", "rollback"))
         begin_segment(folder, Segment(start_update, stack, device_name, made_with(processes)))
         self.last: dict[str, Any] = {}
+        self.before: Mapping[str, Any] = {}
         self.final: Mapping[str, Any] | None = None
         self._remember()
         self.boards = self._boards()
@@ -155,11 +157,15 @@ class Journal:
         row = {"update": update, "val_loss": val_loss} | {validation_key(name): v for name, v in figures.items()}
         self._write(row)
         self._board(update, {"validation/loss": val_loss} | {f"validation/{name}": v for name, v in figures.items()})
+        if not self.final and not self.last:
+            self.before = row
         self.final = row
         first, *others = evaluated_words(self.config, row)
         self.console.print(
             Text.assemble(f"after {update} updates: ", (first, "bold"), "".join(f", {o}" for o in others))
         )
+        for line in evaluated_lines(self.before, row):
+            self._say(line)
 
     def answers(self, update: int, answers: Sequence[Mapping[str, Any]]) -> None:
         """Keep some of the answers that were sampled after `update` updates, for the report."""
@@ -206,6 +212,7 @@ class Journal:
             rows.append(("training", f"loss {number(self.last['loss'])}, smoothed {number(smooth)}"))
         if self.final:
             rows.append(("validation", ", ".join(evaluated_words(self.config, self.final)).removeprefix("validation ")))
+        sets = table(self.before, self.final or {})
         if best:
             path = self.folder / "checkpoints" / f"update-{best['update']:08d}"
             where = str(path) if path.exists() else f"after {best['update']} updates, not kept"
@@ -216,7 +223,7 @@ class Journal:
         rows.append(("metrics", str(self.folder / METRICS)))
         if self.config.journal.tensorboard:
             rows.append(("curves", f"tensorboard --logdir {shlex.quote(str(self.folder / 'tensorboard'))}"))
-        self.header({"result": rows})
+        self.header({**({TITLE: sets} if sets else {}), "result": rows})
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=not self.console.is_terminal)
@@ -228,6 +235,7 @@ class Journal:
         for row in updates:
             self._smooth(row["loss"])
         self.last = updates[-1] if updates else {}
+        self.before = first_of(self.evaluations, updates)
         self.final = None
         if self.evaluations:
             self.final = self.evaluations[-1]

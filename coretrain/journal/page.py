@@ -17,6 +17,8 @@ from coretrain.journal.answers import read_answers
 from coretrain.journal.chart import Line, chart
 from coretrain.journal.figures import JUDGED, OF_TEXT, REWARDED, WHEN_THE_LOSS_IS_0, charts_of, evaluated_words
 from coretrain.journal.segments import Segment, read_segments, trained_where
+from coretrain.journal.sets import drawn as drawn_sets
+from coretrain.journal.sets import section as sets_section
 
 if TYPE_CHECKING:  # it needs numpy, which pictures of two runs and their help don't
     from coretrain.diagnosis.read import Known
@@ -49,6 +51,7 @@ def write_report(folder: Path, stack: str = "", status: str = "", device: str = 
         parts.append(_diagnosis(verdict))
     if updates:
         parts.append('<div class="plots">' + "".join(_charts(config, updates, evaluations, events)) + "</div>")
+    parts.append(sets_section(evaluations, updates))
     if config.train.objective in REWARDED:
         title = "What to look at when the loss is 0"
         parts.append(f"<section><details><summary>{title}</summary><p>{WHEN_THE_LOSS_IS_0}</p></details></section>")
@@ -130,11 +133,12 @@ def compare_plot(folders: Sequence[Path], labels: Sequence[str], output: Path, t
 
 def _sentence(config: RunConfig) -> str:
     m, t = config.model, config.train
+    sources = ", ".join(part.source for part in config.data.mixture) or config.data.source
     layers = "1 layer" if m.layers == 1 else f"{m.layers} layers"
     return (
         f"{layers} x {m.width}, {m.norm}, {m.position} positions, {m.mlp}, "
         f"vocabulary {m.vocabulary:,}; "
-        f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {config.data.source}"
+        f"{t.updates:,} updates of {config.tokens_per_update:,} tokens of {sources}"
     )
 
 
@@ -177,6 +181,7 @@ def _charts(config: RunConfig, updates: Sequence[Row], evaluations: Sequence[Row
             troubles[-SHOWN_EVENTS:],
             wide=True,
         ),
+        *drawn_sets(evaluations),
         *_own_charts(x, updates, evaluations),
         chart("Learning rate", "", x, [Line(raw, lr)]),
         chart("Gradient norm", "before the clip", x, [Line(raw, norm, "faint"), Line(smooth, _smooth(norm))], log=True),

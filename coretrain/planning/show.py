@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coretrain.config.run import RunConfig
+from coretrain.data.blend import told_blend
 from coretrain.planning.accelerators import GIB, Machine
 from coretrain.planning.flops import convention, parameter_count, run_flops
 from coretrain.planning.memory import in_gib, kv_cache
@@ -150,6 +151,7 @@ def tables(plan: Plan, narrow: bool = False) -> RenderableType:
     run = [
         ("model", f"{plan.name}: {count:,} parameters, {run_flops(c):.3g} FLOPs ({convention(c)})"),
         ("tokens", f"{tokens:.4g} = {c.train.updates:,} updates of {c.tokens_per_update:,}"),
+        *told_blend(c),
         ("machine", f"{m}: {m.devices} x {m.accelerator.tflops:g} TFLOP/s, {m.nodes} host{'s' * (m.nodes > 1)}"),
         ("price", str(plan.price)),
         ("assumed", str(plan.assumed)),

@@ -14,12 +14,12 @@ from coretrain.checkpoint.manifest import MANIFEST, Manifest, read_sealed
 from coretrain.config.load import apply_overrides, build_config, config_from_json, fields
 from coretrain.config.run import RunConfig
 
-FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache", "adapter.base")
+FREE_AT_RESUME = ("data.workers", "data.prepare_processes", "data.cache", "data.validation", "adapter.base")
 """Fields of data and adapter that change nothing of what is trained; a base must have the same fingerprint."""
 ROLLOUTS = ("align.epochs", "align.minibatches", "align.group", "align.temperature")
 """Fields by which updates are counted in rollouts, prompts in their order, and log-probabilities those of what was
 sampled: a rollout in progress would be cut, asked or weighed otherwise than it was made."""
-PLACES = ("data.source", "data.mixture", "data.tokenizer", "data.chat_template")
+PLACES = ("data.source", "data.mixture", "data.replay", "data.tokenizer", "data.chat_template")
 """Files that may have moved since a run was trained on them: what is in them has the data's fingerprint."""
 Unlike = Mapping[str, tuple[Any, Any]]
 """Fields with their values in a run's config.json, and in its newest checkpoint."""

@@ -146,6 +146,9 @@ class Loop:
         batches, preempted = self.batches(), ""
         if "rollback" in (config.health.nonfinite, config.health.spike) and self.progress.update == 0:
             self.save()  # something to roll back to
+        starts = config.train.start or config.adapter.kind != "none"
+        if starts and config.data.named_sets and self.progress.update == 0:
+            self.evaluate()  # of the weights that it begins with: what is gained and forgotten is counted from here
         with Preemption() as preemption:
             while self.progress.update < config.train.updates:
                 while not preempted and self.may_begin():
@@ -162,6 +165,7 @@ class Loop:
 
                 row = self.advance(one, figures, verdict)
                 preempted = self.report(row, preemption)
+                self.tell_stage()
                 done, leaves = self.progress.update, preempted and not self.begun
                 last = done == config.train.updates
                 value = self.evaluate() if last or done % config.train.eval_interval == 0 else None
@@ -289,6 +293,12 @@ class Loop:
             return preemption.requested or ""
 
         return next(filter(None, self.world.gather_results(told)), "")
+
+    def tell_stage(self) -> None:
+        """Journal that the next batch is of another stage of the mixture."""
+        for stage in self.data.stages if self.config.data.stages else ():
+            if stage.start == self.progress.data_index:
+                self.journal.event(self.progress.update, "stage", self.data.shares(stage.weights))
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left, from the data cursor on."""

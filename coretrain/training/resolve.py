@@ -123,7 +123,8 @@ def resolve(command: Command, world: World, stack_name: str) -> ResolvedRun:
     # of several processes absolute: they may be started in different places
     here = world.collectively(lambda: run_folder(command) if world.size == 1 else run_folder(command).absolute())
     folder = Path(world.broadcast(str(here)))
-    world.assert_same(data.fingerprint, "data fingerprint")
+    sets = "".join(f" {one.fingerprint}" for one in data.sets)
+    world.assert_same(data.fingerprint + sets, "data fingerprint")
     return ResolvedRun(final, data, base, start, folder, command.resume is not None, compute)
 
 

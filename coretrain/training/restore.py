@@ -22,7 +22,8 @@ def check_resumable(config: RunConfig, data: Data, progress: Progress) -> None:
         raise UserError(
             "training/data-fingerprint-differs",
             f"the data's fingerprint is {data.fingerprint}, the checkpoint was trained on {progress.data_fingerprint}: "
-            "restore the same files and tokenizer, or start a new run",
+            "restore the same files, tokenizer, weights and stages (which follow train.updates where they wait for a "
+            "learning rate), or start a new run",
         )
     for field, saved, now in (
         ("train.batch_size", progress.batch_size, config.train.batch_size),

@@ -11,9 +11,10 @@ import numpy as np
 
 from coretrain.data.batch import Batch, windows
 from coretrain.data.batches import Updates
+from coretrain.data.order import Int64s, Stage, rows_of_update
 from coretrain.data.splits import Data, Split
-from parity.gates import ROWS
-from parity.mutants import Patch, mutant, wrap
+from parity.gates import ROWS, SETS
+from parity.mutants import LLAMA, Patch, mutant, wrap
 from parity.probes.sides import Side
 
 
@@ -34,6 +35,18 @@ class _Repeating(Updates):
     def batch(self, update: int) -> Any:
         per_epoch = sum(split.windows(self.context) for split in self.splits) // self.batch_size
         return super().batch(update % per_epoch)
+
+
+@dataclass(frozen=True)
+class _Afresh(Updates):
+    """What each part has read before its stage began is forgotten."""
+
+    def rows(self, update: int) -> Int64s:
+        begun = [Stage(0, self.weights), *self.stages]
+        stage = max((one for one in begun if one.start <= update), key=lambda one: one.start)
+        windows = [split.windows(self.context) for split in self.splits]
+        at = update - stage.start
+        return rows_of_update(windows, stage.weights, self.fingerprint, self.seed, at, self.batch_size)
 
 
 def _updates(patch: Patch, s: Side, change: Callable[[Updates], Updates]) -> None:
@@ -105,3 +118,39 @@ def resume_replays_a_batch(patch: Patch, s: Side) -> None:
 def resume_skips_a_batch(patch: Patch, s: Side) -> None:
     """The cursor saved after a prefetch."""
     _start(patch, s, 1)
+
+
+def _staged(patch: Patch, s: Side, change: Callable[[Stage], Stage]) -> None:
+    _updates(patch, s, lambda u: dataclasses.replace(u, stages=tuple(map(change, u.stages))))
+
+
+@mutant("data", ROWS, LLAMA, probe="blend rows")
+def switch_one_update_late(patch: Patch, s: Side) -> None:
+    """The stage is looked up after the update."""
+    _staged(patch, s, lambda stage: dataclasses.replace(stage, start=stage.start + 1))
+
+
+@mutant("data", ROWS, LLAMA, probe="blend rows")
+def rows_repeated_after_a_switch(patch: Patch, s: Side) -> None:
+    """A loader made anew for each stage: replay begins at its first rows again."""
+
+    def afresh(u: Updates) -> Updates:
+        return _Afresh(**{field.name: getattr(u, field.name) for field in dataclasses.fields(u)})
+
+    _updates(patch, s, afresh)
+
+
+@mutant("data", ROWS, LLAMA, probe="blend rows")
+def replay_ends_with_the_first_stage(patch: Patch, s: Side) -> None:
+    """The target blend's weights leave the replayed part out."""
+    _staged(patch, s, lambda stage: dataclasses.replace(stage, weights=(0.0, *stage.weights[1:])))
+
+
+@mutant("data", SETS, LLAMA, probe="sets")
+def last_batch_of_a_set_counts_as_whole(patch: Patch, s: Side) -> None:
+    """The mean of the batches' means."""
+
+    def evaluate(f: Any) -> Any:
+        return lambda self, batch: f(self, batch) * self.config.train.batch_size / len(batch)
+
+    wrap(patch, s.trainer.Trainer, "evaluate", evaluate)

@@ -14,6 +14,7 @@ from parity import gates
 from parity.gates import Gate
 from parity.probes import (
     adapters,
+    blend,
     budgets,
     chat,
     contract,
@@ -100,6 +101,8 @@ PROBES = {
     ),
     "chat updates": Probe(chat.run_updates, chat.judge_updates, (gates.UPDATE,)),
     "adapter merge": Probe(adapters.run_merge, adapters.judge_merge, (gates.MERGED,)),
+    "blend rows": Probe(blend.run_rows, blend.judge_rows, (gates.ROWS,)),
+    "sets": Probe(blend.run_sets, blend.judge_sets, (gates.SETS,)),
     "adapter decode": Probe(adapters.run_decode, adapters.judge_decode, (gates.CACHE,)),
 }
 

@@ -153,7 +153,7 @@ class Counted:
 def mixture(sizes: list[int], weights: list[float], **more: object) -> tuple[SimpleNamespace, object]:
     parts = [SimpleNamespace(train=Counted(n, s), validation=Counted(n, s)) for n, s in enumerate(sizes)]
     data = SimpleNamespace(
-        parts=parts, weights=tuple(weights), fingerprint="ab" * 32, validation=Counted(0, 0), **more
+        parts=parts, weights=tuple(weights), fingerprint="ab" * 32, stages=(), validation=Counted(0, 0), **more
     )  # fmt: skip
     return data, load_config().changed(model__context=4, train__batch_size=3, train__eval_batches=3, train__seed=7)
 

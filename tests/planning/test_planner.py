@@ -10,6 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from coretrain.base.errors import UserError
 from coretrain.planning.accelerators import GIB, machine
 from coretrain.planning.planner import HEADROOM, estimate
 from coretrain.planning.prices import amount
@@ -143,3 +144,19 @@ def test_tables_and_picture(width, tmp_path):
     picture(plan, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(as_object(plan)))["chosen"]["fits"]
+
+
+def test_what_is_read_in_which_stage_is_told():
+    mixture = '[{source = "web/", weight = 4}, {source = "notes/", weight = 1}]'
+    more = ("--data.mixture", mixture, "--data.replay", "old/", "--data.replay_fraction", 0.1)
+    more += ("--data.validation", '["exam=exam.jsonl"]', "--train.updates", 1000, "--schedule.warmup_updates", 10)
+    plan = planned("gpt2-124m", "--on", "4090x8", *more, "--data.stages", "[{update = 600, weights = [0, 1]}]")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables(plan))
+    words = " ".join(console.export_text().split())
+    assert "data 10.0% old/ (replay), 72.0% web/, 18.0% notes/" in words
+    assert "from update 601 10.0% old/ (replay), 90.0% notes/" in words
+    assert "up to 4 sets" in words
+    never = planned("gpt2-124m", "--on", "4090x8", *more, "--data.stages", "[{peak_over = 1e4, weights = [0, 1]}]")
+    with pytest.raises(UserError, match="waits for a rate"):
+        tables(never)

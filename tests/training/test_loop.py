@@ -218,7 +218,7 @@ def test_evaluation_is_the_mean_over_all_targets(monkeypatch):
     sums = iter([30.0, 4.0, 7.0])
     loop = object.__new__(Loop)
     loop.progress, loop.at = Progress(update=3), lambda place: None
-    loop.source = Text(None, SimpleNamespace(evaluate=lambda batch: next(sums)), None)
+    loop.source = Text(None, SimpleNamespace(evaluate=lambda batch: next(sums)), SimpleNamespace(sets=()))
     told = []
     loop.journal = SimpleNamespace(evaluation=lambda *values: told.append(values), answers=lambda *none: None)
     made = [windows(rows), few, weighted]

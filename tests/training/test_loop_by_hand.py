@@ -252,7 +252,7 @@ def test_an_evaluation_is_the_mean_of_all_targets(tmp_path, monkeypatch):
     journal = SilentJournal()
     journal.evaluation = lambda *figures: told.append(figures)
     stack = SimpleNamespace(name="torch", evaluate=lambda batch: next(sums))
-    loop = Loop(load_config("tiny"), stack, SimpleNamespace(), tmp_path, journal, Progress(update=3))
+    loop = Loop(load_config("tiny"), stack, SimpleNamespace(sets=()), tmp_path, journal, Progress(update=3))
     assert loop.evaluate() == pytest.approx(2.2, rel=1e-15)
     assert told == [
         (3, pytest.approx(2.2, rel=1e-15), {"bits_per_byte": pytest.approx(2.2 / math.log(2) / 4, rel=1e-15)})
