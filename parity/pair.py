@@ -101,6 +101,7 @@ VARIANTS: dict[str, Fields] = {
         "optimizer.name": "adam",
         "schedule.kind": "wsd",
         "schedule.decay_fraction": 0.3,
+        "schedule.decay_shape": "1-sqrt",
     },
 }
 BASIC = ["gpt2-like", "llama-like"]
@@ -131,8 +132,10 @@ def add_variant(config: RunConfig, layers: int | None, width: int | None) -> str
         model |= {"width": width, "heads": heads, "kv_heads": kv, "head_width": None, "mlp_width": hidden}
     model["rope_scaling"] = json.dumps(model["rope_scaling"]) if model["rope_scaling"] else None
     fields = {f"model.{name}": value for name, value in model.items()}
-    rule = config.optimizer.model_dump(exclude={"lr", "clip"})
-    fields |= {f"optimizer.{name}": value for name, value in rule.items()} | {"schedule.kind": config.schedule.kind}
+    rule, kind = config.optimizer.model_dump(exclude={"lr", "clip"}), config.schedule.kind
+    needs: dict[str, Fields] = {"rewarm": {"schedule.start_lr": 1e-5}, "infinite": {"schedule.cooldown_updates": 20}}
+    fields |= {f"optimizer.{name}": value for name, value in rule.items()}
+    fields |= {"schedule.kind": kind} | needs.get(kind, {})
     shape = f"{model['layers']} layers, width {model['width']}"
     name = f"{config.name} ({shape})"
     VARIANTS[name] = fields

@@ -17,6 +17,7 @@ from coretrain.config.execution import ExecutionConfig, ParallelConfig
 from coretrain.config.fields import Section, conflict
 from coretrain.config.model import ModelConfig
 from coretrain.config.objectives import check_objective
+from coretrain.config.schedules import check_schedule
 from coretrain.config.training import (
     CheckpointConfig,
     HealthConfig,
@@ -67,19 +68,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        horizon = self.schedule.horizon or self.train.updates
-        if self.schedule.kind in ("cosine", "linear", "wsd") and self.schedule.warmup_updates > horizon:
-            raise conflict(
-                "config/warmup-longer-than-horizon",
-                f"schedule.warmup_updates = {self.schedule.warmup_updates} is longer than the horizon of "
-                f"{horizon} updates: shorten the warm-up, or raise train.updates or schedule.horizon",
-            )
-        if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
-            raise conflict(
-                "config/min-lr-above-lr",
-                f"schedule.min_lr = {self.schedule.min_lr:g} is above optimizer.lr = {self.optimizer.lr:g}: "
-                "lower it (a tenth of lr is usual)",
-            )
+        check_schedule(self.schedule, self.train, self.optimizer)
         check_objective(self.train, self.align, self.model, self.data, self.parallel, self.adapter)
         return self
 

@@ -34,8 +34,10 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate of update n, a closed form that both stacks are handed."""
 
-    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        "cosine", description="After warm-up: cosine or linear to min_lr, constant, or warm-up-stable-decay."
+    kind: Literal["cosine", "linear", "constant", "wsd", "rewarm", "infinite"] = Field(
+        "cosine",
+        description="After warm-up: cosine or linear to min_lr, constant, or warm-up-stable-decay; rewarm, whose "
+        "warm-up begins at start_lr, then cosine; infinite: cosine to constant_lr, constant, a fast decay at the end.",
     )
     warmup_updates: Count = Field(
         100,
@@ -49,7 +51,23 @@ class ScheduleConfig(Section):
         ge=0,
         description="Learning rate at the end of the decay. A tenth of lr where that is lower and this not given.",
     )
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the horizon that wsd's final decay takes.")
+    decay_fraction: float = Field(
+        0.2, gt=0, le=1, description="Share of the horizon that the final decay of wsd and infinite takes."
+    )
+    decay_shape: Literal["linear", "1-sqrt", "cosine", "exponential"] | None = Field(
+        None, description="Shape of that decay. Unset: linear with wsd, exponential with infinite."
+    )
+    start_lr: float | None = Field(
+        None,
+        ge=0,
+        description="Learning rate that rewarm rises from. Unset: the last one of the run that train.start names.",
+    )
+    cooldown_updates: Count | None = Field(
+        None, description="Updates that infinite takes from lr down to constant_lr, after the warm-up."
+    )
+    constant_lr: float | None = Field(
+        None, gt=0, description="Learning rate that infinite holds. Unset: halfway between lr and min_lr."
+    )
 
 
 class TrainConfig(Section):

@@ -11,6 +11,7 @@ import functools
 from coretrain.adapters.targets import adapter_parameters
 from coretrain.config.model import ModelConfig
 from coretrain.config.run import RunConfig
+from coretrain.config.schedules import shape_of
 from coretrain.contract.parameters import parameter_table
 from coretrain.planning.accelerators import named
 from coretrain.planning.memory import BYTES, footprint, in_gib
@@ -104,8 +105,17 @@ def rate_sentence(config: RunConfig) -> str:
     warmup = f"{s.warmup_updates:,} update{'s' * (s.warmup_updates != 1)} of warm-up"
     if s.kind == "constant":
         return f"{peak:g} after {warmup}"
+    if s.kind == "rewarm":
+        known = "the last rate of train.start" if s.start_lr is None else f"{s.start_lr:g}"
+        return f"{peak:g} after {warmup} from {known}, cosine to {s.min_lr:g} at update {horizon:,}"
+    if s.kind == "infinite":
+        held = (peak + s.min_lr) / 2 if s.constant_lr is None else s.constant_lr
+        cooled = f"cosine to {held:g} over {s.cooldown_updates or 0:,}"
+        end = f"{shape_of(s)} to {s.min_lr:g} over the last {s.decay_fraction:.0%} of {horizon:,}"
+        return f"{peak:g} after {warmup}, {cooled}, constant, {end}"
     over = f" over the last {s.decay_fraction:.0%}" if s.kind == "wsd" else ""
-    return f"{peak:g} after {warmup}, {s.kind} to {s.min_lr:g} at update {horizon:,}{over}"
+    shape = f" ({s.decay_shape})" if s.decay_shape else ""
+    return f"{peak:g} after {warmup}, {s.kind}{shape} to {s.min_lr:g} at update {horizon:,}{over}"
 
 
 def summary(config: RunConfig) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,38 @@ def cosine_over_one_update_less_in_the_contract(patch: Patch, s: Side) -> None:
         return rate
 
     wrap(patch, coretrain.contract.schedule, "learning_rate", shorter)
+
+
+def _rates(patch: Patch, kind: str, change: Callable[[Any, int], tuple[Any, int]]) -> None:
+    """`change(config, update)` before the contract gives the rate of an update, with this kind of schedule alone."""
+
+    def changed(f: Any) -> Any:
+        return lambda config, update: f(*(change(config, update) if config.schedule.kind == kind else (config, update)))
+
+    wrap(patch, coretrain.contract.schedule, "learning_rate", changed)
+
+
+@mutant("schedule", RATE, sides=("torch",))
+def rewarm_from_the_peak(patch: Patch, s: Side) -> None:
+    """The warm-up of a continued run starts at its peak: there is none."""
+    _rates(patch, "rewarm", lambda c, update: (c.changed(schedule__start_lr=c.optimizer.lr), update))
+
+
+@mutant("schedule", RATE, sides=("torch",))
+def rewarm_from_zero(patch: Patch, s: Side) -> None:
+    """The rate falls to nothing before it rises: the last one isn't where it goes on."""
+    _rates(patch, "rewarm", lambda c, update: (c.changed(schedule__start_lr=0.0), update))
+
+
+@mutant("schedule", RATE, sides=("torch",))
+def anneal_one_update_late(patch: Patch, s: Side) -> None:
+    """The last decay of the infinite schedule begins one update late, and ends above min_lr."""
+
+    def late(config: Any, update: int) -> tuple[Any, int]:
+        decays = config.train.updates - round(config.schedule.decay_fraction * config.train.updates)
+        return config, update - (update > decays)
+
+    _rates(patch, "infinite", late)
 
 
 @mutant("clip", CLIP, sides=("torch",))

@@ -53,7 +53,7 @@ from parity.pair import (
     shared,
 )
 from parity.probes import PROBES, unmutated
-from parity.probes.contract import others_rates
+from parity.probes.contract import KINDS, others_rates
 
 
 @pytest.mark.parametrize("variant", BASIC)
@@ -159,9 +159,10 @@ def test_rows_do_not_depend_on_workers(text, loader, workers):
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_learning_rate_of_every_update(kind):
-    config = make_config({"schedule.kind": kind, "schedule.warmup_updates": 7, "train.updates": 60})
+    given = {"schedule.kind": kind, "schedule.warmup_updates": 7, "train.updates": 60}
+    config = make_config(given | KINDS[kind])
     peak, low = config.optimizer.lr, config.schedule.min_lr
     rates = [learning_rate(config, update) for update in range(61)]
     assert 0 < rates[0] < rates[6] < rates[7] == max(rates) == peak
@@ -213,13 +214,14 @@ class Measured(InStep):
             self.rates[self.now] = -np.asarray(self.stack.params["norm"]["scale"][...])
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_learning_rate_that_each_optimizer_really_takes(kind, measured, tmp_path, monkeypatch):
     """Through the real loop, at every update of the horizon and beyond it."""
     pair = measured
     monkeypatch.setattr(Loop, "evaluate", lambda self: 5.0)
     monkeypatch.setattr(Loop, "save", lambda self, *args, **options: None)
-    schedule = pair.config.schedule.model_copy(update={"kind": kind, "warmup_updates": 7, "horizon": 60})
+    needs = {name.split(".")[1]: value for name, value in KINDS[kind].items()}
+    schedule = pair.config.schedule.model_copy(update={"kind": kind, "warmup_updates": 7, "horizon": 60} | needs)
     config = pair.config.changed(schedule=schedule, train__updates=63)
     expected = [learning_rate(config, update) for update in range(63)]
     pair.reset(pair.start)

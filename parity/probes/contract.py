@@ -28,6 +28,13 @@ from parity.probes.sides import (
     weights_of,
 )
 
+START_LR, COOLDOWN = 5e-5, 20
+KINDS: dict[str, dict[str, object]] = {
+    **{kind: {} for kind in ("cosine", "linear", "constant", "wsd")},
+    "rewarm": {"schedule.start_lr": START_LR},
+    "infinite": {"schedule.cooldown_updates": COOLDOWN},
+}
+"""Every kind of schedule, and what it needs."""
 WARMUP, UPDATES, NORMS = 7, 60, (0.1, 0.9999995, 1.0, 1.0000005, 7.0)
 
 
@@ -35,20 +42,29 @@ def others_rates(
     kind: str, peak: float, low: float, warmup: int, updates: int
 ) -> tuple[list[float], list[float | None]]:
     """Rates of updates 0 to `updates` by optax and by torch (None where it has no such schedule)."""
-    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    first = {"rewarm": START_LR}.get(kind, 0.0)
+    ramp = optax.linear_schedule(first + (peak - first) / (warmup + 1), peak, warmup)
     start = updates - round(0.2 * updates)
+    held, cooled = (peak + low) / 2, COOLDOWN
+    fall = optax.cosine_decay_schedule(peak, cooled, held / peak)
+    last = optax.exponential_decay(held, updates - start, low / held, start - warmup - cooled, end_value=low)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, updates - warmup, low / peak),
         "linear": optax.linear_schedule(peak, low, updates - warmup),
         "constant": optax.constant_schedule(peak),
         "wsd": optax.linear_schedule(peak, low, updates - start, start - warmup),
+        "rewarm": optax.cosine_decay_schedule(peak, updates - warmup, low / peak),
+        "infinite": optax.join_schedules([fall, last], [cooled]),
     }[kind]
     by_optax = optax.join_schedules([ramp, after], [warmup])
+    found = [float(by_optax(n)) for n in range(updates + 1)]
+    if kind == "infinite":
+        return found, [None] * (updates + 1)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=peak)
     schedulers = torch.optim.lr_scheduler
     decay = {
-        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, updates - warmup, low),
+        **dict.fromkeys(("cosine", "rewarm"), lambda: schedulers.CosineAnnealingLR(optimizer, updates - warmup, low)),
         "linear": lambda: schedulers.LinearLR(optimizer, 1.0, low / peak, updates - warmup),
         "constant": lambda: schedulers.ConstantLR(optimizer, 1.0, 1),
         "wsd": lambda: schedulers.SequentialLR(
@@ -65,7 +81,7 @@ def others_rates(
         by_torch.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         decay.step()
-    return [float(by_optax(n)) for n in range(updates + 1)], by_torch
+    return found, by_torch
 
 
 def clipped_by_torch(gradients: Mapping[str, np.ndarray], limit: float) -> float:
@@ -81,8 +97,9 @@ def clipped_by_torch(gradients: Mapping[str, np.ndarray], limit: float) -> float
 def run_rates(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen:
     """The contract's rates of every kind of schedule."""
     seen = {}
-    for kind in ("cosine", "linear", "constant", "wsd"):
-        config = make_config({"schedule.kind": kind, "schedule.warmup_updates": WARMUP, "train.updates": UPDATES})
+    for kind, more in KINDS.items():
+        given = {"schedule.kind": kind, "schedule.warmup_updates": WARMUP, "train.updates": UPDATES}
+        config = make_config(given | more)
         seen[kind] = [coretrain.contract.schedule.learning_rate(config, update) for update in range(UPDATES + 1)]
     return seen | {"peak": config.optimizer.lr, "low": config.schedule.min_lr}
 
@@ -90,7 +107,7 @@ def run_rates(s: Side, variant: str, state: str, shared: frozenset[str]) -> Seen
 def judge_rates(ours: Seen, theirs: Seen, variant: str, state: str) -> dict[Gate, float]:
     """Against optax and torch, over the peak."""
     errors = []
-    for kind in ("cosine", "linear", "constant", "wsd"):
+    for kind in KINDS:
         for others in others_rates(kind, ours["peak"], ours["low"], WARMUP, UPDATES):
             errors += [abs(a - b) / ours["peak"] for a, b in zip(ours[kind], others, strict=True) if b is not None]
     return {RATE: largest(errors)}
