@@ -18,6 +18,9 @@ EXACT = 1e-12
 """What differs by less was computed in float64, whatever dtypes its masks and constants had."""
 NEAR = 1e-3
 """The first row whose size, in its own floor, is within so much of the largest one's leads."""
+ALIKE = 0.5
+"""One constant makes errors of one size in values and in what goes back: the first such row leads, whatever its last
+bits."""
 LEAST_LIKELY = 1e-9
 """An error below this is hardly float32's: a constant of 24 bits is off by up to 6e-8, seldom by so little."""
 LIBRARIES = ("linen/", "nnx/", "nn/", "flax/", "equinox/")
@@ -33,7 +36,8 @@ def verdict_on(rows: Sequence[Row], wide: Look, narrow: Look | None, noises: Map
     if not parted:
         return Verdict("same", _agree(rows, wide))
     if not bugs:
-        worst = max(small, key=lambda row: row.error)
+        largest = max(row.error for row in small)
+        worst = next(row for row in small if row.error >= ALIKE * largest)
         return Verdict(
             "dtype policy",
             f"{worst.title} and {len(small) - 1} more part by no more than float32's rounding ({worst.error:.1e} "
