@@ -62,7 +62,7 @@ def verdict_of(
     """
     if not updates or config.train.objective != "cross_entropy":
         return None
-    one_source = len(config.data.mixture or ()) < 2
+    one_source = len(config.data.mixture) < 2 and config.data.replay is None
     epoch, frequencies = (known.epoch, known.frequencies) if known else (None, None)
     curves = read_curves(updates, evaluations, events, config.train.updates, epoch, one_source, frequencies)
     return diagnose(curves, config)

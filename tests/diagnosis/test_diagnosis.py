@@ -150,6 +150,10 @@ def test_a_mixture_is_not_told_a_gap():
     assert any("above" in line for line in diagnose(apart, config).reasons)
     assert mixed.gap is None
     assert not any("above" in line for line in diagnose(mixed, config).reasons)
+    replayed = config.changed(data__replay="stdlib")
+    rows = rows_of(train, lambda n: validation(n) + 1.0)
+    assert any("above" in line for line in verdict_of(config, *rows).reasons)
+    assert not any("above" in line for line in verdict_of(replayed, *rows).reasons)
 
 
 def test_a_rewarded_run_gets_no_verdict_of_its_loss():
