@@ -47,7 +47,7 @@ from jaxtrain.programs import programs
 class Trainer:
     """One model with its optimizer on one device. The public methods are those of `training.stack.Stack`."""
 
-    name = "jax"
+    name, alone = "jax", True
 
     def __init__(self, config: RunConfig, tensors: Tensors | None = None) -> None:
         self.config = config

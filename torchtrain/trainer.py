@@ -45,7 +45,7 @@ from torchtrain.optimizer import Optimizer
 class Trainer(InStep):
     """One model with its optimizer on one device. The public methods are those of `training.stack.Stack`."""
 
-    name = "torch"
+    name, alone = "torch", True
 
     def __init__(self, config: RunConfig, tensors: Tensors | None = None) -> None:
         self.config = config

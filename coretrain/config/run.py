@@ -13,6 +13,7 @@ from coretrain.base.parse import shown
 from coretrain.config.adapter import AdapterConfig
 from coretrain.config.align import AlignConfig
 from coretrain.config.data import DataConfig
+from coretrain.config.evaluation import EvalConfig, check_eval
 from coretrain.config.execution import ExecutionConfig, ParallelConfig
 from coretrain.config.fields import Section, conflict
 from coretrain.config.model import ModelConfig
@@ -50,6 +51,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
     align: AlignConfig = Field(default_factory=lambda: AlignConfig())
+    eval: EvalConfig = Field(default_factory=lambda: EvalConfig())
     health: HealthConfig = Field(default_factory=lambda: HealthConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
     journal: JournalConfig = Field(default_factory=lambda: JournalConfig())
@@ -70,6 +72,7 @@ class RunConfig(Section):
     def _agree(self) -> Self:
         check_schedule(self.schedule, self.train, self.optimizer)
         check_objective(self.train, self.align, self.model, self.data, self.parallel, self.adapter)
+        check_eval(self.eval, self.parallel)
         return self
 
     @property

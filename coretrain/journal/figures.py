@@ -36,6 +36,10 @@ JUDGED: Mapping[str, str] = {
 """Of an evaluation, what answers to held-out prompts were found worth."""
 
 
+TASK = "task/"
+"""How a figure of a task begins, before its name and metric."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """One chart of the report: its title, its unit, and which fields of a row it draws, each with its name."""
@@ -99,7 +103,8 @@ WHEN_THE_LOSS_IS_0 = (
 
 def validation_key(name: str) -> str:
     """The field of an evaluation's row for a figure of the source."""
-    return name if name.partition("/")[0] == "bits_per_byte" else f"val_{name}"
+    alone = name.partition("/")[0] == "bits_per_byte" or name.startswith(TASK)
+    return name if alone else f"val_{name}"
 
 
 def best_words(config: RunConfig, val_loss: float | None) -> str:
@@ -117,9 +122,11 @@ def evaluated_words(config: RunConfig, row: Mapping[str, Any]) -> list[str]:
     judged = [key for key in JUDGED if key in row]
     for key in [*judged, *(key for key in row if key not in judged)]:
         value = row[key]
-        if "/" in key:
+        if key.startswith(TASK):
+            words.append(f"{key.removeprefix(TASK).replace('/', ' ')} {number(value)}")
+        elif "/" in key:
             continue  # a named set's, which has its own line
-        if key == "bits_per_byte":
+        elif key == "bits_per_byte":
             words.append(f"{number(value)} bits per byte")
         elif key.startswith("val_") and key not in first:
             words.append(f"{key.removeprefix('val_').replace('_', ' ')} {number(value)}")

@@ -15,7 +15,15 @@ from coretrain.config.load import config_from_json
 from coretrain.config.run import RunConfig
 from coretrain.journal.answers import read_answers
 from coretrain.journal.chart import Line, chart
-from coretrain.journal.figures import JUDGED, OF_TEXT, REWARDED, WHEN_THE_LOSS_IS_0, charts_of, evaluated_words
+from coretrain.journal.figures import (
+    JUDGED,
+    OF_TEXT,
+    REWARDED,
+    TASK,
+    WHEN_THE_LOSS_IS_0,
+    charts_of,
+    evaluated_words,
+)
 from coretrain.journal.segments import Segment, read_segments, trained_where
 from coretrain.journal.sets import drawn as drawn_sets
 from coretrain.journal.sets import section as sets_section
@@ -205,7 +213,7 @@ def _own_charts(x: Sequence[int], updates: Sequence[Row], evaluations: Sequence[
         points = [(e["update"], _finite(e[one.validation])) for e in evaluations if one.validation in e]
         drawn.append(chart(one.title, one.unit, x, lines, points))
     told = f'<p class="sub wide">Always 0: {html.escape("; ".join(zeros))}.</p>'
-    return [*_held_out(evaluations), *drawn, *([told] if zeros else [])]
+    return [*_held_out(evaluations), *_tasks(evaluations), *drawn, *([told] if zeros else [])]
 
 
 def _held_out(evaluations: Sequence[Row]) -> list[str]:
@@ -221,6 +229,19 @@ def _held_out(evaluations: Sequence[Row]) -> list[str]:
         for key in names
     ]
     return [chart("Answers to held-out prompts", "mean reward", [row["update"] for row in asked], lines)]
+
+
+def _tasks(evaluations: Sequence[Row]) -> list[str]:
+    """A chart of each task that evaluations asked more than once."""
+    names = dict.fromkeys(key for row in evaluations for key in row if key.startswith(TASK))
+    charts = list[str]()
+    for key in names:
+        asked = [row for row in evaluations if key in row]
+        _, name, metric = key.split("/", 2)
+        if len(asked) > 1:
+            lines = [Line(metric, [_finite(row[key]) for row in asked])]
+            charts.append(chart(f"Task {name}", metric, [row["update"] for row in asked], lines))
+    return charts
 
 
 def _evaluated(config: RunConfig, row: Row) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ from coretrain.data.batch import Batch, batch_hash
 from coretrain.data.splits import Data
 from coretrain.journal.journal import Journal
 from coretrain.processes.world import World
+from coretrain.training.asking import Asking
 from coretrain.training.saver import Saver, kept_arrays
 from coretrain.training.stack import Stack
 from coretrain.training.text import Text
@@ -108,6 +109,8 @@ class Preemption:
 class Loop:
     """One run of one stack in one folder."""
 
+    asking: Asking | None = None
+
     def __init__(
         self,
         config: RunConfig,
@@ -120,11 +123,12 @@ class Loop:
         at: Callable[[str], None] = lambda place: None,
         source: Source | None = None,
         kept: Mapping[str, Any] | None = None,
+        asking: Asking | None = None,
     ) -> None:
         """`world` are the processes that run this loop in step; all of them see the same loss and norm.
 
         `at` is told what the loop is about to do. `source` gives the batches; by default they are the data's text.
-        `kept` is remembered in checkpoints beside its state.
+        `kept` is remembered in checkpoints beside its state. `asking` has tasks that evaluations ask.
         """
         self.config, self.stack, self.data, self.folder, self.journal = config, stack, data, folder, journal
         self.progress, self.world, self.at = progress, world or World(), at
@@ -136,7 +140,7 @@ class Loop:
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
         self.saver = Saver(config, stack, self.checkpoints, journal, self.world, at)
         self.source: Source = source or Text(config, stack, data)
-        self.kept = dict(kept or {})
+        self.kept, self.asking = dict(kept or {}), asking
         self.begun: deque[Begun] = deque()
         self.ended = 0.0
 
@@ -309,6 +313,8 @@ class Loop:
         """What the source is judged by, lower is better; journalled with its figures."""
         self.at(f"the evaluation after update {self.progress.update}")
         loss, figures = self.source.evaluate()
+        if self.asking and self.asking.due(self.progress.update):
+            figures = {**figures, **self.asking.figures()}
         self.journal.evaluation(self.progress.update, loss, figures)
         self.journal.answers(self.progress.update, self.source.answers())
         return loss

@@ -20,7 +20,7 @@ RUNS = Path("runs")
 WORD = re.compile(r"preset:([A-Za-z0-9._-]+)")
 FIELDS = ("train.start", "align.reference", "align.reward", "adapter.base")
 """Where a preset may stand for its run."""
-NO_MATTER = ("journal", "checkpoint", "parallel", "execution", "health")
+NO_MATTER = ("eval", "journal", "checkpoint", "parallel", "execution", "health")
 """Sections in which a run of a preset may differ from it and still have its weights."""
 
 

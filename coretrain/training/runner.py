@@ -43,6 +43,7 @@ from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
 from coretrain.runs.folder import change_told, changed_since
 from coretrain.runs.start import keep_start
+from coretrain.training.asking import Asking
 from coretrain.training.command_line import Command, parse
 from coretrain.training.feeds import Feed, check_reference, open_feed
 from coretrain.training.loop import Loop
@@ -146,6 +147,7 @@ def _run(
     # before anything is written: a reference or a reward that can't be used leaves no folder behind
     feed = world.collectively(lambda: open_feed(config, data, stack, make_stack, base, start, world, at))
     hold.callback(feed.close)
+    asking = world.collectively(lambda: Asking(config, stack, data))
     if restored:
         take_up(feed, progress, folder)
     if not resumed:
@@ -177,7 +179,7 @@ def _run(
             }
         )
         places.append(watch.at)
-        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at, feed.source, feed.kept)
+        loop = Loop(config, stack, data, folder, journal, progress, world, watch.at, feed.source, feed.kept, asking)
         status = loop.train()
         if status == "finished":
             watch.at("the export")

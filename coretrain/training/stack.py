@@ -73,6 +73,8 @@ class Stack(Saves, Protocol):
 
     config: RunConfig
     device_name: str
+    alone: bool
+    """Whether one device holds the whole model and takes all rows, as `branch_scores` and `lanes` need it."""
 
     def describe(self) -> Sequence[tuple[str, str]]:
         """Device, dtypes, attention kernel and compilation, each with its reason."""

@@ -30,6 +30,8 @@ from jaxtrain.trainer import Trainer
 class ParallelTrainer(Trainer):
     """A `Trainer` on a mesh. Where several processes hold the devices, all of them call its methods in step."""
 
+    alone = False
+
     def _choose_place(self) -> tuple[jax.Device, Sharding]:
         self.devices = choose_devices(self.config, jax.devices(self.device_choice.name))
         self.sharding = Sharding(make_mesh(self.devices.layout, self.devices.devices), self.config)

@@ -28,8 +28,8 @@ pytestmark = [
 ]
 STACKS = {"torch": TorchTrainer, "jax": JaxTrainer}
 LEFT_OUT = {("the doo", "r was open"), ("the ri", "v"), ("a", " " + LEARNT * 2)}
-"""Where a token spans the border lm-eval puts the context's own ids before what is left of the whole, a text that nobody
-wrote; we keep the whole's ids. It refuses a continuation that is longer than the model's context."""
+"""Where a token spans the border lm-eval puts the context's own ids before what is left of the whole, a text that
+nobody wrote; we keep the whole's ids. It refuses a continuation that is longer than the model's context."""
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama grouped untied"])

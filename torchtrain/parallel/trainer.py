@@ -33,6 +33,8 @@ from torchtrain.trainer import Trainer
 class ParallelTrainer(Trainer):
     """A `Trainer` of one of several processes, all of which call its methods in step."""
 
+    alone = False
+
     def __init__(self, config: RunConfig, tensors: Tensors | None = None) -> None:
         self.grid = grid_of(config)
         super().__init__(config, tensors)
