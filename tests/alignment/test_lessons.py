@@ -35,7 +35,7 @@ CHOSEN = ["--model.context=24", "--train.updates=40", "--train.eval_interval=20"
 
 RIGHT, LEARNT = 0.90, 0.60
 """Least share of right answers after learning from a program's reward: of a preset, and in short. Advantages of the
-answers beside, or with their sign turned round, take the share to 0; where they are all 0 it stays at the start's .33."""
+answers beside, or with their sign turned round, take the share to 0; where they are all 0 it stays at .33."""
 
 
 def ran(place: Path, preset: str, *more: str) -> list[dict]:

@@ -109,12 +109,17 @@ def test_resume_takes_the_runs_config_and_overrides(run):
     assert (longer.train.updates, longer.optimizer.lr, longer.name) == (2000, 1e-3, "mine")
     for field, value in (("workers", 2), ("prepare_processes", 3), ("cache", "elsewhere")):
         assert getattr(read("--resume", run, f"--data.{field}", value).config.data, field) == value
+    assert read("--resume", run, '--data.validation=["exam=a.txt"]').config.data.validation[0].name == "exam"
     assert read("--resume", run, "--schedule.horizon", "none").config.schedule.horizon is None
+
+
+FREE = ("workers", "prepare_processes", "cache", "validation")
+"""Fields of data that change nothing of what is trained."""
 
 
 def test_resume_refuses_another_training(run):
     for name, (section, leaf) in fields().items():
-        if not name.startswith(("model.", "data.")) or leaf in ("workers", "prepare_processes", "cache", "validation"):
+        if not name.startswith(("model.", "data.")) or leaf in FREE:
             continue
         value = getattr(getattr(open_run(run), name.split(".")[0]), leaf)
         assert section.model_fields[leaf]
