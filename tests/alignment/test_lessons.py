@@ -34,8 +34,8 @@ ASKED = ["--model.context=12", "--align.tokens=6", "--optimizer.lr=5e-4"]
 CHOSEN = ["--model.context=24", "--train.updates=40", "--train.eval_interval=20", "--optimizer.lr=1e-3"]
 
 RIGHT, LEARNT = 0.90, 0.60
-"""Least share of right answers after learning from a program's reward: of a preset, and in short. Advantages of the
-answers beside, or with their sign turned round, take the share to 0; where they are all 0 it stays at .33."""
+"""Least share of right answers after learning from a program's reward: of a preset, and in short. With the advantages
+of the answers beside them it is 0 in short; where no answer has any it stays at the start's .33."""
 
 
 def ran(place: Path, preset: str, *more: str) -> list[dict]:
