@@ -79,7 +79,9 @@ class Journal:
             require_wandb()  # before anything is written
         self.gaps = gaps(folder, start_update, saved=True) if start_update else ""
         # On a resume the checkpoint was saved before any rollback that began from it: that is yet to be met again.
-        self.metrics = rewound(folder, start_update, ("skip", "rollback"))
+        # A run that begins once more evaluates once more before its first update.
+        redone = ("skip", "rollback") if start_update else ("skip", "rollback", "evaluation")
+        self.metrics = rewound(folder, start_update, redone)
         begin_segment(folder, Segment(start_update, stack, device_name, made_with(processes)))
         self.last: dict[str, Any] = {}
         self.before: Mapping[str, Any] = {}

@@ -120,13 +120,13 @@ def _spans(numbers: Sequence[int], most: int = 4) -> str:
 def rewound(folder: Path, start_update: int, redone: Collection[str] = (), keep: Collection[str] = ()) -> Any:
     """metrics.jsonl opened to append, without what was journalled after `start_update` updates were done.
 
-    Events of the kinds `redone` are about an update not yet done, so those at `start_update` go too; those of the kinds
-    `keep` all stay.
+    An evaluation counts as an event of the kind `evaluation`. Events of the kinds `redone` are about an update not yet
+    done, so those at `start_update` go too; those of the kinds `keep` all stay.
     """
     path = folder / METRICS
 
     def stays(row: Mapping[str, Any]) -> bool:
-        kind = row.get("event")
+        kind = row.get("event", "evaluation" if "val_loss" in row else None)
         before = "loss" in row or kind in redone
         return kind in keep or bool(row["update"] < start_update if before else row["update"] <= start_update)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_resumed_run_keeps_its_first_evaluation(tmp_path) -> None:
             book.update(n, 2.0, 1.0, 1e-3, 8, f"{n:016x}", 1.0)
         book.evaluation(9, 2.0, figures(LAST))
     assert "(+0.2500)" in printed(book)
+
+
+def test_a_run_that_begins_again_has_one_first_evaluation(tmp_path) -> None:
+    for n in range(2):
+        with journal(tmp_path) as book:
+            book.evaluation(0, 3.0, {"bits_per_byte/old": 1.0 + n, "loss/old": 1.0})
+            book.update(0, 2.0, 1.0, 1e-3, 8, "0" * 16, 1.0)
+            book.rewind(0)  # a rollback to the very beginning evaluates nothing anew
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["bits_per_byte/old"] for row in rows] == [2.0]
 
 
 def test_the_page() -> None:
