@@ -48,7 +48,7 @@ VERBS = {
     "train": Verb(
         "twintrain.train",
         "train a GPT, or go on with a run",
-        {"--stack": STACKS, "--output": ANY, "--resume": ANY, "--spawn": SWITCH},
+        {"--stack": STACKS, "--output": ANY, "--from": ANY, "--resume": ANY, "--spawn": SWITCH},
         fields=True,
         words=PRESETS,
     ),

@@ -58,6 +58,10 @@ class DamagedCheckpoint(UserError):
     """A checkpoint that isn't what was written: its text names the file. An older one may still be whole."""
 
 
+LATER = ("align", "origin")
+"""Fields of `Progress` that aren't written where they are empty, as earlier versions don't have them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands: with the config, all that goes on besides the tensors."""
@@ -82,17 +86,18 @@ class Progress:
     """The lowest validation loss so far: {"update", "val_loss"}."""
     align: dict[str, Any] = field(default_factory=dict)
     """State of the source of batches, where those depend on more than the data order, as rollouts do."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where a run's first weights came from: {"fingerprint", "update", "moments", "applied"}; {} of fresh ones."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; floats keep every bit."""
-        raw = asdict(self)
-        return raw if self.align else {name: value for name, value in raw.items() if name != "align"}
+        return {name: value for name, value in asdict(self).items() if value or name not in LATER}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Progress:
         """The inverse of `to_json`. Raises `DamagedCheckpoint` unless it has exactly these fields."""
         names = {f.name for f in fields(Progress)}
-        if odd := sorted(names ^ {*raw, "align"}):
+        if odd := sorted(names ^ {*raw, *LATER}):
             raise DamagedCheckpoint(
                 "checkpoint/progress-fields-wrong",
                 f"the checkpoint's progress is damaged: its fields {', '.join(odd)} are not this version's",

@@ -83,6 +83,11 @@ class TrainConfig(Section):
         description="The weights that a new run begins with, and their tokenizer: a run's folder, or `preset:NAME`. "
         "Unset: fresh ones.",
     )
+    start_moments: Literal["fresh", "keep", "warm"] = Field(
+        "fresh",
+        description="The optimizer's moments of a run that has a start: fresh ones; keep both, and the count of their "
+        "updates; warm: keep the second and the count, with the first at zero.",
+    )
     updates: Positive = Field(600, description="Optimizer updates in the run.")
     batch_size: Positive = Field(
         16, le=1_000_000_000, description="Rows of context tokens in one update, over all micro-batches and ranks."
@@ -107,6 +112,12 @@ class TrainConfig(Section):
             raise conflict(
                 "config/accumulation-doesnt-divide-batch",
                 f"train.accumulation = {self.accumulation} does not divide train.batch_size = {self.batch_size}",
+            )
+        if self.start_moments != "fresh" and self.start is None:
+            raise conflict(
+                "config/moments-without-start",
+                f"train.start_moments = {self.start_moments} keeps moments of another run, and none is named: give it "
+                "with --from runs/NAME, or leave train.start_moments out",
             )
         return self
 

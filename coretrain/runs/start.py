@@ -1,6 +1,6 @@
-"""Where a new run begins (`train.start`): another run's weights, without moments, its model, tokenizer and template.
+"""Where a new run begins (`train.start`): another run's weights, its model, tokenizer and template.
 
-What an adapter is to stand on is `adapter.base` (`base.py`).
+Its moments are in `moments.py`. What an adapter is to stand on is `adapter.base` (`base.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StartTensors(LazyTensors):
 
     def __init__(self, start: Interchange, context: int) -> None:
         self.folder, tensors = start.folder, start.groups["parameters"]
-        self.whole, self.config = tensors, start.config
+        self.whole, self.config, self.groups, self.progress = tensors, start.config, start.groups, start.progress
         super().__init__(tensors, lambda name: tensors[name][: context if name == "embed.position" else None])
 
     @property
@@ -50,10 +50,11 @@ def start_run(place: str, field: str = "train.start") -> Path:
     return run_of(path)
 
 
-def like_start(config: RunConfig, given: set[str]) -> RunConfig:
+def like_start(config: RunConfig, given: set[str], stated: bool = False) -> RunConfig:
     """`config` with the model of its start, and with its tokenizer and template where these aren't `given`.
 
-    Raises `UserError` where the start is an adapter's or a reward model, or a `given` field contradicts it.
+    Raises `UserError` where the start is an adapter's or a reward model, or a `given` field contradicts it, or, where
+    what the config's file says of the model is `stated` by the user, one of these.
     """
     place = str(config.train.start)
     folder = start_run(place)
@@ -78,6 +79,13 @@ def like_start(config: RunConfig, given: set[str]) -> RunConfig:
                 "runs/model-field-set-by-start",
                 f"model.{name} = {getattr(config.model, name)}, and train.start = {place} has {getattr(model, name)}: "
                 "leave it out",
+            )
+    for name in sorted(config.model.model_fields_set - set(OWN)) if stated else ():
+        if (ours := getattr(config.model, name)) is not None and ours != getattr(model, name):
+            raise UserError(
+                "runs/config-of-another-shape",
+                f"model.{name} is {ours} in the config that is named, and {getattr(model, name)} in {place}: give the "
+                "config of that run's preset, or none and the fields that are to be others",
             )
     if model.context > start.model.context and model.position == "learned":
         raise UserError(

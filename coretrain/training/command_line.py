@@ -16,6 +16,8 @@ from coretrain.runs.folder import check_newest, resumed_config, run_of
 from coretrain.training.help import asks_for_help, print_help
 
 PLACES = ("output", "resume")
+SHORT = {"from": "train.start"}
+"""Options that are short for a field."""
 FLAGS = ("spawn",)
 
 
@@ -29,10 +31,12 @@ class Command:
     overrides: tuple[tuple[str, str], ...]
     spawn: bool = False
     """Start one process for each device of `parallel` here, on this machine's CPU."""
+    stated: bool = False
+    """Whether a config is named beside --from: its model must be that run's."""
 
 
 def parse(argv: Sequence[str], program: str, summary: str) -> Command:
-    """Read `[CONFIG] [--section.field value]... [--output DIR] [--resume RUN] [--spawn]`.
+    """Read `[CONFIG] [--from RUN] [--section.field value]... [--output DIR] [--resume RUN] [--spawn]`.
 
     --help prints all fields and exits.
     Raises `UserError`, which names the field or the folder and the way out.
@@ -77,11 +81,19 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
                 "training/folder-empty-or-twice", f"--{key} is {'given twice' if value else 'empty'}: give one folder"
             )
         given.append((key, value))
+    given, begins = _in_full(given)
+    stated = begins and name is not None
     places = {key: typed_path(value) for key, value in given if key in PLACES}
     overrides = tuple((key, value) for key, value in given if key not in PLACES)
     output, resume = places.get("output"), places.get("resume")
     if resume is None:
-        return Command(load_config(name, overrides), output, None, overrides, spawn)
+        return Command(load_config(name, overrides), output, None, overrides, spawn, stated)
+    if begins:
+        raise UserError(
+            "training/from-with-resume",
+            "--from and --resume are given: --resume goes on with a run in its own folder, --from begins a new one; "
+            "leave one out",
+        )
     if name is not None:
         raise UserError(
             "training/config-with-resume",
@@ -97,9 +109,24 @@ def parse(argv: Sequence[str], program: str, summary: str) -> Command:
     return Command(resumed_config(folder, overrides), None, folder, overrides, spawn)
 
 
+def _in_full(given: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], bool]:
+    """What is given with fields in place of options that are short for them, and whether there are any.
+
+    Raises `UserError` for one that is empty, or given beside its field or another of its kind.
+    """
+    full = [(SHORT.get(key, key), value) for key, value in given]
+    for key, value in given:
+        if key in SHORT and (not value or sum(SHORT[key] == other for other, _ in full) > 1):
+            raise UserError(
+                "training/from-empty-or-twice",
+                f"--{key} is {f'given twice, or beside --{SHORT[key]}' if value else 'empty'}: give one run",
+            )
+    return full, full != given
+
+
 def _known_option(key: str) -> None:
-    if key in PLACES:
+    if key in PLACES or key in SHORT:
         return
-    if near := difflib.get_close_matches(key, (*PLACES, *FLAGS, "help"), 1, 0.7):
+    if near := difflib.get_close_matches(key, (*PLACES, *SHORT, *FLAGS, "help"), 1, 0.7):
         raise UserError("training/unknown-option", f"unknown option --{key}: did you mean --{near[0]}?")
     known_key(key)

@@ -42,6 +42,7 @@ EXAMPLES = {
     "--resume runs/my --train.updates 2000": "goes on, for longer",
 }
 OPTIONS = {
+    "--from": "begin a new run with the weights of another, of either stack or imported; --train.start in short",
     "--output": "folder of the run; default runs/NAME-TIME",
     "--resume": "go on with a run, whichever stack wrote it; its config is kept, overrides apply on top",
     "--spawn": "start one process for each device of parallel here, on the CPU: a rehearsal of a cluster",
@@ -62,8 +63,8 @@ def print_help(program: str, summary: str, more: Sequence[tuple[str, str]] = ())
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _columns())
     own = "".join(f" \\[{option}]" for option, _ in more)
     console.print(
-        f"[bold]{program}[/] \\[CONFIG] \\[--section.field VALUE]... \\[--output DIR] \\[--resume RUN] \\[--spawn]"
-        f"{own}\n\n{summary}\n"
+        f"[bold]{program}[/] \\[CONFIG] \\[--from RUN] \\[--section.field VALUE]... \\[--output DIR] "
+        f"\\[--resume RUN] \\[--spawn]{own}\n\n{summary}\n"
     )
     config = f"a preset ({', '.join(presets())}) or the path of a .toml file; default tiny, whose values are below"
     words = {"CONFIG": config, **{option.partition(" ")[0]: said for option, said in more}, **OPTIONS}

@@ -92,6 +92,8 @@ def _told(config: RunConfig) -> dict[str, Any]:
         section, _, leaf = field.partition(".")
         told[section][leaf] = None
     told["model"] = {} if config.train.start or config.adapter.kind != "none" else {**told["model"], "vocab": None}
+    if config.train.start:  # whose last rate it may be
+        told["schedule"]["start_lr"] = None
     told["data"] |= {"tokenizer": None, "chat_template": None}
     told["precision"]["compute"] = None
     return told

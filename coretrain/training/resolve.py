@@ -24,11 +24,13 @@ from coretrain.runs.adapted import check_tokenizer, with_base
 from coretrain.runs.base import BaseTensors, base_run, check_context
 from coretrain.runs.files import with_own_files
 from coretrain.runs.folder import open_run
+from coretrain.runs.moments import with_last_rate
 from coretrain.runs.start import StartTensors, check_same_tokenizer, like_start, open_start
 from coretrain.tokenizers.chat_template_file import CHAT_TEMPLATE
 from coretrain.tokenizers.registry import saved_tokenizer
 from coretrain.training.command_line import Command
 from coretrain.training.compute import with_compute
+from coretrain.training.restore import holds_state
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def completed(command: Command) -> Command:
     if adapter.kind == "none":
         if command.config.train.start is None:
             return command
-        return replace(command, config=like_start(command.config, {key for key, _ in command.overrides}))
+        given = {key for key, _ in command.overrides}
+        return replace(command, config=with_last_rate(like_start(command.config, given, command.stated)))
     if adapter.base is None:
         raise UserError(
             "training/adapter-without-base",
@@ -117,7 +120,8 @@ def resolve(command: Command, world: World, stack_name: str) -> ResolvedRun:
     data = world.collectively(lambda: open_data(with_own_files(config, command.resume)))
     world.collectively(lambda: check_tokenizer(config, data.tokenizer.fingerprint))
     final, base = world.collectively(lambda: with_base(config.with_vocab(data.tokenizer.vocab)))
-    start = world.collectively(lambda: _start_of(final, command, data.tokenizer.fingerprint))
+    begun = world.broadcast_bool(command.resume is not None and holds_state(command.resume))
+    start = world.collectively(lambda: _start_of(final, begun, data.tokenizer.fingerprint))
     if start is not None:  # this checkpoint, also where its run goes on
         final = final.changed(train__start=str(start.folder))
     # of several processes absolute: they may be started in different places
@@ -128,9 +132,9 @@ def resolve(command: Command, world: World, stack_name: str) -> ResolvedRun:
     return ResolvedRun(final, data, base, start, folder, command.resume is not None, compute)
 
 
-def _start_of(config: RunConfig, command: Command, tokenizer: str) -> StartTensors | None:
-    """The weights of the start, where they are needed: a run that goes on needs them as its reference alone."""
-    if config.train.start is None or (command.resume is not None and not needs_start(config)):
+def _start_of(config: RunConfig, begun: bool, tokenizer: str) -> StartTensors | None:
+    """The weights of the start, where they are needed: a run that has `begun` needs them as its reference alone."""
+    if config.train.start is None or (begun and not needs_start(config)):
         return None
     check_same_tokenizer(config.train.start, "train.start", tokenizer)
     return open_start(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from coretrain.base.errors import UserError
@@ -13,6 +14,8 @@ from coretrain.checkpoint.translate import translate, translated
 from coretrain.config.run import RunConfig
 from coretrain.data.splits import Data
 from coretrain.processes.world import World
+from coretrain.runs.moments import first_progress, moments_of
+from coretrain.runs.start import StartTensors
 from coretrain.training.stack import Stack
 
 
@@ -75,6 +78,17 @@ def restore(
         newest = world.broadcast(str(world.collectively(lambda: newest_interchange(folder) if world.first else "")))
         return world.collectively(lambda: adopt(stack, Path(newest), for_text))
     return checkpoints.first_that_loads(load, warn, world, best_first=for_text)[1]
+
+
+def begin_from(stack: Stack, start: StartTensors, config: RunConfig, progress: Progress, world: World) -> Progress:
+    """The `progress` of a new run whose `stack` has its start's weights, with the moments that it asks for in `stack`.
+
+    Raises `UserError` where the start hasn't got them.
+    """
+    moments = world.collectively(lambda: moments_of(start, config))
+    if moments:
+        stack.adopt({"parameters": start, **moments}, start.progress.applied)
+    return replace(progress, **first_progress(start, config, progress))
 
 
 def holds_state(folder: Path) -> bool:

@@ -42,6 +42,7 @@ from coretrain.runs.adapted import (
 from coretrain.runs.base import keep_base
 from coretrain.runs.chat import keep_template
 from coretrain.runs.folder import change_told, changed_since
+from coretrain.runs.moments import told_origin
 from coretrain.runs.start import keep_start
 from coretrain.training.asking import Asking
 from coretrain.training.command_line import Command, parse
@@ -51,6 +52,7 @@ from coretrain.training.presets import with_presets
 from coretrain.training.references import MakeStack
 from coretrain.training.resolve import completed, resolve, run_folder
 from coretrain.training.restore import (
+    begin_from,
     check_resumable,
     export,
     holds_state,
@@ -136,6 +138,8 @@ def _run(
             if unasked := {field: values for field, values in changed.items() if field not in given}:
                 warn(f"it goes on with {change_told(unasked)}")
         # else weights imported from elsewhere: they have seen none of this data, and the run starts at its beginning
+    if ready.start is not None and not restored:
+        progress = begin_from(stack, ready.start, config, progress, world)
     world.assert_same(json.dumps(progress.to_json()), "place to go on from")
     places: list[Callable[[str], None]] = []
 
@@ -172,7 +176,7 @@ def _run(
             {
                 "run": [("folder", str(folder)), *([("resumed at", f"update {progress.update}")] if resumed else [])],
                 "machine": [*stack.describe(), *chosen_compute(ready.compute)],
-                "model": [*summary(config), *started(config), *adapter_summary(config)],
+                "model": [*summary(config), *started(config), *told_origin(progress.origin), *adapter_summary(config)],
                 "data": data.summary(),
                 "batch": told_batch(config, data),
                 "learning rate": rate_sentence(config),

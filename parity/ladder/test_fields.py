@@ -107,6 +107,7 @@ ELSEWHERE = {
     "model.score_head": "as train.objective asks: other objectives (parity/ladder/test_alignment.py, test_sampler.py)",
     "train.objective": "other losses than this one (parity/ladder/test_alignment.py)",
     "train.start": "where the weights come from (tests/alignment)",
+    "train.start_moments": "where the moments come from (tests/training/test_begin_from.py)",
     "train.log_interval": "lines of the terminal (tests/journal)",
     "train.sample_prompt": "text at a run's end (tests/training)",
     "train.sample_tokens": "text at a run's end (tests/training)",

@@ -220,7 +220,9 @@ def test_help_shows_every_field_with_meaning_limits_and_default(argv, capsys, mo
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out  # no colours into a pipe
-    assert out.startswith("python -m x.run [CONFIG] [--section.field VALUE]... [--output DIR] [--resume RUN]")
+    assert out.startswith(
+        "python -m x.run [CONFIG] [--from RUN] [--section.field VALUE]... [--output DIR] [--resume RUN]"
+    )
     words = " ".join(out.split())
     for name, (section, leaf) in fields().items():
         assert f"--{name} " in words

@@ -34,7 +34,7 @@ from tests.support.refusal import refused
 SIZES = {"trained": 4096, "gpt2": 50257, "bytes": 257}
 
 
-LAPTOPS = ("tiny", "smollm2-lora", "smollm2-dpo", "smollm2-grpo")
+LAPTOPS = ("tiny", "continue-tiny", "smollm2-lora", "smollm2-dpo", "smollm2-grpo")
 """Presets that are made for one, as all of the sort task are."""
 
 
