@@ -22,6 +22,9 @@ One = TypeVar("One")
 BUDGET = 2048
 """Tokens of a batch: beyond these a product is no quicker, and its memory grows."""
 
+PIECE = 16
+"""Tokens of an answer after which it is first looked through for a text that ends it."""
+
 
 class Scores(Protocol):
     """What of a stack an evaluation needs (`coretrain.training.stack.Stack`)."""
@@ -119,13 +122,31 @@ class Scorer:
             tokens = asked[order[start]].tokens
             some = [index for index in order[start : start + 16] if asked[index].tokens == tokens]
             room = max(1, self.context - tokens)
-            prompts = [asked[index].prompt[-room:] for index in some]
-            budget = min(tokens, self.context - 1)
-            rows = self.stack.generate(prompts, budget, Sampling(0.0, 0, 1.0, 0), self.ends)
-            for index, ids in zip(some, rows, strict=True):
-                answers[index] = ended(self.tokenizer.decode(ids), asked[index].until)
+            prompts = [list(asked[index].prompt[-room:]) for index in some]
+            untils = [asked[index].until for index in some]
+            for index, text in zip(some, self._answers(prompts, untils, min(tokens, self.context - 1)), strict=True):
+                answers[index] = text
             start += len(some)
         return answers
+
+    def _answers(self, prompts: Sequence[list[int]], untils: Sequence[Sequence[str]], tokens: int) -> list[str]:
+        """Answers in pieces, each twice as long as the last; rows in which a text of `until` stands have ended."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        going, piece, done = list(range(len(prompts))), PIECE if any(untils) else tokens, 0
+        while going and done < tokens:
+            piece = min(piece, tokens - done)
+            given = [prompts[row] + answers[row] for row in going]
+            found = self.stack.generate(given, piece, Sampling(0.0, 0, 1.0, 0), self.ends)
+            for row, ids in zip(going, found, strict=True):
+                answers[row] += ids
+            full = [row for row, whole in zip(going, (len(ids) == piece for ids in found), strict=True) if whole]
+            going = [row for row in full if not self._said(answers[row], untils[row])]
+            piece, done = 2 * piece, done + piece
+        return [ended(self.tokenizer.decode(ids), until) for ids, until in zip(answers, untils, strict=True)]
+
+    def _said(self, ids: Sequence[int], until: Sequence[str]) -> bool:
+        text = self.tokenizer.decode(ids)
+        return any(stop in text for stop in until)
 
 
 def widened(tokens: int) -> int:

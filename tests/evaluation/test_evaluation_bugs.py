@@ -208,6 +208,24 @@ BUGS = {
         "return text[: min(places) + 1]",
         "generated_answers_end_where_they_should",
     ),
+    "answers are made to their last token": Bug(
+        SCORER, "return any(stop in text for stop in until)", "return False", "answers_are_not_made_beyond_their_ends"
+    ),
+    "an answer is over after its first piece": Bug(
+        SCORER, "len(ids) == piece for ids", "False for ids", "answers_are_not_made_beyond_their_ends"
+    ),
+    "each piece begins anew": Bug(
+        SCORER, "prompts[row] + answers[row] for", "prompts[row] for", "answers_are_not_made_beyond_their_ends"
+    ),
+    "a row's end ends another": Bug(
+        SCORER,
+        "self._said(answers[row], untils[row])",
+        "self._said(answers[row], untils[0])",
+        "answers_are_not_made_beyond_their_ends",
+    ),
+    "an answer is longer than asked for": Bug(
+        SCORER, "piece = min(piece, tokens - done)", "pass", "answers_are_not_made_beyond_their_ends"
+    ),
     "an answer ends at the last": Bug(SCORER, "min(places)", "max(places)", "generated_answers_end_where_they_should"),
     "capitals count": Bug(ASK, "text.lower()", "text", "generated_answers_end_where_they_should"),
     "half an interval": Bug(INTERVALS, "(0.025, 0.975)", "(0.25, 0.75)", "intervals_hold_what_they_promise"),

@@ -330,3 +330,36 @@ def generated_answers_end_where_they_should(folder: Path) -> None:
     assert ended("one", ("x",)) == "one"
     row = Row(1, "q", answers=("The  Cat.", "dog"))
     assert [judged(row, said).hits["exact"] for said in ("the cat", " Dog!", "cat", "")] == [1, 1, 0, 0]
+
+
+@probe
+def answers_are_not_made_beyond_their_ends(folder: Path) -> None:
+    """The text of a whole answer up to its end; each row by its own; none is made much longer than it is used."""
+    from coretrain.evaluation.requests import Generation
+    from coretrain.evaluation.scorer import PIECE, ended
+
+    class Counting(Bigrams):
+        made = 0
+
+        def generate(self, prompts, tokens, sampling, stop, on_tokens=None):
+            found = super().generate(prompts, tokens, sampling, stop)
+            self.made += sum(map(len, found))
+            return found
+
+    stack, tokenizer = Counting(), byte_tokenizer()
+    stack.table[:, :] = -20.0
+    stack.table[np.arange(127), np.arange(127) + 1] = 0.0  # each id is followed by the next, and 126 by the end
+    stack.table[126, 256] = 1.0
+    asked = [
+        Generation((50,), ("E",), 200),  # from "3" on
+        Generation((50, 51), ("EF", "x"), 200),
+        Generation((60, 33), ("never",), 200),  # ended by the id that ends a document, after 93
+        Generation((40,), (), 200),
+        Generation((41,), ("5", "R"), 90),
+        Generation((41,), ("never",), 2 * PIECE),
+    ]
+    wholes = [tokenizer.decode(Bigrams.generate(stack, [one.prompt], one.tokens, None, {256})[0]) for one in asked]
+    said = scorer(stack, context=256).generate(asked)
+    assert said == [ended(whole, one.until) for whole, one in zip(wholes, asked, strict=True)]
+    assert [len(one) for one in said] == [18, 17, 93, 86, 11, 32]
+    assert stack.made == 2 * (PIECE + 2 * PIECE) + 93 + 86 + PIECE + 32  # of 447 without an end
