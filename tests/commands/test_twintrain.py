@@ -23,7 +23,7 @@ from coretrain.base.help import fitted
 from coretrain.formats.gguf import file as gguf_file
 from coretrain.inference.generate_options import options as generate_options
 from coretrain.processes.world import World
-from coretrain.training.command_line import FLAGS, PLACES, parse
+from coretrain.training.command_line import FLAGS, PLACES, SHORT, parse
 from coretrain.training.spawn import line_that_goes_on
 from parity import plugin
 from parity.localize.command import OPTIONS
@@ -247,7 +247,8 @@ def test_every_option_of_the_table_is_one_of_the_verbs():
         }
         assert dict(verb.options) == actions, name
     assert convert.QUANTIZATIONS == gguf_file.QUANTIZATIONS
-    switches = {"--stack": stacks.STACKS, **{f"--{name}": ANY for name in PLACES}, **{f"--{n}": SWITCH for n in FLAGS}}
+    words = {f"--{name}": ANY for name in (*PLACES, *SHORT)}
+    switches = {"--stack": stacks.STACKS, **words, **{f"--{name}": SWITCH for name in FLAGS}}
     assert dict(VERBS["train"].options) == switches
     assert set(VERBS["localize"].options) == {f"--{name}" for name in (*OPTIONS, *PAIR)}
     assert set(localize.PAIR) == set(PAIR) - set(OPTIONS)

@@ -27,7 +27,7 @@ from coretrain.planning.memory import footprint
 
 
 def made(name: str = "gpt2-124m", **more: object) -> RunConfig:
-    given = {"model.vocab": 50257} if name.startswith(("gpt2", "course", "tiny", "sort")) else {}
+    given = {"model.vocab": 50257} if name.startswith(("gpt2", "course", "tiny", "sort", "continue-tiny")) else {}
     given |= {key.replace("__", "."): value for key, value in more.items()}
     return load_config(name, [(key, str(value)) for key, value in given.items()])
 

@@ -49,6 +49,8 @@ def side_of(word: str) -> Side:
         data = from_toml(read_bytes(path, LARGEST_TOML).decode()).get("data", {})
         mixture = data.get("mixture") if isinstance(data, dict) else None
         parts = [MixturePart.model_validate(part) for part in mixture or ()]
+        if empty := [part.source for part in parts if not part.weight]:
+            raise ValueError(f"the weight of {empty[0]} is 0")
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError("command/mixture-unreadable", f"{path} can't be read ({reason}): give a mixture") from None
