@@ -263,7 +263,7 @@ def _diagnosis(verdict: Verdict) -> str:
         "".join(f"<li>{html.escape(line)}</li>" for line in lines) for lines in (verdict.reasons, verdict.next)
     )
     columns = f"<div><h3>Why</h3><ul>{why}</ul></div><div><h3>What to change next</h3><ul>{then}</ul></div>"
-    return f'<section><h2>Diagnosis: {html.escape(verdict.name)}</h2><div class="columns">{columns}</div></section>'
+    return f'<section><h2>Diagnosis: {html.escape(verdict.name)}</h2><div class="verdict">{columns}</div></section>'
 
 
 def _answers(rows: Sequence[Row]) -> str:
