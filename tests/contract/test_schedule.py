@@ -118,6 +118,14 @@ def test_the_last_rates_of_wsd_by_hand(fraction, found):
     assert [learning_rate(c, n) for n in (8, 9, 10, 11)] == pytest.approx(found, rel=1e-15)
 
 
+def test_a_warm_up_of_thousands_of_updates():
+    """As a large run has. By hand: 1501 and 2999 of 3001 parts of 9e-4, and half of the cosine."""
+    long = made("cosine", 3000, train__updates=9000)
+    assert learning_rate(long, 1500) == pytest.approx(9e-4 * 1501 / 3001, rel=1e-15)
+    assert learning_rate(long, 2998) == pytest.approx(9e-4 * 2999 / 3001, rel=1e-15)
+    assert learning_rate(long, 6000) == pytest.approx(7e-5 + 8.3e-4 / 2, rel=1e-14)
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
 def test_warm_up_peak_and_end(kind):
     c = made(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from coretrain.contract.parameters import initial_parameters, padded_vocab
 from coretrain.data.batch import IGNORED, Batch
 from jaxtrain.trainer import Trainer as JaxTrainer
 from tests.support.batches import random_text
+from torchtrain.loss import _chunks
 from torchtrain.trainer import Trainer as TorchTrainer
 
 DOUBLE = {"precision__compute": "float64", "train__batch_size": 5, "train__accumulation": 1}
@@ -100,6 +102,28 @@ def test_they_are_those_of_the_whole_logits(small_config, stack, form, rows):
         # floor 4.4e-16; one target more or less is 1e-2
         total = trainer.evaluate(batch)
         assert abs(found.sum() + total) < 1e-13 * total
+
+
+@STACKS
+def test_hundreds_of_positions_in_one_chunk(small_config, stack):
+    """384 of them, as a real batch has and more. Floor FLO; a label beside the right one is off by 1 or more."""
+    config = small_config(**DOUBLE | {"train__batch_size": 16}, execution__loss_chunk=1000)
+    trainer, batch = made(stack, config), random_text(config, 16)
+    found, wanted = trainer.token_logprobs(batch), of_logits(whole_logits(trainer, batch), batch.labels)
+    assert np.abs(found - wanted).max() < 1e-12
+
+
+def test_a_process_looks_labels_up_in_its_own_columns():
+    """The second of two that share a head of 16 rows, with 400 positions: 8 to 15 are its labels 0 to 7."""
+    labels = torch.arange(400) % 16
+    mine = SimpleNamespace(index=1)
+    (found,) = _chunks(torch.zeros(400, 4), torch.zeros(8, 4), labels, 14, 1000, mine, 1.0)
+    part, logits, label, here = found
+    assert (part.start, part.stop) == (0, 400)
+    assert torch.equal(here.squeeze(1), labels >= 8)
+    assert torch.equal(label[here], labels[labels >= 8] - 8)
+    assert (logits[:, 6:] < -1e30).all()  # of 14 words it has 8 to 13
+    assert not logits[:, :6].any()
 
 
 def test_both_stacks_give_the_same(small_config):
