@@ -106,7 +106,7 @@ def test_they_are_those_of_the_whole_logits(small_config, stack, form, rows):
 
 @STACKS
 def test_hundreds_of_positions_in_one_chunk(small_config, stack):
-    """384 of them, as a real batch has and more. Floor FLO; a label beside the right one is off by 1 or more."""
+    """384 of them, as a real batch has and more. Floor 3.6e-15; a label beside the right one is off by 1 or more."""
     config = small_config(**DOUBLE | {"train__batch_size": 16}, execution__loss_chunk=1000)
     trainer, batch = made(stack, config), random_text(config, 16)
     found, wanted = trainer.token_logprobs(batch), of_logits(whole_logits(trainer, batch), batch.labels)
