@@ -123,16 +123,16 @@ class Scorer:
             some = [index for index in order[start : start + 16] if asked[index].tokens == tokens]
             room = max(1, self.context - tokens)
             prompts = [list(asked[index].prompt[-room:]) for index in some]
-            untils = [asked[index].until for index in some]
-            for index, text in zip(some, self._answers(prompts, untils, min(tokens, self.context - 1)), strict=True):
+            ends_at = [asked[index].until for index in some]
+            for index, text in zip(some, self._answers(prompts, ends_at, min(tokens, self.context - 1)), strict=True):
                 answers[index] = text
             start += len(some)
         return answers
 
-    def _answers(self, prompts: Sequence[list[int]], untils: Sequence[Sequence[str]], tokens: int) -> list[str]:
+    def _answers(self, prompts: Sequence[list[int]], ends_at: Sequence[Sequence[str]], tokens: int) -> list[str]:
         """Answers in pieces, each twice as long as the last; rows in which a text of `until` stands have ended."""
         answers: list[list[int]] = [[] for _ in prompts]
-        going, piece, done = list(range(len(prompts))), PIECE if any(untils) else tokens, 0
+        going, piece, done = list(range(len(prompts))), PIECE if any(ends_at) else tokens, 0
         while going and done < tokens:
             piece = min(piece, tokens - done)
             given = [prompts[row] + answers[row] for row in going]
@@ -140,9 +140,9 @@ class Scorer:
             for row, ids in zip(going, found, strict=True):
                 answers[row] += ids
             full = [row for row, whole in zip(going, (len(ids) == piece for ids in found), strict=True) if whole]
-            going = [row for row in full if not self._said(answers[row], untils[row])]
+            going = [row for row in full if not self._said(answers[row], ends_at[row])]
             piece, done = 2 * piece, done + piece
-        return [ended(self.tokenizer.decode(ids), until) for ids, until in zip(answers, untils, strict=True)]
+        return [ended(self.tokenizer.decode(ids), until) for ids, until in zip(answers, ends_at, strict=True)]
 
     def _said(self, ids: Sequence[int], until: Sequence[str]) -> bool:
         text = self.tokenizer.decode(ids)

@@ -219,8 +219,8 @@ BUGS = {
     ),
     "a row's end ends another": Bug(
         SCORER,
-        "self._said(answers[row], untils[row])",
-        "self._said(answers[row], untils[0])",
+        "self._said(answers[row], ends_at[row])",
+        "self._said(answers[row], ends_at[0])",
         "answers_are_not_made_beyond_their_ends",
     ),
     "an answer is longer than asked for": Bug(
