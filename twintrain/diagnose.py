@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,8 +51,17 @@ def main(argv: Sequence[str] | None = None, program: str = "twintrain diagnose")
         raise UserError("command/diagnosis-there", f"{given.output} is there already: name a new file, or remove it")
     told = diagnosed(given.run, given.stack if given.measure else "")
     if given.output:
-        write_atomically(given.output, json.dumps(told, indent=1, default=str).encode())
+        write_atomically(given.output, json.dumps(finite(told), indent=1, allow_nan=False).encode())
     return 0
+
+
+def finite(value: Any) -> Any:
+    """A tree whose numbers that JSON hasn't got, as a noise scale without an end, are null."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def diagnosed(run: Path, stack: str) -> dict[str, Any]:
@@ -59,6 +69,7 @@ def diagnosed(run: Path, stack: str) -> dict[str, Any]:
     from coretrain.data.open import open_data
     from coretrain.diagnosis.read import in_words, known_of, verdict_of
     from coretrain.journal.metrics import METRICS, read_metrics
+    from coretrain.runs.files import with_own_files
     from coretrain.runs.folder import open_run
 
     config = open_run(run)
@@ -72,7 +83,7 @@ def diagnosed(run: Path, stack: str) -> dict[str, Any]:
             "command/diagnosis-without-journal", f"{run} has no {METRICS}: name the folder of a trained run"
         )
     updates, evaluations, events = read_metrics(run)
-    data = open_data(config, lambda line: print(line, file=sys.stderr))
+    data = open_data(with_own_files(config, run), lambda line: print(line, file=sys.stderr))
     verdict = verdict_of(config, updates, evaluations, events, known_of(config, data))
     if verdict is None:
         raise UserError("command/diagnosis-of-nothing", f"{run} has made no update: train it first")
@@ -91,6 +102,7 @@ def diagnosed(run: Path, stack: str) -> dict[str, Any]:
 def measured_lines(found: Any, config: RunConfig) -> list[str]:
     """What was measured, for a terminal of 80 columns."""
     from coretrain.diagnosis.noise import advice
+    from coretrain.diagnosis.read import in_columns
 
     apart = found.unread - found.read
     word = "above" if apart >= 0 else "below"
@@ -103,6 +115,6 @@ def measured_lines(found: Any, config: RunConfig) -> list[str]:
         noise, rows = found.noise, config.train.batch_size
         lines += [
             f"  noise scale    {noise.rows:,.0f} rows (90%: {noise.low:,.0f} to {noise.high:,.0f})",
-            f"  batch size     {rows:,}: {advice(noise, rows)}",
+            *in_columns("  batch size     ", f"{rows:,}: {advice(noise, rows)}"),
         ]
     return lines

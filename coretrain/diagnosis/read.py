@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ LOOKED_AT = 2000
 
 def updates_of_an_epoch(config: RunConfig, data: Data) -> float:
     """Updates after which every training row was read once; in a mixture, those of the part that is read most often."""
-    rows = config.train.batch_size / sum(data.weights)
-    return min(part.train.windows(config.row_tokens) / (rows * part.weight) for part in data.parts)
+    rows, read = config.train.batch_size / sum(data.weights), [part for part in data.parts if part.weight]
+    return min(part.train.windows(config.row_tokens) / (rows * part.weight) for part in read)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Known:
 
 def known_of(config: RunConfig, data: Data) -> Known:
     """What `verdict_of` wants to know of a run's data; up to `LOOKED_AT` rows of each part are read."""
-    parts = zip(data.parts, data.weights, strict=True)
-    shares = [weight / sum(data.weights) * _frequencies(part, config) for part, weight in parts]
+    # a part of weight 0 waits for a later stage of the mixture
+    shares = [part.weight / sum(data.weights) * _frequencies(part, config) for part in data.parts if part.weight]
     share = np.sum(shares, axis=0)
     return Known(updates_of_an_epoch(config, data), float(-(share[share > 0] * np.log(share[share > 0])).sum()))
 
@@ -71,6 +72,13 @@ def verdict_of(
 def in_words(verdict: Verdict) -> str:
     """Lines for a terminal of 80 columns."""
     blocks = [("why", verdict.reasons), ("next", verdict.next)]
-    return "\n".join(
-        f"  {label if not number else '':<6}{line}" for label, lines in blocks for number, line in enumerate(lines)
-    )
+    lines = list[str]()
+    for label, said in blocks:
+        for number, line in enumerate(said):
+            lines += in_columns(f"  {label if not number else '':<6}", line)
+    return "\n".join(lines)
+
+
+def in_columns(label: str, text: str, width: int = 80) -> list[str]:
+    """A label, and a text beside it in lines of so many columns; options are not cut at their hyphens."""
+    return textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False)

@@ -1,6 +1,7 @@
 """`twintrain diagnose` on a run that was trained here, measured in both stacks, and what it refuses."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torchtrain.run
 from coretrain.config.load import config_from_json
 from tests.support.refusal import refused
 from tests.support.whole_runs import arguments
-from twintrain.diagnose import main
+from twintrain.diagnose import finite, main
 
 UPDATES = 40
 
@@ -62,6 +63,13 @@ def test_the_loss_of_read_rows_is_that_of_the_journal_at_their_sight(run):
     numbers = [float(at) for at in range(UPDATES)]  # a journal whose losses are the updates' numbers
     found = measure(run, Trainer, data, numbers)
     assert found.at_first_sight == np.mean([0, 2, 5, 8, 11, 14, 17, 20])
+
+
+def test_numbers_without_an_end_are_null_in_json():
+    assert finite({"noise": {"rows": math.inf, "low": 3.0}, "next": ("a", math.nan)}) == {
+        "noise": {"rows": None, "low": 3.0},
+        "next": ["a", None],
+    }
 
 
 def test_what_it_cannot_do_is_refused(run, tmp_path):
