@@ -61,7 +61,8 @@ Look = Callable[[Curves, RunConfig], Verdict | None]
 def _too_short(curves: Curves, config: RunConfig) -> Verdict | None:
     if curves.done >= 20 and (len(curves.validation) >= 2 or curves.lost):
         return None
-    told = f"{curves.done} updates and {len(curves.validation)} evaluations are too few to judge by"
+    updates, looks = curves.done, len(curves.validation)
+    told = f"{updates} update{'s' * (updates != 1)} and {looks} evaluation{'s' * (looks != 1)} are too few to judge by"
     every = max(1, curves.planned // 10)
     return Verdict("too short to say", (told,), (f"train longer, with train.eval_interval {every} or less",))
 
